@@ -1,0 +1,1 @@
+"""Allocations: ``allocate(cost, layers, budget) -> {layer: bits}``."""

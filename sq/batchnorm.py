@@ -1,0 +1,60 @@
+"""BatchNorm layers, as the corrections see them: where they are, what they are fed, what they would output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+See = Callable[[str, nn.Module, Tensor], None]
+Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def find(net: nn.Module) -> dict[str, nn.Module]:
+    """Return the BatchNorm layers of `net` that use running statistics, by name, each module once."""
+    return {n: m for n, m in net.named_modules() if isinstance(m, Kinds) and m.running_mean is not None}
+
+
+def running(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the running mean and variance, (C,) each, as they stand in the module."""
+    mean, variance = module.running_mean, module.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(variance, Tensor)
+    return mean, variance
+
+
+def set_running(module: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    """Overwrite the running statistics of `module` with (C,) tensors."""
+    own = running(module)
+    own[0].copy_(mean)
+    own[1].copy_(variance)
+
+
+def channels(x: Tensor) -> Tensor:
+    """Return `x` (B, C, ...) as (C, B * ...), float64."""
+    return x.transpose(0, 1).flatten(1).double()
+
+
+@contextmanager
+def feeding(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
+    """Call ``see(name, module, x)`` before each of `modules` runs on x, while the context lasts."""
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_pre_hook(lambda _, args: see(name, module, args[0]))
+
+    hooks = [watch(name, module) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def logit_error(net: nn.Module, reference: nn.Module, x: Tensor, batch_size: int) -> float:
+    """Return the squared error of the outputs of `net` against `reference`, summed over images `x`."""
+    with torch.no_grad():
+        parts = [(net(part).double() - reference(part).double()).square().sum() for part in x.split(batch_size)]
+    return float(torch.stack(parts).sum())

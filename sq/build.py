@@ -1,0 +1,78 @@
+"""From config to code: import what a YAML names, check its knobs against the function's signature, bind them.
+
+Only names under `sq.` are imported, so a config cannot run foreign code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sq.config import nearest
+from sq.errors import SqError
+
+OWN = ("_target_", "_partial_")
+
+
+def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
+    """Return the function that `part` names with its knobs bound, after checking every one of them.
+
+    Parameters
+    ----------
+    part : `_target_`, a dotted name under `sq.`, and one value for each keyword-only parameter of it
+    path : where `part` stands in the config, for messages
+
+    Raises
+    ------
+    SqError : the name is not under `sq.` or does not exist; a knob is missing, unknown or of a wrong type
+    """
+    check(part, path)
+    from hydra.utils import instantiate
+
+    return instantiate(part, _convert_="all", _partial_=True)
+
+
+def check(part: Mapping[str, Any], path: str) -> None:
+    """Raise an `SqError` unless `part` fits the signature of the function it names; see `build`."""
+    function = _find(part, path)
+    hints = typing.get_type_hints(function)
+    knobs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    given = [name for name in part if name not in OWN]
+    if missing := [name for name in knobs if name not in given]:
+        raise SqError(f"{path}: no value for {', '.join(missing)}, which {part['_target_']} needs")
+    for name in given:
+        if name not in knobs:
+            raise SqError(f"{path}.{name}: not a setting of {part['_target_']}; {nearest(name, knobs)}")
+        value = part[name]
+        if isinstance(value, Mapping) and "_target_" in value:
+            check(value, f"{path}.{name}")
+        else:
+            _check_type(hints[name], value, f"{path}.{name}")
+
+
+def _find(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
+    target = part.get("_target_")
+    if not isinstance(target, str) or not target.startswith("sq."):
+        raise SqError(f"{path}._target_={target}: only names under sq. are imported")
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(__import__(module, fromlist=[name]), name)
+    except (ImportError, AttributeError) as error:
+        raise SqError(f"{path}._target_={target}: {error}") from error
+
+
+def _check_type(hint: Any, value: Any, path: str) -> None:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+    except ValidationError as error:
+        wanted = error.errors()[0]["msg"].replace("Input should be", "should be")
+        close = f"; {nearest(value, c)}" if isinstance(value, str) and (c := _choices(hint)) else ""
+        raise SqError(f"{path}={value}: {wanted}{close}") from error
+
+
+def _choices(hint: Any) -> list[str]:
+    return [c for c in typing.get_args(hint) if isinstance(c, str)] if typing.get_origin(hint) is typing.Literal else []

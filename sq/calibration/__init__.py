@@ -1,0 +1,1 @@
+"""Calibration: ``draw(model, dataset) -> Split``, the images a method may look at."""

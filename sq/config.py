@@ -1,0 +1,102 @@
+"""The settings of a run: their names and types, and what makes no sense before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sq.errors import SqError
+
+FAMILIES = (
+    "model",
+    "dataset",
+    "calibration",
+    "grid",
+    "sensitivity",
+    "allocation",
+    "quantizer",
+    "correction",
+    "metric",
+    "tracker",
+)
+
+
+@dataclass
+class Config:
+    """Types of the settings in ``conf/config.yaml``; the values stand there."""
+
+    name: str
+    bits: float
+    seed: int
+    device: str
+    threads: int | None
+    batch_size: int
+    results: str
+    outputs: str
+    rerun: bool
+    # The families: the knobs of each are typed by the function its YAML names (see sq/build.py).
+    model: Any
+    dataset: Any
+    calibration: Any
+    grid: Any
+    sensitivity: Any
+    allocation: Any
+    quantizer: Any
+    correction: Any
+    metric: Any
+    tracker: Any
+
+
+def register() -> None:
+    """Make the schema known to Hydra, under the name the defaults list uses."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import MISSING
+
+    names = Config.__dataclass_fields__
+    ConfigStore.instance().store("schema", Config(**dict.fromkeys(names, MISSING)))
+
+
+def problems(config: Mapping[str, Any]) -> list[str]:
+    """List what is wrong with a resolved config that can be seen without loading anything."""
+    found = []
+    bits, grid = config["bits"], config["grid"]
+    if not 1 <= bits <= 16:
+        found.append(f"bits={_short(bits)}: allowed are 1 to 16 (2 to 16 on a symmetric grid)")
+    elif bits < 2 and grid.get("symmetric"):
+        found.append(f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more")
+    if config["batch_size"] < 1:
+        found.append(f"batch_size={config['batch_size']}: at least 1")
+    if config["threads"] is not None and config["threads"] < 1:
+        found.append(f"threads={config['threads']}: at least 1, or null")
+    if not config["name"] or set(config["name"]) & set("/\\=, ") or config["name"].startswith("."):
+        found.append(f"name={config['name']!r}: the name of a folder, without separators, spaces, '=' or ','")
+    return found
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise an `SqError` that names everything wrong with `config`."""
+    if found := problems(config):
+        raise SqError("; ".join(found))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return "nearest: ..." for the choices that look like `word`, or all of them if none does."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    return f"nearest: {', '.join(near)}" if near else f"choices: {', '.join(choices)}"
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted names."""
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat |= leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def _short(number: float) -> str:
+    return f"{number:g}"

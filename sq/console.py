@@ -1,0 +1,28 @@
+"""What a person sees while sq works: progress on standard error, so that standard output holds results only."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+if not out.is_terminal:
+    out.width = 160  # a file or a pipe has no width: do not cut tables to 80 columns
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield `items`, showing how far along it is while there is a terminal to show it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
+    ) as bar:
+        yield from bar.track(items, total=total, description=what)
+
+
+def say(text: str) -> None:
+    """Print one line for a person to standard error, as it is (no markup)."""
+    err.print(text, markup=False, soft_wrap=True)

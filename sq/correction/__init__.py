@@ -1,0 +1,1 @@
+"""Corrections: ``correct(net, reference, batch) -> report``, repairs that leave the codes alone."""

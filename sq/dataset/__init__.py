@@ -1,0 +1,1 @@
+"""Datasets: ``load() -> Dataset``, a training and a disjoint evaluation split."""

@@ -1,0 +1,207 @@
+"""Sequential quantization with compensation: the engine under GPTQ, SensiQuant and OBQ.
+
+All three quantize a column, then move the columns still free to where they best make up for the error.
+They differ in the order only, so there are three engines: an order known beforehand (`sweep`), one revised
+now and then (`ranked`), and one chosen anew for every column (`greedy`, which is also OBQ if every row stands
+alone). All minimise tr((W - Q) H (W - Q)^T) greedily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sq.types import Grid
+
+# pick(error, diagonal, free): the position (R,) to quantize next, from the rounding errors (R, O, A),
+# the diagonal of the inverse Hessian (R, A) and a mask of the columns still free (R, A).
+Pick = Callable[[Tensor, Tensor, Tensor], Tensor]
+# rank(error, diagonal): the order (G, A) of the free columns, from their rounding errors (G, O, A) and the
+# diagonal of the inverse Hessian (G, A).
+Rank = Callable[[Tensor, Tensor], Tensor]
+
+
+def factor(H: Tensor) -> Tensor:
+    """Return R, upper triangular, with H = R R^T: a Cholesky factor taken from the last column backwards.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError : H is not positive definite
+    """
+    lower = torch.linalg.cholesky(H.flip(-1, -2))
+    return lower.flip(-1, -2)
+
+
+def inverse_diagonal(H: Tensor) -> Tensor:
+    """Return the diagonal of H^-1, (G, I), without forming H^-1."""
+    lower = torch.linalg.cholesky(H)
+    eye = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device).expand_as(H)
+    return torch.linalg.solve_triangular(lower, eye, upper=False).square_().sum(-2)
+
+
+def sweep(W: Tensor, H: Tensor, grid: Grid, order: Tensor | None, *, block: int) -> tuple[Tensor, Tensor]:
+    """Quantize the columns of `W` in a given order, all rows at once, each error compensated.
+
+    Parameters
+    ----------
+    W : (G, O, I)
+    H : (G, I, I), positive definite
+    order : (G, I), a permutation for each group, shared by its rows; None keeps the columns as they are
+    block : columns compensated one by one before the rest catches up in one matrix product;
+        changes speed, not results (beyond rounding)
+
+    Returns
+    -------
+    Q : (G, O, I), values on the grid; loss : (G, O), each row's (w - q) H (w - q)^T as predicted on the way
+
+    Raises
+    ------
+    torch.linalg.LinAlgError : H is not positive definite
+    """
+    if order is None:
+        return chain(W, factor(H), grid, block=block)
+    Q, loss = chain(columns(W, order), factor(columns(H, order, order)), grid, block=block)
+    return torch.empty_like(Q).scatter_(2, order.unsqueeze(1).expand_as(Q), Q), loss
+
+
+def chain(W: Tensor, R: Tensor, grid: Grid, *, block: int) -> tuple[Tensor, Tensor]:
+    """Quantize the columns of `W` from left to right, given R, upper triangular, with H = R R^T.
+
+    The loss is the squared length of (W - Q) R, whose entry j depends on columns 0 .. j only. What column j
+    should be after the errors made so far is w_j + sum_{i<j} (w_i - q_i) R_ij / R_jj, the very value that
+    GPTQ and SensiQuant reach by downdating the inverse Hessian, here without an inverse.
+
+    Returns `Q` and `loss` as `sweep` does.
+    """
+    diagonal = R.diagonal(dim1=-2, dim2=-1)  # (G, I)
+    feedback = (R / diagonal.unsqueeze(1)).transpose(1, 2).contiguous()  # [g, j, i] = R_ij / R_jj
+    # Rows are the last axis here, so that one column of all rows is one contiguous piece (if G = 1).
+    weights = W.transpose(1, 2).contiguous()  # (G, I, O)
+    by_column = grid.map(lambda t: t.transpose(1, 2).contiguous())
+    target, error, quantized = weights.clone(), torch.empty_like(weights), []
+    for start in range(0, W.shape[2], block):
+        stop = min(start + block, W.shape[2])
+        if start:  # all earlier errors, in one product
+            target[:, start:stop].baddbmm_(feedback[:, start:stop, :start], error[:, :start])
+        for j in range(start, stop):
+            column = target[:, j : j + 1]
+            if j > start:  # errors made within this block
+                column.baddbmm_(feedback[:, j : j + 1, start:j], error[:, start:j])
+            nearest = by_column.nearest(column)
+            torch.sub(weights[:, j : j + 1], nearest, out=error[:, j : j + 1])
+            quantized.append(nearest)
+    Q = torch.cat(quantized, 1)
+    loss = ((target - Q) * diagonal.unsqueeze(-1)).square_().sum(1)
+    return Q.transpose(1, 2).contiguous(), loss
+
+
+def ranked(W: Tensor, inverse: Tensor, grid: Grid, rank: Rank, *, stride: int, block: int) -> tuple[Tensor, Tensor]:
+    """Quantize the `stride` columns ranked first, compensate all others, rank those again, and so on.
+
+    Between a fixed order (`stride` = I) and one chosen anew for every column (`stride` = 1): with P the
+    columns ranked first and F the rest, inv_PP = L L^T gives both the chain through P (its Hessian, F being
+    free to compensate, is inv_PP^-1) and V = L^-1 inv_PF with inv_FF <- inv_FF - V^T V.
+
+    Parameters
+    ----------
+    W : (G, O, I)
+    inverse : (G, I, I), the inverse Hessian
+    rank : orders the free columns
+    stride : columns quantized between two rankings, at least 1
+    block : as in `sweep`
+
+    Returns
+    -------
+    Q : (G, O, I), values on the grid; loss : (G, O), each row's (w - q) H (w - q)^T as predicted on the way
+    """
+    G, O, I = W.shape
+    Q, loss = torch.empty_like(W), W.new_zeros(G, O)
+    free = torch.arange(I, device=W.device).expand(G, I)
+    while (left := free.shape[1]) > 0:
+        order = rank(W - grid.nearest(W), inverse.diagonal(dim1=-2, dim2=-1))
+        first, rest = order[:, :stride], order[:, stride:].sort(-1).values
+        L = torch.linalg.cholesky(columns(inverse, first, first))
+        eye = torch.eye(L.shape[1], dtype=L.dtype, device=L.device).expand_as(L)
+        R = torch.linalg.solve_triangular(L, eye, upper=False).mT
+        own = columns(W, first)
+        values, lost = chain(own, R, grid, block=block)
+        Q.scatter_(2, columns(free.unsqueeze(1), first).expand_as(values), values)
+        loss += lost
+        if first.shape[1] == left:
+            break
+        V = torch.linalg.solve_triangular(L, columns(inverse, rest, first), upper=False)
+        # (w - q)_P inv_PP^-1 inv_PF, with inv_PP^-1 inv_PF = R V
+        W = torch.baddbmm(columns(W, rest), (own - values) @ R, V, alpha=-1)
+        inverse = torch.baddbmm(columns(inverse, rest, rest), V.mT, V, alpha=-1)
+        free = free.gather(1, rest)
+    return Q, loss
+
+
+def columns(M: Tensor, chosen: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return columns `chosen` (G, C) of each matrix of `M` (G, R, A), of its rows `rows` (G, B) if given."""
+    if rows is not None:
+        M = M.gather(1, rows.unsqueeze(2).expand(-1, -1, M.shape[2]))
+    return M.gather(2, chosen.unsqueeze(1).expand(-1, M.shape[1], -1))
+
+
+def greedy(W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int) -> tuple[Tensor, Tensor]:
+    """Quantize the columns of `W` in an order chosen on the way; rows that share an inverse share the order.
+
+    Each step is Lemma 1 of OBQ: quantize column p, subtract (w_p - q_p) / [H^-1]_pp times row p of H^-1
+    from the free columns, remove p from H^-1 by a rank-1 downdate. The downdates are kept as vectors u with
+    H^-1 <- H^-1 - u u^T and applied `block` at a time as one matrix product; between, only row p and the
+    diagonal are brought up to date. So a step reads block * A numbers instead of reading and writing A^2.
+
+    Parameters
+    ----------
+    W : (R, O, I), R sets of O rows
+    inverse : (R, I, I), the inverse Hessian of each set (may be an expanded view)
+    grid : its tensors broadcast against W
+    pick : chooses the next column of each set
+    block : downdates kept before they are applied; changes speed, not results (beyond rounding)
+
+    Returns
+    -------
+    Q : (R, O, I), values on the grid; loss : (R, O), each row's (w - q) H (w - q)^T as predicted on the way
+    """
+    sets, rows, width = W.shape
+    every = torch.arange(sets, device=W.device)
+    Q = torch.empty_like(W)
+    loss = W.new_zeros(sets, rows)
+    W = W.clone()
+    origin = torch.arange(width, device=W.device).expand(sets, width)  # where each column came from
+    free = torch.ones(sets, width, dtype=torch.bool, device=W.device)
+    diagonal = inverse.diagonal(dim1=-2, dim2=-1).clone()
+    kept = W.new_empty(sets, block, width)
+    pending = 0
+    for step in range(width):
+        nearest = grid.nearest(W)
+        error = W - nearest
+        p = pick(error, diagonal, free)  # (R,)
+        free[every, p] = False
+        pivot = diagonal[every, p].unsqueeze(1)  # (R, 1)
+        row = inverse[every, p]
+        if pending:
+            coefficients = kept[every, :pending, p].unsqueeze(1)  # (R, 1, t)
+            row = torch.baddbmm(row.unsqueeze(1), coefficients, kept[:, :pending], alpha=-1).squeeze(1)
+        row = row.masked_fill_(~free, 0)
+        chosen = error[every, :, p]  # (R, O)
+        Q[every, :, origin[every, p]] = nearest[every, :, p]
+        loss += chosen.square() / pivot
+        W.baddbmm_((chosen / pivot).unsqueeze(2), row.unsqueeze(1), alpha=-1)
+        u = torch.div(row, pivot.sqrt(), out=kept[:, pending])
+        diagonal.addcmul_(u, u, value=-1)
+        pending += 1
+        if pending == block and step + 1 < width:
+            inverse = torch.baddbmm(inverse, kept.transpose(1, 2), kept, alpha=-1)
+            pending = 0
+            left = width - step - 1
+            if left < 0.75 * free.shape[1]:  # drop quantized columns now and then: copying is not free
+                keep = free.nonzero()[:, 1].view(sets, left)
+                inverse, W = columns(inverse, keep, keep), columns(W, keep)
+                origin, diagonal = origin.gather(1, keep), diagonal.gather(1, keep)
+                free = torch.ones_like(origin, dtype=torch.bool)
+                kept = W.new_empty(sets, block, left)
+    return Q, loss

@@ -1,0 +1,1 @@
+"""Grids: the values a weight may take, and how they are fitted to a tensor."""

@@ -1,0 +1,132 @@
+"""One job: look for the run's record, else run, and leave a record whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sq import record
+from sq.build import build
+from sq.config import check
+from sq.errors import SqError, one_line
+
+log = logging.getLogger("sq")
+
+
+def execute(config: Mapping[str, Any], choices: Mapping[str, str]) -> record.Record:
+    """Return the record of `config`: the one on disk if that run is done, else that of a new run.
+
+    A run that fails leaves a record too, with status "failed", its error and traceback, and the next call
+    tries again. An interrupt leaves nothing.
+
+    Raises
+    ------
+    SqError : no run was possible: settings that make no sense, a damaged record, a folder that cannot be written
+    """
+    check(config)
+    file = record.path(config)
+    found = record.read(file)
+    if found and found["status"] == "done" and not config["rerun"]:
+        return found
+    record.probe(file.parent)
+    with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
+        made = _run(config, choices, file.stem)
+        # A failed attempt at `rerun` must not cost the figures that are there.
+        if made["status"] == "done" or not (found and found["status"] == "done"):
+            record.write(file, made)
+    return made
+
+
+def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
+    made: record.Record = {"record": record.VERSION, "key": key, "name": config["name"], "status": "failed"}
+    made |= {"choices": dict(choices), "config": dict(config)}
+    tracker = None
+    try:
+        import_torch()
+        device = prepare(config)
+        from sq import pipeline, provenance
+
+        made["provenance"] = provenance.collect(device)
+        tracker = build(config["tracker"], "tracker")(made)
+        made |= pipeline.run(config, device)
+        made["status"] = "done"
+    except Exception as error:  # whatever it is, it belongs in the record
+        log.exception("failed")
+        made["error"] = one_line(error)
+        made["traceback"] = traceback.format_exc()
+    if tracker is not None:
+        tracker.close(made)
+    return made
+
+
+def import_torch() -> None:
+    """Import torch and torchvision, and explain the one way in which that commonly fails.
+
+    Raises
+    ------
+    SqError : torchvision was built for another torch
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
+    try:
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+    except (RuntimeError, OSError) as error:
+        raise SqError(
+            f"torch and torchvision do not fit together ({one_line(error)}): install both from the same "
+            "index, python -m pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
+        ) from error
+
+
+def prepare(config: Mapping[str, Any]) -> Any:
+    """Set up PyTorch for a reproducible run and return the device (a `torch.device`).
+
+    Raises
+    ------
+    SqError : a device that does not exist here
+    """
+    import torch
+
+    name = config["device"]
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SqError(
+            f"device={config['device']}: {one_line(error)[:200]}; allowed: auto, cpu, cuda, cuda:N"
+        ) from error
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(config["seed"])
+    return device
+
+
+class _LogTo:
+    """Send what `sq` logs to `file` for a while; go on without if that cannot be."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __enter__(self) -> None:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.handler: logging.Handler = logging.FileHandler(self.file, mode="w")
+        except OSError:
+            self.handler = logging.NullHandler()
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self.handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+    def __exit__(self, *_: object) -> None:
+        log.removeHandler(self.handler)
+        self.handler.close()

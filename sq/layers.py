@@ -1,0 +1,93 @@
+"""Layer geometry, in one place: a layer's weight as (G, O, I) and its inputs as (G, I, N).
+
+With these two views every layer is ``outputs = weight @ inputs`` (bias apart), so no other file asks
+whether a layer is dense, grouped, depthwise, 1x1 or linear.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sq.types import Layer
+
+Quantizable = (nn.Conv1d, nn.Conv2d, nn.Linear)
+
+
+def find(net: nn.Module) -> tuple[list[Layer], list[str]]:
+    """List the layers of `net` that can be quantized, and the names of those that cannot.
+
+    A module reused under several names counts once, under its first. What "cannot" holds is
+    every other module with a weight of two or more axes (embeddings, transposed convolutions, ...).
+    """
+    layers, skipped = [], []
+    for name, module in net.named_modules():
+        if isinstance(module, Quantizable):
+            groups, outputs, inputs = weight(module).shape
+            layers.append(Layer(name, module, _kind(module), groups, outputs, inputs))
+        elif isinstance(own := module._parameters.get("weight"), Tensor) and own.ndim > 1:
+            skipped.append(f"{name} ({type(module).__name__})")
+    return layers, skipped
+
+
+def weight(module: nn.Module) -> Tensor:
+    """Return the weight of `module` as (G, O, I), a view, detached."""
+    own = _weight(module)
+    groups = module.groups if isinstance(module, nn.Conv1d | nn.Conv2d) else 1
+    return own.detach().reshape(groups, own.shape[0] // groups, -1)
+
+
+def set_weight(module: nn.Module, values: Tensor) -> None:
+    """Copy `values` (G, O, I) into the weight of `module`."""
+    own = _weight(module)
+    with torch.no_grad():
+        own.copy_(values.reshape(own.shape))
+
+
+def inputs(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the inputs of `module` for `x`, as (G, I, N), so that outputs are ``weight @ inputs``.
+
+    Parameters
+    ----------
+    module : a convolution (1-D, 2-D; any stride, dilation, groups, padding, padding mode) or linear
+    x : what the module is called with: (B, C, L), (B, C, H, W), or (..., I) for a linear layer
+
+    Raises
+    ------
+    TypeError : for another kind of module
+    """
+    if isinstance(module, nn.Linear):
+        return x.reshape(-1, module.in_features).T.unsqueeze(0)
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        raise TypeError(f"no geometry for {type(module).__name__}; known: {[k.__name__ for k in Quantizable]}")
+    # PyTorch resolves "same" and integer padding to this one list, in F.pad's order, for every mode.
+    padding = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, padding, mode=mode)
+    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+    if isinstance(module, nn.Conv1d):  # a 1-D convolution is a 2-D one of height 1
+        x, kernel, dilation, stride = x.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
+    columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (B, G*I, L)
+    return columns.unflatten(1, (module.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+
+
+def positions(module: nn.Module, output: Tensor) -> int:
+    """Return N for one call of `module`, given what it returned: images times output pixels."""
+    return output.numel() // _weight(module).shape[0]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    own = module.weight
+    assert isinstance(own, Tensor)
+    return own
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    taps = "x".join(str(size) for size in module.kernel_size)
+    if module.groups == 1:
+        return taps
+    return f"{taps} depthwise" if module.groups == module.in_channels else f"{taps} grouped"

@@ -1,0 +1,1 @@
+"""Metrics: ``measure(outputs, reference, labels) -> {name: figure}``."""

@@ -1,0 +1,1 @@
+"""Models: ``load() -> Model``, one adapter for each source of networks."""

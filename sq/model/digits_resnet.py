@@ -1,0 +1,78 @@
+"""digits_resnet: a small residual network for 8x8 digits that holds every layer kind sq quantizes.
+
+Dense 3x3 and 1x1, grouped, depthwise and linear layers, strides, BatchNorm and residual adds: what is met
+in large networks is met here, in seconds. Trained weights ship with the package; ``python -m
+sq.model.train_digits`` makes them again.
+"""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sq import layers
+from sq.types import Model
+from sq.weights import load_into
+
+WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")
+
+
+class Unit(nn.Sequential):
+    """A convolution and its BatchNorm."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(outputs))
+
+
+class Residual(nn.Module):
+    """ReLU(shortcut(x) + body(x)), with ReLU between the units of the body."""
+
+    def __init__(self, *body: Unit, shortcut: Unit | None = None):
+        super().__init__()
+        self.body = nn.ModuleList(body)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        y = x
+        for index, unit in enumerate(self.body):
+            y = unit(F.relu(y) if index else y)
+        return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class DigitsResNet(nn.Module):
+    """Five residual blocks: basic, grouped bottleneck, depthwise separable, and two wide basic ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Unit(1, 32, 3)
+        self.blocks = nn.Sequential(
+            Residual(Unit(32, 32, 3), Unit(32, 32, 3)),
+            Residual(Unit(32, 64, 1), Unit(64, 64, 3, 2, groups=4), Unit(64, 64, 1), shortcut=Unit(32, 64, 1, 2)),
+            Residual(Unit(64, 128, 1), Unit(128, 128, 3, groups=128), Unit(128, 64, 1)),
+            Residual(Unit(64, 96, 3), Unit(96, 96, 3), shortcut=Unit(64, 96, 1)),
+            Residual(Unit(96, 96, 3, 2), Unit(96, 96, 3), shortcut=Unit(96, 96, 1, 2)),
+        )
+        self.head = nn.Linear(96, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, 1, 8, 8) to logits (B, 10)."""
+        return self.head(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
+
+
+def load(*, weights: str | None) -> Model:
+    """Load the trained network, ready to evaluate.
+
+    Parameters
+    ----------
+    weights : a safetensors file to take them from; None takes the one in the package
+
+    Raises
+    ------
+    SqError : the file is missing, damaged, not of this network, or holds NaN
+    """
+    net = DigitsResNet().eval()
+    checkpoint = load_into(net, Path(weights) if weights else WEIGHTS)
+    found, skipped = layers.find(net)
+    return Model(net, found, (1, 8, 8), checkpoint, skipped)

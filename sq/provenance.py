@@ -1,0 +1,65 @@
+"""Where a figure comes from: the code, the packages and the machine that made it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "scipy", "numpy", "scikit-learn", "hydra-core", "omegaconf")
+
+
+def collect(device: Any) -> dict[str, Any]:
+    """Return commit, versions, device and start time of a run on `device` (a `torch.device`)."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    machine = f"{platform.node()} {name} {torch.get_num_threads()} {device.type} {torch.__version__}"
+    return {
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **_commit(),
+        "sq": metadata.version("sq") if _installed("sq") else "not installed",
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device.type,
+        "processor": name,
+        "threads": torch.get_num_threads(),
+        # Times compare only where this is equal; hashed, since a host's name is nobody's business.
+        "machine": hashlib.sha256(machine.encode()).hexdigest()[:16],
+    }
+
+
+def _commit() -> dict[str, Any]:
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # Only the code and its settings count: a new record does not make the tree dirty.
+    status = git("status", "--porcelain", "--", ":/sq", ":/conf", ":/run.py")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Quantizers: ``quantize(problem) -> QuantizedModel``, the codes of a whole network."""

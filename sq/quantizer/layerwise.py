@@ -1,0 +1,112 @@
+"""Layerwise: hand each layer's weight, Hessian and grid to a solver, one layer after the other.
+
+Every layer is solved for the inputs that the full-precision network gives it, so layers are independent and
+all solvers see the same problem: the same statistics, damping and grid.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sq import layers
+from sq.clock import synchronize
+from sq.console import track
+from sq.errors import SqError
+from sq.statistics import relative_error
+from sq.types import Layer, Problem, QuantizedLayer, QuantizedModel, Solve, digest
+
+LADDER = 10.0  # each retry damps this many times more ...
+LAST = 1.0  # ... up to this share of the diagonal's mean
+FIRST = 1e-8  # the first rung when no damping was asked for
+
+
+def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
+    """Quantize every layer with `solve`.
+
+    Parameters
+    ----------
+    solve : ``solve(W, H, grid) -> codes``
+    damp : added to the diagonal of H, as a share of its mean; in [0, 1]
+
+    Raises
+    ------
+    SqError : a Hessian stays indefinite at the end of the damping ladder, or `damp` is out of range
+    """
+    if not 0 <= damp <= LAST:
+        raise SqError(f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {LAST:g}")
+    net = copy.deepcopy(problem.model.net)
+    _warm_up(problem, solve, damp)
+    done = {}
+    for layer in track(problem.model.layers, "quantize", len(problem.model.layers)):
+        done[layer.name] = _quantize_layer(layer, problem, solve, damp)
+        values = done[layer.name].grid.decode(done[layer.name].codes)
+        layers.set_weight(net.get_submodule(layer.name), values)
+    return QuantizedModel(net, done)
+
+
+def _quantize_layer(layer: Layer, problem: Problem, solve: Solve, damp: float) -> QuantizedLayer:
+    W = layers.weight(layer.module)
+    hessian = problem.statistics.layers[layer.name].hessian
+    grid, fit_seconds = _timed(lambda: problem.fit(W, problem.bits[layer.name]), W.device)
+
+    def at(share: float) -> Tensor:
+        return solve(W, damped(hessian, share).to(W.dtype), grid)
+
+    (codes, used, retries), seconds = _timed(lambda: _climb(layer.name, at, damp), W.device)
+    report = {
+        "fit_seconds": fit_seconds,
+        "solve_seconds": seconds,
+        "relative_error": relative_error(W, grid.decode(codes), hessian),
+        "damp_used": used,
+        "damp_retries": retries,
+        "dead_inputs": int((hessian.diagonal(dim1=-2, dim2=-1) == 0).sum()),
+        "codes": digest([codes]),
+    }
+    return QuantizedLayer(codes, grid, report)
+
+
+def _climb(name: str, solve_at: Callable[[float], Tensor], damp: float) -> tuple[Tensor, float, int]:
+    """Solve, damping more while H is not positive definite; return codes, the damping used and the retries."""
+    retries, used = 0, damp
+    while True:
+        try:
+            return solve_at(used), used, retries
+        except torch.linalg.LinAlgError as error:
+            if used >= LAST:
+                raise SqError(
+                    f"layer {name}: its Hessian is not positive definite even with damping {used:g}; "
+                    "use more calibration images (calibration.images) or drop the layer"
+                ) from error
+            retries, used = retries + 1, min(LAST, max(used * LADDER, FIRST))
+
+
+def damped(hessian: Tensor, damp: float) -> Tensor:
+    """Return H + damp * mean(diag H) * I, a new tensor, group by group.
+
+    A dead input (its diagonal is 0, so no image ever used it) gets the mean itself: its weights are rounded
+    to nearest and disturb no other. The mean is over live inputs; a group without any gets 1.
+    """
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)  # (G, I)
+    live = diagonal > 0
+    mean = diagonal.sum(-1, keepdim=True) / live.sum(-1, keepdim=True).clamp_min(1)
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    return hessian + torch.diag_embed(torch.where(live, damp * mean, mean))
+
+
+def _warm_up(problem: Problem, solve: Solve, damp: float) -> None:
+    """Solve the smallest layer once, so that no layer's time holds the start-up of a library."""
+    layer = min(problem.model.layers, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
+    _quantize_layer(layer, problem, solve, damp)
+
+
+def _timed(function: Callable, device: torch.device) -> tuple:
+    synchronize(device)
+    start = time.perf_counter()
+    result = function()
+    synchronize(device)
+    return result, time.perf_counter() - start

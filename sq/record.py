@@ -1,0 +1,101 @@
+"""Records: one run's JSON, named by a hash of its config, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sq.errors import SqError
+
+VERSION = 1
+# Settings that say where and how a run is kept, not what it computes.
+BOOKKEEPING = ("name", "results", "outputs", "rerun", "tracker")
+
+Record = dict[str, Any]
+
+
+def key(config: Mapping[str, Any]) -> str:
+    """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
+    science = {name: value for name, value in config.items() if name not in BOOKKEEPING}
+    return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def path(config: Mapping[str, Any]) -> Path:
+    """Return where the record of `config` belongs."""
+    return Path(config["results"]) / config["name"] / f"{key(config)}.json"
+
+
+def read(file: Path) -> Record | None:
+    """Return the record in `file`, None if there is none.
+
+    Raises
+    ------
+    SqError : the file is damaged or of another version
+    """
+    try:
+        record = json.loads(file.read_text())
+        version = record["record"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SqError(f"{file} is not a whole record ({error}): delete it, and the run is done again") from error
+    if version != VERSION:
+        raise SqError(f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use that sq")
+    return record
+
+
+def read_all(folder: Path) -> list[Record]:
+    """Return every record in `folder`, sorted by key.
+
+    Raises
+    ------
+    SqError : there is none, or one is damaged
+    """
+    records = [r for file in sorted(folder.glob("*.json")) if (r := read(file)) is not None]
+    if not records:
+        raise SqError(f"no records in {folder}: run the experiment first")
+    return records
+
+
+def write(file: Path, record: Record) -> None:
+    """Write `record` to `file`, whole or not at all; an earlier record survives a failure.
+
+    Raises
+    ------
+    SqError : the folder cannot be written, or the disk is full
+    """
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    part = file.with_name(f".{file.stem}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except OSError as error:
+        raise SqError(
+            f"cannot write {file}: {error.strerror}; free space or correct results=, and run again"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def probe(folder: Path) -> None:
+    """Make sure a record could be written to `folder`, before any work is done for it.
+
+    Raises
+    ------
+    SqError : it could not
+    """
+    file = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+        file.unlink()
+    except OSError as error:
+        raise SqError(f"cannot write to {folder}: {error.strerror}; correct results= or the folder's rights") from error

@@ -1,0 +1,1 @@
+"""Sensitivity metrics: ``score(problem) -> {layer: {bits: cost}}``."""

@@ -1,0 +1,37 @@
+"""GPTQ: quantize column by column in a fixed order, feeding each error into the columns still free."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from sq import elimination
+from sq.types import Grid
+
+
+def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], block: int) -> Tensor:
+    """Minimise tr((W - Q) H (W - Q)^T) greedily over Q on the grid, columns in a fixed order.
+
+    Parameters
+    ----------
+    W : (G, O, I)
+    H : (G, I, I), positive definite
+    order : "natural" takes columns as they stand; "act" by falling diagonal of H (act-order)
+    block : columns in one block, at least 1; changes speed, not results
+
+    Returns
+    -------
+    codes : (G, O, I) int32
+
+    Raises
+    ------
+    torch.linalg.LinAlgError : H is not positive definite
+
+    Source
+    ------
+    Frantar et al. 2022, arXiv:2210.17323, Algorithm 1; act-order from the authors' README.
+    """
+    columns = None
+    if order == "act":
+        columns = H.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
+    Q, _ = elimination.sweep(W, H, grid, columns, block=block)
+    return grid.encode(Q)

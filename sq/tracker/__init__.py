@@ -1,0 +1,1 @@
+"""Trackers: ``open(run) -> Tracker``, a mirror of records elsewhere. The record is the truth."""

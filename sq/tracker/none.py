@@ -1,0 +1,15 @@
+"""No tracker: the record is all there is."""
+
+from typing import Any
+
+
+class Tracker:
+    """Keeps nothing."""
+
+    def close(self, record: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+def open(record: dict[str, Any]) -> Tracker:
+    """Return a tracker that keeps nothing."""
+    return Tracker()

@@ -1,0 +1,164 @@
+"""What flows between the families: plain data, no behaviour beyond a few derived figures.
+
+Axis letters, everywhere in `sq`: G groups, O outputs of a group, I inputs of a group (input channels
+of the group times kernel taps), N positions (images times output pixels). Weights are (G, O, I),
+inputs (G, I, N), so a layer is ``weight @ inputs`` whether dense, grouped, depthwise or linear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose weight can be quantized: its name in the network, its module and its sizes."""
+
+    name: str
+    module: nn.Module
+    kind: str  # "3x3", "1x1 grouped", "3x3 depthwise", "linear", ...
+    groups: int
+    outputs: int  # of one group
+    inputs: int  # of one group, times kernel taps
+
+    @property
+    def weights(self) -> int:
+        """Return the number of weights."""
+        return self.groups * self.outputs * self.inputs
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network, what of it can be quantized, and what it expects as input."""
+
+    net: nn.Module
+    layers: list[Layer]
+    input: tuple[int, ...]  # (C, H, W) of one image
+    checkpoint: str  # sha256 of the weights file, in hex
+    skipped: list[str] = field(default_factory=list)  # layers with weights that sq cannot quantize
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (B, C, H, W) float32, as the network takes them, with labels (B,) and unique ids."""
+
+    x: Tensor
+    y: Tensor
+    ids: list[str]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training split, for calibration, and a disjoint split to evaluate on."""
+
+    train: Split
+    test: Split
+    classes: int
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What one pass over the calibration images leaves of one layer.
+
+    `hessian` is H = 2 X X^T / N, (G, I, I) float64; `positions` is N, the columns of X.
+    """
+
+    hessian: Tensor
+    positions: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-layer statistics by layer name, and the number of images they come from."""
+
+    layers: dict[str, LayerStatistics]
+    images: int
+
+    def digest(self) -> str:
+        """Return a hash of every Hessian: equal digests mean two runs solved the same problem."""
+        return digest(s.hessian for s in self.layers.values())
+
+
+class Grid(Protocol):
+    """The values a weight may take. Its tensors broadcast against weights (G, O, I)."""
+
+    @property
+    def levels(self) -> int:
+        """Return how many values there are; codes are 0 .. levels - 1."""
+        ...
+
+    def nearest(self, values: Tensor) -> Tensor:
+        """Return the grid value nearest to each of `values` (G, O, any)."""
+        ...
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Return the code (int32) of the grid value nearest to each of `values`."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the grid value each code names."""
+        ...
+
+    def half_step(self) -> Tensor:
+        """Return (G, O, 1): half the widest gap; an error beyond it means "outside the grid"."""
+        ...
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Grid:
+        """Return the same grid with `function` applied to each of its (G, O, any) tensors."""
+        ...
+
+    def parameters(self) -> int:
+        """Return how many 32-bit numbers must be stored beside the codes."""
+        ...
+
+
+Fit = Callable[[Tensor, int], Grid]  # fit(W, bits) -> Grid
+Solve = Callable[[Tensor, Tensor, Grid], Tensor]  # solve(W, H, grid) -> codes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All a sensitivity metric or quantizer may look at. Never changed by either."""
+
+    model: Model
+    batch: Split
+    statistics: Statistics
+    fit: Fit
+    bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer's codes and grid, and what choosing them cost (seconds) and left (errors)."""
+
+    codes: Tensor  # (G, O, I) int32
+    grid: Grid
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A network with grid values in place of its weights, and the codes they decode from."""
+
+    net: nn.Module
+    layers: dict[str, QuantizedLayer]
+
+    def digest(self) -> str:
+        """Return a hash of all codes: equal digests mean identical quantized weights."""
+        return digest(layer.codes for layer in self.layers.values())
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Return the sha256 over dtype, shape and bytes of `tensors`, as 16 hex digits."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        data = tensor.detach().cpu().contiguous()
+        sha.update(f"{data.dtype}{tuple(data.shape)}".encode())
+        sha.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
