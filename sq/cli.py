@@ -42,8 +42,7 @@ def task(config: DictConfig) -> dict[str, Any] | None:
         say(f"sq: {error}")
         return None
     if not alone:
-        if record["status"] == "failed":
-            say(f"    failed: {record['error']}")
+        say(f"    {job.outcome(record)}")
         return {"key": record["key"], "status": record["status"]}
     if record["status"] == "failed":
         if TRACEBACKS:

@@ -41,6 +41,14 @@ def execute(config: Mapping[str, Any], choices: Mapping[str, str]) -> record.Rec
     return made
 
 
+def outcome(made: record.Record) -> str:
+    """Return one line on what came of a run."""
+    if made["status"] == "failed":
+        return f"failed: {made['error']}"
+    figures, seconds = made["results"], sum(made["seconds"].values())
+    return f"relative error {figures['relative_error']:.5f}, drop {figures['drop']:.2f}, {seconds:.1f} s"
+
+
 def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
     made: record.Record = {"record": record.VERSION, "key": key, "name": config["name"], "status": "failed"}
     made |= {"choices": dict(choices), "config": dict(config)}

@@ -65,9 +65,7 @@ def _round(net: nn.Module, reference: nn.Module, ours: dict, theirs: dict, parts
     totals = {name: Moments(module.num_features, parts[0].device) for name, module in ours.items()}
     with torch.no_grad():
         for part in parts:
-            fed: dict[str, Tensor] = {}
-            with batchnorm.feeding(theirs, lambda name, module, x, fed=fed: fed.__setitem__(name, x)):
-                reference(part)
+            fed = _inputs(reference, theirs, part)
 
             def see(name: str, module: nn.Module, x: Tensor, fed: dict[str, Tensor] = fed) -> None:
                 # Correct at once from what has been seen, so that later layers are fed corrected inputs.
@@ -85,6 +83,17 @@ def _round(net: nn.Module, reference: nn.Module, ours: dict, theirs: dict, parts
         else:
             batchnorm.set_running(module, *plain)
     return kept
+
+
+def _inputs(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> dict[str, Tensor]:
+    fed: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module, x: Tensor) -> None:
+        fed[name] = x
+
+    with batchnorm.feeding(modules, keep):
+        net(x)
+    return fed
 
 
 class Moments:
