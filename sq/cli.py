@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sq import config as settings
 from sq import job, sweep
 from sq.console import out, say
 from sq.errors import SqError, one_line
+from sq.record import Record
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")  # what the user asked for
@@ -30,28 +32,32 @@ settings.register()
 
 
 @hydra.main(config_path=CONF, config_name="config", version_base="1.3")
-def task(config: DictConfig) -> dict[str, Any] | None:
-    """Run one job. In a sweep its failure is in its record; alone it is raised."""
+def task(config: DictConfig) -> None:
+    """Run one job. In a sweep its failure is in its record and the sweep goes on; alone it ends the program."""
     own = HydraConfig.get()
-    alone = own.mode == RunMode.RUN
-    try:
-        record = job.execute(sweep.resolve(config), sweep.chosen(own))
-    except SqError as error:
-        if alone:
-            raise
-        say(f"sq: {error}")
-        return None
-    if not alone:
-        say(f"    {job.outcome(record)}")
-        return {"key": record["key"], "status": record["status"]}
-    if record["status"] == "failed":
-        if TRACEBACKS:
-            say(record["traceback"])
-        raise SqError(record["error"])
-    from sq.report import table
+    record, failure = attempt(sweep.resolve(config), sweep.chosen(own))
+    if own.mode == RunMode.MULTIRUN:
+        say(f"    failed: {failure}" if failure else f"    {job.outcome(record)}")
+    elif failure:
+        say(f"sq: {failure}")
+        raise SystemExit(1)  # not an exception, on which Hydra would comment
+    else:
+        from sq.report import table
 
-    out.print(table.for_terminal(table.build([record])))
-    return None
+        out.print(table.for_terminal(table.build([record])))
+
+
+def attempt(config: dict[str, Any], choices: dict[str, str]) -> tuple[Record, str]:
+    """Return the job's record (empty if none could be made) and why it failed ("" if it did not)."""
+    record: Record = {}
+    try:
+        record = job.execute(config, choices)
+        failure, trace = record.get("error", ""), record.get("traceback", "")
+    except SqError as error:
+        failure, trace = str(error), traceback.format_exc()
+    if trace and TRACEBACKS:
+        say(trace)
+    return record, failure
 
 
 def main() -> None:
@@ -71,7 +77,7 @@ def main() -> None:
 
 def explain(error: Exception) -> str:
     """Return one line that says what was got, what is allowed and what is nearest."""
-    text = str(error)
+    text = f"{error} {error.__cause__ or ''}"
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/([^']*)'", text)):
         group, option = found.groups()
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
@@ -81,8 +87,13 @@ def explain(error: Exception) -> str:
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text):
         name = found[1] or found[2]
         return f"{name}: no such setting; {settings.nearest(name, _names())}"
+    if found := re.search(
+        r"Error merging override (\S+).* (?:could not be converted to|is not a valid) (\w+)", text, re.DOTALL
+    ):
+        kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
+        return f"{found[1]}: should be {kinds.get(found[2], found[2])}"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return " ".join(f"{error} {error.__cause__ or ''}".split())
+        return " ".join(text.split())
     return one_line(error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,9 @@ def register() -> None:
 
 def problems(config: Mapping[str, Any]) -> list[str]:
     """List what is wrong with a resolved config that can be seen without loading anything."""
-    found = []
+    # Hydra lets "+name=value" add what the schema does not have.
+    unknown = [name for name in config if name not in Config.__dataclass_fields__]
+    found = [f"{name}: no such setting; {nearest(name, Config.__dataclass_fields__)}" for name in unknown]
     bits, grid = config["bits"], config["grid"]
     if not 1 <= bits <= 16:
         found.append(f"bits={_short(bits)}: allowed are 1 to 16 (2 to 16 on a symmetric grid)")
@@ -68,6 +71,8 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         found.append(f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more")
     if config["batch_size"] < 1:
         found.append(f"batch_size={config['batch_size']}: at least 1")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
+        found.append(f"device={config['device']}: allowed are auto, cpu, cuda, cuda:N")
     if config["threads"] is not None and config["threads"] < 1:
         found.append(f"threads={config['threads']}: at least 1, or null")
     if not config["name"] or set(config["name"]) & set("/\\=, ") or config["name"].startswith("."):

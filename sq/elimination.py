@@ -175,7 +175,7 @@ def greedy(W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int) ->
     free = torch.ones(sets, width, dtype=torch.bool, device=W.device)
     diagonal = inverse.diagonal(dim1=-2, dim2=-1).clone()
     kept = W.new_empty(sets, block, width)
-    pending = 0
+    pending, owned = 0, False
     for step in range(width):
         nearest = grid.nearest(W)
         error = W - nearest
@@ -195,8 +195,9 @@ def greedy(W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int) ->
         diagonal.addcmul_(u, u, value=-1)
         pending += 1
         if pending == block and step + 1 < width:
-            inverse = torch.baddbmm(inverse, kept.transpose(1, 2), kept, alpha=-1)
-            pending = 0
+            out = inverse if owned else None  # the caller's inverse is never written to
+            inverse = torch.baddbmm(inverse, kept.mT, kept, alpha=-1, out=out)
+            pending, owned = 0, True
             left = width - step - 1
             if left < 0.75 * free.shape[1]:  # drop quantized columns now and then: copying is not free
                 keep = free.nonzero()[:, 1].view(sets, left)

@@ -42,9 +42,7 @@ def execute(config: Mapping[str, Any], choices: Mapping[str, str]) -> record.Rec
 
 
 def outcome(made: record.Record) -> str:
-    """Return one line on what came of a run."""
-    if made["status"] == "failed":
-        return f"failed: {made['error']}"
+    """Return one line on what came of a run that is done."""
     figures, seconds = made["results"], sum(made["seconds"].values())
     return f"relative error {figures['relative_error']:.5f}, drop {figures['drop']:.2f}, {seconds:.1f} s"
 
@@ -105,9 +103,8 @@ def prepare(config: Mapping[str, Any]) -> Any:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SqError(
-            f"device={config['device']}: {one_line(error)[:200]}; allowed: auto, cpu, cuda, cuda:N"
-        ) from error
+        reason = str(error).partition(". ")[0]
+        raise SqError(f"device={config['device']}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     torch.backends.cuda.matmul.allow_tf32 = False
