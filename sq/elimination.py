@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,21 +81,35 @@ def chain(W: Tensor, R: Tensor, grid: Grid, *, block: int) -> tuple[Tensor, Tens
     # Rows are the last axis here, so that one column of all rows is one contiguous piece (if G = 1).
     weights = W.transpose(1, 2).contiguous()  # (G, I, O)
     by_column = grid.map(lambda t: t.transpose(1, 2).contiguous())
-    target, error, quantized = weights.clone(), torch.empty_like(weights), []
+    target, error = weights.clone(), torch.zeros_like(weights)
     for start in range(0, W.shape[2], block):
-        stop = min(start + block, W.shape[2])
+        now = slice(start, min(start + block, W.shape[2]))
         if start:  # all earlier errors, in one product
-            target[:, start:stop].baddbmm_(feedback[:, start:stop, :start], error[:, :start])
-        for j in range(start, stop):
-            column = target[:, j : j + 1]
-            if j > start:  # errors made within this block
-                column.baddbmm_(feedback[:, j : j + 1, start:j], error[:, start:j])
-            nearest = by_column.nearest(column)
-            torch.sub(weights[:, j : j + 1], nearest, out=error[:, j : j + 1])
-            quantized.append(nearest)
-    Q = torch.cat(quantized, 1)
+            target[:, now].baddbmm_(feedback[:, now, :start], error[:, :start])
+        _one_by_one(target[:, now], weights[:, now], error[:, now], feedback[:, now, now].contiguous(), by_column)
+    Q = by_column.nearest(target)
     loss = ((target - Q) * diagonal.unsqueeze(-1)).square_().sum(1)
     return Q.transpose(1, 2).contiguous(), loss
+
+
+def _one_by_one(target: Tensor, weights: Tensor, error: Tensor, feedback: Tensor, grid: Grid) -> None:
+    """Compensate the columns (G, B, O) of one block in turn, filling `target` and `error` (zero at first).
+
+    A column's arithmetic is a few hundred numbers, so the time goes into starting operations. NumPy starts
+    one in a fraction of the time that PyTorch takes: on the CPU this loop is four times faster with it.
+    """
+    if target.device.type == "cpu":
+        nearest = grid.on_numpy()
+        T, W, E, F = (t.numpy() for t in (target, weights, error, feedback))
+        for j in range(T.shape[1]):
+            if j:
+                T[:, j] += np.matmul(F[:, j, None, :j], E[:, :j])[:, 0]
+            np.subtract(W[:, j], nearest(T[:, j]), out=E[:, j])
+        return
+    parts = (t.split(1, 1) for t in (target, weights, error, feedback))
+    for column, weight, own, row in zip(*parts, strict=True):
+        column.baddbmm_(row, error)  # errors of this and later columns are still zero
+        torch.sub(weight, grid.nearest(column), out=own)
 
 
 def ranked(W: Tensor, inverse: Tensor, grid: Grid, rank: Rank, *, stride: int, block: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -95,6 +96,10 @@ class Grid(Protocol):
 
     def nearest(self, values: Tensor) -> Tensor:
         """Return the grid value nearest to each of `values` (G, O, any)."""
+        ...
+
+    def on_numpy(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Return `nearest` as a function of one column (G, O) in NumPy, for a grid laid out (G, 1, O) on the CPU."""
         ...
 
     def encode(self, values: Tensor) -> Tensor:

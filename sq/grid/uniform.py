@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,17 @@ class UniformGrid:
     def nearest(self, values: Tensor) -> Tensor:
         """Return the grid value nearest to each of `values` (G, O, any); halves round to even."""
         return torch.div(values, self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
+
+    def on_numpy(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Return `nearest` as a function of one column (G, O) in NumPy, for a grid laid out (G, 1, O)."""
+        scale, low, high = (t[:, 0].numpy() for t in (self.scale, self.low, self.high))
+
+        def nearest(values: np.ndarray) -> np.ndarray:
+            steps = np.rint(values / scale)
+            np.minimum(np.maximum(steps, low, out=steps), high, out=steps)
+            return np.multiply(steps, scale, out=steps)
+
+        return nearest
 
     def encode(self, values: Tensor) -> Tensor:
         """Return the code, int32 in 0 .. levels - 1, of the grid value nearest to each of `values`."""
