@@ -54,7 +54,11 @@ def feeding(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
 
 
 def logit_error(net: nn.Module, reference: nn.Module, x: Tensor, batch_size: int) -> float:
-    """Return the squared error of the outputs of `net` against `reference`, summed over images `x`."""
+    """Return ||net(x) - reference(x)||^2 / ||reference(x)||^2 over all images `x`."""
+    error, size = 0.0, 0.0
     with torch.no_grad():
-        parts = [(net(part).double() - reference(part).double()).square().sum() for part in x.split(batch_size)]
-    return float(torch.stack(parts).sum())
+        for part in x.split(batch_size):
+            wanted = reference(part).double()
+            error += float((net(part).double() - wanted).square().sum())
+            size += float(wanted.square().sum())
+    return error / size

@@ -31,7 +31,6 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")  # what th
 settings.register()
 
 
-@hydra.main(config_path=CONF, config_name="config", version_base="1.3")
 def task(config: DictConfig) -> None:
     """Run one job. In a sweep its failure is in its record and the sweep goes on; alone it ends the program."""
     own = HydraConfig.get()
@@ -64,7 +63,8 @@ def main() -> None:
     """Run the command line; exit 1 with one line if it fails, the traceback if HYDRA_FULL_ERROR=1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors to us instead of printing them
     try:
-        task()
+        # Not a decorator: a launcher must find `task` under its own name to send it to another process.
+        hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
     except KeyboardInterrupt:
         say("sq: interrupted; the same command goes on where this one stopped")
         sys.exit(130)

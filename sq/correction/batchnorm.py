@@ -36,8 +36,8 @@ def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: i
 
     Returns
     -------
-    layers : BatchNorm layers seen; kept : corrections kept; error_before, error_after : logit error
-        relative to full precision, on the calibration images
+    layers : BatchNorm layers seen; kept : corrections kept; error_before, error_after : relative
+        squared error of the logits, on the calibration images
 
     Source
     ------
@@ -47,30 +47,33 @@ def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: i
     before = batchnorm.logit_error(net, reference, batch.x, batch_size)
     original = {name: tuple(t.clone() for t in batchnorm.running(m)) for name, m in ours.items()}
     kept: set[str] = set()
-    for _ in range(rounds):
-        kept = _round(net, reference, ours, theirs, batch.x.split(batch_size))
+    for number in range(rounds):
+        kept = _round(net, reference, ours, theirs, batch.x.split(batch_size), at_once=number == 0)
     after = batchnorm.logit_error(net, reference, batch.x, batch_size)
     if not after < before:
         for name, statistics in original.items():
             batchnorm.set_running(ours[name], *statistics)
         kept, after = set(), before
-    with torch.no_grad():
-        scale = sum(float(reference(part).double().square().sum()) for part in batch.x.split(batch_size))
-    report = {"layers": len(ours), "kept": len(kept)}
-    return report | {"error_before": before / scale, "error_after": after / scale}
+    return {"layers": len(ours), "kept": len(kept), "error_before": before, "error_after": after}
 
 
-def _round(net: nn.Module, reference: nn.Module, ours: dict, theirs: dict, parts: tuple[Tensor, ...]) -> set[str]:
-    """Measure every layer's shift in one pass, correct where that lowers its error; return where."""
+def _round(
+    net: nn.Module, reference: nn.Module, ours: dict, theirs: dict, parts: tuple[Tensor, ...], *, at_once: bool
+) -> set[str]:
+    """Measure every layer's shift in one pass, correct where that lowers its error; return where.
+
+    With `at_once` a layer is corrected as soon as it has been fed, from what it has been fed so far, so that
+    later layers see nearly what they will see; without, the corrections of the round before stay in force.
+    """
     totals = {name: Moments(module.num_features, parts[0].device) for name, module in ours.items()}
     with torch.no_grad():
         for part in parts:
             fed = _inputs(reference, theirs, part)
 
             def see(name: str, module: nn.Module, x: Tensor, fed: dict[str, Tensor] = fed) -> None:
-                # Correct at once from what has been seen, so that later layers are fed corrected inputs.
                 totals[name].add(x, fed.pop(name))
-                batchnorm.set_running(module, *totals[name].shifted(theirs[name]))
+                if at_once:
+                    batchnorm.set_running(module, *totals[name].shifted(theirs[name]))
 
             with batchnorm.feeding(ours, see):
                 net(part)
