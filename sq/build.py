@@ -58,9 +58,12 @@ def _find(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
         raise SqError(f"{path}._target_={target}: only names under sq. are imported")
     module, _, name = target.rpartition(".")
     try:
-        return getattr(__import__(module, fromlist=[name]), name)
+        found = getattr(__import__(module, fromlist=[name]), name)
     except (ImportError, AttributeError) as error:
         raise SqError(f"{path}._target_={target}: {error}") from error
+    if not inspect.isfunction(found) or not found.__module__.startswith("sq."):
+        raise SqError(f"{path}._target_={target}: not a function of sq")
+    return found
 
 
 def _check_type(hint: Any, value: Any, path: str) -> None:

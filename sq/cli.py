@@ -92,6 +92,8 @@ def explain(error: Exception) -> str:
     ):
         kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
         return f"{found[1]}: should be {kinds.get(found[2], found[2])}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; correct outputs= or results="
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(text.split())
     return one_line(error)

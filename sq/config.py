@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -61,9 +62,15 @@ def register() -> None:
 
 def problems(config: Mapping[str, Any]) -> list[str]:
     """List what is wrong with a resolved config that can be seen without loading anything."""
-    # Hydra lets "+name=value" add what the schema does not have.
-    unknown = [name for name in config if name not in Config.__dataclass_fields__]
-    found = [f"{name}: no such setting; {nearest(name, Config.__dataclass_fields__)}" for name in unknown]
+    names = Config.__dataclass_fields__
+    # Hydra lets "+name=value" add what the schema does not have, and "~name" delete what it has.
+    found = [f"{name}: no such setting; {nearest(name, names)}" for name in config if name not in names]
+    found += [f"{name}: no value; it was deleted or never given" for name in names if config.get(name, "???") == "???"]
+    found += [f"{name}={config[name]}: no choice was made" for name in FAMILIES if not _is_choice(config.get(name))]
+    flat = leaves(config).items()
+    found += [f"{k}={v}: should be a finite number" for k, v in flat if isinstance(v, float) and not math.isfinite(v)]
+    if found:
+        return found
     bits, grid = config["bits"], config["grid"]
     if not 1 <= bits <= 16:
         found.append(f"bits={_short(bits)}: allowed are 1 to 16 (2 to 16 on a symmetric grid)")
@@ -101,6 +108,10 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in node.items():
         flat |= leaves(value, f"{prefix}.{name}" if prefix else str(name))
     return flat
+
+
+def _is_choice(part: Any) -> bool:
+    return isinstance(part, Mapping) or part in (None, "???")  # absent ones are listed already
 
 
 def _short(number: float) -> str:

@@ -1,9 +1,8 @@
 """Sequential quantization with compensation: the engine under GPTQ, SensiQuant and OBQ.
 
 All three quantize a column, then move the columns still free to where they best make up for the error.
-They differ in the order only, so there are three engines: an order known beforehand (`sweep`), one revised
-now and then (`ranked`), and one chosen anew for every column (`greedy`, which is also OBQ if every row stands
-alone). All minimise tr((W - Q) H (W - Q)^T) greedily.
+They differ in the order only: known beforehand (`sweep`), revised now and then (`ranked`), or chosen anew for
+every column (`greedy`, OBQ if every row stands alone). All minimise tr((W - Q) H (W - Q)^T) greedily.
 """
 
 from __future__ import annotations
@@ -165,9 +164,8 @@ def greedy(W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int) ->
     """Quantize the columns of `W` in an order chosen on the way; rows that share an inverse share the order.
 
     Each step is Lemma 1 of OBQ: quantize column p, subtract (w_p - q_p) / [H^-1]_pp times row p of H^-1
-    from the free columns, remove p from H^-1 by a rank-1 downdate. The downdates are kept as vectors u with
-    H^-1 <- H^-1 - u u^T and applied `block` at a time as one matrix product; between, only row p and the
-    diagonal are brought up to date. So a step reads block * A numbers instead of reading and writing A^2.
+    from the free columns, remove p from H^-1 by a rank-1 downdate H^-1 - u u^T. The vectors u are kept and
+    applied `block` at a time as one product; between, only row p and the diagonal are brought up to date.
 
     Parameters
     ----------
@@ -183,8 +181,7 @@ def greedy(W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int) ->
     """
     sets, rows, width = W.shape
     every = torch.arange(sets, device=W.device)
-    Q = torch.empty_like(W)
-    loss = W.new_zeros(sets, rows)
+    Q, loss = torch.empty_like(W), W.new_zeros(sets, rows)
     W = W.clone()
     origin = torch.arange(width, device=W.device).expand(sets, width)  # where each column came from
     free = torch.ones(sets, width, dtype=torch.bool, device=W.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import traceback
@@ -35,9 +36,11 @@ def execute(config: Mapping[str, Any], choices: Mapping[str, str]) -> record.Rec
     record.probe(file.parent)
     with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
         made = _run(config, choices, file.stem)
-        # A failed attempt at `rerun` must not cost the figures that are there.
-        if made["status"] == "done" or not (found and found["status"] == "done"):
-            record.write(file, made)
+        # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
+        spare = found is not None and found["status"] == "done" and made["status"] == "failed"
+        record.write(record.failed_rerun(file) if spare else file, made)
+        if not spare:
+            record.failed_rerun(file).unlink(missing_ok=True)
     return made
 
 
@@ -58,7 +61,9 @@ def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> rec
 
         made["provenance"] = provenance.collect(device)
         tracker = build(config["tracker"], "tracker")(made)
-        made |= pipeline.run(config, device)
+        figures = pipeline.run(config, device)
+        json.dumps(figures, allow_nan=False)  # what cannot be written is a failure too
+        made |= figures
         made["status"] = "done"
     except Exception as error:  # whatever it is, it belongs in the record
         log.exception("failed")
@@ -130,8 +135,9 @@ class _LogTo:
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self.handler)
         log.setLevel(logging.INFO)
-        log.propagate = False
+        self.propagated, log.propagate = log.propagate, False
 
     def __exit__(self, *_: object) -> None:
         log.removeHandler(self.handler)
+        log.propagate = self.propagated
         self.handler.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 from sq.errors import SqError
 
 VERSION = 1
+ESSENTIAL = ("status",)  # what any reader of a record asks first
 # Settings that say where and how a run is kept, not what it computes.
 BOOKKEEPING = ("name", "results", "outputs", "rerun", "tracker")
 
@@ -20,13 +22,27 @@ Record = dict[str, Any]
 
 def key(config: Mapping[str, Any]) -> str:
     """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
-    science = {name: value for name, value in config.items() if name not in BOOKKEEPING}
+    science = {name: _canonical(value) for name, value in config.items() if name not in BOOKKEEPING}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> Any:
+    """Return `value` with whole floats as integers, so that 1 and 1.0 are one setting."""
+    if isinstance(value, Mapping):
+        return {name: _canonical(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_canonical(own) for own in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def path(config: Mapping[str, Any]) -> Path:
     """Return where the record of `config` belongs."""
     return Path(config["results"]) / config["name"] / f"{key(config)}.json"
+
+
+def failed_rerun(file: Path) -> Path:
+    """Return where a failed attempt to repeat the done run of `file` is kept."""
+    return file.parent / "failed" / file.name
 
 
 def read(file: Path) -> Record | None:
@@ -38,9 +54,11 @@ def read(file: Path) -> Record | None:
     """
     try:
         record = json.loads(file.read_text())
-        version = record["record"]
-    except FileNotFoundError:
+        version, _ = record["record"], [record[name] for name in ESSENTIAL]
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise SqError(f"cannot read {file}: {error.strerror}; correct results= or its rights") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SqError(f"{file} is not a whole record ({error}): delete it, and the run is done again") from error
     if version != VERSION:
@@ -82,7 +100,8 @@ def write(file: Path, record: Record) -> None:
             f"cannot write {file}: {error.strerror}; free space or correct results=, and run again"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the failure to write is the one to tell
+            part.unlink(missing_ok=True)
 
 
 def probe(folder: Path) -> None:

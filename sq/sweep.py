@@ -6,16 +6,20 @@ records, and this callback reads those when the sweep ends, wherever the jobs ra
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sq import record
+from sq.build import check
 from sq.config import FAMILIES, problems
 from sq.console import out, say
 from sq.errors import SqError
@@ -52,11 +56,12 @@ def expand(config: DictConfig) -> list[Job]:
     words = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     words += [str(word) for word in config.hydra.overrides.task]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    jobs = []
+    jobs: dict[Any, Job] = {}
     for point in BasicSweeper.split_arguments(overrides, None)[0]:
         composed = loader.load_sweep_config(config, point)
-        jobs.append(Job(point, resolve(composed), chosen(composed.hydra)))
-    return jobs
+        job = Job(point, resolve(composed), chosen(composed.hydra))
+        jobs.setdefault(record.path(job.config), job)  # a point given twice is one run
+    return list(jobs.values())
 
 
 class Sweep(Callback):
@@ -67,13 +72,15 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Expand the sweep, refuse what makes no sense, say what is done and what the rest may take."""
-        self.jobs = expand(config)
-        bad = [f"{' '.join(job.overrides)}: {p}" for job in self.jobs for p in problems(job.config)]
         try:
-            if bad:
-                raise SqError(f"nothing was run; {len(bad)} settings make no sense: {' | '.join(bad)}")
+            self.jobs = expand(config)
+        except (HydraException, OmegaConfBaseException):
+            return  # Hydra composes the jobs itself next; its error reaches sq.cli, which explains it
+        try:
             if not self.jobs:
                 raise SqError("the sweep expands to no run at all")
+            if bad := refused(self.jobs):
+                raise SqError(f"nothing was run; {len(bad)} of {len(self.jobs)} runs make no sense: {' | '.join(bad)}")
             for folder in {record.path(job.config).parent for job in self.jobs}:
                 record.probe(folder)
             say(forecast(self.jobs))
@@ -87,7 +94,8 @@ class Sweep(Callback):
         if config.hydra.mode == RunMode.MULTIRUN:
             number = int(config.hydra.job.num) + 1
             total = f"/{len(self.jobs)}" if self.jobs else ""
-            say(f"[{number}{total}] {' '.join(config.hydra.overrides.task)}")
+            same = set.intersection(*(set(job.overrides) for job in self.jobs)) if len(self.jobs) > 1 else set()
+            say(f"[{number}{total}] {' '.join(word for word in config.hydra.overrides.task if word not in same)}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print one table of everything that is done, list every failure with its cause, set the exit code."""
@@ -101,6 +109,29 @@ class Sweep(Callback):
         say(f"{len(records)} of {len(self.jobs)} runs done, {len(failures)} failed; records in {_folders(self.jobs)}")
         if failures:
             raise SystemExit(1)
+
+
+def refused(jobs: list[Job]) -> list[str]:
+    """Return a line for each job whose settings make no sense; finished jobs are not looked at again."""
+    lines, parts = [], {}
+    for job in jobs:
+        found = problems(job.config)
+        if not found and not _done(job):
+            for family in FAMILIES:  # equal parts are checked once: the first check of a family imports torch
+                part = json.dumps([family, job.config[family]], sort_keys=True)
+                if part not in parts:
+                    parts[part] = _fault(job.config[family], family)
+            found = [p for family in FAMILIES if (p := parts[json.dumps([family, job.config[family]], sort_keys=True)])]
+        lines += [f"{' '.join(job.overrides)}: {line}" for line in found]
+    return lines
+
+
+def _fault(part: Any, family: str) -> str:
+    try:
+        check(part, family)
+    except SqError as error:
+        return str(error)
+    return ""
 
 
 def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
@@ -118,6 +149,8 @@ def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
             failures.append(f"{where}: left no record: it was killed or could not write; run the same command again")
         elif found["status"] == "done":
             records.append(found)
+            if again := record.read(record.failed_rerun(file)):
+                failures.append(f"{where}: {again['error']} (repeating it failed; the earlier record was kept)")
         else:
             failures.append(f"{where}: {found['error']}")
     return records, failures

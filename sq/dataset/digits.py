@@ -2,6 +2,7 @@
 
 import torch
 
+from sq.errors import SqError
 from sq.types import Dataset, Split
 
 
@@ -12,6 +13,10 @@ def load(*, every: int) -> Dataset:
     ----------
     every : each class keeps its every `every`-th image for the test split, in the order of the source; 2 or more
 
+    Raises
+    ------
+    SqError : `every` below 2, which would leave nothing to train on
+
     Returns
     -------
     Images (B, 1, 8, 8), grey levels 0 to 16 mapped to -1 to 1.
@@ -20,6 +25,8 @@ def load(*, every: int) -> Dataset:
     ------
     Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI (the test part).
     """
+    if every < 2:
+        raise SqError(f"dataset.every={every}: 2 or more, or no image is left to calibrate with")
     from sklearn.datasets import load_digits
 
     source = load_digits()

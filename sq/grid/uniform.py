@@ -98,7 +98,7 @@ def fit(
     lowest = 2 if symmetric else 1
     if not lowest <= bits <= 16:
         kind = "symmetric" if symmetric else "affine"
-        raise SqError(f"bits={bits}: a {kind} uniform grid takes {lowest} to 16 bits")
+        raise SqError(f"{bits} bits: a uniform grid ({kind}) takes {lowest} to 16")
     if not torch.isfinite(W).all():
         raise SqError("weights hold NaN or infinity: check the checkpoint")
     low = W.amin(-1, keepdim=True).clamp(max=0)

@@ -1,6 +1,6 @@
 """Train digits_resnet on the training split and write its weights: ``python -m sq.model.train_digits``.
 
-SGD with a one-cycle schedule, small random shifts and noise; about a minute on 2 cores. Weights are stored in
+SGD with a one-cycle schedule, small random shifts; about a minute on 2 cores. Weights are stored in
 half precision, which keeps the file small; the network that sq measures is the one with the stored values.
 """
 
@@ -14,7 +14,7 @@ from sq.console import track
 from sq.dataset import digits
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet
 
-EPOCHS, BATCH, RATE, DECAY, NOISE = 60, 64, 0.1, 5e-4, 0.1
+EPOCHS, BATCH, RATE, DECAY = 60, 64, 0.1, 5e-4
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write (default: the packaged one)")
     parser.add_argument("--every", type=int, default=3, help="must equal dataset.every (default: 3)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1, help="(default: 1, the packaged weights)")
     options = parser.parse_args()
     data = digits.load(every=options.every)
     torch.manual_seed(options.seed)
@@ -55,11 +55,10 @@ def fit(net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Non
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to one pixel each way and add Gaussian noise."""
+    """Shift each image by up to one pixel each way."""
     shifts = torch.randint(-1, 2, (len(x), 2), generator=generator).tolist()
     padded = nn.functional.pad(x, (1, 1, 1, 1), value=-1.0)
-    moved = torch.stack([p[:, 1 + dy : 9 + dy, 1 + dx : 9 + dx] for p, (dy, dx) in zip(padded, shifts, strict=True)])
-    return moved + NOISE * torch.randn(moved.shape, generator=generator)
+    return torch.stack([p[:, 1 + dy : 9 + dy, 1 + dx : 9 + dx] for p, (dy, dx) in zip(padded, shifts, strict=True)])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Nothing here may stop or fail a run: whatever the client does, it is logged and 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,6 +50,8 @@ class Tracker:
             import wandb
 
             Path(dir).mkdir(parents=True, exist_ok=True)
+            # Tables wait here for `wandb sync`; by default they would wait in the user's home.
+            os.environ.setdefault("WANDB_DATA_DIR", str(Path(dir).absolute()))
             choices, config = record["choices"], record["config"]
             self.run = wandb.init(
                 project=project,
@@ -73,15 +76,17 @@ class Tracker:
         def finish() -> None:
             import wandb
 
-            if record["status"] == "done":
-                self.run.summary.update(_figures(record))
-                layers = record["layers"]
-                rows = [[layer[name] for name in layers[0]] for layer in layers]
-                table = wandb.Table(columns=list(layers[0]), data=rows)
-                self.run.log({"layers": table, "sensitivity": _sensitivity(record["sensitivity"])})
-            else:
-                self.run.summary.update({"status": "failed", "error": record.get("error", "")})
-            self.run.finish(exit_code=0 if record["status"] == "done" else 1)
+            try:
+                if record["status"] == "done":
+                    self.run.summary.update(_figures(record))
+                    layers = record["layers"]
+                    rows = [[layer[name] for name in layers[0]] for layer in layers]
+                    table = wandb.Table(columns=list(layers[0]), data=rows)
+                    self.run.log({"layers": table, "sensitivity": _sensitivity(record["sensitivity"])})
+                else:
+                    self.run.summary.update({"status": "failed", "error": record.get("error", "")})
+            finally:  # whatever was refused, the run must not stay open
+                self.run.finish(exit_code=0 if record["status"] == "done" else 1)
 
         _guarded("finish", finish, self.timeout)
 

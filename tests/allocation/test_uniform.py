@@ -1,0 +1,20 @@
+import pytest
+from torch import nn
+
+from sq import layers
+from sq.allocation import uniform
+from sq.errors import SqError
+
+
+@pytest.fixture
+def found():
+    return layers.find(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))[0]
+
+
+def test_every_layer_gets_the_budget(found):
+    assert uniform.allocate({}, found, 3.0) == {"0": 3, "1": 3}
+
+
+def test_a_mean_is_refused(found):
+    with pytest.raises(SqError, match=r"bits=3.5.*whole"):
+        uniform.allocate({}, found, 3.5)

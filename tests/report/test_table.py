@@ -1,0 +1,98 @@
+import copy
+import math
+
+import pytest
+
+from sq.report import table
+
+
+def record(quantizer="rtn", bits=4.0, seed=0, *, top1=98.0, seconds=1.0, statistics="s0", machine="m", **config):
+    knobs = {"damp": 0.01, "solve": {"_target_": f"sq.solver.{quantizer}"}}
+    settings = {
+        "name": "t",
+        "results": "r",
+        "outputs": "o",
+        "rerun": False,
+        "tracker": {"mode": "offline"},
+        "bits": bits,
+        "seed": seed,
+        "calibration": {"images": 8, "seed": seed},
+        "grid": {"range": "mse"},
+        "allocation": {},
+        "model": {"weights": None},
+        "quantizer": knobs,
+    } | config
+    figures = {"top1": top1, "drop": 99.0 - top1, "relative_error": 0.01 * seconds, "solve_seconds": seconds}
+    return {
+        "status": "done",
+        "key": f"{quantizer}{bits}{seed}",
+        "choices": {"quantizer": quantizer, "model": "digits_resnet", "calibration": "subset", "tracker": "wandb"},
+        "config": settings,
+        "results": figures,
+        "statistics": statistics,
+        "provenance": {"machine": machine},
+        "sensitivity": {"a": {"2": 0.2, "10": 0.1}, "b": {"2": 0.4, "10": 0.3}},
+    }
+
+
+def test_seeds_are_averaged_and_bits_fall():
+    made = table.rows([record(bits=3.0), record(seed=0, top1=98.0), record(seed=1, top1=96.0)])
+    assert [(row["labels"], row["runs"]) for row in made] == [
+        ({"method": "rtn", "bits": 4.0}, 2),
+        ({"method": "rtn", "bits": 3.0}, 1),
+    ]
+    cells = table.build([record(seed=0, top1=98.0), record(seed=1, top1=96.0)]).iloc[0]
+    assert cells["top-1 %"] == f"97.00 +- {math.sqrt(2):.2f}"
+    assert cells["runs"] == "2"
+
+
+def test_settings_that_vary_tell_methods_apart():
+    static, dynamic = record("sensiquant"), record("sensiquant")
+    static["config"]["quantizer"]["solve"]["order"] = "static"
+    dynamic["config"]["quantizer"]["solve"]["order"] = "dynamic"
+    methods = [row["labels"]["method"] for row in table.rows([static, dynamic, record("obq")])]
+    assert methods == ["obq", "sensiquant order=dynamic", "sensiquant order=static"]
+
+
+def test_other_choices_and_settings_that_vary_become_columns():
+    few, many = record(), record(calibration={"images": 64, "seed": 0})
+    assert [row["labels"]["calibration.images"] for row in table.rows([few, many])] == [8, 64]
+    other = copy.deepcopy(record(seed=2))
+    other["choices"]["model"] = "resnet18"
+    assert {row["labels"]["model"] for row in table.rows([few, other])} == {"digits_resnet", "resnet18"}
+
+
+def test_bookkeeping_splits_nothing():
+    elsewhere = record(seed=1, results="elsewhere", tracker={"mode": "disabled"})
+    assert len(table.rows([record(), elsewhere])) == 1
+
+
+def test_speedup_is_over_obq_on_the_same_problem_and_machine():
+    fast = record("sensiquant", seconds=0.5)
+    assert table.speedup(fast, [fast, record("obq", seconds=10.0)]) == pytest.approx(20)
+    for stranger in (
+        record("obq", statistics="s1"),
+        record("obq", machine="other"),
+        record("obq", bits=3.0),
+        record("obq", grid={"range": "minmax"}),
+        record("gptq"),
+    ):
+        assert table.speedup(fast, [fast, stranger]) is None
+    assert table.build([fast]).iloc[0]["speed-up"] == "-"
+
+
+def test_failed_runs_are_not_in_the_table():
+    failed = record("obq") | {"status": "failed"}
+    assert [row["labels"]["method"] for row in table.rows([record(), failed])] == ["rtn"]
+
+
+def test_no_negative_zero():
+    assert table.build([record(top1=99.0 + 1e-9)]).iloc[0]["drop"] == "0.00"
+
+
+def test_sensitivity_averages_distinct_statistics_and_sorts_bits_as_numbers():
+    one, two = record(), record(seed=1, statistics="s1")
+    two["sensitivity"] = {"a": {"2": 0.4, "10": 0.3}, "b": {"2": 0.8, "10": 0.5}}
+    mean = table.sensitivity([one, record("gptq"), two])["digits_resnet"]
+    assert list(mean.columns) == ["2", "10"]
+    assert mean.loc["a", "2"] == pytest.approx(0.3)

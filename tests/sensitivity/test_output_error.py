@@ -1,0 +1,42 @@
+from functools import partial
+
+import pytest
+import torch
+
+from sq import layers, statistics
+from sq.grid import uniform
+from sq.sensitivity import output_error
+from sq.types import Model, Problem, Split
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3, groups=2), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 1))
+    found, skipped = layers.find(net)
+    model = Model(net, found, (2, 5, 5), "", skipped)
+    batch = Split(torch.randn(6, 2, 5, 5), torch.zeros(6).long(), [str(i) for i in range(6)])
+    fit = partial(uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5)
+    return Problem(model, batch, statistics.collect(model, batch, batch_size=4), fit)
+
+
+def test_cost_is_the_error_measured_on_the_layer_itself(problem):
+    cost = output_error.score(problem, bits=[2, 4])
+    seen = {}
+    second = problem.model.net[2]
+    second.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    with torch.no_grad():
+        problem.model.net(problem.batch.x)
+        exact = second(seen["x"]) - second.bias.view(1, -1, 1, 1)
+        W = layers.weight(second)
+        rounded = problem.fit(W, 4).nearest(W).view_as(second.weight)
+        error = torch.nn.functional.conv2d(seen["x"], rounded) - exact
+    assert cost["2"][4] == pytest.approx(float(error.square().sum() / exact.square().sum()), rel=1e-4)
+
+
+def test_every_layer_is_priced_at_every_width_and_more_bits_cost_less(problem):
+    cost = output_error.score(problem, bits=[2, 3, 4, 8])
+    assert list(cost) == ["0", "2"]
+    for row in cost.values():
+        assert list(row) == [2, 3, 4, 8]
+        assert row[2] > row[4] > row[8] >= 0

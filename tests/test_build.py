@@ -1,0 +1,256 @@
+"""From config to code: only our own functions, every knob checked; and what modules and YAML files must hold to."""
+
+import ast
+import importlib
+import inspect
+import re
+
+import pytest
+from cli_helpers import CONF, ROOT, compose
+from omegaconf import OmegaConf
+
+from sq.build import build, check
+from sq.config import FAMILIES
+from sq.errors import SqError
+
+SUBSET = {"_target_": "sq.calibration.subset.draw", "_partial_": True, "images": 8, "seed": 0}
+SOLVE = {"_target_": "sq.solver.gptq.solve", "_partial_": True, "order": "natural", "block": 64}
+LAYERWISE = {"_target_": "sq.quantizer.layerwise.quantize", "_partial_": True, "damp": 0.01, "solve": SOLVE}
+UNIFORM = compose()[0]["grid"]
+
+
+def test_knobs_are_bound():
+    assert build(SUBSET, "calibration").keywords == {"images": 8, "seed": 0}
+
+
+def test_function_that_is_built_does_the_work():
+    from sq.dataset import digits
+
+    data = digits.load(every=3)
+    assert len(build(SUBSET, "calibration")(None, data).ids) == 8
+
+
+def test_nested_function_is_bound_too():
+    made = build(LAYERWISE, "quantizer")
+    assert made.keywords["damp"] == 0.01
+    assert made.keywords["solve"].keywords == {"order": "natural", "block": 64}
+
+
+@pytest.mark.parametrize("partial", [{}, {"_partial_": False}])
+def test_partial_is_not_the_users_to_forget(partial):
+    part = {k: v for k, v in SUBSET.items() if k != "_partial_"} | partial
+    assert callable(build(part, "calibration"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "subprocess.run", "sqlite3.connect", "sq", "builtins.eval", "", None, 3, "torch.load", " sq.x.y"],
+)
+def test_only_names_under_sq_are_imported(target):
+    with pytest.raises(SqError, match=r"quantizer\._target_=.*only names under sq\. are imported"):
+        check({"_target_": target}, "quantizer")
+
+
+@pytest.mark.parametrize("target", ["sq.no_such.solve", "sq.quantizer.layerwise.no_such", "sq.quantizer.layerwise."])
+def test_name_that_does_not_exist(target):
+    with pytest.raises(SqError, match=rf"quantizer\._target_={re.escape(target)}: "):
+        check({**LAYERWISE, "_target_": target}, "quantizer")
+
+
+@pytest.mark.parametrize("target", ["sq.quantizer.layerwise", "sq.job.os", "sq.quantizer.layerwise.LAST"])
+def test_name_that_is_no_function(target):
+    with pytest.raises(SqError, match=r"quantizer\._target_="):
+        check({**LAYERWISE, "_target_": target}, "quantizer")
+
+
+def test_part_without_a_target():
+    with pytest.raises(SqError, match=r"calibration\._target_=None"):
+        check({"images": 8}, "calibration")
+
+
+def test_missing_knob():
+    part = {k: v for k, v in SUBSET.items() if k != "seed"}
+    with pytest.raises(SqError, match=r"calibration: no value for seed, which sq\.calibration\.subset\.draw needs"):
+        check(part, "calibration")
+
+
+def test_unknown_knob_and_the_nearest():
+    with pytest.raises(SqError, match=r"calibration\.image: not a setting of .*; nearest: images"):
+        check({**SUBSET, "image": 8}, "calibration")
+    with pytest.raises(SqError, match=r"calibration\.zzz: not a setting of .*; choices: images, seed"):
+        check({**SUBSET, "zzz": 8}, "calibration")
+
+
+@pytest.mark.parametrize("value", ["8", 8.0, True, None, [8], "many", {"a": 1}])
+def test_wrong_type_is_refused_not_converted(value):
+    with pytest.raises(SqError, match=r"calibration\.images=.*should be a valid integer"):
+        check({**SUBSET, "images": value}, "calibration")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1", None])
+def test_numbers_must_be_finite_numbers(value):
+    with pytest.raises(SqError, match=r"grid\.norm="):
+        check({**UNIFORM, "norm": value}, "grid")
+
+
+def test_whole_number_serves_where_any_number_does():
+    check({**UNIFORM, "norm": 2}, "grid")
+
+
+def test_unknown_choice_and_the_nearest():
+    with pytest.raises(SqError, match=r"grid\.range=mes: should be 'minmax' or 'mse'; nearest: mse"):
+        check({**UNIFORM, "range": "mes"}, "grid")
+
+
+@pytest.mark.parametrize("bits", [["4"], [4.5], 4, [None], None])
+def test_lists_are_checked_inside(bits):
+    part = {"_target_": "sq.sensitivity.output_error.score", "bits": bits}
+    with pytest.raises(SqError, match=r"sensitivity\.bits="):
+        check(part, "sensitivity")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": "natrual"}, r"quantizer\.solve\.order=natrual: .*nearest: natural"),
+        ({"blok": 1}, r"quantizer\.solve\.blok: not a setting of sq\.solver\.gptq\.solve; nearest: block"),
+        ({"block": "all"}, r"quantizer\.solve\.block=all"),
+        ({"_target_": "os.system"}, r"quantizer\.solve\._target_=os\.system: only names under sq\."),
+    ],
+)
+def test_nested_function_is_checked_too(change, message):
+    with pytest.raises(SqError, match=message):
+        check({**LAYERWISE, "solve": {**SOLVE, **change}}, "quantizer")
+
+
+@pytest.mark.parametrize("solve", [None, "gptq", {}, {"order": "natural"}])
+def test_function_is_wanted_where_a_knob_is_one(solve):
+    with pytest.raises(SqError, match=r"quantizer\.solve"):
+        check({**LAYERWISE, "solve": solve}, "quantizer")
+
+
+# What every choice must hold to.
+
+CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+
+
+def targets(part):
+    """Yield `part` and every part nested in it that names a function."""
+    if isinstance(part, dict):
+        if "_target_" in part:
+            yield part
+        for value in part.values():
+            yield from targets(value)
+
+
+def function_of(part):
+    module, _, name = part["_target_"].rpartition(".")
+    return importlib.import_module(module), getattr(importlib.import_module(module), name)
+
+
+def test_families_are_folders_of_conf_and_of_sq_and_of_the_default():
+    assert {family for family, _ in CHOICES} == set(FAMILIES)
+    assert all((ROOT / "sq" / family / "__init__.py").is_file() for family in FAMILIES)
+    defaults = OmegaConf.load(CONF / "config.yaml").defaults
+    assert {name for line in defaults if not isinstance(line, str) for name in line} >= set(FAMILIES)
+
+
+@pytest.mark.parametrize(("family", "option"), CHOICES, ids=lambda word: word)
+def test_choice_builds_and_holds_to_the_contract(family, option):
+    config, choices = compose(f"{family}={option}")
+    assert choices[family] == option
+    assert callable(build(config[family], family))
+    parts = list(targets(config[family]))
+    assert parts[0] is config[family]
+    for part in parts:
+        assert part["_target_"].startswith("sq.")
+        assert part["_partial_"] is True
+        module, function = function_of(part)
+        knobs = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        assert {k.name for k in knobs} == set(part) - {"_target_", "_partial_"}
+        assert [k.name for k in knobs if k.default is not k.empty] == [], "defaults belong in the YAML file"
+        assert [k.name for k in knobs if k.annotation is k.empty] == []
+        assert inspect.getdoc(module)
+        assert inspect.getdoc(function)
+    assert parts[0]["_target_"].startswith(f"sq.{family}.")
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_knobs_stand_in_the_order_of_the_signature(file):
+    for part in targets(OmegaConf.to_container(OmegaConf.load(file), resolve=False)):
+        _, function = function_of(part)
+        order = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        given = [name for name in part if name not in ("_target_", "_partial_") and not isinstance(part[name], dict)]
+        assert given == [name for name in order if name in given]
+
+
+SOLVERS = sorted(f.stem for f in (ROOT / "sq" / "solver").glob("*.py") if f.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solver_names_its_source(name):
+    module = importlib.import_module(f"sq.solver.{name}")
+    assert list(inspect.signature(module.solve).parameters)[:3] == ["W", "H", "grid"]
+    if name != "rtn":
+        assert re.search(r"^Source\n-+\n\S", inspect.getdoc(module.solve), re.MULTILINE)
+
+
+# What modules may do.
+
+MODULES = sorted((ROOT / "sq").rglob("*.py"))
+KINDS = {*FAMILIES, "solver"}
+SCRIPT = ROOT / "sq" / "model" / "train_digits.py"
+
+
+def name_of(file):
+    words = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(words[:-1] if words[-1] == "__init__" else words)
+
+
+def imports(file):
+    """Return the dotted name of every module, or name in a module, that `file` imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_families_do_not_import_each_other(file):
+    family = file.relative_to(ROOT / "sq").parts[0]
+    if family not in KINDS or file == SCRIPT:
+        return
+    foreign = {name for name in imports(file) if name.startswith("sq.") and name.split(".")[1] in KINDS - {family}}
+    assert foreign == set()
+
+
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [
+        ("wandb", "sq/tracker/wandb.py"),
+        ("timm", "sq/model"),
+        ("ultralytics", "sq/model"),
+        ("onnx", "sq/export"),
+        ("onnxruntime", "sq/export"),
+    ],
+)
+def test_optional_packages_are_imported_in_their_one_place(package, home):
+    users = {str(f.relative_to(ROOT)) for f in MODULES if any(n.split(".")[0] == package for n in imports(f))}
+    assert all(user.startswith(home) for user in users)
+
+
+def test_nothing_is_printed_but_through_the_console():
+    def prints(file):
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+
+    assert {f for f in MODULES if prints(f)} <= {SCRIPT}
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_files_are_short(file):
+    assert len(file.read_text().splitlines()) <= 220

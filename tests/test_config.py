@@ -1,0 +1,187 @@
+"""Settings: what makes no sense is named before anything is loaded; experiments are what their headers say."""
+
+import functools
+import re
+
+import hydra
+import pytest
+from cli_helpers import CONF, EXPERIMENTS, compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from sq import build, record, sweep
+from sq.config import FAMILIES, Config, check, leaves, nearest, problems
+from sq.errors import SqError
+
+GOOD = compose()[0]
+
+
+def wrong(**changes):
+    return problems({**GOOD, **changes})
+
+
+def test_default_makes_sense():
+    assert problems(GOOD) == []
+    check(GOOD)
+
+
+def test_schema_and_yaml_name_the_same_settings():
+    own = OmegaConf.load(CONF / "config.yaml")
+    settings = [name for name in own if name not in ("defaults", "hydra")]
+    assert [*settings, *FAMILIES] == list(Config.__dataclass_fields__)
+    assert set(GOOD) == set(Config.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("bits", [1, 1.5, 2, 3.5, 16])
+def test_bits_that_make_sense(bits):
+    assert wrong(bits=bits) == []
+
+
+@pytest.mark.parametrize("bits", [0, 0.99, -1, 16.5, 33, float("nan"), float("inf")])
+def test_bits_that_do_not(bits):
+    (found,) = wrong(bits=bits)
+    assert found.startswith(f"bits={bits:g}: allowed are 1 to 16")
+
+
+@pytest.mark.parametrize(("bits", "senseless"), [(1, True), (1.5, True), (2, False)])
+def test_symmetric_grid_needs_two_bits(bits, senseless):
+    found = wrong(bits=bits, grid={**GOOD["grid"], "symmetric": True})
+    assert bool(found) == senseless
+    assert all("grid.symmetric=true" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"threads": 0}, "threads=0"),
+        ({"threads": -2}, "threads=-2"),
+        ({"name": ""}, "name=''"),
+        ({"name": "a/b"}, "name='a/b'"),
+        ({"name": "a\\b"}, "name="),
+        ({"name": "a=b"}, "name='a=b'"),
+        ({"name": "a,b"}, "name='a,b'"),
+        ({"name": "a b"}, "name='a b'"),
+        ({"name": ".."}, "name='..'"),
+        ({"name": ".hidden"}, "name='.hidden'"),
+        ({"device": "gpu"}, "device=gpu"),
+        ({"device": "cuda:"}, "device=cuda:"),
+        ({"typo": 1}, "typo: no such setting"),
+        ({"bit": 3}, "bit: no such setting; nearest: bits"),
+    ],
+)
+def test_senseless_setting_is_named(changes, start):
+    (found,) = wrong(**changes)
+    assert found.startswith(start)
+
+
+@pytest.mark.parametrize("changes", [{"threads": 1}, {"threads": None}, {"device": "cuda:1"}, {"name": "a-b_c.1"}])
+def test_sensible_setting(changes):
+    assert wrong(**changes) == []
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    with pytest.raises(SqError, match=r"bits=0: .*; batch_size=0: .*; threads=0: "):
+        check({**GOOD, "bits": 0, "batch_size": 0, "threads": 0})
+
+
+def test_nearest():
+    assert nearest("sensiqant", ["obq", "rtn", "sensiquant"]) == "nearest: sensiquant"
+    assert nearest("zzz", ["rtn", "obq"]) == "choices: obq, rtn"
+    assert nearest("bit", iter(["seed", "bits"])) == "nearest: bits"
+    assert nearest("a", []) == "choices: "
+
+
+def test_leaves():
+    assert leaves({}) == {}
+    assert leaves({"a": 1, "b": {"c": {"d": 2}, "e": [3, 4]}}) == {"a": 1, "b.c.d": 2, "b.e": [3, 4]}
+    assert leaves({1: {2: 3}}) == {"1.2": 3}
+
+
+@pytest.mark.parametrize(
+    "words", ["bits=3 seed=7", "quantizer=obq quantizer.solve.outliers=false", "calibration.images=8"]
+)
+def test_overrides_arrive(words):
+    flat = leaves(compose(*words.split())[0])
+    for word in words.split():
+        name, value = word.split("=")
+        if name in flat:
+            assert str(flat[name]).lower().removesuffix(".0") == value
+
+
+def test_one_seed_serves_all():
+    assert leaves(compose("seed=7")[0])["calibration.seed"] == 7
+    assert leaves(compose("seed=7", "calibration.seed=1")[0])["calibration.seed"] == 1
+
+
+# Experiments.
+
+NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
+
+
+def header(name):
+    """Return the header of an experiment's file, by the word that each of its parts begins with."""
+    lines = [line for line in (EXPERIMENTS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    parts, word = {}, None
+    for line in lines:
+        if found := re.match(r"# (\w+) {2,}(.+)", line):
+            word = found[1]
+            parts[word] = found[2]
+        else:
+            parts[word] += " " + line.removeprefix("#").strip()
+    return parts
+
+
+@functools.cache
+def expanded(name):
+    """Return the points of an experiment, and the jobs of enough of them to meet every value of every axis."""
+    with hydra.initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        own = hydra.compose(name, overrides=[f"hydra.searchpath=[file://{CONF}]"], return_hydra_config=True)
+        words = [f"{axis}={values}" for axis, values in own.hydra.sweeper.params.items()]
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        points = BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]
+        met, jobs = set(), []
+        for point in points:
+            if not met.issuperset(point):
+                met.update(point)
+                own.hydra.sweeper.params = dict(word.split("=", 1) for word in point)
+                jobs += sweep.expand(own)
+    return points, jobs
+
+
+def test_there_are_experiments():
+    assert "quickstart" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiment_is_what_its_header_says(name):
+    parts = header(name)
+    assert {"Question", "Run", "Cost", "Expect"} <= set(parts)
+    assert parts["Question"].endswith("?")
+    assert parts["Run"].startswith(f"python run.py -cd experiments -cn {name}")
+    points, _ = expanded(name)
+    assert len(points) == int(re.match(r"(\d+) runs?\b", parts["Cost"])[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiment_makes_sense(name):
+    points, jobs = expanded(name)
+    assert {job.config["name"] for job in jobs} == {name}
+    assert [p for job in jobs for p in problems(job.config)] == []
+    assert len(set(map(tuple, points))) == len(points), "no run twice"
+    assert len({record.key(job.config) for job in jobs}) == len(jobs)
+    assert len({job.config["seed"] for job in jobs}) >= 3, "a claim stands on 3 seeds or more"
+    for job in jobs:
+        assert set(job.choices) == set(FAMILIES)
+        for family in FAMILIES:
+            build.check(job.config[family], family)
+
+
+def test_sweeping_an_experiment_by_hand_gives_the_same_job():
+    _, (first, *_) = expanded("quickstart")
+    config, choices = compose("name=quickstart", *(w for w in first.overrides if not w.startswith("hydra.")))
+    assert config == first.config
+    assert choices == first.choices

@@ -1,0 +1,231 @@
+"""W&B: a whole mirror of each record, and no way for the client to fail or hold up a run."""
+
+import json
+import logging
+import sys
+import threading
+import time
+
+import pytest
+import wandb
+from cli_helpers import as_it_was, compose, run, settings
+from wandb.proto import wandb_internal_pb2
+
+from sq import job, pipeline, record
+from sq.tracker import none
+from sq.tracker import wandb as tracker
+
+
+@pytest.fixture(scope="module", autouse=True)
+def restored():
+    with as_it_was():
+        yield
+
+
+BLOCK = 2**15  # of LevelDB's log format, in which W&B keeps a run
+
+
+def messages(file):
+    """Yield the protocol buffers of an offline run."""
+    data, at, whole = file.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while at < len(data):
+        if (left := BLOCK - at % BLOCK) < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last piece
+            yield wandb_internal_pb2.Record.FromString(whole)
+            whole = b""
+
+
+def mirrored(folder):
+    """Return what W&B knows of one run: its start, config, summary and exit code."""
+    (file,) = folder.glob("*.wandb")
+    seen = {"summary": {}, "exit": None}
+    for message in messages(file):
+        kind = message.WhichOneof("record_type")
+        if kind == "run":
+            seen["run"] = message.run
+            seen["config"] = {item.key: json.loads(item.value_json) for item in message.run.config.update}
+        elif kind == "summary":
+            for item in message.summary.update:
+                seen["summary"]["/".join([item.key, *item.nested_key]).strip("/")] = json.loads(item.value_json)
+        elif kind == "exit":
+            seen["exit"] = message.exit.exit_code
+    return seen
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Return the records of two good runs and a failing one, and what W&B knows of each, by key."""
+    folder = tmp_path_factory.mktemp("wandb")
+    words = ["tracker=wandb", f"tracker.dir={folder / 'mirror'}", "name=trial"]
+    done = run(folder, *words, "calibration.images=32,48,100000", sweep=True)
+    records = {r["key"]: r for r in record.read_all(folder / "results" / "trial")}
+    runs = [mirrored(f) for f in (folder / "mirror" / "wandb").glob("offline-run-*")]
+    return folder, done, records, {seen["config"]["key"]: seen for seen in runs}, len(runs)
+
+
+def test_one_offline_run_for_each_record(swept):
+    folder, done, records, runs, count = swept
+    assert "2 of 3 runs done, 1 failed" in done.stderr
+    assert len(records) == count == 3
+    assert set(runs) == set(records)
+    assert list((folder / "cwd").iterdir()) == []
+
+
+def test_client_says_nothing(swept):
+    assert "wandb" not in swept[1].stderr.replace("tracker=wandb", "").replace(str(swept[0]), "").lower()
+    assert "wandb" not in swept[1].stdout.lower()
+
+
+def test_mirror_holds_config_and_figures(swept):
+    _, _, records, runs, _ = swept
+    done = [r for r in records.values() if r["status"] == "done"]
+    assert len(done) == 2
+    for made in done:
+        seen = runs[made["key"]]
+        assert seen["run"].run_group == "trial"
+        assert seen["run"].project == "sq"
+        assert set(seen["run"].tags) == {"digits_resnet", "rtn"}
+        assert seen["config"]["bits"] == 4
+        assert seen["config"]["choices"] == made["choices"]
+        assert {name: seen["config"][name] for name in made["config"]} == made["config"]
+        assert seen["summary"]["status"] == "done"
+        assert {name: seen["summary"][name] for name in made["results"]} == made["results"]
+        assert seen["summary"]["seconds/quantize"] == made["seconds"]["quantize"]
+        assert any(name.startswith("layers") for name in seen["summary"])
+        assert any(name.startswith("sensitivity") for name in seen["summary"])
+        assert seen["exit"] == 0
+
+
+def test_mirror_of_a_failed_run_says_so(swept):
+    _, _, records, runs, _ = swept
+    (failed,) = (r for r in records.values() if r["status"] == "failed")
+    seen = runs[failed["key"]]
+    assert seen["exit"] not in (0, None)
+    assert seen["summary"]["status"] == "failed"
+    assert seen["summary"]["error"] == failed["error"]
+
+
+def test_finished_runs_are_not_mirrored_again(swept):
+    folder, _, _, _, count = swept
+    words = ["tracker=wandb", f"tracker.dir={folder / 'mirror'}", "name=trial"]
+    assert run(folder, *words, "calibration.images=32,48", sweep=True).returncode == 0
+    assert len(list((folder / "mirror" / "wandb").glob("offline-run-*"))) == count
+
+
+def test_failure_of_the_client_is_logged_for_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "run", lambda *_: {"results": {}, "seconds": {}, "layers": [], "sensitivity": {}})
+    monkeypatch.setattr(wandb, "init", raising)
+    config, choices = compose(*settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}")
+    made = job.execute(config, choices)
+    assert made["status"] == "done"
+    log = (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text()
+    assert "W&B could not start: no service" in log
+
+
+@pytest.mark.parametrize("words", [["tracker=none"], ["tracker=wandb", "tracker.mode=disabled"]])
+def test_no_tracker_writes_nothing(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "run", lambda *_: {"results": {}, "seconds": {}})
+    monkeypatch.setattr(wandb, "init", raising)
+    monkeypatch.chdir(tmp_path)
+    mirror = [f"tracker.dir={tmp_path / 'mirror'}"] if "tracker=wandb" in words else []
+    config, choices = compose(*settings(tmp_path), *words, *mirror)
+    made = job.execute(config, choices)
+    assert made["status"] == "done"
+    assert {f.name for f in tmp_path.iterdir()} == {"results", "outputs"}
+    assert (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text() == ""
+
+
+def test_none_keeps_nothing():
+    assert none.open({}).close({}) is None
+
+
+# A client that misbehaves.
+
+BEGUN = {"record": 1, "key": "ab", "name": "trial", "status": "failed", "choices": {}, "config": {"bits": 4, "seed": 0}}
+DONE = {**BEGUN, "status": "done", "results": {}, "seconds": {}, "layers": [{"name": "a"}], "sensitivity": {}}
+
+
+def raising(*_, **__):
+    raise RuntimeError("no service")
+
+
+def opened(folder, **changes):
+    knobs = {"mode": "offline", "project": "sq", "entity": None, "dir": str(folder), "timeout": 0}
+    return tracker.open(BEGUN, **{**knobs, **changes})
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    """Return what sq logs, whatever an earlier run did to its logger."""
+    monkeypatch.setattr(logging.getLogger("sq"), "propagate", True)
+    caplog.set_level(logging.INFO, "sq")
+    return caplog
+
+
+def test_client_that_raises_does_not_fail_the_run(tmp_path, monkeypatch, logged):
+    monkeypatch.setattr(wandb, "init", raising)
+    opened(tmp_path).close(DONE)
+    assert "W&B could not start: no service" in logged.text
+
+
+def test_client_that_is_not_installed_does_not_fail_the_run(tmp_path, monkeypatch, logged):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    opened(tmp_path).close(DONE)
+    assert "W&B could not start" in logged.text
+
+
+def test_folder_that_cannot_be_written_does_not_fail_the_run(tmp_path, logged):
+    (tmp_path / "file").write_text("")
+    opened(tmp_path / "file" / "below").close(DONE)
+    assert "W&B could not start" in logged.text
+
+
+def test_client_that_hangs_does_not_hold_up_the_run(tmp_path, monkeypatch, logged):
+    free, ended = threading.Event(), threading.Event()
+
+    def hang(*_, **__):
+        free.wait(60)
+        ended.set()
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(wandb, "init", hang)
+    start = time.monotonic()
+    opened(tmp_path).close(DONE)
+    took = time.monotonic() - start
+    free.set()
+    assert ended.wait(10)
+    assert took < 10
+    assert "W&B did not start within" in logged.text
+
+
+@pytest.mark.parametrize("made", [DONE, {**BEGUN, "error": "too hot"}], ids=["done", "failed"])
+def test_client_that_raises_at_the_end_does_not_fail_the_run(made, tmp_path, monkeypatch, logged):
+    class Run:
+        summary: dict = {}  # noqa: RUF012
+        log = finish = staticmethod(raising)
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    opened(tmp_path).close(made)
+    assert "W&B could not finish: no service" in logged.text
+
+
+def test_run_is_finished_even_if_its_figures_cannot_be_sent(tmp_path, monkeypatch, logged):
+    codes = []
+
+    class Run:
+        summary: dict = {}  # noqa: RUF012
+        log = staticmethod(raising)
+
+        def finish(self, exit_code):
+            codes.append(exit_code)
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    opened(tmp_path).close(DONE)
+    assert codes == [0]
+    assert "no service" in logged.text
