@@ -13,7 +13,6 @@ from typing import Any
 from sq.errors import SqError
 
 VERSION = 1
-ESSENTIAL = ("status",)  # what any reader of a record asks first
 # Settings that say where and how a run is kept, not what it computes.
 BOOKKEEPING = ("name", "results", "outputs", "rerun", "tracker")
 
@@ -54,15 +53,17 @@ def read(file: Path) -> Record | None:
     """
     try:
         record = json.loads(file.read_text())
-        version, _ = record["record"], [record[name] for name in ESSENTIAL]
-    except (FileNotFoundError, NotADirectoryError):
+        version, status = record["record"], record.get("status")
+    except FileNotFoundError:
         return None
     except OSError as error:
         raise SqError(f"cannot read {file}: {error.strerror}; correct results= or its rights") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SqError(f"{file} is not a whole record ({error}): delete it, and the run is done again") from error
     if version != VERSION:
         raise SqError(f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use that sq")
+    if status not in ("done", "failed"):
+        raise SqError(f"{file} is not a whole record (status {status}): delete it, and the run is done again")
     return record
 
 

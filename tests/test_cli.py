@@ -21,7 +21,7 @@ EARLY = {
     "bits=0": (["bits=0"], ["bits=0", "1 to 16"]),
     "bits=33": (["bits=33"], ["bits=33", "1 to 16"]),
     "bits=-4": (["bits=-4"], ["bits=-4", "1 to 16"]),
-    "bits=nan": (["bits=nan"], ["bits=nan", "1 to 16"]),
+    "bits=nan": (["bits=nan"], ["bits=nan", "finite"]),
     "bits=abc": (["bits=abc"], ["bits=abc"]),
     "1 bit, symmetric": (["bits=1", "grid.symmetric=true"], ["bits=1", "grid.symmetric=true", "2 bits"]),
     "misspelt knob": (["quantizer.solve.ordr=static"], ["quantizer.solve.ordr", "nearest: quantizer.solve.order"]),

@@ -42,7 +42,7 @@ def build(records: list[Record]) -> pandas.DataFrame:
     import pandas
 
     made = rows(records)
-    table = []
+    table = _full_precision(made)
     for row in made:
         cells = {name: _plain(value) for name, value in row["labels"].items()}
         cells |= {
@@ -55,6 +55,17 @@ def build(records: list[Record]) -> pandas.DataFrame:
         }
         table.append(cells)
     return pandas.DataFrame(table).fillna("-")
+
+
+def _full_precision(made: list[Row]) -> list[dict[str, str]]:
+    """Return the cells of full precision, one line for each model and dataset in the table."""
+    seen: dict[tuple, dict[str, str]] = {}
+    for row in made:
+        where = {name: _plain(row["labels"][name]) for name in ("model", "dataset") if name in row["labels"]}
+        full = [top1 + drop for top1, drop in zip(row["top1"], row["drop"], strict=True)]
+        top1 = f"{statistics.fmean(full):.2f}"
+        seen.setdefault(tuple(where.values()), {"method": "full precision", "bits": "32", **where, "top-1 %": top1})
+    return list(seen.values())
 
 
 def for_terminal(table: pandas.DataFrame) -> Table:

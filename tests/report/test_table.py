@@ -41,7 +41,7 @@ def test_seeds_are_averaged_and_bits_fall():
         ({"method": "rtn", "bits": 4.0}, 2),
         ({"method": "rtn", "bits": 3.0}, 1),
     ]
-    cells = table.build([record(seed=0, top1=98.0), record(seed=1, top1=96.0)]).iloc[0]
+    cells = table.build([record(seed=0, top1=98.0), record(seed=1, top1=96.0)]).iloc[1]
     assert cells["top-1 %"] == f"97.00 +- {math.sqrt(2):.2f}"
     assert cells["runs"] == "2"
 
@@ -78,7 +78,7 @@ def test_speedup_is_over_obq_on_the_same_problem_and_machine():
         record("gptq"),
     ):
         assert table.speedup(fast, [fast, stranger]) is None
-    assert table.build([fast]).iloc[0]["speed-up"] == "-"
+    assert table.build([fast]).iloc[1]["speed-up"] == "-"
 
 
 def test_failed_runs_are_not_in_the_table():
@@ -86,8 +86,17 @@ def test_failed_runs_are_not_in_the_table():
     assert [row["labels"]["method"] for row in table.rows([record(), failed])] == ["rtn"]
 
 
+def test_full_precision_comes_first_once_for_each_network():
+    full = table.build([record(), record("obq", bits=3.0)]).iloc[0]
+    assert (full["method"], full["bits"], full["top-1 %"], full["drop"]) == ("full precision", "32", "99.00", "-")
+    other = copy.deepcopy(record(top1=70.0))
+    other["choices"]["model"] = "resnet18"
+    two = table.build([record(), other])
+    assert list(two["method"]).count("full precision") == 2
+
+
 def test_no_negative_zero():
-    assert table.build([record(top1=99.0 + 1e-9)]).iloc[0]["drop"] == "0.00"
+    assert table.build([record(top1=99.0 + 1e-9)]).iloc[1]["drop"] == "0.00"
 
 
 def test_sensitivity_averages_distinct_statistics_and_sorts_bits_as_numbers():
