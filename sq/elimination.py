@@ -133,23 +133,22 @@ def ranked(W: Tensor, inverse: Tensor, grid: Grid, rank: Rank, *, stride: int, b
     G, O, I = W.shape
     Q, loss = torch.empty_like(W), W.new_zeros(G, O)
     free = torch.arange(I, device=W.device).expand(G, I)
+    eye = torch.eye(min(stride, I), dtype=W.dtype, device=W.device).expand(G, -1, -1)
     while (left := free.shape[1]) > 0:
         order = rank(W - grid.nearest(W), inverse.diagonal(dim1=-2, dim2=-1))
-        first, rest = order[:, :stride], order[:, stride:].sort(-1).values
-        L = torch.linalg.cholesky(columns(inverse, first, first))
-        eye = torch.eye(L.shape[1], dtype=L.dtype, device=L.device).expand_as(L)
-        R = torch.linalg.solve_triangular(L, eye, upper=False).mT
-        own = columns(W, first)
-        values, lost = chain(own, R, grid, block=block)
-        Q.scatter_(2, columns(free.unsqueeze(1), first).expand_as(values), values)
+        W, inverse, free = columns(W, order), columns(inverse, order, order), free.gather(1, order)
+        P, F = slice(0, min(stride, left)), slice(stride, None)
+        L = torch.linalg.cholesky(inverse[:, P, P])
+        right = torch.cat((eye[:, P, P], inverse[:, P, F]), 2)
+        right = torch.linalg.solve_triangular(L, right, upper=False)
+        R, V = right[:, :, P].mT, right[:, :, F]
+        values, lost = chain(W[:, :, P], R, grid, block=block)
+        Q.scatter_(2, free[:, None, P].expand_as(values), values)
         loss += lost
-        if first.shape[1] == left:
-            break
-        V = torch.linalg.solve_triangular(L, columns(inverse, rest, first), upper=False)
         # (w - q)_P inv_PP^-1 inv_PF, with inv_PP^-1 inv_PF = R V
-        W = torch.baddbmm(columns(W, rest), (own - values) @ R, V, alpha=-1)
-        inverse = torch.baddbmm(columns(inverse, rest, rest), V.mT, V, alpha=-1)
-        free = free.gather(1, rest)
+        W = torch.baddbmm(W[:, :, F], (W[:, :, P] - values) @ R, V, alpha=-1)
+        inverse = torch.baddbmm(inverse[:, F, F], V.mT, V, alpha=-1)
+        free = free[:, F]
     return Q, loss
 
 

@@ -46,7 +46,7 @@ def solve(
         "inverse" 1 / [H^-1]_jj; "activation" H_jj. "dynamic" takes "saliency" alone
     aggregate : "sum" or "max" of a column's scores over rows
     rankings : how many times a layer's columns are ranked in "dynamic", evenly spread; None ranks again after
-        every column, which costs far more and gains little over 10 (measured: results/LOG.md)
+        every column, which costs far more and gains little over a few (measured: results/LOG.md)
     clusters : how many, for "grouped"
     block : columns compensated together; changes speed, not results (beyond rounding)
 
