@@ -34,7 +34,10 @@ settings.register()
 def task(config: DictConfig) -> None:
     """Run one job. In a sweep its failure is in its record and the sweep goes on; alone it ends the program."""
     own = HydraConfig.get()
-    record, failure = attempt(sweep.resolve(config), sweep.chosen(own))
+    one = sweep.Job([], sweep.resolve(config), sweep.chosen(own))
+    if own.mode == RunMode.RUN and (seconds := sweep.expected_seconds(one)):
+        say(f"about {seconds:.0f} s, by earlier records")
+    record, failure = attempt(one.config, one.choices)
     if own.mode == RunMode.MULTIRUN:
         say(f"    failed: {failure}" if failure else f"    {job.outcome(record)}")
     elif failure:

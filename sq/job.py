@@ -81,7 +81,11 @@ def import_torch() -> None:
     ------
     SqError : torchvision was built for another torch
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
+    # Both are read once, when the libraries start.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Threads that wait by spinning stand in each other's way where cores are shared: OBQ took 185 s beside one
+    # other busy process, 10 s with threads that sleep (results/LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch  # noqa: F401
         import torchvision  # noqa: F401

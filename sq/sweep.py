@@ -162,18 +162,29 @@ def forecast(jobs: list[Job]) -> str:
     line = f"{len(jobs)} runs, {len(jobs) - len(left)} done, {len(left)} to do"
     if not left:
         return line
+    seconds, unknown = estimate(left)
+    if unknown == len(left):
+        return f"{line}; no earlier record to estimate their time from"
+    return f"{line}, about {seconds:.0f} s by earlier records" + (f", {unknown} of them unknown" if unknown else "")
+
+
+def expected_seconds(job: Job) -> float:
+    """Return how long a single job should take; 0 if it is done, cannot run, or is the first of its kind."""
+    if problems(job.config) or (_done(job) and not job.config["rerun"]):
+        return 0.0
+    return estimate([job])[0]
+
+
+def estimate(jobs: list[Job]) -> tuple[float, int]:
+    """Return the seconds `jobs` took on average in earlier runs of the same choices, and how many are unknown."""
     known: dict[tuple, list[float]] = {}
     for folder in {record.path(job.config).parent for job in jobs}:
         for file in folder.glob("*.json"):
             found = _quietly(file)
             if found and found["status"] == "done":
                 known.setdefault(_alike(found["choices"]), []).append(sum(found["seconds"].values()))
-    guesses = [known.get(_alike(job.choices)) for job in left]
-    seconds = sum(sum(g) / len(g) for g in guesses if g)
-    unknown = sum(g is None for g in guesses)
-    if unknown == len(left):
-        return f"{line}; no earlier record to estimate their time from"
-    return f"{line}, about {seconds:.0f} s by earlier records" + (f", {unknown} of them unknown" if unknown else "")
+    guesses = [known.get(_alike(job.choices)) for job in jobs]
+    return sum(sum(g) / len(g) for g in guesses if g), sum(g is None for g in guesses)
 
 
 def _alike(choices: dict[str, str]) -> tuple:
