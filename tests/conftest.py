@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from omegaconf import OmegaConf
+
+from sq.build import build
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+torch.set_num_threads(1)  # on layers this small a second thread costs more than it brings
+
+settings.register_profile("sq", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.load_profile("sq")
+
+
+@pytest.fixture(scope="session")
+def fit():
+    return build(OmegaConf.to_container(OmegaConf.load(CONF / "grid" / "uniform.yaml")), "grid")
+
+
+@pytest.fixture(scope="session")
+def correlated():
+    # Heavy-tailed weights; rectified, correlated inputs whose channels differ in size. Float64, H slightly damped.
+    def make(seed, G=1, O=4, I=8, damp=0.01):
+        random = torch.Generator().manual_seed(seed)
+        W, mix, shift, size, noise = (
+            torch.randn(G, *shape, generator=random, dtype=torch.float64)
+            for shape in ((O, I), (I, I), (I, 1), (I, 1), (I, 4 * I))
+        )
+        X = (mix @ noise / I**0.5 + 0.5 * noise + shift).relu() * (0.5 * size).exp()
+        H = 2 * X @ X.mT / X.shape[2]
+        mean = H.diagonal(dim1=-2, dim2=-1).mean(-1)
+        return W * W.abs(), H + damp * mean.view(G, 1, 1) * torch.eye(I, dtype=H.dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from sq.dataset import digits
+
+    return digits.load(every=3)
+
+
+@pytest.fixture(scope="session")
+def resnet():
+    from sq.model import digits_resnet
+
+    return digits_resnet.load(weights=None)

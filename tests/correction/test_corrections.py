@@ -1,0 +1,210 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn import functional as F
+
+from sq import batchnorm as bn
+from sq import layers
+from sq.build import build
+from sq.correction import batchnorm, none, reestimate
+from sq.grid import uniform
+from sq.types import Split
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "correction"
+PARTS = {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted(CONF.glob("*.yaml"))}
+
+
+def round_weights(net, bits):
+    net = copy.deepcopy(net)
+    for layer in layers.find(net)[0]:
+        W = layers.weight(layer.module)
+        grid = uniform.fit(W, bits, symmetric=False, range="mse", norm=2.4, steps=20, shrink=0.2)
+        layers.set_weight(layer.module, grid.nearest(W))
+    return net
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def split(x):
+    return Split(x, torch.zeros(len(x)).long(), [str(i) for i in range(len(x))])
+
+
+@pytest.fixture
+def batch(digits):
+    return Split(digits.train.x[:128], digits.train.y[:128], digits.train.ids[:128])
+
+
+@pytest.fixture
+def small():
+    # running statistics are those of the images exactly, so a recovered network is the reference
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).double()
+    nn.init.uniform_(net[1].weight, 0.5, 2)
+    nn.init.normal_(net[1].bias)
+    x = torch.randn(40, 2, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        fed = bn.channels(net[0](x))
+    bn.set_running(net[1], fed.mean(1), fed.var(1, unbiased=False))
+    return net.eval(), x
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_choice_repairs_the_network_alone(name, resnet, batch):
+    correct = build(PARTS[name], "correction")
+    net, reference = round_weights(resnet.net, 3), copy.deepcopy(resnet.net)
+    before = copy.deepcopy(net)
+    report = correct(net, reference, batch)
+    assert isinstance(report["kept"], int)
+    assert same(reference, resnet.net)
+    assert not net.training
+    statistics = ("running_mean", "running_var")
+    for key, value in net.state_dict().items():
+        assert torch.isfinite(value).all(), key
+        assert key.endswith(statistics) or torch.equal(value, before.state_dict()[key]), key
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in [*net.modules(), *reference.modules()])
+    assert same(net, before) is (report["kept"] == 0)
+
+
+def test_none_changes_nothing(small):
+    net, x = small
+    before = copy.deepcopy(net)
+    assert none.correct(net, net, split(x)) == {"kept": 0}
+    assert same(net, before)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_unquantized_network_is_left_as_it_was(resnet, batch, rounds):
+    net = copy.deepcopy(resnet.net)
+    report = batchnorm.correct(net, resnet.net, batch, batch_size=50, rounds=rounds)
+    assert same(net, resnet.net)
+    assert report == {"layers": len(bn.find(net)), "kept": 0, "error_before": 0, "error_after": 0}
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("batch_size", [13, 40])
+def test_shift_is_recovered(small, rounds, batch_size):
+    reference, x = small
+    net = copy.deepcopy(reference)
+    gain, shift = torch.tensor([1.5, 0.4, 1.0, 3.0]).double(), torch.tensor([0.5, -2.0, 1.0, 0.0]).double()
+    with torch.no_grad():
+        net[0].weight.mul_(gain.view(-1, 1, 1, 1))
+        net[0].bias.mul_(gain).add_(shift)
+    report = batchnorm.correct(net, reference, split(x), batch_size=batch_size, rounds=rounds)
+    assert (report["layers"], report["kept"]) == (1, 1)
+    torch.testing.assert_close(net[1].running_mean, gain * reference[1].running_mean + shift)
+    torch.testing.assert_close(net[1].running_var, gain**2 * reference[1].running_var)
+    assert report["error_before"] > 0.1
+    assert report["error_after"] < 1e-6  # eps of BatchNorm is not scaled by the gain
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), reference(x), rtol=0, atol=1e-3)
+    assert report["error_after"] == pytest.approx(bn.logit_error(net, reference, x, 7), rel=1e-6)
+
+
+def test_shift_is_added_to_what_training_left(small):
+    # running statistics of training differ from those of the images, and keep differing by as much
+    reference, x = small
+    mean, variance = (t.clone() for t in bn.running(reference[1]))
+    bn.set_running(reference[1], mean + 0.3, variance * 2)
+    net = copy.deepcopy(reference)
+    with torch.no_grad():
+        net[0].weight.mul_(1.5)
+        net[0].bias.mul_(1.5).add_(0.7)
+    batchnorm.correct(net, reference, split(x), batch_size=40, rounds=2)
+    torch.testing.assert_close(net[1].running_mean, 1.5 * mean + 0.7 + 0.3)
+    torch.testing.assert_close(net[1].running_var, 2.25 * 2 * variance, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_moments_equal_a_direct_computation(affine):
+    torch.manual_seed(1)
+    module = nn.BatchNorm2d(3, affine=affine).double().eval()
+    if affine:
+        nn.init.normal_(module.weight)
+        nn.init.normal_(module.bias)
+    bn.set_running(module, torch.randn(3).double(), torch.rand(3).double() + 0.5)
+    x_r = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    x_q = 1.2 * x_r + 0.3 * torch.randn_like(x_r) + 0.5
+    moments = batchnorm.Moments(3, x_r.device)
+    for q, r in zip(x_q.split(4), x_r.split(4), strict=True):
+        moments.add(q, r)
+    mean, variance = module.running_mean, module.running_var
+    moved = torch.randn(3).double(), torch.rand(3).double() + 0.5
+
+    def output(x, mean, variance):
+        return F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps).detach()
+
+    difference = output(x_q, *moved) - output(x_r, mean, variance)
+    wanted = float(difference.square().mean((0, 2, 3)).sum())  # a mean over positions, a sum over channels
+    assert moments.error(module, *moved, mean, variance) == pytest.approx(wanted, rel=1e-9)
+    new_mean, new_variance = moments.shifted(module)
+    dims, eps = (0, 2, 3), module.eps
+    torch.testing.assert_close(new_mean, mean + x_q.mean(dims) - x_r.mean(dims))
+    ratio = (x_q.var(dims, unbiased=False) + eps) / (x_r.var(dims, unbiased=False) + eps)
+    torch.testing.assert_close(new_variance, (variance + eps) * ratio - eps)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_logit_error_never_rises(resnet, batch, bits, rounds):
+    net = round_weights(resnet.net, bits)
+    report = batchnorm.correct(net, resnet.net, batch, batch_size=64, rounds=rounds)
+    assert report["error_after"] <= report["error_before"]
+    assert bn.logit_error(net, resnet.net, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
+    assert report["kept"] > 0
+
+
+def test_harm_is_undone(resnet, batch, monkeypatch):
+    # a rule that makes everything worse: nothing of it may stay
+    monkeypatch.setattr(
+        batchnorm.Moments, "shifted", lambda self, module: (module.running_mean + 9, module.running_var)
+    )
+    monkeypatch.setattr(batchnorm.Moments, "error", lambda self, module, mean, *rest: -float(mean.sum()))
+    net = round_weights(resnet.net, 4)
+    before = copy.deepcopy(net)
+    report = batchnorm.correct(net, resnet.net, batch, batch_size=64, rounds=2)
+    assert same(net, before)
+    assert report["kept"] == 0
+    assert report["error_after"] == report["error_before"] > 0
+
+
+def test_reestimate_is_one_step_of_training(resnet, batch):
+    net = round_weights(resnet.net, 3)
+    trained = copy.deepcopy(net)
+    modules, count = bn.find(trained), {}
+    for module in modules.values():
+        module.momentum = None  # a plain mean over batches
+        module.reset_running_stats()
+    trained.train()
+    with torch.no_grad(), bn.feeding(modules, lambda name, _, x: count.update({name: x.numel() // x.shape[1]})):
+        trained(batch.x)
+    report = reestimate.correct(net, resnet.net, batch, batch_size=len(batch.x))
+    assert report["layers"] == report["kept"] == len(modules) > 10
+    for name, module in bn.find(net).items():
+        torch.testing.assert_close(module.running_mean, modules[name].running_mean, rtol=1e-3, atol=1e-4)
+        biased = modules[name].running_var * (1 - 1 / count[name])  # training stores the unbiased variance
+        torch.testing.assert_close(module.running_var, biased, rtol=1e-3, atol=1e-5)
+
+
+def test_reestimate_averages_over_batches(small):
+    reference, x = small
+    net = copy.deepcopy(reference)
+    bn.set_running(net[1], torch.full((4,), 9.0).double(), torch.full((4,), 9.0).double())
+    reestimate.correct(net, reference, split(x), batch_size=20)
+    with torch.no_grad():
+        fed = [bn.channels(net[0](part)) for part in x.split(20)]
+    torch.testing.assert_close(net[1].running_mean, sum(f.mean(1) for f in fed) / 2)
+    torch.testing.assert_close(net[1].running_var, sum(f.var(1, unbiased=False) for f in fed) / 2)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_network_without_batchnorm(name):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    before = copy.deepcopy(net)
+    assert build(PARTS[name], "correction")(net, copy.deepcopy(net), split(torch.randn(8, 1, 2, 2)))["kept"] == 0
+    assert same(net, before)

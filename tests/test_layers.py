@@ -1,0 +1,118 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from sq import layers
+
+PADDING_1D = [0, 2, (1,), "same", "valid"]
+PADDING_2D = [0, 2, (1, 3), "same", "valid"]
+MODES = ["zeros", "reflect", "replicate", "circular"]
+
+
+def assert_is_a_product(module, x):
+    # weight @ inputs, put back into the shape of the output
+    with torch.no_grad():
+        wanted = module(x)
+    W, X = layers.weight(module), layers.inputs(module, x)
+    product = (W @ X).flatten(0, 1)  # (outputs, N)
+    if module.bias is not None:
+        product = product + module.bias.detach().unsqueeze(1)
+    by_channel = (
+        wanted.reshape(-1, wanted.shape[-1]).T if isinstance(module, nn.Linear) else wanted.transpose(0, 1).flatten(1)
+    )
+    torch.testing.assert_close(product, by_channel, rtol=1e-10, atol=1e-12)
+    assert X.shape[2] == layers.positions(module, wanted)
+
+
+def conv(kind, *args, **kwargs):
+    torch.manual_seed(0)
+    return kind(*args, **kwargs, dtype=torch.float64)
+
+
+# PyTorch says that it copies the input for an even kernel
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", PADDING_2D)
+def test_conv2d(mode, padding):
+    x = torch.randn(2, 4, 9, 11, dtype=torch.float64)
+    strides = [1] if padding == "same" else [1, 2, (2, 3)]
+    for stride, dilation, groups, kernel in itertools.product(strides, [1, (2, 1)], [1, 2, 4], [3, 1, (2, 3)]):
+        module = conv(
+            nn.Conv2d, 4, 8, kernel, stride, padding, dilation=dilation, groups=groups, padding_mode=mode, bias=True
+        )
+        assert_is_a_product(module, x)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", PADDING_1D)
+def test_conv1d(mode, padding):
+    x = torch.randn(3, 4, 13, dtype=torch.float64)
+    strides = [1] if padding == "same" else [1, 3]
+    for stride, dilation, groups, kernel in itertools.product(strides, [1, 2], [1, 4], [1, 2, 5]):
+        module = conv(
+            nn.Conv1d, 4, 4, kernel, stride, padding, dilation=dilation, groups=groups, padding_mode=mode, bias=False
+        )
+        assert_is_a_product(module, x)
+
+
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (2, 3, 4, 5)])
+def test_linear(shape):
+    assert_is_a_product(conv(nn.Linear, 5, 3), torch.randn(shape, dtype=torch.float64))
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.again = self.first
+        self.inside = nn.Sequential(self.first, nn.BatchNorm1d(4), nn.ReLU())
+        self.embedding = nn.Embedding(3, 4)
+        self.up = nn.ConvTranspose2d(2, 2, 3)
+
+
+def test_find_lists_each_module_once_and_names_what_is_skipped():
+    net = Shared()
+    found, skipped = layers.find(net)
+    assert [layer.name for layer in found] == ["first"]
+    assert found[0].module is net.first
+    assert skipped == ["embedding (Embedding)", "up (ConvTranspose2d)"]
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "sizes"),
+    [
+        (nn.Conv2d(6, 12, 3), "3x3", (1, 12, 54)),
+        (nn.Conv2d(6, 12, 1), "1x1", (1, 12, 6)),
+        (nn.Conv2d(6, 12, (1, 5), groups=3), "1x5 grouped", (3, 4, 10)),
+        (nn.Conv2d(6, 12, 3, groups=6), "3x3 depthwise", (6, 2, 9)),
+        (nn.Conv1d(6, 12, 7), "7", (1, 12, 42)),
+        (nn.Linear(6, 12), "linear", (1, 12, 6)),
+    ],
+)
+def test_find_describes_layers(module, kind, sizes):
+    (layer,), skipped = layers.find(nn.Sequential(module))
+    assert (layer.name, layer.kind, (layer.groups, layer.outputs, layer.inputs)) == ("0", kind, sizes)
+    assert layer.weights == module.weight.numel()
+    assert skipped == []
+
+
+@pytest.mark.parametrize("module", [nn.Conv2d(6, 12, 3, groups=3), nn.Conv1d(6, 12, 3), nn.Linear(6, 12)])
+def test_set_weight_is_the_inverse_of_weight(module):
+    before = module.weight.detach().clone()
+    W = layers.weight(module)
+    assert not W.requires_grad
+    values = torch.randn_like(W)
+    layers.set_weight(module, values)
+    assert torch.equal(layers.weight(module), values)
+    layers.set_weight(module, before.reshape(W.shape))
+    assert torch.equal(module.weight.detach(), before)
+    assert module.weight.requires_grad
+
+
+@pytest.mark.parametrize("module", [nn.ConvTranspose2d(2, 2, 3), nn.BatchNorm2d(2), nn.Embedding(3, 4)])
+def test_other_modules_have_no_geometry(module):
+    with pytest.raises(TypeError, match=type(module).__name__):
+        layers.inputs(module, torch.zeros(1, 2, 5, 5))

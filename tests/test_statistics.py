@@ -1,0 +1,149 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sq import layers, statistics
+from sq.errors import SqError
+from sq.types import Model, Split
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.depthwise = nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False)
+        self.twice = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.depthwise(F.relu(self.conv(x))).flatten(2).mT  # (B, 4 pixels, 4)
+        return self.head(self.twice(F.relu(self.twice(y))).mean(1))
+
+
+def model(net, **more):
+    found, _ = layers.find(net)
+    return Model(net.eval(), found, (2, 6, 6), "", **more)
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    return model(Tiny())
+
+
+def images(count, seed=0):
+    x = torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return Split(x, torch.zeros(count).long(), [f"image/{i}" for i in range(count)])
+
+
+def test_hessians_equal_the_definition(tiny):
+    batch = images(10)
+    found = statistics.collect(tiny, batch, batch_size=4)
+    net = tiny.net.double()
+    with torch.no_grad():
+        x = batch.x.double()
+        first = F.relu(net.conv(x))
+        second = net.depthwise(first).flatten(2).mT
+        third = F.relu(net.twice(second))
+        pooled = net.twice(third).mean(1)
+
+    def patches(x, kernel, **how):  # (channels, taps, N)
+        columns = F.unfold(x, kernel, **how)
+        return columns.unflatten(1, (x.shape[1], -1)).permute(1, 2, 0, 3).flatten(2)
+
+    inputs = {
+        "conv": patches(x, 3, padding=1).flatten(0, 1).unsqueeze(0),
+        "depthwise": patches(first, 3, stride=2),
+        "twice": torch.cat([second, third]).flatten(0, 1).T.unsqueeze(0),  # both calls add up
+        "head": pooled.T.unsqueeze(0),
+    }
+    assert list(found.layers) == list(inputs)
+    assert found.images == 10
+    for name, X in inputs.items():
+        N = X.shape[2]
+        assert found.layers[name].positions == N
+        hessian = found.layers[name].hessian
+        assert hessian.dtype == torch.float64
+        wanted = 2 * X @ X.mT / N
+        assert (hessian - wanted).norm() <= 1e-5 * wanted.norm(), name
+
+
+def assert_same(a, b):
+    for name, one in a.layers.items():
+        assert one.positions == b.layers[name].positions
+        assert (one.hessian - b.layers[name].hessian).norm() <= 1e-6 * one.hessian.norm()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_batch_size_does_not_matter(tiny, batch_size):
+    assert_same(
+        statistics.collect(tiny, images(10), batch_size=100),
+        statistics.collect(tiny, images(10), batch_size=batch_size),
+    )
+
+
+def test_unfolding_in_pieces_does_not_matter(tiny, monkeypatch):
+    whole = statistics.collect(tiny, images(10), batch_size=10)
+    calls, inputs = [], layers.inputs
+    monkeypatch.setattr(layers, "inputs", lambda module, x: calls.append(len(x)) or inputs(module, x))
+    monkeypatch.setattr(statistics, "UNFOLDED", 2 * 18 * 36)  # two images of the first layer
+    assert_same(whole, statistics.collect(tiny, images(10), batch_size=10))
+    assert calls[:5] == [2] * 5
+
+
+def test_digest_tells_hessians_apart(tiny):
+    digests = [statistics.collect(tiny, images(4, seed), batch_size=4).digest() for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_image_is_named(tiny, bad):
+    batch = images(6)
+    batch.x[4, 0, 0, 0] = bad
+    with pytest.raises(SqError, match="image/4"):
+        statistics.collect(tiny, batch, batch_size=2)
+
+
+def test_bad_weight_names_the_layer_it_feeds(tiny):
+    tiny.net.conv.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(SqError, match="layer depthwise "):
+        statistics.collect(tiny, images(2), batch_size=2)
+
+
+def test_layer_never_called_is_named(tiny):
+    tiny.net.spare = nn.Linear(4, 4)
+    with pytest.raises(SqError, match="layer spare was never called"):
+        statistics.collect(model(tiny.net), images(2), batch_size=2)
+
+
+def hooks(net):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+
+
+def test_hooks_are_removed(tiny):
+    statistics.collect(tiny, images(2), batch_size=2)
+    assert hooks(tiny.net) == 0
+    tiny.net.forward = lambda x: tiny.net.head(x)  # fails in the middle of a pass
+    with pytest.raises(RuntimeError):
+        statistics.collect(tiny, images(2), batch_size=2)
+    assert hooks(tiny.net) == 0
+
+
+def test_network_is_left_as_it_was():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2))
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    statistics.collect(model(net), images(4), batch_size=2)
+    assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
+
+
+def test_relative_error_equals_the_definition():
+    torch.manual_seed(1)
+    W, noise = torch.randn(2, 3, 5, dtype=torch.float64), 0.1 * torch.randn(2, 3, 5, dtype=torch.float64)
+    X = torch.randn(2, 5, 40, dtype=torch.float64)
+    H = 2 * X @ X.mT / 40
+    wanted = float((noise @ X).square().sum() / (W @ X).square().sum())
+    assert statistics.relative_error(W, W - noise, H) == pytest.approx(wanted, rel=1e-10)
+    assert statistics.loss(noise, H) == pytest.approx(2 / 40 * float((noise @ X).square().sum()), rel=1e-10)
+    assert statistics.relative_error(W, W, H) == 0
+    assert statistics.relative_error(W, W - noise, torch.zeros_like(H)) == 0
