@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -143,10 +144,11 @@ def _plain(value: Any) -> str:
 
 
 def _rank(name: str, value: Any) -> tuple:
-    """Sort numbers by value (bits from high to low), the rest by text, absent values last."""
+    """Sort numbers by value (bits from high to low), text with its numbers by value, absent values last."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return (0, -value if name == "bits" else value, "")
-    return (1 if value is not None else 2, 0, str(value))
+        return (0, -value if name == "bits" else value, ())
+    words = tuple((not w.isdigit(), int(w) if w.isdigit() else 0, w) for w in re.split(r"(\d+)", str(value)))
+    return (1 if value is not None else 2, 0, words)
 
 
 def sensitivity(records: list[Record]) -> Mapping[str, pandas.DataFrame]:

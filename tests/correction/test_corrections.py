@@ -202,6 +202,15 @@ def test_reestimate_averages_over_batches(small):
     torch.testing.assert_close(net[1].running_var, sum(f.var(1, unbiased=False) for f in fed) / 2)
 
 
+@pytest.mark.parametrize("batch_size", [7, 40])
+def test_logit_error_equals_the_definition(small, batch_size):
+    reference, x = small
+    net = round_weights(reference, 3)
+    with torch.no_grad():
+        wanted = float((net(x) - reference(x)).square().sum() / reference(x).square().sum())
+    assert bn.logit_error(net, reference, x, batch_size) == pytest.approx(wanted, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_network_without_batchnorm(name):
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()

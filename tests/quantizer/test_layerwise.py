@@ -88,7 +88,12 @@ def test_singular_hessian_climbs_the_ladder(fit, linear):
 
 @pytest.mark.parametrize(
     ("damp", "wanted"),
-    [(0.0, [0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1]), (0.03, [0.03, 0.3, 1]), (0.6, [0.6, 1]), (1.0, [1.0])],
+    [
+        (0.0, [0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1]),
+        (0.03, [0.03, 0.3, 1]),
+        (0.6, [0.6, 1]),
+        (1.0, [1.0]),
+    ],
 )
 def test_ladder_ends_in_an_error_that_names_the_layer(fit, linear, damp, wanted):
     given = problem(fit, linear, {"0": torch.eye(6, dtype=torch.float64).unsqueeze(0) * 4})

@@ -95,6 +95,14 @@ def test_full_precision_comes_first_once_for_each_network():
     assert list(two["method"]).count("full precision") == 2
 
 
+def test_numbers_in_names_sort_as_numbers():
+    runs = [record("sensiquant") for _ in range(3)]
+    for run, rankings in zip(runs, (10, None, 2), strict=True):
+        run["config"]["quantizer"]["solve"]["rankings"] = rankings
+    names = [row["labels"]["method"].split("=")[1] for row in table.rows(runs)]
+    assert names == ["2", "10", "None"]
+
+
 def test_no_negative_zero():
     assert table.build([record(top1=99.0 + 1e-9)]).iloc[1]["drop"] == "0.00"
 
