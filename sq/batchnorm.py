@@ -18,6 +18,22 @@ def find(net: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in net.named_modules() if isinstance(m, Kinds) and m.running_mean is not None}
 
 
+def called_once(net: nn.Module, x: Tensor) -> tuple[dict[str, nn.Module], list[str]]:
+    """Return the BatchNorm layers that one pass over `x` calls exactly once, and the names of the others.
+
+    A layer called twice has two inputs and one set of statistics: no correction here fits it.
+    """
+    modules = find(net)
+    calls = dict.fromkeys(modules, 0)
+
+    def count(name: str, module: nn.Module, x: Tensor) -> None:
+        calls[name] += 1
+
+    with torch.no_grad(), feeding(modules, count):
+        net(x)
+    return {n: m for n, m in modules.items() if calls[n] == 1}, [n for n in modules if calls[n] != 1]
+
+
 def running(module: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the running mean and variance, (C,) each, as they stand in the module."""
     mean, variance = module.running_mean, module.running_var

@@ -37,7 +37,7 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
 def check(part: Mapping[str, Any], path: str) -> None:
     """Raise an `SqError` unless `part` fits the signature of the function it names; see `build`."""
     function = _find(part, path)
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     knobs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given = [name for name in part if name not in OWN]
     if missing := [name for name in knobs if name not in given]:

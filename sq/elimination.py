@@ -75,6 +75,7 @@ def chain(W: Tensor, R: Tensor, grid: Grid, *, block: int) -> tuple[Tensor, Tens
 
     Returns `Q` and `loss` as `sweep` does.
     """
+    assert block >= 1, f"block={block}"
     diagonal = R.diagonal(dim1=-2, dim2=-1)  # (G, I)
     feedback = (R / diagonal.unsqueeze(1)).transpose(1, 2).contiguous()  # [g, j, i] = R_ij / R_jj
     # Rows are the last axis here, so that one column of all rows is one contiguous piece (if G = 1).

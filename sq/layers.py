@@ -9,26 +9,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from sq.types import Layer
 
 Quantizable = (nn.Conv1d, nn.Conv2d, nn.Linear)
+FORWARDS = tuple(kind.forward for kind in Quantizable)
 
 
 def find(net: nn.Module) -> tuple[list[Layer], list[str]]:
     """List the layers of `net` that can be quantized, and the names of those that cannot.
 
     A module reused under several names counts once, under its first. What "cannot" holds is
-    every other module with a weight of two or more axes (embeddings, transposed convolutions, ...).
+    every other module with a weight of two or more axes: embeddings, transposed convolutions, layers whose
+    weight is computed or shared, subclasses that compute something else in their own `forward`.
     """
-    layers, skipped = [], []
+    layers: list[Layer] = []
+    skipped: list[str] = []
+    owner: dict[int, str] = {}  # layer name by the identity of its weight
     for name, module in net.named_modules():
-        if isinstance(module, Quantizable):
+        if (own := _own_weight(module)) is None:
+            continue
+        kind = type(module).__name__
+        if not isinstance(module, Quantizable):
+            skipped.append(f"{name} ({kind})")
+        elif is_parametrized(module, "weight") or type(module).forward not in FORWARDS:
+            skipped.append(f"{name} ({kind}: not computed as weight times inputs)")
+        elif id(own) in owner:
+            skipped.append(f"{name} ({kind}: shares the weight of {owner[id(own)]})")
+        else:
+            owner[id(own)] = name
             groups, outputs, inputs = weight(module).shape
             layers.append(Layer(name, module, _kind(module), groups, outputs, inputs))
-        elif isinstance(own := module._parameters.get("weight"), Tensor) and own.ndim > 1:
-            skipped.append(f"{name} ({type(module).__name__})")
     return layers, skipped
+
+
+def _own_weight(module: nn.Module) -> Tensor | None:
+    own = module.weight if is_parametrized(module, "weight") else module._parameters.get("weight")
+    return own if isinstance(own, Tensor) and own.ndim > 1 else None
 
 
 def weight(module: nn.Module) -> Tensor:

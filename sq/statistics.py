@@ -34,7 +34,10 @@ def collect(model: Model, batch: Split, *, batch_size: int) -> Statistics:
         bad = [i for i, x in zip(batch.ids, batch.x, strict=True) if not torch.isfinite(x).all()]
         raise SqError(f"calibration images hold NaN or infinity: {', '.join(bad[:3])}; remove or repair them")
     sums = {layer.name: _Sum(layer, batch.x.device) for layer in model.layers}
-    hooks = [layer.module.register_forward_hook(partial(_observe, sums[layer.name])) for layer in model.layers]
+    hooks = [
+        layer.module.register_forward_hook(partial(_observe, sums[layer.name]), with_kwargs=True)
+        for layer in model.layers
+    ]
     try:
         with torch.no_grad():
             for chunk in track(batch.x.split(batch_size), "statistics", -(-len(batch.x) // batch_size)):
@@ -56,9 +59,12 @@ class _Sum:
     def add(self, x: Tensor, positions: int) -> None:
         elements = self.layer.groups * self.layer.inputs * positions  # of the unfolded input
         pieces = min(len(x), -(-elements // UNFOLDED))
+        seen = 0
         for part in x.chunk(pieces):
             X = layers.inputs(self.layer.module, part)
+            seen += X.shape[2]
             self.total += torch.bmm(X, X.transpose(1, 2))
+        assert seen == positions, f"layer {self.layer.name}: {seen} columns of inputs, {positions} outputs"
         self.positions += positions
 
     def finish(self) -> LayerStatistics:
@@ -69,8 +75,10 @@ class _Sum:
         return LayerStatistics(self.total * (2 / self.positions), self.positions)
 
 
-def _observe(total: _Sum, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-    total.add(args[0], layers.positions(module, output))
+def _observe(
+    total: _Sum, module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+) -> None:
+    total.add(args[0] if args else named["input"], layers.positions(module, output))
 
 
 def loss(error: Tensor, hessian: Tensor) -> float:

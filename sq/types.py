@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 
@@ -122,6 +123,11 @@ class Grid(Protocol):
         """Return how many 32-bit numbers must be stored beside the codes."""
         ...
 
+
+# Ranges of knobs: sq/build.py checks them when a config is turned into code.
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Interval(gt=0, le=1)]
 
 Fit = Callable[[Tensor, int], Grid]  # fit(W, bits) -> Grid
 Solve = Callable[[Tensor, Tensor, Grid], Tensor]  # solve(W, H, grid) -> codes

@@ -254,3 +254,26 @@ def test_nothing_is_printed_but_through_the_console():
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
 def test_files_are_short(file):
     assert len(file.read_text().splitlines()) <= 220
+
+
+@pytest.mark.parametrize(
+    ("family", "choice", "knob", "value"),
+    [
+        ("quantizer", "gptq", "solve.block", 0),
+        ("quantizer", "gptq", "solve.block", -1),
+        ("quantizer", "sensiquant", "solve.rankings", 0),
+        ("quantizer", "sensiquant", "solve.clusters", 0),
+        ("quantizer", "obq", "solve.memory_gib", 0.0),
+        ("grid", "uniform", "norm", -1.0),
+        ("grid", "uniform", "steps", 0),
+        ("grid", "uniform", "shrink", 0.0),
+        ("grid", "uniform", "shrink", 2.0),
+        ("correction", "batchnorm", "batch_size", 0),
+        ("correction", "reestimate", "batch_size", 1),
+    ],
+)
+def test_knobs_out_of_range_are_refused_by_name(family, choice, knob, value):
+    part = OmegaConf.load(ROOT / "conf" / family / f"{choice}.yaml")
+    OmegaConf.update(part, knob, value)
+    with pytest.raises(SqError, match=rf"{family}\.{re.escape(knob)}={value}: should be"):
+        build(OmegaConf.to_container(part), family)

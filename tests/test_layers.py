@@ -116,3 +116,17 @@ def test_set_weight_is_the_inverse_of_weight(module):
 def test_other_modules_have_no_geometry(module):
     with pytest.raises(TypeError, match=type(module).__name__):
         layers.inputs(module, torch.zeros(1, 2, 5, 5))
+
+
+def test_layers_that_are_not_weight_times_inputs_are_named_not_quantized():
+    class Padding(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+    first, tied = nn.Linear(4, 4), nn.Linear(4, 4)
+    tied.weight = first.weight
+    computed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    found, skipped = layers.find(nn.ModuleDict({"a": first, "b": tied, "c": computed, "d": Padding(2, 2, 3)}))
+    assert [layer.name for layer in found] == ["a"]
+    assert [name.split(" ")[0] for name in skipped] == ["b", "c", "d"]
+    assert "shares the weight of a" in skipped[0]

@@ -7,7 +7,7 @@ from sq.types import Dataset, Model, Split
 
 
 def draw(model: Model, dataset: Dataset, *, images: int, seed: int) -> Split:
-    """Draw images without replacement, classes in turn, so that class counts differ by at most one.
+    """Draw images without replacement, classes in turn, so that class counts are equal as far as classes go.
 
     Parameters
     ----------

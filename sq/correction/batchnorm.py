@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from sq import batchnorm
-from sq.types import Split
+from sq.types import Count, Split
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: int, rounds: int) -> dict:
+def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: Count, rounds: Count) -> dict:
     """Correct the running statistics of `net` in place, layer by layer where that helps.
 
     A layer keeps its correction if its output then is closer to full precision on the calibration images. If
@@ -36,14 +36,15 @@ def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: i
 
     Returns
     -------
-    layers : BatchNorm layers seen; kept : corrections kept; error_before, error_after : relative
-        squared error of the logits, on the calibration images
+    layers : BatchNorm layers seen; kept : corrections kept; left_alone : layers not called exactly once a
+        pass; error_before, error_after : relative squared error of the logits, on the calibration images
 
     Source
     ------
     Ours; compare the re-estimation of arXiv:2208.11580 and arXiv:2509.05576.
     """
-    ours, theirs = batchnorm.find(net), batchnorm.find(reference)
+    ours, alone = batchnorm.called_once(net, batch.x[:1])
+    theirs = {name: reference.get_submodule(name) for name in ours}
     before = batchnorm.logit_error(net, reference, batch.x, batch_size)
     original = {name: tuple(t.clone() for t in batchnorm.running(m)) for name, m in ours.items()}
     kept: set[str] = set()
@@ -54,7 +55,7 @@ def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: i
         for name, statistics in original.items():
             batchnorm.set_running(ours[name], *statistics)
         kept, after = set(), before
-    return {"layers": len(ours), "kept": len(kept), "error_before": before, "error_after": after}
+    return {"layers": len(ours), "kept": len(kept), "left_alone": alone, "error_before": before, "error_after": after}
 
 
 def _round(
@@ -121,7 +122,7 @@ class Moments:
         return mean + q - r, ((variance + eps) * ratio - eps).clamp_min(0)
 
     def error(self, module: nn.Module, mean: Tensor, variance: Tensor, mean_r: Tensor, variance_r: Tensor) -> float:
-        """Return the mean squared error of the output of `module` if it used `mean` and `variance`.
+        """Return the mean squared error of the output of `module`, summed over channels, with other statistics.
 
         Both outputs are affine in their inputs, a x + b, so five sums give the error for any statistics.
         """

@@ -6,17 +6,20 @@ cost accuracy even where nothing is quantized; `batchnorm` corrects the shift al
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from sq import batchnorm
 from sq.types import Split
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: int) -> dict:
+def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: Annotated[int, Ge(2)]) -> dict:
     """Re-estimate the running statistics of `net`, in place, layer after layer, over all of `batch`.
 
-    Each batch is normalised by its own statistics, as in training; the mean over batches is kept.
+    Each batch is normalised by its own statistics, as in training; their mean, weighted by images, is kept.
 
     Parameters
     ----------
@@ -26,27 +29,33 @@ def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: i
 
     Returns
     -------
-    layers, kept : BatchNorm layers, all replaced; error_before, error_after : relative squared
-        error of the logits, on the calibration images
+    layers, kept : BatchNorm layers, all replaced; left_alone : layers not called exactly once a pass;
+        error_before, error_after : relative squared error of the logits, on the calibration images
 
     Source
     ------
     Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576 names it too.
     """
-    modules = batchnorm.find(net)
+    modules, alone = batchnorm.called_once(net, batch.x[:1])
     before = batchnorm.logit_error(net, reference, batch.x, batch_size)
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
 
     def see(name: str, module: nn.Module, x: Tensor) -> None:
         values = batchnorm.channels(x)
         statistics = torch.stack([values.mean(1), values.var(1, unbiased=False)])
-        sums[name].append(statistics)
+        sums[name].append(statistics * len(x))
         batchnorm.set_running(module, *statistics)
 
     with torch.no_grad(), batchnorm.feeding(modules, see):
         for part in batch.x.split(batch_size):
             net(part)
     for name, module in modules.items():
-        batchnorm.set_running(module, *torch.stack(sums[name]).mean(0))
+        batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / len(batch.x))
     after = batchnorm.logit_error(net, reference, batch.x, batch_size)
-    return {"layers": len(modules), "kept": len(modules), "error_before": before, "error_after": after}
+    return {
+        "layers": len(modules),
+        "kept": len(modules),
+        "left_alone": alone,
+        "error_before": before,
+        "error_after": after,
+    }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import SqError
-from sq.types import Grid
+from sq.types import Count, Grid, Positive, Share
 
 CHUNK = 2**22  # elements of one range-search temporary: 16 MiB in float32
 
@@ -70,9 +70,9 @@ def fit(
     *,
     symmetric: bool,
     range: Literal["minmax", "mse"],
-    norm: float,
-    steps: int,
-    shrink: float,
+    norm: Positive,
+    steps: Count,
+    shrink: Share,
 ) -> Grid:
     """Fit a uniform grid to each output channel of `W`.
 

@@ -88,8 +88,8 @@ def _climb(name: str, solve_at: Callable[[float], Tensor], damp: float) -> tuple
 def damped(hessian: Tensor, damp: float) -> Tensor:
     """Return H + damp * mean(diag H) * I, a new tensor, group by group.
 
-    A dead input (its diagonal is 0, so no image ever used it) gets the mean itself: its weights are rounded
-    to nearest and disturb no other. The mean is over live inputs; a group without any gets 1.
+    A dead input (its diagonal is 0, so no image ever used it) gets the mean itself: its weights are rounded to
+    nearest, and no error passes between it and other inputs. The mean is over live inputs; without any it is 1.
     """
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)  # (G, I)
     live = diagonal > 0

@@ -5,10 +5,10 @@ from typing import Literal
 from torch import Tensor
 
 from sq import elimination
-from sq.types import Grid
+from sq.types import Count, Grid
 
 
-def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], block: int) -> Tensor:
+def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], block: Count) -> Tensor:
     """Minimise tr((W - Q) H (W - Q)^T) greedily over Q on the grid, columns in a fixed order.
 
     Parameters

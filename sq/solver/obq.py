@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from sq import elimination
-from sq.types import Grid
+from sq.types import Count, Grid, Positive
 
 
-def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: float, block: int) -> Tensor:
+def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Positive, block: Count) -> Tensor:
     """Minimise tr((W - Q) H (W - Q)^T) greedily over Q on the grid, every row in its own order.
 
     Parameters

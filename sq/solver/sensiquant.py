@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sq import elimination
-from sq.types import Grid
+from sq.types import Count, Grid
 
 Score = Literal["saliency", "weight", "inverse", "activation"]
 
@@ -29,9 +29,9 @@ def solve(
     direction: Literal["descending", "ascending"],
     score: Score,
     aggregate: Literal["sum", "max"],
-    rankings: int | None,
-    clusters: int,
-    block: int,
+    rankings: Count | None,
+    clusters: Count,
+    block: Count,
 ) -> Tensor:
     """Minimise tr((W - Q) H (W - Q)^T) greedily over Q on the grid, sensitive columns first.
 

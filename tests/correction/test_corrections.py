@@ -83,7 +83,7 @@ def test_unquantized_network_is_left_as_it_was(resnet, batch, rounds):
     net = copy.deepcopy(resnet.net)
     report = batchnorm.correct(net, resnet.net, batch, batch_size=50, rounds=rounds)
     assert same(net, resnet.net)
-    assert report == {"layers": len(bn.find(net)), "kept": 0, "error_before": 0, "error_after": 0}
+    assert report == {"layers": len(bn.find(net)), "kept": 0, "left_alone": [], "error_before": 0, "error_after": 0}
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -217,3 +217,24 @@ def test_network_without_batchnorm(name):
     before = copy.deepcopy(net)
     assert build(PARTS[name], "correction")(net, copy.deepcopy(net), split(torch.randn(8, 1, 2, 2)))["kept"] == 0
     assert same(net, before)
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "reestimate"])
+def test_a_layer_called_twice_is_left_alone_and_named(name):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.once = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+
+        def forward(self, x):
+            return self.norm(self.once(self.norm(self.conv(x)))).flatten(1)
+
+    torch.manual_seed(0)
+    reference = Twice().eval()
+    net = copy.deepcopy(reference)
+    net.conv.weight.data += 0.5
+    before = net.norm.running_mean.clone()
+    batch = Split(torch.randn(8, 1, 3, 3), torch.zeros(8).long(), [str(i) for i in range(8)])
+    correct = build(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")), "correction")
+    assert correct(net, reference, batch)["left_alone"] == ["norm"]
+    assert torch.equal(net.norm.running_mean, before)
