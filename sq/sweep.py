@@ -181,7 +181,7 @@ def estimate(jobs: list[Job]) -> tuple[float, int]:
     for folder in {record.path(job.config).parent for job in jobs}:
         for file in folder.glob("*.json"):
             found = _quietly(file)
-            if found and found["status"] == "done":
+            if found and found["status"] == "done" and {"choices", "seconds"} <= found.keys():
                 known.setdefault(_alike(found["choices"]), []).append(sum(found["seconds"].values()))
     guesses = [known.get(_alike(job.choices)) for job in jobs]
     return sum(sum(g) / len(g) for g in guesses if g), sum(g is None for g in guesses)

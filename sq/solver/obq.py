@@ -32,7 +32,7 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
 
     Source
     ------
-    Frantar et al. 2022 (OBC), arXiv:2208.11580, Algorithm 3; outlier rule of its section 5.
+    Frantar et al. 2022 (OBC), arXiv:2208.11580: OBQ and its rule for outliers.
     The blocked downdates are ours; the choices made are those of the published form.
     """
     G, O, I = W.shape

@@ -61,7 +61,7 @@ def solve(
 
     Source
     ------
-    Zheng et al. 2025, arXiv:2509.05576: our reading of its abstract (equations 1 to 3 of our notes).
+    Zheng et al. 2025, arXiv:2509.05576: our reading of its abstract.
     """
     if order == "dynamic":
         if score != "saliency":
