@@ -113,15 +113,17 @@ class Sweep(Callback):
 
 def refused(jobs: list[Job]) -> list[str]:
     """Return a line for each job whose settings make no sense; finished jobs are not looked at again."""
-    lines, parts = [], {}
+    lines: list[str] = []
+    faults: dict[str, str] = {}  # equal parts are checked once: the first check of a family imports torch
     for job in jobs:
         found = problems(job.config)
         if not found and not _done(job):
-            for family in FAMILIES:  # equal parts are checked once: the first check of a family imports torch
+            for family in FAMILIES:
                 part = json.dumps([family, job.config[family]], sort_keys=True)
-                if part not in parts:
-                    parts[part] = _fault(job.config[family], family)
-            found = [p for family in FAMILIES if (p := parts[json.dumps([family, job.config[family]], sort_keys=True)])]
+                if part not in faults:
+                    faults[part] = _fault(job.config[family], family)
+                if faults[part]:
+                    found.append(faults[part])
         lines += [f"{' '.join(job.overrides)}: {line}" for line in found]
     return lines
 
