@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sq import threads
 from sq.search import highest
 from sq.types import Grid
 
@@ -90,37 +91,55 @@ def descend(W: Tensor, H: Tensor, grid: Grid, codes: Tensor, *, depth: int, roun
     rows = torch.arange(G * O, device=W.device)
     first = rows // O * I  # where the row's Hessian begins in H as (G * I, I)
     flat, diagonal = H.reshape(G * I, I), H.diagonal(dim1=1, dim2=2).repeat_interleave(O, 0)  # (R, I)
-    slope = torch.bmm(W - grid.decode(codes), H).view(-1, I)  # minus half the loss's derivative, (R, I)
-    barred = torch.zeros(G * O, I, dtype=torch.bool, device=W.device)
-    for _ in range(rounds):
-        rises, falls = (_prices(step.reshape(-1, I), diagonal, barred) for step in reversed(grid.steps(codes)))
-        falls[0].neg_()
-        now, moves, changes, gains = slope.clone(), [], [], []
-        for _ in range(depth):
-            up, down = (torch.addcmul(price, step, now) for step, price in (rises, falls))
-            move = highest(torch.maximum(up, down))
-            up, down = up[rows, move], down[rows, move]
-            change = torch.where(up > down, rises[0][rows, move], falls[0][rows, move]) / 2
-            now.addcmul_(flat[first + move], change.unsqueeze(1), value=-1)
-            rises[1][rows, move] = falls[1][rows, move] = -torch.inf
-            moves.append(move)
-            changes.append(change)
-            gains.append(torch.maximum(up, down))
-        gain, kept = torch.stack(gains, 1).cumsum(1).max(1)  # a row's gain, and the changes that make it, less one
-        move, change = torch.stack(moves, 1), torch.stack(changes, 1)  # (R, depth)
-        change *= (gain > 0).unsqueeze(1) & (torch.arange(depth, device=W.device) <= kept.unsqueeze(1))
-        slope -= F.embedding_bag(first.unsqueeze(1) + move, flat, per_sample_weights=change, mode="sum")
-        codes = codes + torch.zeros_like(slope).scatter_add_(1, move, change.sign()).view_as(W).to(codes.dtype)
-        barred[gain > 0] = False
-        barred[rows, move[:, 0]] |= gain <= 0
+    slope = torch.bmm(W - grid.decode(codes), H).view(-1, 1, I)  # minus half the loss's derivative
+    barred = torch.zeros_like(slope)  # infinite where a row's last round began in vain
+    with threads.suited_to(W.numel()):
+        for _ in range(rounds):
+            move, change, gain = _chain(slope.clone(), *_prices(grid, codes, diagonal, barred), flat, first, depth)
+            slope -= F.embedding_bag(first.unsqueeze(1) + move, flat, per_sample_weights=change, mode="sum").unsqueeze(
+                1
+            )
+            # A row out of changes repeats a place with a change of 0: hence "add".
+            moved = torch.zeros_like(diagonal).scatter_add_(1, move, change.sign())
+            codes = codes + moved.view_as(W).to(codes.dtype)
+            barred[gain > 0] = 0
+            barred[rows, 0, move[:, 0]] = torch.where(gain > 0, 0.0, torch.inf).to(W.dtype)
     return codes
 
 
-def _prices(step: Tensor, diagonal: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 2 d and -d^2 H_jj for changes d of the weights: what d lowers the loss by is 2 d slope - d^2 H_jj.
+def _chain(
+    slope: Tensor, change: Tensor, price: Tensor, flat: Tensor, first: Tensor, depth: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best `depth` changes of each row, one after the other: places, changes (R, depth), and the gain (R,).
 
-    A change that is not possible (d infinite, or barred) has the price of minus infinity, and d is 0.
+    Changes past the point of least loss are 0. `slope` (R, 1, I) and `price` are used up.
     """
-    impossible = torch.isinf(step).logical_or_(barred)
-    step = step.masked_fill(impossible, 0)
-    return 2 * step, step.square().mul_(diagonal).neg_().masked_fill_(impossible, -torch.inf)
+    R, _, I = slope.shape
+    offset = torch.arange(R, device=slope.device) * (2 * I)
+    moves, changes, gains, values = [], [], [], torch.empty_like(price)
+    for _ in range(depth):
+        torch.addcmul(price, change, slope, value=2, out=values)
+        best = highest(values.view(R, 2 * I))
+        place, column = best + offset, best % I
+        own = change.view(-1).index_select(0, place)
+        gains.append(values.view(-1).index_select(0, place))
+        slope.addcmul_(flat.index_select(0, first + column).unsqueeze(1), own.view(R, 1, 1), value=-1)
+        twice = torch.cat((offset + column, offset + column + I))
+        price.view(-1).index_fill_(0, twice, -torch.inf)  # a code once at most
+        moves.append(column)
+        changes.append(own)
+    gain, last = torch.stack(gains, 1).cumsum(1).max(1)
+    kept = (gain > 0).unsqueeze(1) & (torch.arange(depth, device=slope.device) <= last.unsqueeze(1))
+    return torch.stack(moves, 1), torch.stack(changes, 1) * kept, gain
+
+
+def _prices(grid: Grid, codes: Tensor, diagonal: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each weight's changes d by one step down and up, (R, 2, I), and their prices -d^2 H_jj.
+
+    A change lowers the loss by 2 d slope - d^2 H_jj. Where there is none, d is 0 and its price minus infinity.
+    """
+    R, I = diagonal.shape
+    down, up = (step.reshape(R, I) for step in grid.steps(codes))
+    change = torch.stack((-down, up), 1)
+    price = change.square().mul_(diagonal.unsqueeze(1)).neg_().sub_(barred)
+    return change.nan_to_num_(posinf=0, neginf=0), price
