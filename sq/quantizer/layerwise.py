@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from sq.console import track
 from sq.errors import SqError
 from sq.statistics import relative_error
 from sq.types import Layer, Problem, QuantizedLayer, QuantizedModel, Solve, digest
+
+T = TypeVar("T")
 
 LADDER = 10.0  # each retry damps this many times more ...
 LAST = 1.0  # ... up to this share of the diagonal's mean
@@ -52,12 +55,12 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
 def _quantize_layer(layer: Layer, problem: Problem, solve: Solve, damp: float) -> QuantizedLayer:
     W = layers.weight(layer.module)
     hessian = problem.statistics.layers[layer.name].hessian
-    grid, fit_seconds = _timed(lambda: problem.fit(W, problem.bits[layer.name]), W.device)
+    grid, fit_seconds = timed(lambda: problem.fit(W, problem.bits[layer.name]), W.device)
 
     def at(share: float) -> Tensor:
         return solve(W, damped(hessian, share).to(W.dtype), grid)
 
-    (codes, used, retries), seconds = _timed(lambda: _climb(layer.name, at, damp), W.device)
+    (codes, used, retries), seconds = timed(lambda: climb(layer.name, at, damp), W.device)
     report = {
         "fit_seconds": fit_seconds,
         "solve_seconds": seconds,
@@ -70,8 +73,19 @@ def _quantize_layer(layer: Layer, problem: Problem, solve: Solve, damp: float) -
     return QuantizedLayer(codes, grid, report)
 
 
-def _climb(name: str, solve_at: Callable[[float], Tensor], damp: float) -> tuple[Tensor, float, int]:
-    """Solve, damping more while H is not positive definite; return codes, the damping used and the retries."""
+def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, float, int]:
+    """Solve, damping more while H is not positive definite; return the result, the damping used and the retries.
+
+    Parameters
+    ----------
+    name : the layer's, for the message
+    solve_at : solves at a share of damping; raises `torch.linalg.LinAlgError` where that is too little
+    damp : the share to begin with
+
+    Raises
+    ------
+    SqError : still not positive definite at the end of the ladder
+    """
     retries, used = 0, damp
     while True:
         try:
@@ -104,7 +118,8 @@ def _warm_up(problem: Problem, solve: Solve, damp: float) -> None:
     _quantize_layer(layer, problem, solve, damp)
 
 
-def _timed(function: Callable, device: torch.device) -> tuple:
+def timed(function: Callable, device: torch.device) -> tuple:
+    """Return what `function` returns, and the seconds it took on `device`."""
     synchronize(device)
     start = time.perf_counter()
     result = function()
