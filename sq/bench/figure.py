@@ -28,8 +28,11 @@ def scaling(found: list[Measurement]) -> Figure:
                     face = "none" if (name, law["quantizer"]) in sampled else look["color"]
                     axes.plot([size[column]], [value], **{**look, "markerfacecolor": face, "label": "_"})
             left.plot([], [], **look)
-        left.set(xlabel="columns", ylabel="solve time of a layer (s)", xscale="log", yscale="log")
-        right.set(xlabel="rows", xscale="log")
+        left.set(xlabel="columns", ylabel="solve time of a layer (s)", yscale="log")
+        right.set(xlabel="rows")
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         if sampled:
             right.set_title("hollow: extrapolated from a sample of rows", fontsize=8, loc="right")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=7)
