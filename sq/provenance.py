@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "timm", "scipy", "numpy", "scikit-learn", "hydra-core", "omegaconf")
+PACKAGES = ("torch", "torchvision", "timm", "scipy", "numpy", "scikit-learn", "hydra-core", "omegaconf", "brevitas")
 
 
 def collect(device: Any) -> dict[str, Any]:

@@ -232,7 +232,8 @@ def test_families_do_not_import_each_other(file):
     ("package", "home"),
     [
         ("wandb", "sq/tracker/wandb.py"),
-        ("timm", "sq/model"),
+        ("timm", ("sq/model", "sq/bench/sources.py")),
+        ("brevitas", "sq/solver/brevitas_gptq.py"),
         ("ultralytics", "sq/model"),
         ("onnx", "sq/export"),
         ("onnxruntime", "sq/export"),

@@ -43,6 +43,8 @@ def build(name: str, results: Path) -> list[Path]:
     if not folder.is_dir():
         known = [f.name for f in results.iterdir() if f.is_dir()] if results.is_dir() else []
         raise SqError(f"no experiment {name} in {results}; {nearest(name, known) if known else 'it is empty'}")
+    if (folder / "bench.json").is_file():
+        raise SqError(f"{folder} holds a benchmark: python -m sq.bench {name.removeprefix('bench_')} --report")
     records = [r for r in record.read_all(folder) if r["status"] == "done"]
     if not records:
         raise SqError(f"{folder} holds failed runs only: run the experiment again")

@@ -31,7 +31,7 @@ STYLE = {
 
 def methods(rows: list[Row]) -> Figure:
     """Draw accuracy against bits, and layer error against solve time, one line a method, bars for seeds."""
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
         for index, (name, own) in enumerate(_by_method(rows).items()):
@@ -63,7 +63,7 @@ def methods(rows: list[Row]) -> Figure:
 
 def heat(cost: pandas.DataFrame, title: str) -> Figure:
     """Draw each layer's cost at each bit-width as a map, logarithmic, with the figures in the cells."""
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.colors import LogNorm
 
     values = cost.to_numpy(dtype=float)
@@ -86,7 +86,7 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `figure` as SVG and PDF, without dates, and close it; return the files."""
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
         figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None, "Producer": None})
@@ -113,7 +113,8 @@ def _cells(values: Any) -> list[tuple[tuple[int, int], float]]:
     return [((y, x), float(values[y, x])) for y in range(values.shape[0]) for x in range(values.shape[1])]
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Return matplotlib.pyplot, set to draw without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
