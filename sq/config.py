@@ -35,6 +35,7 @@ class Config:
     device: str
     threads: int | None
     batch_size: int
+    positions: float
     results: str
     outputs: str
     rerun: bool
@@ -78,6 +79,8 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         found.append(f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more")
     if config["batch_size"] < 1:
         found.append(f"batch_size={config['batch_size']}: at least 1")
+    if not 0 < config["positions"] <= 1:
+        found.append(f"positions={_short(config['positions'])}: a share, above 0 and up to 1")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
         found.append(f"device={config['device']}: allowed are auto, cpu, cuda, cuda:N")
     if config["threads"] is not None and config["threads"] < 1:

@@ -6,6 +6,9 @@ whether a layer is dense, grouped, depthwise, 1x1 or linear.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,15 +82,39 @@ def inputs(module: nn.Module, x: Tensor) -> Tensor:
         return x.reshape(-1, module.in_features).T.unsqueeze(0)
     if not isinstance(module, nn.Conv1d | nn.Conv2d):
         raise TypeError(f"no geometry for {type(module).__name__}; known: {[k.__name__ for k in Quantizable]}")
+    x, window = padded(module, x)
+    columns = F.unfold(x, window.kernel, dilation=window.dilation, stride=window.stride)  # (B, G*I, L)
+    return columns.unflatten(1, (module.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+
+
+class Window(NamedTuple):
+    """How a convolution's kernel lies on its padded input: (vertical, horizontal), but for `blank`."""
+
+    kernel: tuple[int, int]
+    dilation: tuple[int, int]
+    stride: tuple[int, int]
+    blank: tuple[int, int]  # rows of zeros that padding has put above and below
+
+
+def padded(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[Tensor, Window]:
+    """Return the input `x` of a convolution, padded as it pads, (B, C, H, W), and how its kernel lies on that.
+
+    A 1-D convolution is a 2-D one of width 1.
+    """
     # PyTorch resolves "same" and integer padding to this one list, in F.pad's order, for every mode.
     padding = module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, padding, mode=mode)
-    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
-    if isinstance(module, nn.Conv1d):  # a 1-D convolution is a 2-D one of height 1
-        x, kernel, dilation, stride = x.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
-    columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (B, G*I, L)
-    return columns.unflatten(1, (module.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+    blank = _pair(padding[-2:]) if mode == "constant" else (0, 0)
+    if isinstance(module, nn.Conv1d):
+        (kernel,), (dilation,), (stride,) = module.kernel_size, module.dilation, module.stride
+        return x.unsqueeze(3), Window((kernel, 1), (dilation, 1), (stride, 1), blank)
+    return x, Window(_pair(module.kernel_size), _pair(module.dilation), _pair(module.stride), blank)
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    vertical, horizontal = sizes
+    return vertical, horizontal
 
 
 def positions(module: nn.Module, output: Tensor) -> int:

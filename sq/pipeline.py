@@ -35,7 +35,9 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         check_images(model, batch, dataset.test)
         batch, test = (replace(s, x=s.x.to(device), y=s.y.to(device)) for s in (batch, dataset.test))
     with clock.phase("statistics"):
-        collected = statistics.collect(model, batch, batch_size=size)
+        collected = statistics.collect(
+            model, batch, batch_size=size, positions=config["positions"], seed=config["seed"]
+        )
     problem = Problem(model, batch, collected, part["grid"])
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)

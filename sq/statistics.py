@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sq import layers
+from sq import gram, layers
 from sq.console import track
 from sq.errors import SqError
 from sq.types import Layer, LayerStatistics, Model, Split, Statistics
 
-UNFOLDED = 2**24  # elements of unfolded input at a time: 64 MiB in float32
 
-
-def collect(model: Model, batch: Split, *, batch_size: int) -> Statistics:
+def collect(model: Model, batch: Split, *, batch_size: int, positions: float, seed: int) -> Statistics:
     """Run the calibration images through the network once and accumulate every layer's Hessian.
 
     Products are float32, sums over chunks float64. Memory is bounded: a layer's inputs are unfolded a few
@@ -25,6 +24,9 @@ def collect(model: Model, batch: Split, *, batch_size: int) -> Statistics:
     ----------
     batch : the calibration images
     batch_size : images in one forward pass; changes speed and memory, not results (beyond rounding)
+    positions : share of each layer's positions used, drawn at random, in (0, 1]; 1 uses all. Below 1, what a
+        module called several times draws depends on `batch_size`
+    seed : of that draw, together with the layer's name
 
     Raises
     ------
@@ -33,7 +35,7 @@ def collect(model: Model, batch: Split, *, batch_size: int) -> Statistics:
     if not torch.isfinite(batch.x).all():
         bad = [i for i, x in zip(batch.ids, batch.x, strict=True) if not torch.isfinite(x).all()]
         raise SqError(f"calibration images hold NaN or infinity: {', '.join(bad[:3])}; remove or repair them")
-    sums = {layer.name: _Sum(layer, batch.x.device) for layer in model.layers}
+    sums = {layer.name: _Sum(layer, positions, seed) for layer in model.layers}
     hooks = [
         layer.module.register_forward_hook(partial(_observe, sums[layer.name]), with_kwargs=True)
         for layer in model.layers
@@ -51,28 +53,29 @@ def collect(model: Model, batch: Split, *, batch_size: int) -> Statistics:
 class _Sum:
     """The running sum of X X^T of one layer."""
 
-    def __init__(self, layer: Layer, device: torch.device):
-        self.layer = layer
-        self.total = torch.zeros(layer.groups, layer.inputs, layer.inputs, dtype=torch.float64, device=device)
-        self.positions = 0
+    def __init__(self, layer: Layer, share: float, seed: int):
+        self.layer, self.share, self.seed = layer, share, seed
+        self.gram: gram.Gram | None = None
+        self.positions = self.used = 0
 
     def add(self, x: Tensor, positions: int) -> None:
-        elements = self.layer.groups * self.layer.inputs * positions  # of the unfolded input
-        pieces = min(len(x), -(-elements // UNFOLDED))
-        seen = 0
-        for part in x.chunk(pieces):
-            X = layers.inputs(self.layer.module, part)
-            seen += X.shape[2]
-            self.total += torch.bmm(X, X.transpose(1, 2))
-        assert seen == positions, f"layer {self.layer.name}: {seen} columns of inputs, {positions} outputs"
+        if self.gram is None:  # the first inputs decide which way is faster
+            own = hashlib.sha256(f"{self.seed} {self.layer.name}".encode()).digest()
+            self.gram = gram.of(self.layer, x, self.share, int.from_bytes(own[:7], "big"))
+        self.used += self.gram.add(x, positions)
         self.positions += positions
 
     def finish(self) -> LayerStatistics:
-        if self.positions == 0:
-            raise SqError(f"layer {self.layer.name} was never called on the calibration images")
-        if not torch.isfinite(self.total).all():
-            raise SqError(f"the inputs of layer {self.layer.name} hold NaN or infinity: check weights and images")
-        return LayerStatistics(self.total * (2 / self.positions), self.positions)
+        name = self.layer.name
+        if self.gram is None:
+            raise SqError(f"layer {name} was never called on the calibration images")
+        if not self.used:
+            raise SqError(f"positions={self.share:g} left layer {name} no input out of {self.positions}: give more")
+        total = self.gram.finish()
+        self.gram = None  # of all layers' sums and results, one sum is held twice at a time
+        if not torch.isfinite(total).all():
+            raise SqError(f"the inputs of layer {name} hold NaN or infinity: check weights and images")
+        return LayerStatistics(total.mul_(2 / self.used), self.positions)
 
 
 def _observe(

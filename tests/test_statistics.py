@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sq import layers, statistics
+from sq import gram, layers, statistics
 from sq.errors import SqError
 from sq.types import Model, Split
 
@@ -19,6 +19,10 @@ class Tiny(nn.Module):
     def forward(self, x):
         y = self.depthwise(F.relu(self.conv(x))).flatten(2).mT  # (B, 4 pixels, 4)
         return self.head(self.twice(F.relu(self.twice(y))).mean(1))
+
+
+def collect(model, batch, *, batch_size, positions=1.0, seed=0):
+    return statistics.collect(model, batch, batch_size=batch_size, positions=positions, seed=seed)
 
 
 def model(net, **more):
@@ -39,7 +43,7 @@ def images(count, seed=0):
 
 def test_hessians_equal_the_definition(tiny):
     batch = images(10)
-    found = statistics.collect(tiny, batch, batch_size=4)
+    found = collect(tiny, batch, batch_size=4)
     net = tiny.net.double()
     with torch.no_grad():
         x = batch.x.double()
@@ -78,22 +82,22 @@ def assert_same(a, b):
 @pytest.mark.parametrize("batch_size", [1, 3, 10])
 def test_batch_size_does_not_matter(tiny, batch_size):
     assert_same(
-        statistics.collect(tiny, images(10), batch_size=100),
-        statistics.collect(tiny, images(10), batch_size=batch_size),
+        collect(tiny, images(10), batch_size=100),
+        collect(tiny, images(10), batch_size=batch_size),
     )
 
 
 def test_unfolding_in_pieces_does_not_matter(tiny, monkeypatch):
-    whole = statistics.collect(tiny, images(10), batch_size=10)
+    whole = collect(tiny, images(10), batch_size=10)
     calls, inputs = [], layers.inputs
     monkeypatch.setattr(layers, "inputs", lambda module, x: calls.append(len(x)) or inputs(module, x))
-    monkeypatch.setattr(statistics, "UNFOLDED", 2 * 18 * 36)  # two images of the first layer
-    assert_same(whole, statistics.collect(tiny, images(10), batch_size=10))
+    monkeypatch.setattr(gram, "UNFOLDED", 2 * 18 * 36)  # two images of the first layer
+    assert_same(whole, collect(tiny, images(10), batch_size=10))
     assert calls[:5] == [2] * 5
 
 
 def test_digest_tells_hessians_apart(tiny):
-    digests = [statistics.collect(tiny, images(4, seed), batch_size=4).digest() for seed in (0, 0, 1)]
+    digests = [collect(tiny, images(4, seed), batch_size=4).digest() for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -102,19 +106,19 @@ def test_bad_image_is_named(tiny, bad):
     batch = images(6)
     batch.x[4, 0, 0, 0] = bad
     with pytest.raises(SqError, match="image/4"):
-        statistics.collect(tiny, batch, batch_size=2)
+        collect(tiny, batch, batch_size=2)
 
 
 def test_bad_weight_names_the_layer_it_feeds(tiny):
     tiny.net.conv.weight.data[0, 0, 0, 0] = torch.nan
     with pytest.raises(SqError, match="layer depthwise "):
-        statistics.collect(tiny, images(2), batch_size=2)
+        collect(tiny, images(2), batch_size=2)
 
 
 def test_layer_never_called_is_named(tiny):
     tiny.net.spare = nn.Linear(4, 4)
     with pytest.raises(SqError, match="layer spare was never called"):
-        statistics.collect(model(tiny.net), images(2), batch_size=2)
+        collect(model(tiny.net), images(2), batch_size=2)
 
 
 def hooks(net):
@@ -122,18 +126,18 @@ def hooks(net):
 
 
 def test_hooks_are_removed(tiny):
-    statistics.collect(tiny, images(2), batch_size=2)
+    collect(tiny, images(2), batch_size=2)
     assert hooks(tiny.net) == 0
     tiny.net.forward = lambda x: tiny.net.head(x)  # fails in the middle of a pass
     with pytest.raises(RuntimeError):
-        statistics.collect(tiny, images(2), batch_size=2)
+        collect(tiny, images(2), batch_size=2)
     assert hooks(tiny.net) == 0
 
 
 def test_network_is_left_as_it_was():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2))
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    statistics.collect(model(net), images(4), batch_size=2)
+    collect(model(net), images(4), batch_size=2)
     assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
 
 
@@ -147,3 +151,23 @@ def test_relative_error_equals_the_definition():
     assert statistics.loss(noise, H) == pytest.approx(2 / 40 * float((noise @ X).square().sum()), rel=1e-10)
     assert statistics.relative_error(W, W, H) == 0
     assert statistics.relative_error(W, W - noise, torch.zeros_like(H)) == 0
+
+
+def test_a_share_of_positions_estimates_the_same_hessian(tiny):
+    whole = collect(tiny, images(300), batch_size=100)
+    half = collect(tiny, images(300), batch_size=100, positions=0.5)
+    again = collect(tiny, images(300), batch_size=30, positions=0.5)
+    other = collect(tiny, images(300), batch_size=100, positions=0.5, seed=1)
+    for name, own in whole.layers.items():
+        found = half.layers[name]
+        assert found.positions == own.positions
+        distance = torch.linalg.norm(found.hessian - own.hessian) / torch.linalg.norm(own.hessian)
+        assert 0 < distance < 0.2
+        if name != "twice":  # its two calls draw in turn, batch by batch
+            torch.testing.assert_close(again.layers[name].hessian, found.hessian, rtol=1e-4, atol=1e-4)
+        assert not torch.equal(other.layers[name].hessian, found.hessian)
+
+
+def test_no_position_drawn_at_all_is_an_error(tiny):
+    with pytest.raises(SqError, match=r"positions=1e-09 left layer conv no input out of 72: give more"):
+        collect(tiny, images(2), batch_size=2, positions=1e-9)

@@ -62,7 +62,9 @@ def network(
     @cache
     def collected() -> dict[str, Tensor]:
         batch: Split = draw(own, data())
-        found = statistics.collect(own, replace(batch, x=batch.x.to(device)), batch_size=batch_size)
+        found = statistics.collect(
+            own, replace(batch, x=batch.x.to(device)), batch_size=batch_size, positions=1.0, seed=0
+        )
         return {name: layer.hessian for name, layer in found.layers.items()}
 
     def make(layer: Layer) -> tuple[Tensor, Tensor]:
@@ -155,7 +157,7 @@ def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: i
         model = Model(nn.Sequential(module), [replace(layer, name="0", module=module)], tuple(x.shape[1:]), "")
         batch = Split(x, torch.zeros(len(x), dtype=torch.long), [str(i) for i in range(len(x))])
         W = geometry.weight(module).clone()
-        H = statistics.collect(model, batch, batch_size=64).layers["0"].hessian
+        H = statistics.collect(model, batch, batch_size=64, positions=1.0, seed=0).layers["0"].hessian
         module.to("meta")
         return W, H
 
