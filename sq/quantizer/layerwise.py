@@ -40,8 +40,7 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
     ------
     SqError : a Hessian stays indefinite at the end of the damping ladder, or `damp` is out of range
     """
-    if not 0 <= damp <= LAST:
-        raise SqError(f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {LAST:g}")
+    check_damp(damp)
     net = copy.deepcopy(problem.model.net)
     _warm_up(problem, solve, damp)
     done = {}
@@ -71,6 +70,12 @@ def _quantize_layer(layer: Layer, problem: Problem, solve: Solve, damp: float) -
         "codes": digest([codes]),
     }
     return QuantizedLayer(codes, grid, report)
+
+
+def check_damp(damp: float) -> None:
+    """Raise an `SqError` unless `damp` is a share of the diagonal's mean."""
+    if not 0 <= damp <= LAST:
+        raise SqError(f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {LAST:g}")
 
 
 def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, float, int]:
