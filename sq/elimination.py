@@ -2,7 +2,7 @@
 
 All three quantize a column, then move the columns still free to where they best make up for the error.
 They differ in the order only: known beforehand (`sweep`), revised now and then (`ranked`), or chosen anew for
-every column (`greedy`, OBQ if every row stands alone). All minimise tr((W - Q) H (W - Q)^T) greedily.
+every column (sq/greedy.py). All minimise tr((W - Q) H (W - Q)^T) greedily.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from torch import Tensor
 
 from sq.types import Grid
 
-# pick(error, diagonal, free): the position (R,) to quantize next, from the rounding errors (R, O, A),
-# the diagonal of the inverse Hessian (R, A) and a mask of the columns still free (R, A).
-Pick = Callable[[Tensor, Tensor, Tensor], Tensor]
 # rank(error, diagonal): the order (G, A) of the free columns, from their rounding errors (G, O, A) and the
 # diagonal of the inverse Hessian (G, A).
 Rank = Callable[[Tensor, Tensor], Tensor]
@@ -158,63 +155,3 @@ def columns(M: Tensor, chosen: Tensor, rows: Tensor | None = None) -> Tensor:
     if rows is not None:
         M = M.gather(1, rows.unsqueeze(2).expand(-1, -1, M.shape[2]))
     return M.gather(2, chosen.unsqueeze(1).expand(-1, M.shape[1], -1))
-
-
-def greedy(W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int) -> tuple[Tensor, Tensor]:
-    """Quantize the columns of `W` in an order chosen on the way; rows that share an inverse share the order.
-
-    Each step is Lemma 1 of OBQ: quantize column p, subtract (w_p - q_p) / [H^-1]_pp times row p of H^-1
-    from the free columns, remove p from H^-1 by a rank-1 downdate H^-1 - u u^T. The vectors u are kept and
-    applied `block` at a time as one product; between, only row p and the diagonal are brought up to date.
-
-    Parameters
-    ----------
-    W : (R, O, I), R sets of O rows
-    inverse : (R, I, I), the inverse Hessian of each set (may be an expanded view)
-    grid : its tensors broadcast against W
-    pick : chooses the next column of each set
-    block : downdates kept before they are applied; changes speed, not results (beyond rounding)
-
-    Returns
-    -------
-    Q : (R, O, I), values on the grid; loss : (R, O), each row's (w - q) H (w - q)^T as predicted on the way
-    """
-    sets, rows, width = W.shape
-    every = torch.arange(sets, device=W.device)
-    Q, loss = torch.empty_like(W), W.new_zeros(sets, rows)
-    W = W.clone()
-    origin = torch.arange(width, device=W.device).expand(sets, width)  # where each column came from
-    free = torch.ones(sets, width, dtype=torch.bool, device=W.device)
-    diagonal = inverse.diagonal(dim1=-2, dim2=-1).clone()
-    kept = W.new_empty(sets, block, width)
-    pending, owned = 0, False
-    for step in range(width):
-        nearest = grid.nearest(W)
-        error = W - nearest
-        p = pick(error, diagonal, free)  # (R,)
-        free[every, p] = False
-        pivot = diagonal[every, p].unsqueeze(1)  # (R, 1)
-        row = inverse[every, p]
-        if pending:
-            coefficients = kept[every, :pending, p].unsqueeze(1)  # (R, 1, t)
-            row = torch.baddbmm(row.unsqueeze(1), coefficients, kept[:, :pending], alpha=-1).squeeze(1)
-        row = row.masked_fill_(~free, 0)
-        chosen = error[every, :, p]  # (R, O)
-        Q[every, :, origin[every, p]] = nearest[every, :, p]
-        loss += chosen.square() / pivot
-        W.baddbmm_((chosen / pivot).unsqueeze(2), row.unsqueeze(1), alpha=-1)
-        u = torch.div(row, pivot.sqrt(), out=kept[:, pending])
-        diagonal.addcmul_(u, u, value=-1)
-        pending += 1
-        if pending == block and step + 1 < width:
-            out = inverse if owned else None  # the caller's inverse is never written to
-            inverse = torch.baddbmm(inverse, kept.mT, kept, alpha=-1, out=out)
-            pending, owned = 0, True
-            left = width - step - 1
-            if left < 0.75 * free.shape[1]:  # drop quantized columns now and then: copying is not free
-                keep = free.nonzero()[:, 1].view(sets, left)
-                inverse, W = columns(inverse, keep, keep), columns(W, keep)
-                origin, diagonal = origin.gather(1, keep), diagonal.gather(1, keep)
-                free = torch.ones_like(origin, dtype=torch.bool)
-                kept = W.new_empty(sets, block, left)
-    return Q, loss

@@ -111,6 +111,18 @@ class Grid(Protocol):
         """Return the grid value each code names."""
         ...
 
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return the lowest and the highest value, each (G, O, 1)."""
+        ...
+
+    def steps(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far below and above each code's value its neighbours are; infinity where there is none."""
+        ...
+
+    def refit(self, W: Tensor, H: Tensor, codes: Tensor) -> Grid:
+        """Return the grid of least loss tr((W - Q) H (W - Q)^T) for these codes, as far as it can be moved."""
+        ...
+
     def half_step(self) -> Tensor:
         """Return (G, O, 1): half the widest gap; an error beyond it means "outside the grid"."""
         ...
@@ -126,11 +138,30 @@ class Grid(Protocol):
 
 # Ranges of knobs: sq/build.py checks them when a config is turned into code.
 Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 
 Fit = Callable[[Tensor, int], Grid]  # fit(W, bits) -> Grid
-Solve = Callable[[Tensor, Tensor, Grid], Tensor]  # solve(W, H, grid) -> codes
+# solve(W, H, grid) -> codes, or codes and the grid they are of where the solver moved it
+Solve = Callable[[Tensor, Tensor, Grid], "Tensor | tuple[Tensor, Grid]"]
+
+
+def solution(found: Tensor | tuple[Tensor, Grid], grid: Grid) -> tuple[Tensor, Grid]:
+    """Return the codes a solver `found` and their grid: `grid` unless it moved it."""
+    return (found, grid) if isinstance(found, Tensor) else found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What solving a layer will take: `bytes` at most at a time, and floating-point `operations` in all.
+
+    A solver that can take long defines ``plan(layer, element_size, *, knobs) -> Plan`` beside its `solve`.
+    """
+
+    bytes: int
+    operations: int
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,14 @@ from sq.errors import SqError
 
 
 def load_into(net: nn.Module, path: Path) -> str:
-    """Copy the tensors of the safetensors file at `path` into `net`; return the file's sha256.
+    """Copy the tensors of the .safetensors, .pth or .pt file at `path` into `net`; return the file's sha256.
 
-    Tensors stored in half precision are widened to the type of the parameter they fill.
+    Tensors stored in half precision are widened to the type of the parameter they fill. A "state_dict" around
+    the tensors and a "module." before every name, which training scripts leave, are taken off.
 
     Raises
     ------
-    SqError : the file is missing, damaged, of another network, or holds NaN or infinity
+    SqError : the file is missing, damaged, more than tensors, of another network, or holds NaN or infinity
     """
     tensors = _read(path)
     own = net.state_dict()
@@ -37,12 +40,42 @@ def load_into(net: nn.Module, path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    readers = {".safetensors": _safetensors, ".pth": _torch, ".pt": _torch}
+    if not path.is_file():
+        raise SqError(f"no weights file at {path}: correct model.weights, or leave it out for the default")
+    if path.suffix not in readers:
+        raise SqError(
+            f"{path}: weights are read from {', '.join(readers)} files: convert it, or rename it if it is one"
+        )
+    tensors = readers[path.suffix](path)
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise SqError(f"no weights file at {path}: correct model.weights, or leave it null for the packaged weights")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise SqError(f"{path} is not a whole safetensors file ({error}): copy or train it again") from error
+
+
+def _torch(path: Path) -> dict[str, Tensor]:
+    try:
+        stored: Any = torch.load(path, map_location="cpu", weights_only=True)  # a pickle can hold code: never run it
+    except Exception as error:  # damaged bytes raise whatever they happen to decode to
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise SqError(
+                f"{path} holds more than tensors ({found[1]}), and unpickling that could run foreign code: "
+                "save the network's state_dict() alone"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SqError(f"{path} is not a whole PyTorch checkpoint ({reason}): copy it again") from error
+    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
+        stored = stored["state_dict"]
+    if not isinstance(stored, dict) or not all(isinstance(n, str) and torch.is_tensor(t) for n, t in stored.items()):
+        raise SqError(f"{path} holds no state dict, that is, tensors by name: save the network's state_dict() alone")
+    return dict(stored)

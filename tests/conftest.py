@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,14 @@ def resnet():
     from sq.model import digits_resnet
 
     return digits_resnet.load(weights=None)
+
+
+@pytest.fixture(scope="session")
+def needs_data():
+    if not os.environ.get("SQ_DATA"):
+        pytest.skip("SQ_DATA is not set: it names the folder that holds weights/ and cifar10/")
+
+
+@pytest.fixture(scope="session")
+def cifar10(needs_data):
+    return build(OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / "cifar10.yaml")), "dataset")()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sq import elimination
+from sq import elimination, greedy
 from sq.solver import obq
 
 
@@ -9,8 +9,8 @@ def saliency(error, diagonal):
     return (error.square().sum(1) / diagonal).argsort(-1, descending=True)
 
 
-def cheapest(error, diagonal, free):
-    return torch.where(free, error.square().sum(1) / diagonal, torch.inf).argmin(1)
+def cheapest(error, diagonal, taken):
+    return (error.square().sum(1) / diagonal + taken).argmin(1)
 
 
 def engines(W, H, grid, block):
@@ -20,7 +20,7 @@ def engines(W, H, grid, block):
         "natural": elimination.sweep(W, H, grid, None, block=block),
         "ordered": elimination.sweep(W, H, grid, order, block=block),
         "ranked": elimination.ranked(W, inverse, grid, saliency, stride=7, block=block),
-        "greedy": elimination.greedy(W, inverse, grid, cheapest, block=block),
+        "greedy": greedy.eliminate(W, inverse, grid, cheapest, block=block),
     }
 
 
@@ -40,10 +40,10 @@ def test_predicted_loss_of_obq_is_the_loss(fit, correlated):
     rows = grid.map(lambda t: t.transpose(0, 1).contiguous())
     inverse = torch.linalg.inv(H).expand(5, 30, 30)
 
-    def pick(error, diagonal, free):
-        return obq.pick(error, diagonal, free, limit=None)
+    def pick(error, diagonal, taken):
+        return obq.pick(error, diagonal, taken, limit=None)
 
-    Q, predicted = elimination.greedy(W.transpose(0, 1), inverse, rows, pick, block=8)
+    Q, predicted = greedy.eliminate(W.transpose(0, 1), inverse, rows, pick, block=8)
     error = W - Q.transpose(0, 1)
     torch.testing.assert_close(predicted[:, 0], (error @ H * error).sum(-1)[0], rtol=1e-8, atol=0)
 
@@ -55,19 +55,20 @@ def test_downdated_inverse_is_the_inverse_of_what_is_left(fit, correlated, block
     grid = fit(W, 3)
     columns, seen = list(range(40)), []
 
-    def pick(error, diagonal, free):
+    def pick(error, diagonal, taken):
         nonlocal columns
+        free = taken == 0
         active = [c for c in range(40) if c not in seen]
         if diagonal.shape[1] < len(columns):
             columns = active
         assert [c for c, f in zip(columns, free[0], strict=True) if f] == active
         wanted = torch.linalg.inv(H[0][active][:, active]).diagonal()
         torch.testing.assert_close(diagonal[0][free[0]], wanted, rtol=1e-8, atol=0)
-        p = cheapest(error, diagonal, free)
+        p = cheapest(error, diagonal, taken)
         seen.append(columns[int(p)])
         return p
 
-    elimination.greedy(W, torch.linalg.inv(H), grid, pick, block=block)
+    greedy.eliminate(W, torch.linalg.inv(H), grid, pick, block=block)
     assert sorted(seen) == list(range(40))
 
 
@@ -117,7 +118,7 @@ def test_inputs_are_not_changed(fit, correlated, engine):
     if engine == "ranked":
         elimination.ranked(W, inverse, grid, saliency, stride=3, block=4)
     elif engine == "greedy":
-        elimination.greedy(W, inverse, grid, cheapest, block=4)
+        greedy.eliminate(W, inverse, grid, cheapest, block=4)
     else:
         order = torch.arange(19, -1, -1).expand(2, 20) if engine == "ordered" else None
         elimination.sweep(W, H, grid, order, block=4)

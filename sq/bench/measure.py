@@ -20,7 +20,7 @@ from sq.clock import Clock
 from sq.console import track
 from sq.quantizer.layerwise import check_damp, climb, damped, timed
 from sq.statistics import relative_error
-from sq.types import Fit, Grid, Layer
+from sq.types import Fit, Grid, Layer, solution
 
 Measurement = dict[str, Any]
 HALF = 2  # a sample's time is split into its shared and its own part by solving 1/HALF of it as well
@@ -132,9 +132,9 @@ def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], 
     return prepare(W, H, grid, **getattr(solve, "keywords", {}))
 
 
-def values(result: Any, grid: Grid) -> Tensor:
-    """Return the weights that a solver's result stands for: codes on the grid it was given, or codes and its own."""
-    codes, own = result if isinstance(result, tuple) else (result, grid)
+def values(result: Tensor | tuple[Tensor, Grid], grid: Grid) -> Tensor:
+    """Return the weights that a solver's result stands for: codes on `grid`, or on the one it moved."""
+    codes, own = solution(result, grid)
     return own.decode(codes)
 
 

@@ -85,7 +85,7 @@ def load(*, weights: str | None) -> Model:
 
     Parameters
     ----------
-    weights : a safetensors file to take them from; None takes the one in the package
+    weights : a .safetensors, .pth or .pt file to take them from; None takes the one in the package
 
     Raises
     ------

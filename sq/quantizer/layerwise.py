@@ -18,10 +18,11 @@ from sq import layers
 from sq.clock import synchronize
 from sq.console import track
 from sq.errors import SqError
+from sq.quantizer.checks import announce, check_grid, check_hessian
 from sq.statistics import relative_error
-from sq.types import Layer, Problem, QuantizedLayer, QuantizedModel, Solve, digest
+from sq.types import Grid, Layer, Problem, QuantizedLayer, QuantizedModel, Solve, digest, solution
 
-T = TypeVar("T")
+Found = TypeVar("Found")
 
 LADDER = 10.0  # each retry damps this many times more ...
 LAST = 1.0  # ... up to this share of the diagonal's mean
@@ -38,30 +39,44 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
 
     Raises
     ------
-    SqError : a Hessian stays indefinite at the end of the damping ladder, or `damp` is out of range
+    SqError : a Hessian or grid that no solver can use, or a layer too large for the solver's memory, before any
+        layer is solved; a Hessian that stays indefinite at the end of the damping ladder; `damp` out of range
     """
     check_damp(damp)
+    every = problem.model.layers
+    for layer in every:
+        check_hessian(layer, problem.statistics.layers[layer.name].hessian)
+    announce(every, solve)
     net = copy.deepcopy(problem.model.net)
-    _warm_up(problem, solve, damp)
+    # Fitted and checked before the first layer is solved: nothing that takes long is lost to a bad grid.
+    grids = {layer.name: _fit(layer, problem) for layer in track(every, "grids", len(every))}
+    smallest = min(every, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
+    _solve(smallest, problem, grids[smallest.name], solve, damp)  # a warm-up: no layer's time holds a library's start
     done = {}
-    for layer in track(problem.model.layers, "quantize", len(problem.model.layers)):
-        done[layer.name] = _quantize_layer(layer, problem, solve, damp)
+    for layer in track(every, "quantize", len(every)):
+        done[layer.name] = _solve(layer, problem, grids[layer.name], solve, damp)
         values = done[layer.name].grid.decode(done[layer.name].codes)
         layers.set_weight(net.get_submodule(layer.name), values)
     return QuantizedModel(net, done)
 
 
-def _quantize_layer(layer: Layer, problem: Problem, solve: Solve, damp: float) -> QuantizedLayer:
+def _fit(layer: Layer, problem: Problem) -> tuple[Grid, float]:
+    W = layers.weight(layer.module)
+    grid, seconds = timed(lambda: problem.fit(W, problem.bits[layer.name]), W.device)
+    check_grid(layer, grid)
+    return grid, seconds
+
+
+def _solve(layer: Layer, problem: Problem, fitted: tuple[Grid, float], solve: Solve, damp: float) -> QuantizedLayer:
     W = layers.weight(layer.module)
     hessian = problem.statistics.layers[layer.name].hessian
-    grid, fit_seconds = timed(lambda: problem.fit(W, problem.bits[layer.name]), W.device)
 
-    def at(share: float) -> Tensor:
-        return solve(W, damped(hessian, share).to(W.dtype), grid)
+    def at(share: float) -> tuple[Tensor, Grid]:
+        return solution(solve(W, damped(hessian, share).to(W.dtype), fitted[0]), fitted[0])
 
-    (codes, used, retries), seconds = timed(lambda: climb(layer.name, at, damp), W.device)
+    ((codes, grid), used, retries), seconds = timed(lambda: climb(layer.name, at, damp), W.device)
     report = {
-        "fit_seconds": fit_seconds,
+        "fit_seconds": fitted[1],
         "solve_seconds": seconds,
         "relative_error": relative_error(W, grid.decode(codes), hessian),
         "damp_used": used,
@@ -78,19 +93,8 @@ def check_damp(damp: float) -> None:
         raise SqError(f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {LAST:g}")
 
 
-def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, float, int]:
-    """Solve, damping more while H is not positive definite; return the result, the damping used and the retries.
-
-    Parameters
-    ----------
-    name : the layer's, for the message
-    solve_at : solves at a share of damping; raises `torch.linalg.LinAlgError` where that is too little
-    damp : the share to begin with
-
-    Raises
-    ------
-    SqError : still not positive definite at the end of the ladder
-    """
+def climb(name: str, solve_at: Callable[[float], Found], damp: float) -> tuple[Found, float, int]:
+    """Solve, damping more while H is not positive definite; return what was found, the damping used and the retries."""
     retries, used = 0, damp
     while True:
         try:
@@ -117,14 +121,8 @@ def damped(hessian: Tensor, damp: float) -> Tensor:
     return hessian + torch.diag_embed(torch.where(live, damp * mean, mean))
 
 
-def _warm_up(problem: Problem, solve: Solve, damp: float) -> None:
-    """Solve the smallest layer once, so that no layer's time holds the start-up of a library."""
-    layer = min(problem.model.layers, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
-    _quantize_layer(layer, problem, solve, damp)
-
-
-def timed(function: Callable, device: torch.device) -> tuple:
-    """Return what `function` returns, and the seconds it took on `device`."""
+def timed(function: Callable[[], Found], device: torch.device) -> tuple[Found, float]:
+    """Return what `function` returns and the seconds it took, the device's work included."""
     synchronize(device)
     start = time.perf_counter()
     result = function()

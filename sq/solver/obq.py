@@ -1,12 +1,19 @@
 """OBQ: each row quantizes its cheapest weight next and re-optimises the rest, exactly and row by row."""
 
+import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sq import elimination
-from sq.types import Count, Grid, Positive
+from sq import greedy
+from sq.errors import SqError
+from sq.search import lowest
+from sq.types import Count, Grid, Layer, Plan, Positive
+
+# An error must exceed half a step by this much to be an outlier's: rounding alone puts it at half a step.
+TOLERANCE = 1 + 1e-5
 
 
 def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Positive, block: Count) -> Tensor:
@@ -18,8 +25,8 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
     H : (G, I, I), positive definite
     outliers : quantize a weight that lies outside the grid (error beyond half a step) at once, the
         worst first, while others can still make up for it
-    memory_gib : for the inverse Hessians of the rows in flight, I^2 numbers a row and as many while
-        copying; at least one row is in flight. Changes speed, not results (beyond rounding)
+    memory_gib : for the inverse Hessians of the rows in flight, I^2 numbers a row. Changes speed, not
+        results (beyond rounding)
     block : rank-1 downdates applied together; changes speed, not results (beyond rounding)
 
     Returns
@@ -29,6 +36,7 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
     Raises
     ------
     torch.linalg.LinAlgError : H is not positive definite
+    SqError : `memory_gib` does not hold the inverse Hessian of a single row
 
     Source
     ------
@@ -40,22 +48,46 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
     rows = W.reshape(G * O, 1, I)
     row_grid = grid.map(lambda t: t.expand(G, O, -1).reshape(G * O, 1, -1))
     group = torch.arange(G, device=W.device).repeat_interleave(O)
-    in_flight = max(1, int(memory_gib * 2**30 / (2 * I * I * W.element_size())))
+    in_flight = rows_in_flight(I, memory_gib, W.element_size())
     quantized = []
     for some in torch.arange(G * O, device=W.device).split(in_flight):
         part = row_grid.map(partial(torch.index_select, dim=0, index=some))
         own = inverse.expand(len(some), I, I) if G == 1 else inverse[group[some]]
-        limit = part.half_step().squeeze(2) * (1 + 1e-5) if outliers else None  # (R, 1)
-        Q, _ = elimination.greedy(rows[some], own, part, partial(pick, limit=limit), block=block)
+        limit = part.half_step().squeeze(2) * TOLERANCE if outliers else None  # (R, 1)
+        Q, _ = greedy.eliminate(rows[some], own, part, partial(pick, limit=limit), block=block)
         quantized.append(Q)
     return grid.encode(torch.cat(quantized).view(G, O, I))
 
 
-def pick(error: Tensor, diagonal: Tensor, free: Tensor, *, limit: Tensor | None) -> Tensor:
+def rows_in_flight(I: int, memory_gib: float, element_size: int) -> int:
+    """Return how many rows' inverse Hessians `memory_gib` holds; an `SqError` if not even one."""
+    gib = I * I * element_size / 2**30
+    if gib > memory_gib:
+        raise SqError(
+            f"{I} columns: one row's inverse Hessian takes {gib:.2g} GiB, more than memory_gib={memory_gib:g}; "
+            f"give quantizer.solve.memory_gib={math.ceil(100 * gib) / 100:g} or more"
+        )
+    return int(memory_gib / gib)
+
+
+def plan(layer: Layer, element_size: int, *, memory_gib: float, **_: Any) -> Plan:
+    """Return what solving `layer` takes: at most `memory_gib`, and 2/3 I^3 operations a row for the downdates.
+
+    Raises
+    ------
+    SqError : `memory_gib` does not hold the inverse Hessian of a single row
+    """
+    rows = min(layer.groups * layer.outputs, rows_in_flight(layer.inputs, memory_gib, element_size))
+    operations = 2 * layer.groups * layer.outputs * layer.inputs**3 // 3
+    return Plan(rows * layer.inputs**2 * element_size, operations)
+
+
+def pick(error: Tensor, diagonal: Tensor, taken: Tensor, *, limit: Tensor | None) -> Tensor:
     """Return each row's free column of least saliency error^2 / [H^-1]_pp; outliers beyond `limit` go first."""
     size = error.squeeze(1).abs()
-    score = torch.where(free, size.square() / diagonal, torch.inf)
+    cheapest = lowest(size.square().div_(diagonal).add_(taken))
     if limit is None:
-        return score.argmin(1)
-    beyond = torch.where(free & (size > limit), -size, 0.0)  # < 0 exactly where the rule applies
-    return torch.where((beyond < 0).any(1), beyond.argmin(1), score.argmin(1))
+        return cheapest
+    within = torch.sub(limit, size).add_(taken)  # < 0 exactly where the rule applies
+    worst = lowest(within)
+    return torch.where(within.gather(1, worst.unsqueeze(1)).squeeze(1) < 0, worst, cheapest)

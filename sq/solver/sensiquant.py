@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sq import elimination
+from sq import elimination, greedy
+from sq.search import lowest
 from sq.types import Count, Grid
 
 Score = Literal["saliency", "weight", "inverse", "activation"]
@@ -68,7 +69,7 @@ def solve(
             raise ValueError(f"order=dynamic ranks by score=saliency, got score={score}")
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
         if rankings is None:
-            Q, _ = elimination.greedy(W, inverse, grid, _picker(direction, aggregate), block=block)
+            Q, _ = greedy.eliminate(W, inverse, grid, _picker(direction, aggregate), block=block)
         else:
             stride = -(-W.shape[2] // rankings)
             Q, _ = elimination.ranked(W, inverse, grid, _ranker(direction, aggregate), stride=stride, block=block)
@@ -117,11 +118,10 @@ def _ranker(direction: str, aggregate: str) -> elimination.Rank:
     return rank
 
 
-def _picker(direction: str, aggregate: str) -> elimination.Pick:
-    def pick(error: Tensor, diagonal: Tensor, free: Tensor) -> Tensor:
-        S = _aggregate(error.square(), aggregate) / diagonal
-        if direction == "descending":
-            return torch.where(free, S, -torch.inf).argmax(1)
-        return torch.where(free, S, torch.inf).argmin(1)
+def _picker(direction: str, aggregate: str) -> greedy.Pick:
+    sign = -1 if direction == "descending" else 1
+
+    def pick(error: Tensor, diagonal: Tensor, taken: Tensor) -> Tensor:
+        return lowest(_aggregate(error.square(), aggregate).div_(diagonal).mul_(sign).add_(taken))
 
     return pick

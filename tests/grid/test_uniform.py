@@ -169,3 +169,41 @@ def test_map_and_numpy_agree_with_the_grid():
     assert torch.equal(transposed.nearest(column.transpose(1, 2)), grid.nearest(column).transpose(1, 2))
     nearest = transposed.on_numpy()(column[:, :, 0].numpy())
     assert (nearest == grid.nearest(column)[:, :, 0].numpy()).all()
+
+
+def test_bounds_and_steps():
+    grid = uniform.UniformGrid(
+        torch.tensor([[[0.5], [2.0]]]), torch.tensor([[[-1.0], [0.0]]]), torch.tensor([[[2.0], [3.0]]]), 4
+    )
+    lowest, highest = grid.bounds()
+    assert lowest.tolist() == [[[-0.5], [0.0]]]
+    assert highest.tolist() == [[[1.0], [6.0]]]
+    down, up = grid.steps(torch.tensor([[[0, 3], [1, 2]]], dtype=torch.int32))
+    assert down.tolist() == [[[torch.inf, 0.5], [2.0, 2.0]]]
+    assert up.tolist() == [[[0.5, torch.inf], [2.0, 2.0]]]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_refit_finds_the_scale_of_least_loss(fit, correlated, bits):
+    W, H = correlated(3, 2, 4, 20)
+    grid = fit(W, bits)
+    codes = grid.encode(W)
+
+    def loss(g):
+        error = W - g.decode(codes)
+        return (error @ H * error).sum(-1)
+
+    moved = grid.refit(W, H, codes)
+    best = loss(moved)
+    assert (best <= loss(grid)).all()
+    for factor in (0.99, 1.01):
+        assert (best < loss(uniform.UniformGrid(factor * moved.scale, moved.low, moved.high, moved.levels))).all()
+
+
+def test_refit_keeps_a_scale_it_cannot_find(fit, correlated):
+    W, H = correlated(3, 1, 2, 20)
+    grid = fit(W, 3)
+    codes = grid.encode(W)
+    codes[:, 0] = (-grid.low[:, 0]).int()  # all zero: any scale does
+    codes[:, 1] = grid.encode(-W)[:, 1]  # the other way round: the best scale is negative
+    assert torch.equal(grid.refit(W, H, codes).scale, grid.scale)

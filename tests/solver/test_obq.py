@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from sq import elimination
-from sq.solver import obq
+from sq import greedy
+from sq.errors import SqError
+from sq.solver import obq, textbook_obq
+from sq.types import Layer
 
 # half a step, and the tolerance below which a rounding error is not called an outlier
 BEYOND = 1 + 1e-5
@@ -53,14 +55,14 @@ def recorded(W, H, grid, outliers):
     O, I = W.shape[1:]
     order = []
 
-    def watch(error, diagonal, free, limit):
-        order.append(obq.pick(error, diagonal, free, limit=limit))
+    def watch(error, diagonal, taken, limit):
+        order.append(obq.pick(error, diagonal, taken, limit=limit))
         return order[-1]
 
     rows = grid.map(lambda t: t.transpose(0, 1).contiguous())
     limit = rows.half_step().squeeze(2) * BEYOND if outliers else None
     inverse = torch.linalg.inv(H).expand(O, I, I)
-    elimination.greedy(W.transpose(0, 1), inverse, rows, partial(watch, limit=limit), block=I)
+    greedy.eliminate(W.transpose(0, 1), inverse, rows, partial(watch, limit=limit), block=I)
     return torch.stack(order, 1)
 
 
@@ -126,13 +128,39 @@ def test_equals_textbook_downdates(fit, correlated, outliers, G):
         for o in range(4):
             wanted = textbook(W[g, o].numpy(), inverse[g], levels[g, o], half[g, o], outliers)
             assert (codes[g, o] == wanted).all(), (g, o)
+    slow = textbook_obq.solve(W, H, grid, outliers=outliers, rows=3)
+    assert (slow.numpy() == codes).all()
 
 
 @pytest.mark.parametrize("G", [1, 3])
 def test_rows_in_flight_do_not_change_codes(fit, correlated, G):
     W, H = correlated(2, G, 5, 40)
     grid = fit(W, 3)
-    assert torch.equal(solve(W, H, grid, memory_gib=1e-12), solve(W, H, grid))
+    one_row = 40 * 40 * 8 / 2**30
+    assert torch.equal(solve(W, H, grid, memory_gib=one_row), solve(W, H, grid))
+
+
+def test_memory_for_less_than_a_row_is_refused_with_the_cure(fit, correlated):
+    W, H = correlated(2, 1, 2, 40)
+    with pytest.raises(SqError, match=r"40 columns: .* more than memory_gib=1e-06; give .*memory_gib=0.01 or more"):
+        solve(W, H, fit(W, 3), memory_gib=1e-6)
+
+
+def test_plan_counts_rows_in_flight_and_operations():
+    layer = Layer("fc", torch.nn.Linear(1, 1), "linear", groups=2, outputs=3, inputs=100)
+    assert obq.plan(layer, 4, memory_gib=1.0).bytes == 6 * 100 * 100 * 4
+    assert obq.plan(layer, 4, memory_gib=2.5 * 100 * 100 * 4 / 2**30).bytes == 2 * 100 * 100 * 4
+    assert obq.plan(layer, 4, memory_gib=1.0).operations == 6 * 2 * 100**3 // 3
+
+
+@pytest.mark.parametrize("seed", range(0, 200, 20))
+def test_equals_textbook_obq_on_200_layers(fit, correlated, seed):
+    for s in range(seed, seed + 20):
+        G, O, I = (1, 1, 3)[s % 3], 1 + s % 7, 2 + (s * 37) % 90
+        W, H = correlated(s, G, O, I, damp=(0.01, 1e-4)[s % 2])
+        grid = fit(W, 1 + s % 4)
+        wanted = textbook_obq.solve(W, H, grid, outliers=s % 5 > 0, rows=1 + s % 4)
+        assert torch.equal(solve(W, H, grid, outliers=s % 5 > 0, block=1 + s % 33), wanted), s
 
 
 @pytest.mark.parametrize("block", [1, 5, 32])

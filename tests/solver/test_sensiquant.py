@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sq import elimination
+from sq import elimination, greedy
 from sq.grid.uniform import UniformGrid
 from sq.solver import obq, sensiquant
 from sq.statistics import loss
@@ -75,7 +75,7 @@ def test_one_row_in_the_order_of_obq_is_obq(fit, correlated):
             return order[-1]
 
         pick = functools.partial(watch, limit=grid.half_step().squeeze(2) * (1 + 1e-5))
-        elimination.greedy(W, torch.linalg.inv(H), grid, pick, block=20)
+        greedy.eliminate(W, torch.linalg.inv(H), grid, pick, block=20)
         swept, _ = elimination.sweep(W, H, grid, torch.stack(order, 1), block=8)
         assert torch.equal(grid.encode(swept), obq.solve(W, H, grid, outliers=True, memory_gib=1.0, block=7))
 

@@ -1,0 +1,40 @@
+"""Where data and foreign weights lie: configs name them as on any machine, $SQ_DATA says where they are on this one.
+
+A path of one machine in a config would give the same run another key, and a stranger's folders to the record.
+"""
+
+import os
+from pathlib import Path
+
+from sq.errors import SqError
+
+
+def find(path: str, setting: str) -> Path:
+    """Return where `path` lies: absolute or there in the working directory, it is taken as it is, else in $SQ_DATA.
+
+    Parameters
+    ----------
+    path : a file or folder
+    setting : that it comes from, for messages
+
+    Raises
+    ------
+    SqError : it is in none of these places
+    """
+    given = Path(path).expanduser()
+    if given.exists():
+        return given
+    if given.is_absolute():
+        raise SqError(f"{setting}={path}: there is no such file or folder: correct {setting}")
+    if not (base := os.environ.get("SQ_DATA")):
+        raise SqError(
+            f"{setting}={path}: not in the working directory, and SQ_DATA is not set: "
+            f"set SQ_DATA to the folder that holds weights/ and cifar10/, or give {setting}"
+        )
+    found = Path(base).expanduser() / given
+    if not found.exists():
+        raise SqError(
+            f"{setting}={path}: neither in the working directory nor in SQ_DATA={base}: "
+            f"set SQ_DATA to the folder that holds weights/ and cifar10/, or correct {setting}"
+        )
+    return found

@@ -1,0 +1,85 @@
+"""cifar_resnet: the residual networks for 32x32 images of He et al. 2015, 20 to 110 layers deep.
+
+A 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels, and a linear layer: 6 n + 2 layers with
+weights. Shortcuts have none ("option A"). Parameter names are those of the checkpoints people share.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sq import layers
+from sq.data import find
+from sq.types import Model
+from sq.weights import load_into
+
+
+class Block(nn.Module):
+    """ReLU(shortcut(x) + body(x)), where the body is two 3x3 convolutions, each with BatchNorm."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.pad = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Return `x` in the shape of the body's outputs: strided, with zero channels ahead and behind."""
+        if self.stride == 1 and self.pad == 0:
+            return x
+        ahead = self.pad // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, ahead, self.pad - ahead))
+
+
+class CifarResNet(nn.Module):
+    """The network with `depth` = 6 n + 2 layers, for 10 classes."""
+
+    def __init__(self, depth: int):
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, 1, blocks)
+        self.layer2 = _stage(16, 32, 2, blocks)
+        self.layer3 = _stage(32, 64, 2, blocks)
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, 3, 32, 32) to logits (B, 10)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return self.linear(self.layer3(self.layer2(self.layer1(y))).mean((2, 3)))
+
+
+def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
+    rest = [Block(outputs, outputs, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(Block(inputs, outputs, stride), *rest)
+
+
+def load(*, depth: Literal[20, 32, 44, 56, 110], weights: str) -> Model:
+    """Load a trained network, ready to evaluate.
+
+    Parameters
+    ----------
+    depth : layers with weights
+    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
+
+    Raises
+    ------
+    SqError : the file is missing, damaged, more than tensors, of another network, or holds NaN
+
+    Source
+    ------
+    He et al. 2015, Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.2.
+    """
+    net = CifarResNet(int(depth)).eval()  # a config's 20.0 is 20
+    checkpoint = load_into(net, find(weights, "model.weights"))
+    found, skipped = layers.find(net)
+    return Model(net, found, (3, 32, 32), checkpoint, skipped)
