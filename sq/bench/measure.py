@@ -115,7 +115,8 @@ def _solve(problem: _Problem, method: Method, solve: Callable, rows: int, device
 
     (result, seconds), used, retries = climb(problem.layer.name, at, method.damp)
     damping = {"damp_used": used, "damp_retries": retries}
-    return _Run(values(result, grid), seconds, damping, clock.peak_bytes())
+    codes, own = solution(result, grid)
+    return _Run(own.decode(codes), seconds, damping, clock.peak_bytes())
 
 
 def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], Any]:
@@ -130,12 +131,6 @@ def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], 
     if prepare is None:
         return partial(solve, W, H, grid)
     return prepare(W, H, grid, **getattr(solve, "keywords", {}))
-
-
-def values(result: Tensor | tuple[Tensor, Grid], grid: Grid) -> Tensor:
-    """Return the weights that a solver's result stands for: codes on `grid`, or on the one it moved."""
-    codes, own = solution(result, grid)
-    return own.decode(codes)
 
 
 def extrapolated(sample: tuple[int, float], part: tuple[int, float], rows: int) -> float:

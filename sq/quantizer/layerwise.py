@@ -22,7 +22,7 @@ from sq.quantizer.checks import announce, check_grid, check_hessian
 from sq.statistics import relative_error
 from sq.types import Grid, Layer, Problem, QuantizedLayer, QuantizedModel, Solve, digest, solution
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 LADDER = 10.0  # each retry damps this many times more ...
 LAST = 1.0  # ... up to this share of the diagonal's mean
@@ -93,8 +93,19 @@ def check_damp(damp: float) -> None:
         raise SqError(f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {LAST:g}")
 
 
-def climb(name: str, solve_at: Callable[[float], Found], damp: float) -> tuple[Found, float, int]:
-    """Solve, damping more while H is not positive definite; return what was found, the damping used and the retries."""
+def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, float, int]:
+    """Solve, damping more while H is not positive definite; return the result, the damping used and the retries.
+
+    Parameters
+    ----------
+    name : the layer's, for the message
+    solve_at : solves at a share of damping; raises `torch.linalg.LinAlgError` where that is too little
+    damp : the share to begin with
+
+    Raises
+    ------
+    SqError : still not positive definite at the end of the ladder
+    """
     retries, used = 0, damp
     while True:
         try:
@@ -121,7 +132,7 @@ def damped(hessian: Tensor, damp: float) -> Tensor:
     return hessian + torch.diag_embed(torch.where(live, damp * mean, mean))
 
 
-def timed(function: Callable[[], Found], device: torch.device) -> tuple[Found, float]:
+def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     """Return what `function` returns and the seconds it took, the device's work included."""
     synchronize(device)
     start = time.perf_counter()

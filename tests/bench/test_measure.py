@@ -12,7 +12,7 @@ from sq.bench import measure, report
 from sq.build import build
 from sq.errors import SqError
 from sq.quantizer import layerwise
-from sq.solver import gptq, obq, rtn
+from sq.solver import gptq, obq
 
 CHEAP = ["source.inputs=36", "source.outputs=12", "source.maps.side=6", "bits=[4,3]", "repeats=2", "threads=1"]
 SAMPLED = 'quantizers=[rtn,gptq,"gptq solve.order=act",{quantizer: obq,sample_rows: 4,above: 30}]'
@@ -139,14 +139,6 @@ def test_damping_out_of_range(fit):
     own = settings.load("synthetic", ['quantizers=["rtn damp=1.5"]', 'reference="rtn damp=1.5"'])
     with pytest.raises(SqError, match=r"quantizer\.damp=1\.5"):
         list(measure.run([], settings.methods(own), fit, [3], 1, torch.device("cpu")))
-
-
-def test_result_may_bring_its_own_grid(fit, correlated):
-    W, H = correlated(0)
-    grid, other = fit(W, 3), fit(2 * W, 3)
-    codes = rtn.solve(W, H, grid)
-    assert torch.equal(measure.values(codes, grid), grid.nearest(W))
-    assert torch.equal(measure.values((codes, other), grid), other.decode(codes))
 
 
 def test_what_a_solver_prepares_is_not_timed(fit, correlated, monkeypatch):
