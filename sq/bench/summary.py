@@ -15,6 +15,8 @@ THEORY: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "gptq": ("c^3 + r c^2", lambda r, c: c**3 + r * c**2),
     "brevitas_gptq": ("c^3 + r c^2", lambda r, c: c**3 + r * c**2),
     "sensiquant": ("c^3 + r c^2", lambda r, c: c**3 + r * c**2),
+    "sensiquant_plus": ("c^3 + r c^2", lambda r, c: c**3 + r * c**2),
+    "textbook_obq": ("r c^3", lambda r, c: r * c**3),
     "obq": ("r c^3", lambda r, c: r * c**3),
 }
 

@@ -42,8 +42,7 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
     SqError : a Hessian or grid that no solver can use, or a layer too large for the solver's memory, before any
         layer is solved; a Hessian that stays indefinite at the end of the damping ladder; `damp` out of range
     """
-    if not 0 <= damp <= LAST:
-        raise SqError(f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {LAST:g}")
+    check_damp(damp)
     every = problem.model.layers
     for layer in every:
         check_hessian(layer, problem.statistics.layers[layer.name].hessian)
@@ -86,6 +85,12 @@ def _solve(layer: Layer, problem: Problem, fitted: tuple[Grid, float], solve: So
         "codes": digest([codes]),
     }
     return QuantizedLayer(codes, grid, report)
+
+
+def check_damp(damp: float) -> None:
+    """Raise an `SqError` unless `damp` is a share of the diagonal's mean."""
+    if not 0 <= damp <= LAST:
+        raise SqError(f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {LAST:g}")
 
 
 def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, float, int]:

@@ -115,6 +115,32 @@ def test_damaged_or_foreign_records(tmp_path, capsys):
     assert "holds a benchmark: python -m sq.bench synthetic --report" in capsys.readouterr().err
 
 
+def test_progress_shows_on_a_terminal(monkeypatch, fit):
+    import io
+
+    from rich.console import Console
+
+    from sq import console
+    from sq.bench import settings
+
+    monkeypatch.setattr(console, "err", Console(force_terminal=True, file=io.StringIO(), width=100))
+    own = settings.load("synthetic", [*CHEAP, "quantizers=[rtn]", "reference=rtn"])
+    cases = build(own.source, "source")(0, torch.device("cpu"))
+    found = list(measure.run(cases, settings.methods(own), fit, [3], 1, torch.device("cpu")))
+    assert len(found) == 1
+    shown = console.err.file.getvalue()
+    assert "statistics" in shown
+    assert "layer 1 of 1" in shown
+
+
+def test_damping_out_of_range(fit):
+    from sq.bench import settings
+
+    own = settings.load("synthetic", ['quantizers=["rtn damp=1.5"]', 'reference="rtn damp=1.5"'])
+    with pytest.raises(SqError, match=r"quantizer\.damp=1\.5"):
+        list(measure.run([], settings.methods(own), fit, [3], 1, torch.device("cpu")))
+
+
 def test_what_a_solver_prepares_is_not_timed(fit, correlated, monkeypatch):
     from functools import partial
 
