@@ -1,4 +1,4 @@
-"""X X^T of a layer's inputs, summed over images: the only costly part of statistics, done with as few products as known.
+"""X X^T of a layer's inputs, summed over images: the costly part of statistics, in as few products as known.
 
 Three savings, none of them an approximation:
 
@@ -63,7 +63,7 @@ def _rows_directly(height: int, window: layers.Window) -> float:
 
 
 def _lacking(height: int, window: layers.Window, distance: int, end: bool) -> dict[int, int]:
-    """Return the pairs of rows, `distance` taps apart, that some pair of taps lacks at the top, or at the bottom (`end`).
+    """Return the pairs of rows, `distance` taps apart, that some pair of taps lacks at the top, or the bottom (`end`).
 
     By the place from that end on, the upper row of each pair; blank rows are left out, for their products are zero.
     """

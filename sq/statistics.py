@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sq import gram, layers
+from sq import gram, layers, memory
 from sq.console import track
 from sq.errors import SqError
 from sq.types import Layer, LayerStatistics, Model, Split, Statistics
@@ -30,11 +30,12 @@ def collect(model: Model, batch: Split, *, batch_size: int, positions: float, se
 
     Raises
     ------
-    SqError : an image, or a layer's input, holds NaN or infinity
+    SqError : an image, or a layer's input, holds NaN or infinity; the Hessians do not fit in memory
     """
     if not torch.isfinite(batch.x).all():
         bad = [i for i, x in zip(batch.ids, batch.x, strict=True) if not torch.isfinite(x).all()]
         raise SqError(f"calibration images hold NaN or infinity: {', '.join(bad[:3])}; remove or repair them")
+    memory.check(model.layers, batch.x.device)
     sums = {layer.name: _Sum(layer, positions, seed) for layer in model.layers}
     hooks = [
         layer.module.register_forward_hook(partial(_observe, sums[layer.name]), with_kwargs=True)

@@ -89,11 +89,11 @@ def test_batch_size_does_not_matter(tiny, batch_size):
 
 def test_unfolding_in_pieces_does_not_matter(tiny, monkeypatch):
     whole = collect(tiny, images(10), batch_size=10)
-    calls, inputs = [], layers.inputs
-    monkeypatch.setattr(layers, "inputs", lambda module, x: calls.append(len(x)) or inputs(module, x))
-    monkeypatch.setattr(gram, "UNFOLDED", 2 * 18 * 36)  # two images of the first layer
+    calls, padded = [], layers.padded
+    monkeypatch.setattr(layers, "padded", lambda module, x: calls.append(len(x)) or padded(module, x))
+    monkeypatch.setattr(gram, "UNFOLDED", 2 * 6 * 36)  # two images of the first layer, unfolded along rows
     assert_same(whole, collect(tiny, images(10), batch_size=10))
-    assert calls[:5] == [2] * 5
+    assert calls[:6] == [1] + [2] * 5  # one to choose the way by
 
 
 def test_digest_tells_hessians_apart(tiny):

@@ -19,7 +19,7 @@ def problem(fit, net, hessians=None, bits=3):
     x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     batch = Split(x, torch.zeros(8).long(), [str(i) for i in range(8)])
     if hessians is None:
-        measured = statistics.collect(model, batch, batch_size=8)
+        measured = statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
     else:
         measured = Statistics({name: LayerStatistics(H, 1) for name, H in hessians.items()}, 8)
     return Problem(model, batch, measured, fit, {layer.name: bits for layer in found})
@@ -168,7 +168,7 @@ def test_layer_without_any_live_input_is_rounded_to_nearest(fit, linear):
 
 def test_results_repeat_on_the_embedded_network(fit, digits, resnet):
     batch = Split(digits.train.x[:64], digits.train.y[:64], digits.train.ids[:64])
-    measured = statistics.collect(resnet, batch, batch_size=64)
+    measured = statistics.collect(resnet, batch, batch_size=64, positions=1.0, seed=0)
     given = Problem(resnet, batch, measured, fit, {layer.name: 3 for layer in resnet.layers})
     first, again = (layerwise.quantize(given, solve=natural, damp=0.01) for _ in range(2))
     nearest = layerwise.quantize(given, solve=rtn.solve, damp=0.01)

@@ -17,7 +17,7 @@ def problem():
     model = Model(net, found, (2, 5, 5), "", skipped)
     batch = Split(torch.randn(6, 2, 5, 5), torch.zeros(6).long(), [str(i) for i in range(6)])
     fit = partial(uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5)
-    return Problem(model, batch, statistics.collect(model, batch, batch_size=4), fit)
+    return Problem(model, batch, statistics.collect(model, batch, batch_size=4, positions=1.0, seed=0), fit)
 
 
 def test_cost_is_the_error_measured_on_the_layer_itself(problem):
