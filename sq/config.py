@@ -38,6 +38,8 @@ class Config:
     positions: float
     results: str
     outputs: str
+    cache: str | None
+    cache_gib: float
     rerun: bool
     # The families: the knobs of each are typed by the function its YAML names (see sq/build.py).
     model: Any
@@ -79,6 +81,8 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         found.append(f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more")
     if config["batch_size"] < 1:
         found.append(f"batch_size={config['batch_size']}: at least 1")
+    if config["cache_gib"] <= 0:
+        found.append(f"cache_gib={_short(config['cache_gib'])}: above 0; cache=null keeps no statistics")
     if not 0 < config["positions"] <= 1:
         found.append(f"positions={_short(config['positions'])}: a share, above 0 and up to 1")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):

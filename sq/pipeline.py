@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import statistics, summary
+from sq import cache, summary
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
@@ -35,9 +35,9 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         check_images(model, batch, dataset.test)
         batch, test = (replace(s, x=s.x.to(device), y=s.y.to(device)) for s in (batch, dataset.test))
     with clock.phase("statistics"):
-        collected = statistics.collect(
-            model, batch, batch_size=size, positions=config["positions"], seed=config["seed"]
-        )
+        kept = {"folder": config["cache"], "limit_gib": config["cache_gib"]}
+        how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
+        collected, cached = cache.collect(model, batch, **kept, **how)
     problem = Problem(model, batch, collected, part["grid"])
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
@@ -53,7 +53,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     found = summary.summarise(model, problem, quantized, bits)
     found["results"] = figures | found["results"]
     found["sensitivity"] = {name: {str(b): c for b, c in row.items()} for name, row in cost.items()}
-    return found | {"correction": correction, "seconds": clock.seconds, "peak_bytes": clock.peak_bytes()}
+    spent = {"statistics_cached": cached, "seconds": clock.seconds, "peak_bytes": clock.peak_bytes()}
+    return found | {"correction": correction} | spent
 
 
 def predict(net: nn.Module, x: Tensor, batch_size: int) -> Tensor:

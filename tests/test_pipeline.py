@@ -91,3 +91,13 @@ def test_same_config_gives_the_same_codes_in_another_process(tmp_path):
     assert here[1]["statistics"] != here[0]["statistics"]
     assert here[1]["calibration"]["ids"] != here[0]["calibration"]["ids"]
     assert here[1]["results"]["codes"] != here[0]["results"]["codes"]
+
+
+def test_statistics_are_collected_once_for_all_methods(tmp_path):
+    for quantizer in ("rtn", "obq"):
+        assert run(tmp_path, f"quantizer={quantizer}", "bits=3", "sensitivity.bits=[3]").returncode == 0
+    first, second = sorted(record.read_all(tmp_path / "results" / "runs"), key=lambda r: r["statistics_cached"])
+    assert (first["statistics_cached"], second["statistics_cached"]) == (False, True)
+    assert first["statistics"] == second["statistics"]
+    assert second["seconds"]["statistics"] < 0.05 * sum(second["seconds"].values())
+    assert not list(tmp_path.glob("**/*.part"))
