@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +26,11 @@ from sq.types import LayerStatistics, Model, Split, Statistics, digest
 
 GIB = 2**30
 PATIENCE = 5.0  # seconds to wait for another run before saying so
+ABANDONED = 3600.0  # seconds after which a file half written belongs to a run that was killed
 
 
 def collect(
-    model: Model, batch: Split, *, folder: str | None, limit_gib: float, **settings: Any
+    model: Model, batch: Split, *, folder: str | None, limit_gib: float, origin: Any, **settings: Any
 ) -> tuple[Statistics, bool]:
     """Return the statistics of `statistics.collect(model, batch, **settings)`, and whether `folder` had them.
 
@@ -38,10 +40,11 @@ def collect(
     ----------
     folder : where entries are kept; None keeps none
     limit_gib : for all entries; the least recently used ones make room. One larger than this is not kept
+    origin : the config that `model` was loaded by; what its weights do not show (a setting of `forward`) is there
     """
     if folder is None:
         return statistics.collect(model, batch, **settings), False
-    file = Path(folder) / f"{key(model, batch, settings)}.safetensors"
+    file = Path(folder) / f"{key(model, batch, settings, origin)}.safetensors"
     with _alone(file):
         if (found := _read(file, model)) is not None:
             return found, True
@@ -50,9 +53,11 @@ def collect(
     return found, False
 
 
-def key(model: Model, batch: Split, settings: dict[str, Any]) -> str:
+def key(model: Model, batch: Split, settings: dict[str, Any], origin: Any) -> str:
     """Return the name of an entry: a hash of all that statistics depend on, to the last bit."""
-    state = model.net.state_dict()
+    state = model.net.state_dict() | dict(model.net.named_buffers())  # some buffers are not part of the state
+    if settings["positions"] == 1:
+        settings = settings | {"seed": None}  # nothing is drawn
     parts = [
         *(inspect.getsource(module) for module in (statistics, gram, layers)),
         *sorted({_source(type(module)) for module in model.net.modules()}),
@@ -61,7 +66,7 @@ def key(model: Model, batch: Split, settings: dict[str, Any]) -> str:
         repr([*state]),
         digest(state.values()),
         digest([batch.x]),
-        json.dumps(settings, sort_keys=True),
+        json.dumps([settings, origin], sort_keys=True),
         f"{batch.x.device.type} {torch.__version__} {torch.get_num_threads()}",
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -135,6 +140,9 @@ def _write(file: Path, found: Statistics, limit: int) -> None:
     try:
         save_file({n: s.hessian.contiguous() for n, s in found.layers.items()}, part, {"sq": json.dumps(about)})
         part.replace(file)
+        for left in file.parent.glob(".*.part"):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink(missing_ok=True)
         others = [(e.stat().st_mtime_ns, e.stat().st_size, e) for e in file.parent.glob("*.safetensors") if e != file]
         total = file.stat().st_size
         for _, own, entry in sorted(others, reverse=True):

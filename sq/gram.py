@@ -38,7 +38,13 @@ class Gram(Protocol):
 
 
 def of(layer: Layer, x: Tensor, share: float, seed: int) -> Gram:
-    """Return the way to sum X X^T that takes fewer products, for inputs like `x`, using `share` of the positions."""
+    """Return the way to sum X X^T that takes fewer products, for inputs like `x`.
+
+    Parameters
+    ----------
+    share : of the positions, in (0, 1]; below 1, the ones used are drawn
+    seed : of that draw
+    """
     if share < 1:
         return Direct(layer, x.device, share, Generator().manual_seed(seed))
     module = layer.module

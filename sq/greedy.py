@@ -101,8 +101,9 @@ class _Inverse:
 
     def keep(self, columns: Tensor) -> None:
         """Drop all columns but `columns` (R, B)."""
+        every = torch.arange(len(columns), device=columns.device)
         self.kept = self.kept.gather(2, columns.unsqueeze(1).expand(-1, self.kept.shape[1], -1))
-        self.base, self.borrowed = _submatrices(self.base, columns, borrowed=self.borrowed), False
+        self.base, self.borrowed = submatrices(self.base, every, columns, in_place=not self.borrowed), False
 
     def apply(self) -> None:
         """Bring all of the inverses up to date."""
@@ -110,18 +111,19 @@ class _Inverse:
         self.pending = 0
 
 
-def _submatrices(M: Tensor, chosen: Tensor, *, borrowed: bool) -> Tensor:
-    """Return rows and columns `chosen` (R, B) of each matrix of `M` (R, A, A), in its own memory unless `borrowed`."""
+def submatrices(M: Tensor, which: Tensor, chosen: Tensor, *, in_place: bool) -> Tensor:
+    """Return rows and columns `chosen` (R, B) of matrices number `which` (R,) of `M` (G, A, A), as (R, B, B).
+
+    With `in_place` they are moved to the front of M's own memory; `which` is then 0, 1, 2, ...
+    """
     R, B = chosen.shape
     if M.device.type != "cpu":
-        return M.gather(1, chosen.unsqueeze(2).expand(-1, -1, M.shape[2])).gather(
-            2, chosen.unsqueeze(1).expand(-1, B, -1)
-        )
+        return M[which.view(-1, 1, 1), chosen.unsqueeze(2), chosen.unsqueeze(1)]
     # Rows are whole pieces of memory, and NumPy takes columns from a matrix still in the cache three times as
     # fast as PyTorch gathers from all. Matrices move towards the front, so none is written over before it is read.
     source, places = M.numpy(), chosen.numpy()
-    out = M.new_empty(R, B, B) if borrowed else M.view(-1)[: R * B * B].view(R, B, B)
+    out = M.view(-1)[: R * B * B].view(R, B, B) if in_place else M.new_empty(R, B, B)
     target = out.numpy()
-    for matrix in range(R):
-        source[matrix].take(places[matrix], 0).take(places[matrix], 1, out=target[matrix], mode="clip")
+    for row, matrix in enumerate(which.tolist()):
+        source[matrix].take(places[row], 0).take(places[row], 1, out=target[row], mode="clip")
     return out

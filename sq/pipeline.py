@@ -35,7 +35,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         check_images(model, batch, dataset.test)
         batch, test = (replace(s, x=s.x.to(device), y=s.y.to(device)) for s in (batch, dataset.test))
     with clock.phase("statistics"):
-        kept = {"folder": config["cache"], "limit_gib": config["cache_gib"]}
+        kept = {"folder": config["cache"], "limit_gib": config["cache_gib"], "origin": config["model"]}
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
         collected, cached = cache.collect(model, batch, **kept, **how)
     problem = Problem(model, batch, collected, part["grid"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sq import threads
+from sq.greedy import submatrices
 from sq.search import highest
 from sq.types import Grid
 
@@ -61,8 +62,8 @@ def _push(excess: Tensor, inverse: Tensor, held: Tensor) -> Tensor:
     solved = []
     for rows in torch.arange(G * O, device=excess.device).split(max(1, IN_FLIGHT // width**2)):
         place, own = which[rows], mask[rows]
-        A = inverse[group[rows].view(-1, 1, 1), place.unsqueeze(2), place.unsqueeze(1)]  # (R, S, S)
-        A = A.masked_fill_(~(own.unsqueeze(2) & own.unsqueeze(1)), 0)
+        A = submatrices(inverse, group[rows], place, in_place=False)  # (R, S, S)
+        A.masked_fill_(~(own.unsqueeze(2) & own.unsqueeze(1)), 0)
         A.diagonal(dim1=1, dim2=2).masked_fill_(~own, 1)
         solved.append(torch.cholesky_solve(short[rows].unsqueeze(2), torch.linalg.cholesky(A)).squeeze(2))
     return torch.zeros_like(excess).view(-1, I).scatter_(1, which, torch.cat(solved) * mask).view(G, O, I)

@@ -13,6 +13,8 @@ from sq.console import track
 from sq.errors import SqError
 from sq.types import Layer, LayerStatistics, Model, Split, Statistics
 
+LEAST = 4  # positions an input, when only some are drawn: an H of fewer is mostly noise
+
 
 def collect(model: Model, batch: Split, *, batch_size: int, positions: float, seed: int) -> Statistics:
     """Run the calibration images through the network once and accumulate every layer's Hessian.
@@ -24,8 +26,9 @@ def collect(model: Model, batch: Split, *, batch_size: int, positions: float, se
     ----------
     batch : the calibration images
     batch_size : images in one forward pass; changes speed and memory, not results (beyond rounding)
-    positions : share of each layer's positions used, drawn at random, in (0, 1]; 1 uses all. Below 1, what a
-        module called several times draws depends on `batch_size`
+    positions : share of each layer's positions used, drawn at random, in (0, 1]; 1 uses all. A layer that would
+        be left with fewer than `LEAST` an input keeps all. What a module called several times draws depends on
+        `batch_size`
     seed : of that draw, together with the layer's name
 
     Raises
@@ -36,7 +39,7 @@ def collect(model: Model, batch: Split, *, batch_size: int, positions: float, se
         bad = [i for i, x in zip(batch.ids, batch.x, strict=True) if not torch.isfinite(x).all()]
         raise SqError(f"calibration images hold NaN or infinity: {', '.join(bad[:3])}; remove or repair them")
     memory.check(model.layers, batch.x.device)
-    sums = {layer.name: _Sum(layer, positions, seed) for layer in model.layers}
+    sums = {layer.name: _Sum(layer, len(batch.ids), positions, seed) for layer in model.layers}
     hooks = [
         layer.module.register_forward_hook(partial(_observe, sums[layer.name]), with_kwargs=True)
         for layer in model.layers
@@ -54,15 +57,17 @@ def collect(model: Model, batch: Split, *, batch_size: int, positions: float, se
 class _Sum:
     """The running sum of X X^T of one layer."""
 
-    def __init__(self, layer: Layer, share: float, seed: int):
-        self.layer, self.share, self.seed = layer, share, seed
+    def __init__(self, layer: Layer, images: int, share: float, seed: int):
+        self.layer, self.images, self.share, self.seed = layer, images, share, seed
         self.gram: gram.Gram | None = None
         self.positions = self.used = 0
 
     def add(self, x: Tensor, positions: int) -> None:
         if self.gram is None:  # the first inputs decide which way is faster
             own = hashlib.sha256(f"{self.seed} {self.layer.name}".encode()).digest()
-            self.gram = gram.of(self.layer, x, self.share, int.from_bytes(own[:7], "big"))
+            expected = self.share * positions * self.images / len(x)
+            share = self.share if expected >= LEAST * self.layer.inputs else 1.0
+            self.gram = gram.of(self.layer, x, share, int.from_bytes(own[:7], "big"))
         self.used += self.gram.add(x, positions)
         self.positions += positions
 
@@ -70,8 +75,6 @@ class _Sum:
         name = self.layer.name
         if self.gram is None:
             raise SqError(f"layer {name} was never called on the calibration images")
-        if not self.used:
-            raise SqError(f"positions={self.share:g} left layer {name} no input out of {self.positions}: give more")
         total = self.gram.finish()
         self.gram = None  # of all layers' sums and results, one sum is held twice at a time
         if not torch.isfinite(total).all():

@@ -23,6 +23,11 @@ def first_layer(whole):
     return replace(whole, layers=whole.layers[:1])
 
 
+def buffered(whole):
+    whole.net.register_buffer("scale", torch.ones(1), persistent=False)
+    return whole
+
+
 def images(seed=0):
     x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
     return Split(x, torch.zeros(8).long(), [f"image/{i}" for i in range(8)])
@@ -30,7 +35,9 @@ def images(seed=0):
 
 def collect(folder, net=None, batch=None, limit_gib=1.0, **settings):
     net, batch = net or model(), batch or images()
-    return cache.collect(net, batch, folder=folder and str(folder), limit_gib=limit_gib, **SETTINGS | settings)
+    return cache.collect(
+        net, batch, folder=folder and str(folder), limit_gib=limit_gib, **{"origin": {}} | SETTINGS | settings
+    )
 
 
 def entries(folder):
@@ -67,7 +74,9 @@ def changed_code(monkeypatch):
         {"batch": images(seed=1)},
         {"batch_size": 3},
         {"positions": 0.5},
-        {"seed": 1},
+        {"seed": 1, "positions": 0.5},
+        {"origin": {"depth": 20}},
+        {"net": buffered(model())},
         changed_code,
     ],
     ids=str,
@@ -116,28 +125,28 @@ def test_a_damaged_entry_is_said_and_replaced(tmp_path, capsys, damage):
 
 
 def test_least_recently_used_entries_make_room(tmp_path):
-    collect(tmp_path, seed=1)
+    collect(tmp_path, batch=images(1))
     size = entries(tmp_path)[0].stat().st_size
     room = 3.5 * size / cache.GIB
     (a,) = entries(tmp_path)
-    collect(tmp_path, seed=2, limit_gib=room)
-    collect(tmp_path, seed=3, limit_gib=room)
+    collect(tmp_path, batch=images(2), limit_gib=room)
+    collect(tmp_path, batch=images(3), limit_gib=room)
     for age, file in enumerate([a, *(e for e in entries(tmp_path) if e != a)]):
         os.utime(file, (age, age))  # a is the oldest ...
     b = next(e for e in entries(tmp_path) if e.stat().st_mtime == 1)
-    assert collect(tmp_path, seed=1, limit_gib=room)[1]  # ... but was used last
-    collect(tmp_path, seed=4, limit_gib=room)
+    assert collect(tmp_path, batch=images(1), limit_gib=room)[1]  # ... but was used last
+    collect(tmp_path, batch=images(4), limit_gib=room)
     assert len(entries(tmp_path)) == 3
     assert a in entries(tmp_path)
     assert b not in entries(tmp_path)
-    collect(tmp_path, seed=5, limit_gib=1.5 * size / cache.GIB)
+    collect(tmp_path, batch=images(5), limit_gib=1.5 * size / cache.GIB)
     assert len(entries(tmp_path)) == 1
-    assert collect(tmp_path, seed=5)[1]
+    assert collect(tmp_path, batch=images(5))[1]
 
 
 def test_an_entry_larger_than_all_room_is_not_kept(tmp_path):
     first, _ = collect(tmp_path)
-    assert not collect(tmp_path, seed=1, limit_gib=1e-6)[1]
+    assert not collect(tmp_path, batch=images(1), limit_gib=1e-6)[1]
     assert len(entries(tmp_path)) == 1
     assert same(collect(tmp_path)[0], first)
 
@@ -198,3 +207,18 @@ def test_of_two_runs_at_once_one_collects(tmp_path):
     assert results[0][0] == results[1][0]
     assert len(entries(tmp_path)) == 1
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_the_seed_matters_only_where_something_is_drawn(tmp_path):
+    collect(tmp_path)
+    assert collect(tmp_path, seed=1)[1]
+
+
+def test_files_of_killed_runs_are_removed(tmp_path):
+    old, new = tmp_path / ".old.1.part", tmp_path / ".new.2.part"
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    collect(tmp_path)
+    assert not old.exists()
+    assert new.exists()

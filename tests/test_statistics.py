@@ -161,6 +161,8 @@ def test_a_share_of_positions_estimates_the_same_hessian(tiny):
     for name, own in whole.layers.items():
         found = half.layers[name]
         assert found.positions == own.positions
+        if name == "head":
+            continue  # one position an image: half of them would be enough, see LEAST
         distance = torch.linalg.norm(found.hessian - own.hessian) / torch.linalg.norm(own.hessian)
         assert 0 < distance < 0.2
         if name != "twice":  # its two calls draw in turn, batch by batch
@@ -168,6 +170,7 @@ def test_a_share_of_positions_estimates_the_same_hessian(tiny):
         assert not torch.equal(other.layers[name].hessian, found.hessian)
 
 
-def test_no_position_drawn_at_all_is_an_error(tiny):
-    with pytest.raises(SqError, match=r"positions=1e-09 left layer conv no input out of 72: give more"):
-        collect(tiny, images(2), batch_size=2, positions=1e-9)
+def test_layers_with_few_positions_keep_them_all(tiny):
+    whole, some = (collect(tiny, images(40), batch_size=10, positions=share) for share in (1.0, 0.1))
+    kept = {name for name in whole.layers if torch.equal(whole.layers[name].hessian, some.layers[name].hessian)}
+    assert kept == {"depthwise", "head"}  # 16 positions for 9 inputs, 4 for 4; conv has 144 for 18, "twice" 32 for 4
