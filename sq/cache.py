@@ -126,7 +126,9 @@ def _read(file: Path, model: Model) -> Statistics | None:
         found = Statistics(own, about["images"])
         if found.digest() != about["digest"] or [*found.layers] != [layer.name for layer in model.layers]:
             raise ValueError("its content is not what was written")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not file.exists():  # another run has just made room: torch says so by a RuntimeError
+            return None
         say(f"statistics: {file} cannot be used ({one_line(error)}); collecting them again")
         return None
     return found

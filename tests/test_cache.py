@@ -367,3 +367,20 @@ def test_reading_takes_the_memory_of_one_copy(tmp_path):
         "print(memory('VmHWM:') - before)"
     )
     assert 16 * 8 * 1024 < int(alone(code, file)[0]) < 1.4 * 16 * 8 * 1024  # KiB: all layers once, and one at work
+
+
+def test_an_entry_removed_while_it_is_opened_is_collected_again(tmp_path, monkeypatch, capsys):
+    import safetensors
+
+    def late(file, *arguments):
+        file.unlink(missing_ok=True)
+        raise RuntimeError("unable to open file")  # torch's own, once the library has read the header
+
+    first, _ = collect(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors, "safe_open", late)
+        found, cached = collect(tmp_path)
+    assert not cached
+    assert same(found, first)
+    assert capsys.readouterr().err == ""  # nothing was damaged
+    assert collect(tmp_path)[1]
