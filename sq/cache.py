@@ -7,6 +7,7 @@ costs time, never a run: statistics are collected then, and a line says so.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sq import gram, layers, statistics
 from sq.console import say
@@ -27,6 +29,8 @@ from sq.types import LayerStatistics, Model, Split, Statistics, digest
 GIB = 2**30
 PATIENCE = 5.0  # seconds to wait for another run before saying so
 ABANDONED = 3600.0  # seconds after which a file half written belongs to a run that was killed
+# Read along with the code itself: an edit while a sweep runs must not name what the old code computes.
+CODE = [inspect.getsource(module) for module in (statistics, gram, layers)]
 
 
 def collect(
@@ -59,9 +63,10 @@ def key(model: Model, batch: Split, settings: dict[str, Any], origin: Any) -> st
     if settings["positions"] == 1:
         settings = settings | {"seed": None}  # nothing is drawn
     parts = [
-        *(inspect.getsource(module) for module in (statistics, gram, layers)),
-        *sorted({_source(type(module)) for module in model.net.modules()}),
+        *CODE,
+        *sorted({_source(type(module)) for module in model.net.modules()}),  # type: ignore[arg-type] # hashable
         repr(model.net),
+        repr([module.training for module in model.net.modules()]),
         repr([(layer.name, layer.groups, layer.outputs, layer.inputs) for layer in model.layers]),
         repr([*state]),
         digest(state.values()),
@@ -72,6 +77,7 @@ def key(model: Model, batch: Split, settings: dict[str, Any], origin: Any) -> st
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
+@functools.cache  # as `CODE`: what was read first is what runs
 def _source(kind: type) -> str:
     """Return the code of a module's class, "" where there is none to read; torch's own goes by its version."""
     if kind.__module__.startswith("torch."):
@@ -110,24 +116,38 @@ def _read(file: Path, model: Model) -> Statistics | None:
 
     if not file.exists():
         return None
+    device = next(model.net.parameters()).device
+    with suppress(OSError):  # whoever may only read cannot say when
+        os.utime(file)  # used just now; said first, so that no other run removes it meanwhile
     try:
-        with safe_open(file, "pt", device=str(next(model.net.parameters()).device)) as entry:
+        with safe_open(file, "pt") as entry:
             about = json.loads(entry.metadata()["sq"])
-            found = Statistics(
-                {name: LayerStatistics(entry.get_tensor(name), count) for name, count in about["positions"].items()},
-                about["images"],
-            )
+        own = {name: LayerStatistics(_tensor(file, name, device), n) for name, n in about["positions"].items()}
+        found = Statistics(own, about["images"])
         if found.digest() != about["digest"] or [*found.layers] != [layer.name for layer in model.layers]:
             raise ValueError("its content is not what was written")
-        os.utime(file)  # used just now
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not file.exists():  # another run has just made room: torch says so by a RuntimeError
+            return None
         say(f"statistics: {file} cannot be used ({one_line(error)}); collecting them again")
         return None
     return found
 
 
+def _tensor(file: Path, name: str, device: torch.device) -> Tensor:
+    """Return one tensor of `file`, in memory of its own.
+
+    The library's is mapped to the file: were that cut, or removed on a network drive, using it would end the
+    process. Opening the file for each tensor lets go of its pages, so no more than one is held twice.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as entry:
+        return entry.get_tensor(name).to(device, copy=True)
+
+
 def _write(file: Path, found: Statistics, limit: int) -> None:
-    """Write an entry, whole or not at all, and remove the least recently used ones beyond `limit` bytes."""
+    """Write an entry, whole or not at all, unless it is larger than `limit` bytes, and make room for it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -139,18 +159,39 @@ def _write(file: Path, found: Statistics, limit: int) -> None:
     part = file.with_name(f".{file.stem}.{os.getpid()}.part")
     try:
         save_file({n: s.hessian.contiguous() for n, s in found.layers.items()}, part, {"sq": json.dumps(about)})
+        if part.stat().st_size > limit:  # by its header
+            return
         part.replace(file)
-        for left in file.parent.glob(".*.part"):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink(missing_ok=True)
-        others = [(e.stat().st_mtime_ns, e.stat().st_size, e) for e in file.parent.glob("*.safetensors") if e != file]
-        total = file.stat().st_size
-        for _, own, entry in sorted(others, reverse=True):
-            total += own
-            if total > limit:
-                entry.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         say(f"statistics: cannot be kept in {file.parent} ({one_line(error)}); the run goes on without")
+    else:
+        _make_room(file, limit)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _make_room(newest: Path, limit: int) -> None:
+    """Remove what killed runs left, and the least recently used entries beyond `limit` bytes with `newest`."""
+    try:
+        for used, _, left in _files(newest.parent, ".*.part"):
+            if time.time() - used > ABANDONED:
+                left.unlink(missing_ok=True)
+        total = 0
+        found = _files(newest.parent, "*.safetensors")
+        for _, size, entry in sorted(found, key=lambda f: (f[2] == newest, f[0]), reverse=True):
+            total += size
+            if total > limit:
+                entry.unlink(missing_ok=True)
+    except OSError as error:
+        say(f"statistics: cannot make room in {newest.parent} ({one_line(error)}); it may exceed cache_gib")
+
+
+def _files(folder: Path, pattern: str) -> list[tuple[float, int, Path]]:
+    """Return time of use, bytes and path of files; other runs may be removing some of them meanwhile."""
+    found = []
+    for file in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            now = file.stat()
+            found.append((now.st_mtime, now.st_size, file))
+    return found

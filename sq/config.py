@@ -81,8 +81,7 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         found.append(f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more")
     if config["batch_size"] < 1:
         found.append(f"batch_size={config['batch_size']}: at least 1")
-    if config["cache_gib"] <= 0:
-        found.append(f"cache_gib={_short(config['cache_gib'])}: above 0; cache=null keeps no statistics")
+    found += _cache_problems(config)
     if not 0 < config["positions"] <= 1:
         found.append(f"positions={_short(config['positions'])}: a share, above 0 and up to 1")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
@@ -115,6 +114,15 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in node.items():
         flat |= leaves(value, f"{prefix}.{name}" if prefix else str(name))
     return flat
+
+
+def _cache_problems(config: Mapping[str, Any]) -> list[str]:
+    found = []
+    if config["cache"] == "":  # would be the working folder
+        found.append("cache='': a folder, or null for none")
+    if config["cache_gib"] <= 0:
+        found.append(f"cache_gib={_short(config['cache_gib'])}: above 0; cache=null keeps no statistics")
+    return found
 
 
 def _is_choice(part: Any) -> bool:

@@ -1,10 +1,16 @@
+import importlib
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from cli_helpers import ROOT
 from torch import nn
 
 from sq import cache, layers, statistics
@@ -60,9 +66,13 @@ def test_read_back_to_the_last_bit(tmp_path, monkeypatch):
     assert all(s.hessian.dtype == torch.float64 for s in again.layers.values())
 
 
+def training(whole):
+    whole.net.train()
+    return whole
+
+
 def changed_code(monkeypatch):
-    source = cache.inspect.getsource
-    monkeypatch.setattr(cache.inspect, "getsource", lambda m: source(m) + "#" * (m is statistics))
+    monkeypatch.setattr(cache, "CODE", [*cache.CODE[:-1], cache.CODE[-1] + "#"])
 
 
 @pytest.mark.parametrize(
@@ -77,6 +87,7 @@ def changed_code(monkeypatch):
         {"seed": 1, "positions": 0.5},
         {"origin": {"depth": 20}},
         {"net": buffered(model())},
+        {"net": training(model())},
         changed_code,
     ],
     ids=str,
@@ -105,13 +116,17 @@ def empty(file):
     file.write_bytes(b"")
 
 
-def foreign(file):
+def foreign(file, metadata=None):
     from safetensors.torch import save_file
 
-    save_file({"0": torch.zeros(1)}, file)
+    save_file({"0": torch.zeros(1)}, file, metadata)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, empty, foreign])
+def of_another_form(file):
+    foreign(file, {"sq": json.dumps({"positions": [1], "images": 8})})
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, foreign, of_another_form])
 def test_a_damaged_entry_is_said_and_replaced(tmp_path, capsys, damage):
     first, _ = collect(tmp_path)
     damage(entries(tmp_path)[0])
@@ -222,3 +237,150 @@ def test_files_of_killed_runs_are_removed(tmp_path):
     collect(tmp_path)
     assert not old.exists()
     assert new.exists()
+
+
+NET = """
+from torch import nn
+
+
+class Own(nn.Sequential):
+    def forward(self, x):
+        return super().forward({})
+"""
+
+
+def test_code_is_what_runs_not_what_an_editor_saved_meanwhile(tmp_path, monkeypatch):
+    def key():
+        net = imported.Own(*model().net).eval()
+        return cache.key(Model(net, layers.find(net)[0], (2, 6, 6), ""), images(), SETTINGS, {})
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    file = tmp_path / "own_net_of_a_test.py"
+    file.write_text(NET.format("x"))
+    imported = importlib.import_module(file.stem)
+    before = key()
+    file.write_text(NET.format("2 * x"))
+    assert key() == before  # this process still runs the old code
+    imported = importlib.reload(imported)
+    assert key() != before
+
+
+def test_own_code_is_read_when_it_is_imported(monkeypatch):
+    before = cache.key(model(), images(), SETTINGS, {})
+    source = cache.inspect.getsource
+    monkeypatch.setattr(cache.inspect, "getsource", lambda m: source(m) + "#")
+    assert cache.key(model(), images(), SETTINGS, {}) == before
+    assert {Path(m.__file__).read_text() for m in (statistics, layers)} <= set(cache.CODE)
+
+
+def test_an_entry_in_a_folder_that_may_only_be_read_is_used(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    first, _ = collect(tmp_path)
+    monkeypatch.setattr(os, "utime", refuse)
+    again, cached = collect(tmp_path)
+    assert cached
+    assert same(first, again)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bound_holds_to_the_byte(tmp_path):
+    collect(tmp_path)
+    (file,) = entries(tmp_path)
+    size = file.stat().st_size
+    file.unlink()
+    collect(tmp_path, limit_gib=(size - 1) / cache.GIB)
+    assert [f.suffix for f in tmp_path.iterdir()] in ([".lock"], [])
+    collect(tmp_path, limit_gib=size / cache.GIB)
+    assert [f.stat().st_size for f in entries(tmp_path)] == [size]
+
+
+def test_an_entry_that_another_run_removes_meanwhile_is_no_failure(tmp_path, monkeypatch, capsys):
+    collect(tmp_path)
+    (gone,) = entries(tmp_path)
+    stat = Path.stat
+
+    def vanish(file, **how):
+        if file == gone:
+            raise FileNotFoundError(2, "No such file or directory")
+        return stat(file, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", vanish)
+        collect(tmp_path, batch=images(1))
+    assert capsys.readouterr().err == ""
+    assert collect(tmp_path, batch=images(1))[1]
+
+
+def test_an_entry_that_may_not_be_removed_is_said_and_the_new_one_kept(tmp_path, monkeypatch, capsys):
+    def refuse(file, **_):
+        if file.suffix == ".safetensors":
+            raise PermissionError(1, "Operation not permitted")
+
+    collect(tmp_path)
+    size = entries(tmp_path)[0].stat().st_size
+    monkeypatch.setattr(Path, "unlink", refuse)
+    collect(tmp_path, batch=images(1), limit_gib=1.5 * size / cache.GIB)
+    assert "cannot make room" in " ".join(capsys.readouterr().err.split())
+    assert collect(tmp_path, batch=images(1))[1]
+
+
+def alone(code, *words):
+    """Run `code` in a process of its own and return what it printed."""
+    head = "import os, sys, torch, test_cache as t; from pathlib import Path; from sq import cache, layers\n"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run(
+        [sys.executable, "-c", head + code, *map(str, words)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout.split()
+
+
+def test_statistics_outlive_their_file(tmp_path):
+    first, _ = collect(tmp_path)
+    # A tensor still mapped to the file would end this process with a bus error.
+    code = (
+        "folder = Path(sys.argv[1]); torch.set_num_threads(int(sys.argv[2])); found, cached = t.collect(folder)\n"
+        "os.truncate(t.entries(folder)[0], 0); print(cached, found.digest())"
+    )
+    assert alone(code, tmp_path, torch.get_num_threads()) == ["True", first.digest()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is looked up in /proc")
+def test_reading_takes_the_memory_of_one_copy(tmp_path):
+    kept = {
+        str(i): statistics.LayerStatistics(torch.full((1, 1024, 1024), i, dtype=torch.float64), 5)  # 8 MiB
+        for i in range(16)
+    }
+    file = tmp_path / "entry.safetensors"
+    cache._write(file, statistics.Statistics(kept, 3), cache.GIB)
+    # VmHWM is the peak of this process alone; that of getrusage begins with its parent's.
+    code = (
+        "import safetensors.torch\n"
+        "def memory(what): return int(Path('/proc/self/status').read_text().split(what)[1].split()[0])\n"
+        "net = torch.nn.Sequential(*[torch.nn.Linear(1024, 1) for _ in range(16)])\n"
+        "model, file = t.Model(net, layers.find(net)[0], (1024,), ''), Path(sys.argv[1])\n"
+        "before = memory('VmRSS:')\n"
+        "found = cache._read(file, model); assert len(found.layers) == 16\n"
+        "print(memory('VmHWM:') - before)"
+    )
+    assert 16 * 8 * 1024 < int(alone(code, file)[0]) < 1.4 * 16 * 8 * 1024  # KiB: all layers once, and one at work
+
+
+def test_an_entry_removed_while_it_is_opened_is_collected_again(tmp_path, monkeypatch, capsys):
+    import safetensors
+
+    def late(file, *arguments):
+        file.unlink(missing_ok=True)
+        raise RuntimeError("unable to open file")  # torch's own, once the library has read the header
+
+    first, _ = collect(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors, "safe_open", late)
+        found, cached = collect(tmp_path)
+    assert not cached
+    assert same(found, first)
+    assert capsys.readouterr().err == ""  # nothing was damaged
+    assert collect(tmp_path)[1]

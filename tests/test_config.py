@@ -74,6 +74,11 @@ def test_symmetric_grid_needs_two_bits(bits, senseless):
         ({"name": ".hidden"}, "name='.hidden'"),
         ({"device": "gpu"}, "device=gpu"),
         ({"device": "cuda:"}, "device=cuda:"),
+        ({"cache_gib": 0.0}, "cache_gib=0: above 0"),
+        ({"cache_gib": -1.0}, "cache_gib=-1: above 0"),
+        ({"cache": ""}, "cache='': a folder"),
+        ({"positions": 0.0}, "positions=0: a share"),
+        ({"positions": 1.5}, "positions=1.5: a share"),
         ({"typo": 1}, "typo: no such setting"),
         ({"bit": 3}, "bit: no such setting; nearest: bits"),
     ],
@@ -83,7 +88,9 @@ def test_senseless_setting_is_named(changes, start):
     assert found.startswith(start)
 
 
-@pytest.mark.parametrize("changes", [{"threads": 1}, {"threads": None}, {"device": "cuda:1"}, {"name": "a-b_c.1"}])
+@pytest.mark.parametrize(
+    "changes", [{"threads": 1}, {"threads": None}, {"device": "cuda:1"}, {"name": "a-b_c.1"}, {"cache": None}]
+)
 def test_sensible_setting(changes):
     assert wrong(**changes) == []
 
