@@ -112,13 +112,15 @@ class _Inverse:
 
 
 def submatrices(M: Tensor, which: Tensor, chosen: Tensor, *, in_place: bool) -> Tensor:
-    """Return rows and columns `chosen` (R, B) of matrices number `which` (R,) of `M` (G, A, A), as (R, B, B).
+    """Return rows and columns `chosen` (R, B) of symmetric matrices number `which` (R,) of `M` (G, A, A), as (R, B, B).
 
     With `in_place` they are moved to the front of M's own memory; `which` is then 0, 1, 2, ...
     """
     R, B = chosen.shape
     if M.device.type != "cpu":
         return M[which.view(-1, 1, 1), chosen.unsqueeze(2), chosen.unsqueeze(1)]
+    if M.stride(2) != 1:  # LAPACK leaves columns whole, and NumPy would copy all of such a matrix for every row
+        M = M.mT
     # Rows are whole pieces of memory, and NumPy takes columns from a matrix still in the cache three times as
     # fast as PyTorch gathers from all. Matrices move towards the front, so none is written over before it is read.
     source, places = M.numpy(), chosen.numpy()

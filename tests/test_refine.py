@@ -19,7 +19,7 @@ def test_inside_is_the_bounded_least_squares_solution(fit, correlated, bits, G):
     for seed in range(5):
         W, H = correlated(seed, G, 4, 16)
         lowest, highest = fit(W, bits).bounds()
-        V = refine.inside(W, torch.linalg.inv(H), (lowest, highest), revisions=30)
+        V = refine.inside(W, torch.linalg.inv(H), (lowest, highest), revisions=30, hold=1.0)
         for g, o in itertools.product(range(G), range(4)):
             root = torch.linalg.cholesky(H[g]).T.numpy()
             wanted = lsq_linear(root, root @ W[g, o].numpy(), (lowest[g, o].item(), highest[g, o].item()), tol=1e-14)
@@ -31,28 +31,28 @@ def test_inside_with_few_revisions_stays_inside_and_gets_better(fit, correlated,
     W, H = correlated(1, 2, 6, 40)
     bounds = fit(W, 2).bounds()
     inverse = torch.linalg.inv(H)
-    V = refine.inside(W, inverse, bounds, revisions=revisions)
+    V = refine.inside(W, inverse, bounds, revisions=revisions, hold=1.0)
     assert (bounds[0] <= V).all()
     assert (bounds[1] >= V).all()
     if revisions == 0:
         assert torch.equal(V, W.clamp(*bounds))
     else:
-        fewer = refine.inside(W, inverse, bounds, revisions=revisions - 1)
+        fewer = refine.inside(W, inverse, bounds, revisions=revisions - 1, hold=1.0)
         assert loss(W - V, H) < loss(W - fewer, H)
 
 
 def test_inside_leaves_weights_within_the_grid_alone(correlated):
     W, H = correlated(1, 2, 3, 10)
     bounds = (torch.full((2, 3, 1), -1e3, dtype=W.dtype), torch.full((2, 3, 1), 1e3, dtype=W.dtype))
-    assert torch.equal(refine.inside(W, torch.linalg.inv(H), bounds, revisions=3), W)
+    assert torch.equal(refine.inside(W, torch.linalg.inv(H), bounds, revisions=3, hold=1.0), W)
 
 
 def test_inside_a_few_rows_at_a_time_is_the_same(fit, correlated, monkeypatch):
     W, H = correlated(4, 3, 5, 30)
     arguments = W, torch.linalg.inv(H), fit(W, 2).bounds()
-    whole = refine.inside(*arguments, revisions=3)
+    whole = refine.inside(*arguments, revisions=3, hold=1.0)
     monkeypatch.setattr(refine, "IN_FLIGHT", 1)
-    torch.testing.assert_close(refine.inside(*arguments, revisions=3), whole, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(refine.inside(*arguments, revisions=3, hold=1.0), whole, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("depth", [1, 4, 16])
@@ -128,5 +128,19 @@ def test_inputs_are_not_changed(fit, correlated):
     tensors = (W, H, codes, inverse, grid.scale)
     copies = [t.clone() for t in tensors]
     refine.descend(W, H, grid, codes, depth=4, rounds=5)
-    refine.inside(W, inverse, grid.bounds(), revisions=3)
+    refine.inside(W, inverse, grid.bounds(), revisions=3, hold=1.0)
     assert all(torch.equal(a, b) for a, b in zip(copies, tensors, strict=True))
+
+
+@pytest.mark.parametrize("hold", [0.0, 0.05, 0.2])
+def test_holding_few_weights_stays_inside(fit, correlated, hold):
+    W, H = correlated(1, 2, 6, 40)
+    bounds = fit(W, 1).bounds()
+    inverse = torch.linalg.inv(H)
+    assert ((bounds[0] > W) | (bounds[1] < W)).sum(2).max() > 0.2 * 40
+    some, whole = (refine.inside(W, inverse, bounds, revisions=2, hold=h) for h in (hold, 1.0))
+    assert (some >= bounds[0]).all()
+    assert (some <= bounds[1]).all()
+    assert loss(W - whole, H) < loss(W - some, H)
+    if hold == 0:
+        assert torch.equal(some, W.clamp(*bounds))

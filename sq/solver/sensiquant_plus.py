@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sq import elimination, refine
-from sq.types import Count, Grid, NotNegative, Whole
+from sq.types import Count, Grid, NotNegative, Share, Whole
 
 
 def solve(
@@ -18,6 +18,7 @@ def solve(
     grid: Grid,
     *,
     revisions: Whole,
+    hold: Share,
     effort: NotNegative,
     depth: Count,
     refits: Whole,
@@ -30,6 +31,7 @@ def solve(
     W : (G, O, I)
     H : (G, I, I), positive definite
     revisions : of the set of weights clipped at the start; see `refine.inside`. 0 clips nothing
+    hold : share of a row's weights that may be clipped so; the others are clipped without anything making up for it
     effort : changes of codes tried in each row, as a share of its weights
     depth : codes of a row that may change together; see `refine.descend`
     refits : how often scales are refitted, evenly spread over the search; 0 leaves the grid as given
@@ -49,7 +51,7 @@ def solve(
     Ours. It starts from our reading of Zheng et al. 2025, arXiv:2509.05576 (static order, saliency, sum).
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-    V = refine.inside(W, inverse, grid.bounds(), revisions=revisions)
+    V = refine.inside(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
     saliency = (V - grid.nearest(V)).square().sum(1) / inverse.diagonal(dim1=-2, dim2=-1)
     Q, _ = elimination.sweep(V, H, grid, saliency.argsort(dim=-1, descending=True, stable=True), block=block)
     codes = grid.encode(Q)

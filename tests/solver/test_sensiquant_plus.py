@@ -4,7 +4,7 @@ import torch
 from sq.solver import obq, sensiquant, sensiquant_plus
 from sq.statistics import loss
 
-KNOBS = {"revisions": 2, "effort": 0.25, "depth": 8, "refits": 2, "block": 64}
+KNOBS = {"revisions": 2, "hold": 0.5, "effort": 0.25, "depth": 8, "refits": 2, "block": 64}
 
 
 def solve(W, H, grid, **knobs):
