@@ -51,7 +51,7 @@ def test_quickstart_answers_its_question():
     from sq.report import table
 
     rows = {(r["labels"]["method"], r["labels"]["bits"]): r for r in table.rows(record.read_all(QUICKSTART))}
-    assert len(rows) == 12
+    assert len(rows) == 15
     assert {r["runs"] for r in rows.values()} == {3}
 
     def mean(method, bits, what):
@@ -62,7 +62,10 @@ def test_quickstart_answers_its_question():
         errors = {method: mean(method, bits, "relative_error") for method in ("rtn", "gptq", "sensiquant", "obq")}
         assert errors["sensiquant"] <= 1.1 * errors["obq"]
         assert errors["rtn"] > 2 * max(errors["gptq"], errors["sensiquant"], errors["obq"])
-        assert mean("sensiquant", bits, "speedup") >= 20
+        assert mean("sensiquant", bits, "speedup") >= 10
+    for bits in (4, 3, 2):
+        assert mean("sensiquant_plus", bits, "relative_error") <= mean("obq", bits, "relative_error")
+        assert mean("sensiquant_plus", bits, "speedup") >= 5
     assert mean("sensiquant", 4, "drop") <= 0.3
 
 
