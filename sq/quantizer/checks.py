@@ -59,7 +59,7 @@ def announce(every: Iterable[Layer], solve: Solve) -> None:
 
     Raises
     ------
-    SqError : a layer is too large for it; all such layers are named
+    SqError : a layer is too large for it; the widest three such layers are named
     """
     function = getattr(solve, "func", solve)
     plan = getattr(sys.modules.get(function.__module__), "plan", None)
@@ -68,14 +68,15 @@ def announce(every: Iterable[Layer], solve: Solve) -> None:
     knobs = getattr(solve, "keywords", {})
     plans: list[Plan] = []
     refused: list[str] = []
-    for layer in every:
+    for layer in sorted(every, key=lambda layer: -layer.inputs):  # what the first needs is enough for all
         weight = layers.weight(layer.module)
         try:
             plans.append(plan(layer, weight.element_size(), **knobs))
         except SqError as error:
             refused.append(f"layer {layer.name}: {one_line(error)}")
     if refused:
-        raise SqError("; ".join(refused))
+        more = f"; and {len(refused) - 3} more layers" if len(refused) > 3 else ""
+        raise SqError("; ".join(refused[:3]) + more)
     operations = sum(p.operations for p in plans)
     if operations < 1e9:
         return  # over before the line is read
