@@ -31,6 +31,16 @@ def factor(H: Tensor) -> Tensor:
     return lower.flip(-1, -2)
 
 
+def inverse(H: Tensor) -> Tensor:
+    """Return H^-1, (G, I, I).
+
+    Raises
+    ------
+    torch.linalg.LinAlgError : H is not positive definite
+    """
+    return torch.cholesky_inverse(torch.linalg.cholesky(H))
+
+
 def inverse_diagonal(H: Tensor) -> Tensor:
     """Return the diagonal of H^-1, (G, I), without forming H^-1."""
     lower = torch.linalg.cholesky(H)

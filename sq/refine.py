@@ -105,12 +105,11 @@ def descend(W: Tensor, H: Tensor, grid: Grid, codes: Tensor, *, depth: int, roun
     with threads.suited_to(W.numel()):
         for _ in range(rounds):
             move, change, gain = _chain(slope.clone(), *_prices(grid, codes, diagonal, barred), flat, first, depth)
-            slope -= F.embedding_bag(first.unsqueeze(1) + move, flat, per_sample_weights=change, mode="sum").unsqueeze(
-                1
-            )
+            moved = F.embedding_bag(first.unsqueeze(1) + move, flat, per_sample_weights=change, mode="sum")
+            slope -= moved.unsqueeze(1)
             # A row out of changes repeats a place with a change of 0: hence "add".
-            moved = torch.zeros_like(diagonal).scatter_add_(1, move, change.sign())
-            codes = codes + moved.view_as(W).to(codes.dtype)
+            steps = torch.zeros_like(diagonal).scatter_add_(1, move, change.sign())
+            codes = codes + steps.view_as(W).to(codes.dtype)
             barred[gain > 0] = 0
             barred[rows, 0, move[:, 0]] = torch.where(gain > 0, 0.0, torch.inf).to(W.dtype)
     return codes

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import greedy
+from sq import elimination, greedy
 from sq.errors import SqError
 from sq.search import lowest
 from sq.types import Count, Grid, Layer, Plan, Positive
@@ -44,7 +44,7 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
     The blocked downdates are ours; the choices made are those of the published form.
     """
     G, O, I = W.shape
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
+    inverse = elimination.inverse(H)
     rows = W.reshape(G * O, 1, I)
     row_grid = grid.map(lambda t: t.expand(G, O, -1).reshape(G * O, 1, -1))
     group = torch.arange(G, device=W.device).repeat_interleave(O)

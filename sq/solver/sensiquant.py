@@ -67,7 +67,7 @@ def solve(
     if order == "dynamic":
         if score != "saliency":
             raise ValueError(f"order=dynamic ranks by score=saliency, got score={score}")
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
+        inverse = elimination.inverse(H)
         if rankings is None:
             Q, _ = greedy.eliminate(W, inverse, grid, _picker(direction, aggregate), block=block)
         else:

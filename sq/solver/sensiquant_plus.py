@@ -5,7 +5,6 @@ weights beyond the grid are clipped before anything is quantized, and the others
 revised when all columns are quantized, several of a row at a time; the grid's scales follow the codes.
 """
 
-import torch
 from torch import Tensor
 
 from sq import elimination, refine
@@ -50,16 +49,14 @@ def solve(
     ------
     Ours. It starts from our reading of Zheng et al. 2025, arXiv:2509.05576 (static order, saliency, sum).
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
+    inverse = elimination.inverse(H)
     V = refine.inside(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
     saliency = (V - grid.nearest(V)).square().sum(1) / inverse.diagonal(dim1=-2, dim2=-1)
     Q, _ = elimination.sweep(V, H, grid, saliency.argsort(dim=-1, descending=True, stable=True), block=block)
     codes = grid.encode(Q)
-    stages = max(1, refits)
+    rounds, stages = effort * W.shape[2] / depth, max(1, refits)
     for stage in range(stages):
-        share = round(effort * W.shape[2] / depth * (stage + 1) / stages) - round(
-            effort * W.shape[2] / depth * stage / stages
-        )
+        share = round(rounds * (stage + 1) / stages) - round(rounds * stage / stages)
         codes = refine.descend(W, H, grid, codes, depth=depth, rounds=share)
         if refits:
             grid = grid.refit(W, H, codes)

@@ -60,7 +60,9 @@ def test_a_bad_hessian_is_named_before_anything_is_solved(fit, change, message):
 
 
 def test_rounding_errors_are_no_asymmetry(fit):
-    layerwise.quantize(problem(fit, entry(1e-7)), solve=Counter(), damp=0.01)
+    solve = Counter()
+    layerwise.quantize(problem(fit, entry(1e-7)), solve=solve, damp=0.01)
+    assert solve.calls == 3  # both layers, and one to warm up
 
 
 @pytest.mark.parametrize(("scale", "message"), [(0.0, "scale 0"), (torch.nan, "NaN or infinity")])
