@@ -90,7 +90,8 @@ def changed_code(monkeypatch):
         {"net": training(model())},
         changed_code,
     ],
-    ids=str,
+    # Named: an address in a name would differ between the processes that share the tests out.
+    ids=["weights", "stride", "layers", "images", "batch_size", "positions", "seed", "origin", "buffers", "training", "code"],
 )
 def test_whatever_shapes_statistics_makes_another_entry(tmp_path, monkeypatch, change):
     collect(tmp_path)
