@@ -91,7 +91,19 @@ def changed_code(monkeypatch):
         changed_code,
     ],
     # Named: an address in a name would differ between the processes that share the tests out.
-    ids=["weights", "stride", "layers", "images", "batch_size", "positions", "seed", "origin", "buffers", "training", "code"],
+    ids=[
+        "weights",
+        "stride",
+        "layers",
+        "images",
+        "batch_size",
+        "positions",
+        "seed",
+        "origin",
+        "buffers",
+        "training",
+        "code",
+    ],
 )
 def test_whatever_shapes_statistics_makes_another_entry(tmp_path, monkeypatch, change):
     collect(tmp_path)
