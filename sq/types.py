@@ -8,14 +8,21 @@ inputs (G, I, N), so a layer is ``weight @ inputs`` whether dense, grouped, dept
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Interval
+from PIL import Image
 from torch import Tensor, nn
+
+
+# prepare(image, resized) -> (C, H, W) float32: an image as the network takes it; `resized` as in `Images`
+Prepare = Callable[[Image.Image, bool], Tensor]
+# decode(raw) -> boxes (B, N, 4) as left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
+Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True)
@@ -39,29 +46,77 @@ class Layer:
 class Model:
     """A trained network, what of it can be quantized, and what it expects as input."""
 
-    net: nn.Module
+    net: nn.Module  # maps a batch of images to one tensor: logits (B, K), or raw predictions (B, boxes, ...)
     layers: list[Layer]
     input: tuple[int, ...]  # (C, H, W) of one image
     checkpoint: str  # sha256 of the weights file, in hex
+    prepare: Prepare
     skipped: list[str] = field(default_factory=list)  # layers with weights that sq cannot quantize
+    # Full-precision figures known for image sets, by the set's name: {"imagenet": {"top1": 76.1, "within": 0.3}}
+    expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    decode: Decode | None = None  # of a detector
+    ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images (B, C, H, W) float32, as the network takes them, with labels (B,) and unique ids."""
+class Objects:
+    """What is to be found in one image."""
+
+    boxes: Tensor  # (n, 4) float32: left, top, right, bottom, in pixels of the image as it is stored
+    classes: Tensor  # (n,) int64
+    crowd: Tensor  # (n,) bool: a region of many objects, which a prediction may match any number of times
+    size: tuple[int, int]  # (height, width) of the image as it is stored
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split: images on disk or in memory, which are read when they are needed."""
+
+    ids: list[str]  # unique, and the same on every machine
+    y: Tensor | list[Objects]  # labels (B,) int64, or the objects in each image
+    read: Callable[[int], Image.Image]  # the image at a place; can be pickled, for worker processes
+    resized: bool = False  # shorter side is what a centre crop is taken from: the network's resize is left out
+    skip_corrupt: bool = False  # leave out an image that cannot be read, and say so; otherwise that is an error
+    light: bool = False  # so cheap to read that worker processes would cost more than they bring
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, C, H, W) float32, as the network takes them, with labels (B,) or objects, and unique ids."""
 
     x: Tensor
-    y: Tensor
+    y: Tensor | list[Objects]
     ids: list[str]
+
+
+class Measured(Protocol):
+    """What a metric found of one network on the evaluation images: ``measure(model, seen) -> Measured``.
+
+    `seen` yields (raw outputs of the network, the `Batch` it was given), batch after batch, on the CPU.
+    """
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Return what was measured, by name; the first is the one that tables and gates go by."""
+        ...
+
+    def against(self, full: Measured) -> dict[str, Any]:
+        """Compare this, of a quantized network, with full precision on the same images.
+
+        `drop` (full precision less this, of the first figure), `drop_low`, `drop_high` (95 % interval, paired over
+        images), and how far the outputs agree: `logit_snr_db`, and what else fits the task.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A training split, for calibration, and a disjoint split to evaluate on."""
 
-    train: Split
-    test: Split
+    train: Images
+    test: Images
     classes: int
+    name: str  # of the image set: what a model's `expected` figures go by
 
 
 @dataclass(frozen=True)
@@ -169,7 +224,7 @@ class Problem:
     """All a sensitivity metric or quantizer may look at. Never changed by either."""
 
     model: Model
-    batch: Split
+    batch: Batch
     statistics: Statistics
     fit: Fit
     bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
