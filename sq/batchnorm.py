@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sq import images
+
 See = Callable[[str, nn.Module, Tensor], None]
 Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -69,11 +71,11 @@ def feeding(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
             hook.remove()
 
 
-def logit_error(net: nn.Module, reference: nn.Module, x: Tensor, batch_size: int) -> float:
+def logit_error(net: nn.Module, reference: nn.Module, x: Tensor, batch_size: int | None) -> float:
     """Return ||net(x) - reference(x)||^2 / ||reference(x)||^2 over all images `x`."""
     error, size = 0.0, 0.0
     with torch.no_grad():
-        for part in x.split(batch_size):
+        for part in images.split(x, batch_size):
             wanted = reference(part).double()
             error += float((net(part).double() - wanted).square().sum())
             size += float(wanted.square().sum())

@@ -24,7 +24,7 @@ from torch import Tensor
 from sq import gram, layers, statistics
 from sq.console import say
 from sq.errors import one_line
-from sq.types import LayerStatistics, Model, Split, Statistics, digest
+from sq.types import Batch, LayerStatistics, Model, Statistics, digest
 
 GIB = 2**30
 PATIENCE = 5.0  # seconds to wait for another run before saying so
@@ -34,7 +34,7 @@ CODE = [inspect.getsource(module) for module in (statistics, gram, layers)]
 
 
 def collect(
-    model: Model, batch: Split, *, folder: str | None, limit_gib: float, origin: Any, **settings: Any
+    model: Model, batch: Batch, *, folder: str | None, limit_gib: float, origin: Any, **settings: Any
 ) -> tuple[Statistics, bool]:
     """Return the statistics of `statistics.collect(model, batch, **settings)`, and whether `folder` had them.
 
@@ -57,7 +57,7 @@ def collect(
     return found, False
 
 
-def key(model: Model, batch: Split, settings: dict[str, Any], origin: Any) -> str:
+def key(model: Model, batch: Batch, settings: dict[str, Any], origin: Any) -> str:
     """Return the name of an entry: a hash of all that statistics depend on, to the last bit."""
     state = model.net.state_dict() | dict(model.net.named_buffers())  # some buffers are not part of the state
     if settings["positions"] == 1:

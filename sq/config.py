@@ -18,11 +18,14 @@ FAMILIES = (
     "grid",
     "sensitivity",
     "allocation",
+    "activation",
     "quantizer",
     "correction",
     "metric",
     "tracker",
 )
+
+ENDS = ("all", "8bit", "keep")  # what sq/ends.py does
 
 
 @dataclass
@@ -34,8 +37,11 @@ class Config:
     seed: int
     device: str
     threads: int | None
-    batch_size: int
+    batch_size: int | None
+    workers: int | None
     positions: float
+    fold: bool
+    ends: str
     results: str
     outputs: str
     cache: str | None
@@ -48,6 +54,7 @@ class Config:
     grid: Any
     sensitivity: Any
     allocation: Any
+    activation: Any
     quantizer: Any
     correction: Any
     metric: Any
@@ -79,15 +86,14 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         found.append(f"bits={_short(bits)}: allowed are 1 to 16 (2 to 16 on a symmetric grid)")
     elif bits < 2 and grid.get("symmetric"):
         found.append(f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more")
-    if config["batch_size"] < 1:
-        found.append(f"batch_size={config['batch_size']}: at least 1")
+    found += _machine_problems(config)
     found += _cache_problems(config)
+    if config["ends"] not in ENDS:
+        found.append(f"ends={config['ends']}: {nearest(config['ends'], ENDS)}")
     if not 0 < config["positions"] <= 1:
         found.append(f"positions={_short(config['positions'])}: a share, above 0 and up to 1")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
-        found.append(f"device={config['device']}: allowed are auto, cpu, cuda, cuda:N")
-    if config["threads"] is not None and config["threads"] < 1:
-        found.append(f"threads={config['threads']}: at least 1, or null")
+    elif config["positions"] < 1 and config["calibration"].get("inputs") == "quantized":
+        found.append("positions<1 calibration.inputs=quantized: all positions are used then; set positions=1")
     if not config["name"] or set(config["name"]) & set("/\\=, ") or config["name"].startswith("."):
         found.append(f"name={config['name']!r}: the name of a folder, without separators, spaces, '=' or ','")
     return found
@@ -114,6 +120,16 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in node.items():
         flat |= leaves(value, f"{prefix}.{name}" if prefix else str(name))
     return flat
+
+
+def _machine_problems(config: Mapping[str, Any]) -> list[str]:
+    found = []
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
+        found.append(f"device={config['device']}: allowed are auto, cpu, cuda, cuda:N")
+    for name, least in (("threads", 1), ("batch_size", 1), ("workers", 0)):
+        if config[name] is not None and config[name] < least:
+            found.append(f"{name}={config[name]}: at least {least}, or null")
+    return found
 
 
 def _cache_problems(config: Mapping[str, Any]) -> list[str]:

@@ -122,6 +122,11 @@ def positions(module: nn.Module, output: Tensor) -> int:
     return output.numel() // _weight(module).shape[0]
 
 
+def taps(module: nn.Module) -> int:
+    """Return how many taps a kernel of `module` has; 1 for a linear layer."""
+    return _weight(module)[0, 0].numel()
+
+
 def _weight(module: nn.Module) -> Tensor:
     own = module.weight
     assert isinstance(own, Tensor)

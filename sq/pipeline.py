@@ -7,15 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from sq import cache, summary
+from sq import cache, ends, fold, gate, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
-from sq.errors import SqError
-from sq.metric import agreement
-from sq.types import Model, Problem, Split
+from sq.evaluation import Evaluation, check_disjoint, check_images, to
+from sq.types import Problem
 
 
 def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -26,67 +24,43 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     SqError : what a user can fix, with the way out
     """
     part = {family: build(config[family], family) for family in FAMILIES if family != "tracker"}
-    clock, size = Clock(device), config["batch_size"]
+    clock, size, policy = Clock(device), config["batch_size"], config["ends"]
     with clock.phase("load"):
-        model = _to(part["model"](), device)
-        dataset = part["dataset"]()
+        model = part["model"]()
+        model.net.to(device, memory_format=torch.channels_last)
+        dataset = part["dataset"]().read_by(config["workers"])
     with clock.phase("calibrate"):
         batch = part["calibration"](model, dataset)
-        check_images(model, batch, dataset.test)
-        batch, test = (replace(s, x=s.x.to(device), y=s.y.to(device)) for s in (batch, dataset.test))
+        check_disjoint(batch.ids, dataset.test.ids)
+        check_images(model, batch, "calibration")
+        batch = replace(batch, x=to(batch.x, device))
+        folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
+        whole = trace.settle(model, batch.x[:1])
+    with clock.phase("full_precision"):
+        evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
+        full = evaluation.measure(whole.net)
+        expected = gate.check(whole, dataset.name, full.figures)
+    model, fixed = ends.leave(whole, policy), ends.widths(whole, policy)
     with clock.phase("statistics"):
         kept = {"folder": config["cache"], "limit_gib": config["cache_gib"], "origin": config["model"]}
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
         collected, cached = cache.collect(model, batch, **kept, **how)
-    problem = Problem(model, batch, collected, part["grid"])
+    with clock.phase("activation"):
+        inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
+    problem = Problem(model, batch, collected, part["grid"], activations=inputs)
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
     with clock.phase("allocation"):
-        bits = part["allocation"](cost, model.layers, config["bits"])
+        bits = part["allocation"](cost, model.layers, config["bits"]) | fixed
     with clock.phase("quantize"):
         quantized = part["quantizer"](replace(problem, bits=bits))
     with clock.phase("correct"):
-        correction = part["correction"](quantized.net, model.net, batch)
+        correction = part["correction"](quantized.net, whole.net, batch)
     with clock.phase("evaluate"):
-        outputs, reference = (predict(net, test.x, size) for net in (quantized.net, model.net))
-        figures = part["metric"](outputs, reference, test.y) | agreement.measure(outputs, reference, test.y)
-    found = summary.summarise(model, problem, quantized, bits)
-    found["results"] = figures | found["results"]
-    found["sensitivity"] = {name: {str(b): c for b, c in row.items()} for name, row in cost.items()}
+        found = evaluation.measure(quantized.net)
+    made = summary.summarise(whole, replace(problem, bits=bits), quantized)
+    made["results"] = summary.compare(found, full) | made["results"]
+    made["sensitivity"] = {name: {str(b): c for b, c in row.items()} for name, row in cost.items()}
+    made |= summary.images(dataset, batch, evaluation.left_out)
     spent = {"statistics_cached": cached, "seconds": clock.seconds, "peak_bytes": clock.peak_bytes()}
-    return found | {"correction": correction} | spent
-
-
-def predict(net: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    """Return the outputs of `net` for images `x` (B, C, H, W).
-
-    Raises
-    ------
-    SqError : they hold NaN or infinity
-    """
-    with torch.no_grad():
-        outputs = torch.cat([net(part) for part in x.split(batch_size)])
-    if not torch.isfinite(outputs).all():
-        raise SqError("the network's outputs hold NaN or infinity on the evaluation images: check the checkpoint")
-    return outputs
-
-
-def check_images(model: Model, batch: Split, test: Split) -> None:
-    """Raise an `SqError` if images are not finite, of a wrong shape, or used to calibrate and to evaluate."""
-    for split, use in ((batch, "calibration"), (test, "evaluation")):
-        if tuple(split.x.shape[1:]) != model.input:
-            raise SqError(f"{use} images are {tuple(split.x.shape[1:])}, the network takes {model.input}")
-        finite = torch.isfinite(split.x).flatten(1).all(1)
-        if not finite.all():
-            bad = [split.ids[i] for i in (~finite).nonzero().flatten().tolist()]
-            raise SqError(f"{len(bad)} {use} images hold NaN or infinity ({', '.join(bad[:3])}): repair or remove them")
-    if shared := sorted(set(batch.ids) & set(test.ids)):
-        raise SqError(
-            f"{len(shared)} images are used both to calibrate and to evaluate ({', '.join(shared[:3])}): "
-            "draw calibration images from the training split"
-        )
-
-
-def _to(model: Model, device: torch.device) -> Model:
-    model.net.to(device)
-    return model
+    return made | {"expected": expected, "folded": folded, "correction": correction} | spent

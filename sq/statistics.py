@@ -8,15 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sq import gram, layers, memory
+from sq import gram, images, layers, memory
 from sq.console import track
 from sq.errors import SqError
-from sq.types import Layer, LayerStatistics, Model, Split, Statistics
+from sq.types import Batch, Layer, LayerStatistics, Model, Statistics
 
 LEAST = 4  # positions an input, when only some are drawn: an H of fewer is mostly noise
 
 
-def collect(model: Model, batch: Split, *, batch_size: int, positions: float, seed: int) -> Statistics:
+def collect(model: Model, batch: Batch, *, batch_size: int | None, positions: float, seed: int) -> Statistics:
     """Run the calibration images through the network once and accumulate every layer's Hessian.
 
     Products are float32, sums over chunks float64. Memory is bounded: a layer's inputs are unfolded a few
@@ -25,7 +25,7 @@ def collect(model: Model, batch: Split, *, batch_size: int, positions: float, se
     Parameters
     ----------
     batch : the calibration images
-    batch_size : images in one forward pass; changes speed and memory, not results (beyond rounding)
+    batch_size : images in one forward pass, None for what suits their size; changes speed and memory, not results (beyond rounding)
     positions : share of each layer's positions used, drawn at random, in (0, 1]; 1 uses all. A layer that would
         be left with fewer than `LEAST` an input keeps all. What a module called several times draws depends on
         `batch_size`
@@ -46,7 +46,7 @@ def collect(model: Model, batch: Split, *, batch_size: int, positions: float, se
     ]
     try:
         with torch.no_grad():
-            for chunk in track(batch.x.split(batch_size), "statistics", -(-len(batch.x) // batch_size)):
+            for chunk in track(images.split(batch.x, batch_size), "statistics"):
                 model.net(chunk)
     finally:
         for hook in hooks:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
-from sq.types import Layer, Model, Problem, QuantizedModel
+from sq.types import Calibration, Dataset, Layer, Measured, Model, Problem, QuantizedModel
 
-FLOAT = 32  # bits of a number that stays unquantized, activations included
+FLOAT = 32  # bits of a number that stays unquantized
 
 
-def summarise(model: Model, problem: Problem, quantized: QuantizedModel, bits: dict[str, int]) -> dict[str, Any]:
+def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
     """Return the parts of a record that follow from the quantized network.
 
     Sizes are of the network as it would be stored: codes at their bit-width, grid parameters and every
-    other parameter in 32 bits. BOPs are multiply-accumulates times weight bits times activation bits, per image.
+    other parameter in 32 bits. BOPs are multiply-accumulates times weight bits times activation bits, per image,
+    of every layer sq knows: those left in full precision count 32 times 32.
+
+    Parameters
+    ----------
+    whole : the network with all layers; `problem.model` has those that were to be quantized
     """
-    layers = [_describe(layer, problem, quantized, bits[layer.name]) for layer in model.layers]
+    layers = [_describe(layer, problem, quantized) for layer in problem.model.layers]
+    done = {layer["name"] for layer in layers}
+    left = [layer for layer in whole.layers if layer.name not in done]
     weights = sum(layer["weights"] for layer in layers)
-    numbers = sum(t.numel() for t in model.net.state_dict().values() if t.is_floating_point())
+    numbers = sum(t.numel() for t in whole.net.state_dict().values() if t.is_floating_point())
     stored = sum(layer["bytes"] for layer in layers) + (numbers - weights) * FLOAT // 8
 
     def total(what: str) -> float:
@@ -31,26 +39,47 @@ def summarise(model: Model, problem: Problem, quantized: QuantizedModel, bits: d
         "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / weights,
         "bytes": stored,
         "bytes_full": numbers * FLOAT // 8,
-        "bops": total("bops"),
-        "bops_full": sum(layer["macs"] for layer in layers) * FLOAT * FLOAT,
+        "bops": total("bops") + sum(layer.macs for layer in left) * FLOAT**2,
+        "bops_full": sum(layer.macs for layer in whole.layers) * FLOAT**2,
         "codes": quantized.digest(),
     }
-    ids = problem.batch.ids
-    calibration = {"images": len(ids), "ids": hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]}
     return {
         "results": results,
         "layers": layers,
-        "calibration": calibration,
+        "kept_layers": [layer.name for layer in left],
+        "skipped_layers": whole.skipped,
         "statistics": problem.statistics.digest(),
-        "checkpoint": model.checkpoint,
-        "skipped_layers": model.skipped,
+        "checkpoint": whole.checkpoint,
     }
 
 
-def _describe(layer: Layer, problem: Problem, quantized: QuantizedModel, bits: int) -> dict[str, Any]:
-    done = quantized.layers[layer.name]
-    macs = layer.weights * problem.statistics.layers[layer.name].positions // problem.statistics.images
+def compare(found: Measured, full: Measured) -> dict[str, Any]:
+    """Return the figures of the quantized network, those of full precision with `_full` after them, and both's."""
+    headline = next(iter(found.figures))
+    named = {f"{name}_full": value for name, value in full.figures.items()}
+    return {"headline": headline} | found.figures | named | found.against(full)
+
+
+def images(dataset: Dataset, batch: Calibration, left_out: list[str]) -> dict[str, Any]:
+    """Return which images were used: the set, how many, hashes of their ids, and those that could not be read."""
+    evaluated = [name for name in dataset.test.ids if name not in set(left_out)]
+    return {
+        "image_set": dataset.name,
+        "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)},
+        "evaluation": {"images": len(evaluated), "ids": _hash(evaluated), "left_out": left_out},
+    }
+
+
+def _hash(ids: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
+
+
+def _describe(layer: Layer, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
+    done, bits = quantized.layers[layer.name], problem.bits[layer.name]
+    inputs = problem.activations.get(layer.name)
+    wide = FLOAT if inputs is None else (inputs.levels - 1).bit_length()
     shape = {"groups": layer.groups, "outputs": layer.outputs, "inputs": layer.inputs}
     size = -(-layer.weights * bits // 8) + done.grid.parameters() * FLOAT // 8
-    sizes = {"bits": bits, "weights": layer.weights, "bytes": size, "macs": macs, "bops": macs * bits * FLOAT}
-    return {"name": layer.name, "kind": layer.kind, **shape, **sizes, **done.report}
+    sizes = {"bits": bits, "activation_bits": wide, "weights": layer.weights, "bytes": size}
+    costs = {"macs": layer.macs, "bops": layer.macs * bits * wide}
+    return {"name": layer.name, "kind": layer.kind, **shape, **sizes, **costs, **done.report}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -35,11 +35,17 @@ class Layer:
     groups: int
     outputs: int  # of one group
     inputs: int  # of one group, times kernel taps
+    positions: int = 0  # output pixels of one image, all calls; 0 as long as the network has not been traced
 
     @property
     def weights(self) -> int:
         """Return the number of weights."""
         return self.groups * self.outputs * self.inputs
+
+    @property
+    def macs(self) -> int:
+        """Return the multiply-accumulates for one image."""
+        return self.weights * self.positions
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,7 @@ class Model:
     checkpoint: str  # sha256 of the weights file, in hex
     prepare: Prepare
     skipped: list[str] = field(default_factory=list)  # layers with weights that sq cannot quantize
-    # Full-precision figures known for image sets, by the set's name: {"imagenet": {"top1": 76.1, "within": 0.3}}
-    expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by image set; see sq/gate.py
     decode: Decode | None = None  # of a detector
     ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
 
@@ -77,7 +82,7 @@ class Images:
     read: Callable[[int], Image.Image]  # the image at a place; can be pickled, for worker processes
     resized: bool = False  # shorter side is what a centre crop is taken from: the network's resize is left out
     skip_corrupt: bool = False  # leave out an image that cannot be read, and say so; otherwise that is an error
-    light: bool = False  # so cheap to read that worker processes would cost more than they bring
+    workers: int | None = 0  # processes that read and prepare; None: one a core, up to 8; 0: this one
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,20 @@ class Batch:
     x: Tensor
     y: Tensor | list[Objects]
     ids: list[str]
+
+
+@dataclass(frozen=True)
+class Calibration(Batch):
+    """The calibration images, and which inputs of a layer a solver's statistics are of.
+
+    `inputs` is "reference", what the full-precision network feeds the layer, or "quantized", what it is fed once
+    the layers before it are quantized; then `stages` is how many times those inputs are collected anew (None:
+    for every layer).
+    """
+
+    inputs: str = "reference"
+    stages: int | None = None
+    left_out: tuple[str, ...] = ()  # ids of images that were drawn but could not be read
 
 
 class Measured(Protocol):
@@ -117,6 +136,11 @@ class Dataset:
     test: Images
     classes: int
     name: str  # of the image set: what a model's `expected` figures go by
+
+    def read_by(self, workers: int | None) -> Dataset:
+        """Return this dataset with `workers` processes reading what leaves that open."""
+        train, test = (s if s.workers == 0 else replace(s, workers=workers) for s in (self.train, self.test))
+        return replace(self, train=train, test=test)
 
 
 @dataclass(frozen=True)
@@ -198,6 +222,9 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 
+# What full precision reaches on an image set, and how near it must come: {"imagenet": {"top1": 76.1, "within": 0.3}}
+Expected = dict[str, dict[str, float]] | None
+
 Fit = Callable[[Tensor, int], Grid]  # fit(W, bits) -> Grid
 # solve(W, H, grid) -> codes, or codes and the grid they are of where the solver moved it
 Solve = Callable[[Tensor, Tensor, Grid], "Tensor | tuple[Tensor, Grid]"]
@@ -224,10 +251,11 @@ class Problem:
     """All a sensitivity metric or quantizer may look at. Never changed by either."""
 
     model: Model
-    batch: Batch
+    batch: Calibration
     statistics: Statistics
     fit: Fit
     bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
+    activations: dict[str, Grid] = field(default_factory=dict)  # grids of layer inputs; none stay full precision
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sq.bench import features, settings
 from sq.build import build
 from sq.config import nearest
 from sq.errors import SqError
-from sq.types import Count, Layer, Model, Split
+from sq.types import Count, Layer, Model, Batch
 
 Maps = Callable[[nn.Module, Generator], Tensor]  # maps(module, generator) -> inputs
 
@@ -61,7 +61,7 @@ def network(
 
     @cache
     def collected() -> dict[str, Tensor]:
-        batch: Split = draw(own, data())
+        batch: Batch = draw(own, data())
         found = statistics.collect(
             own, replace(batch, x=batch.x.to(device)), batch_size=batch_size, positions=1.0, seed=0
         )
@@ -155,7 +155,7 @@ def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: i
             nn.init.zeros_(module.bias)
         x = inputs(module, generator).to(device)
         model = Model(nn.Sequential(module), [replace(layer, name="0", module=module)], tuple(x.shape[1:]), "")
-        batch = Split(x, torch.zeros(len(x), dtype=torch.long), [str(i) for i in range(len(x))])
+        batch = Batch(x, torch.zeros(len(x), dtype=torch.long), [str(i) for i in range(len(x))])
         W = geometry.weight(module).clone()
         H = statistics.collect(model, batch, batch_size=64, positions=1.0, seed=0).layers["0"].hessian
         module.to("meta")

@@ -1,31 +1,60 @@
 """Subset: calibration images drawn at random from the training split, balanced over classes."""
 
+from typing import Literal
+
 import torch
+from torch import Tensor
 
+from sq import images as reading
 from sq.errors import SqError
-from sq.types import Dataset, Model, Split
+from sq.types import Calibration, Count, Dataset, Model, Objects
 
 
-def draw(model: Model, dataset: Dataset, *, images: int, seed: int) -> Split:
+def draw(
+    model: Model,
+    dataset: Dataset,
+    *,
+    images: int,
+    seed: int,
+    inputs: Literal["reference", "quantized"],
+    stages: Count | None,
+) -> Calibration:
     """Draw images without replacement, classes in turn, so that class counts are equal as far as classes go.
+
+    Of images with objects in them the class is that of the largest, and that of none where there are none.
 
     Parameters
     ----------
     images : how many, from 1 to the size of the training split
     seed : of the draw; the same seed gives the same images in the same order
+    inputs, stages : handed on, see `sq.types.Calibration`
 
     Raises
     ------
-    SqError : `images` out of range
+    SqError : `images` out of range, or one that cannot be read
     """
     train = dataset.train
     if not 1 <= images <= len(train.ids):
         raise SqError(f"calibration.images={images}: the training split has 1 to {len(train.ids)} images to draw")
     shuffled = torch.randperm(len(train.ids), generator=torch.Generator().manual_seed(seed))
-    labels = train.y[shuffled]
+    labels = (_largest(train.y) if isinstance(train.y, list) else train.y)[shuffled]
+    order = labels.argsort(stable=True)
+    _, counts = labels[order].unique_consecutive(return_counts=True)
     turn = torch.empty_like(labels)  # an image's place among its class, in shuffled order
-    for label in labels.unique():
-        mine = labels == label
-        turn[mine] = torch.arange(int(mine.sum()))
+    turn[order] = torch.cat([torch.arange(int(n)) for n in counts])
     chosen = shuffled[turn.argsort(stable=True)[:images]]
-    return Split(train.x[chosen], train.y[chosen], [train.ids[i] for i in chosen.tolist()])
+    drawn = reading.load(train, chosen.tolist(), model.prepare, "calibration images")
+    read = set(drawn.ids)
+    left_out = tuple(train.ids[i] for i in chosen.tolist() if train.ids[i] not in read)
+    return Calibration(drawn.x, drawn.y, drawn.ids, inputs, stages, left_out)
+
+
+def _largest(y: list[Objects]) -> Tensor:
+    """Return (B,) the class of each image's largest object, -1 for none."""
+
+    def of(own: Objects) -> int:
+        if not len(own.classes):
+            return -1
+        return int(own.classes[((own.boxes[:, 2:] - own.boxes[:, :2]).prod(1)).argmax()])
+
+    return torch.tensor([of(own) for own in y])

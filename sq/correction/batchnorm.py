@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import batchnorm
-from sq.types import Count, Split
+from sq import batchnorm, images
+from sq.types import Batch, Count
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: Count, rounds: Count) -> dict:
+def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Count | None, rounds: Count) -> dict:
     """Correct the running statistics of `net` in place, layer by layer where that helps.
 
     A layer keeps its correction if its output then is closer to full precision on the calibration images. If
@@ -49,7 +49,7 @@ def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: C
     original = {name: tuple(t.clone() for t in batchnorm.running(m)) for name, m in ours.items()}
     kept: set[str] = set()
     for number in range(rounds):
-        kept = _round(net, reference, ours, theirs, batch.x.split(batch_size), at_once=number == 0)
+        kept = _round(net, reference, ours, theirs, images.split(batch.x, batch_size), at_once=number == 0)
     after = batchnorm.logit_error(net, reference, batch.x, batch_size)
     if not after < before:
         for name, statistics in original.items():

@@ -12,11 +12,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from sq import batchnorm
-from sq.types import Split
+from sq import batchnorm, images
+from sq.types import Batch
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: Annotated[int, Ge(2)]) -> dict:
+def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Annotated[int, Ge(2)] | None) -> dict:
     """Re-estimate the running statistics of `net`, in place, layer after layer, over all of `batch`.
 
     Each batch is normalised by its own statistics, as in training; their mean, weighted by images, is kept.
@@ -47,7 +47,7 @@ def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: A
         batchnorm.set_running(module, *statistics)
 
     with torch.no_grad(), batchnorm.feeding(modules, see):
-        for part in batch.x.split(batch_size):
+        for part in images.split(batch.x, batch_size):
             net(part)
     for name, module in modules.items():
         batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / len(batch.x))

@@ -1,83 +1,136 @@
-"""CIFAR-10 as folders of PNG images: 32x32 in colour, ten classes."""
+"""CIFAR-10, 32x32 in colour, ten classes: as folders of PNG images, or the batches of the original python archive."""
 
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import numpy as np
 import torch
-from annotated_types import Len
 from PIL import Image
 
 from sq.data import find
+from sq.dataset.folders import Files, list_classes
 from sq.errors import SqError
-from sq.types import Dataset, Positive, Split
+from sq.types import Dataset, Images
 
-CLASSES, SIZE = 10, (32, 32)
+CLASSES, SIZE, WHOLE = 10, (32, 32), 10_000  # WHOLE: images of the test split
 MODES = ("RGB", "P", "L")  # what 8-bit colour images are stored as; a palette is lossless here
+BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
 
-def load(*, root: str, mean: Annotated[list[float], Len(3, 3)], std: Annotated[list[Positive], Len(3, 3)]) -> Dataset:
-    """Load both splits from root/{train,test}/CLASS/*.png; a class's index is its place among the sorted names.
+def load(*, name: str, root: str, skip_corrupt: bool) -> Dataset:
+    """Load both splits from root/{train,test}/CLASS/*.png, or from root/{data_batch_1..5,test_batch}.
+
+    A class's index is its place among the sorted names, which is also how the archive numbers them.
 
     Parameters
     ----------
+    name : of the image set; with another number of test images than CIFAR-10's 10,000, it ends in that number
     root : the folder; a relative path is looked for here, then in $SQ_DATA
-    mean, std : red, green, blue, of values from 0 to 1: images are (value - mean) / std
+    skip_corrupt : leave out images that cannot be read or are not 32x32 RGB, instead of stopping
 
     Raises
     ------
-    SqError : a folder is missing or empty, there are not ten classes, an image is unreadable or of another size
-
-    Returns
-    -------
-    Images (B, 3, 32, 32).
+    SqError : the folder is laid out otherwise, there are not ten classes, or an archive's batch is damaged
 
     Source
     ------
     Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
     """
     folder = find(root, "dataset.root")
-    files = {use: _list(folder / use) for use in ("train", "test")}
-    train, test = (list(classes) for classes in files.values())
-    if train != test:
-        raise SqError(
-            f"{folder}: train and test differ in {', '.join(sorted({*train} ^ {*test}))}: one class is one name"
-        )
-    shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    if (folder / BATCHES["test"][0]).is_file():
+        train, test = (_from_archive(folder, use) for use in BATCHES)
+        return _dataset(train, test, name)
+    listed = {use: list_classes(folder, use, (".png",)) for use in ("train", "test")}
+    for use, classes in listed.items():
+        if len(classes) != CLASSES:
+            raise SqError(
+                f"{folder / use} holds {len(classes)} class folders ({', '.join(classes)}), CIFAR-10 has {CLASSES}"
+            )
+    if differing := sorted({*listed["train"]} ^ {*listed["test"]}):
+        raise SqError(f"{folder}: train and test differ in {', '.join(differing)}: one class is one name")
 
-    def split(use: str) -> Split:
-        found = [(index, file) for index, own in enumerate(files[use].values()) for file in own]
-        pixels = torch.from_numpy(np.stack([_read(file) for _, file in found]))
-        x = (pixels.permute(0, 3, 1, 2).float() / 255 - shift) / scale
-        # An image's id names no folder of this machine, so calibration draws compare between machines.
+    def split(use: str) -> Images:
+        found = [(index, file) for index, own in enumerate(listed[use].values()) for file in own]
         ids = [f"cifar10/{use}/{file.parent.name}/{file.name}" for _, file in found]
-        return Split(x.contiguous(), torch.tensor([index for index, _ in found]), ids)
+        y = torch.tensor([index for index, _ in found])
+        return Images(ids, y, Small(Files([file for _, file in found])), skip_corrupt=skip_corrupt)
 
-    return Dataset(split("train"), split("test"), CLASSES)
-
-
-def _list(folder: Path) -> dict[str, list[Path]]:
-    """Return the images of each class in `folder`, classes and images sorted by name."""
-    if not folder.is_dir():
-        raise SqError(f"no folder {folder}: dataset.root must hold train/CLASS/*.png and test/CLASS/*.png")
-    classes = sorted(own for own in folder.iterdir() if own.is_dir() and not own.name.startswith("."))
-    if len(classes) != CLASSES:
-        names = ", ".join(own.name for own in classes) or "none"
-        raise SqError(f"{folder} holds {len(classes)} class folders ({names}), CIFAR-10 has {CLASSES}")
-    found = {own.name: sorted(own.glob("*.png")) for own in classes}
-    if empty := [name for name, images in found.items() if not images]:
-        raise SqError(f"{folder}: no images (*.png) in {', '.join(empty)}: copy them again")
-    return found
+    return _dataset(split("train"), split("test"), name)
 
 
-def _read(file: Path) -> np.ndarray:
-    """Return the image in `file` as (32, 32, 3) uint8."""
+def _dataset(train: Images, test: Images, name: str) -> Dataset:
+    return Dataset(train, test, CLASSES, name if len(test.ids) == WHOLE else f"{name}_{len(test.ids)}")
+
+
+@dataclass(frozen=True)
+class Small:
+    """Reads files and makes sure that the images are CIFAR-10's."""
+
+    files: Files
+
+    def __call__(self, place: int) -> Image.Image:
+        """Return the image at `place`; raise a `ValueError` if it is not 32x32 in 8-bit colour."""
+        image = self.files(place)
+        if image.size != SIZE or image.mode not in MODES:
+            raise ValueError(f"it is {image.width}x{image.height} {image.mode}, CIFAR-10 images are 32x32 RGB")
+        return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Reads images from an array (B, 32, 32, 3) of uint8."""
+
+    pixels: np.ndarray
+
+    def __call__(self, place: int) -> Image.Image:
+        """Return the image at `place`."""
+        return Image.fromarray(self.pixels[place])
+
+
+def _from_archive(folder: Path, use: str) -> Images:
+    pixels, labels = [], []
+    for name in BATCHES[use]:
+        batch = _unpickle(folder / name)
+        try:
+            pixels.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, *SIZE).transpose(0, 2, 3, 1))
+            labels += [int(label) for label in batch[b"labels"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise SqError(
+                f"{folder / name} holds no images and labels ({error}): unpack cifar-10-python.tar.gz again"
+            ) from error
+    x, y = np.concatenate(pixels), torch.tensor(labels)
+    if len(x) != len(y) or not 0 <= int(y.min()) <= int(y.max()) < CLASSES:
+        raise SqError(f"{folder}: {use} has {len(x)} images and {len(y)} labels, not all in 0 to 9: unpack it again")
+    return Images([f"cifar10/{use}/{i}" for i in range(len(x))], y, Stored(x))
+
+
+def _unpickle(file: Path) -> dict[bytes, Any]:
+    """Return what `file` holds, reading arrays and plain containers only: a pickle can run code."""
     try:
-        with Image.open(file) as image:
-            size, mode = image.size, image.mode
-            pixels = np.array(image.convert("RGB")) if size == SIZE and mode in MODES else None
+        with file.open("rb") as stream:
+            return _Plain(stream, encoding="bytes").load()
+    except FileNotFoundError as error:
+        raise SqError(f"no file {file}: a CIFAR-10 archive has {', '.join(sum(BATCHES.values(), []))}") from error
+    except SqError:
+        raise
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
-        raise SqError(f"{file} is not a whole image ({error}): copy it again or remove it") from error
-    if pixels is None:
-        raise SqError(f"{file} is {size[0]}x{size[1]} {mode}, CIFAR-10 images are 32x32 RGB: repair or remove it")
-    return pixels
+        raise SqError(f"{file} is not a whole batch of CIFAR-10 ({error}): unpack the archive again") from error
+
+
+class _Plain(pickle.Unpickler):
+    ALLOWED = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise SqError(f"a CIFAR-10 batch wants {module}.{name}, which could run foreign code: unpack it again")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

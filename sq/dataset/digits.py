@@ -1,16 +1,21 @@
 """Digits: scikit-learn's 1,797 handwritten digits, 8x8 grey, which come with the package."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from PIL import Image
 
 from sq.errors import SqError
-from sq.types import Dataset, Split
+from sq.types import Dataset, Images
 
 
-def load(*, every: int) -> Dataset:
+def load(*, name: str, every: int) -> Dataset:
     """Load the digits with a fixed stratified split.
 
     Parameters
     ----------
+    name : of the image set
     every : each class keeps its every `every`-th image for the test split, in the order of the source; 2 or more
 
     Raises
@@ -19,7 +24,7 @@ def load(*, every: int) -> Dataset:
 
     Returns
     -------
-    Images (B, 1, 8, 8), grey levels 0 to 16 mapped to -1 to 1.
+    Grey images, 8x8, of levels 0 to 16.
 
     Source
     ------
@@ -30,15 +35,26 @@ def load(*, every: int) -> Dataset:
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    x = torch.from_numpy(source.images).float().unsqueeze(1) / 8 - 1
-    y = torch.from_numpy(source.target).long()
+    pixels, y = source.images.astype(np.uint8), torch.from_numpy(source.target).long()
     place = torch.empty_like(y)  # an image's place within its class
     for digit in range(10):
         mine = y == digit
         place[mine] = torch.arange(int(mine.sum()))
     held_out = place % every == every - 1
 
-    def split(mask: torch.Tensor) -> Split:
-        return Split(x[mask], y[mask], [f"digits/{i}" for i in mask.nonzero().flatten().tolist()])
+    def split(mask: torch.Tensor) -> Images:
+        ids = [f"digits/{i}" for i in mask.nonzero().flatten().tolist()]
+        return Images(ids, y[mask], Grey(pixels[mask.numpy()]))
 
-    return Dataset(split(~held_out), split(held_out), classes=10)
+    return Dataset(split(~held_out), split(held_out), 10, name)
+
+
+@dataclass(frozen=True)
+class Grey:
+    """Reads images from an array (B, H, W) of uint8."""
+
+    pixels: np.ndarray
+
+    def __call__(self, place: int) -> Image.Image:
+        """Return the image at `place`."""
+        return Image.fromarray(self.pixels[place])

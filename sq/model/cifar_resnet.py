@@ -4,14 +4,16 @@ A 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels, and a li
 weights. Shortcuts have none ("option A"). Parameter names are those of the checkpoints people share.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sq import layers
 from sq.data import find
-from sq.types import Model
+from sq.transforms import Normalise
+from sq.types import Expected, Model, Positive
 from sq.weights import load_into
 
 
@@ -63,13 +65,22 @@ def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential
     return nn.Sequential(Block(inputs, outputs, stride), *rest)
 
 
-def load(*, depth: Literal[20, 32, 44, 56, 110], weights: str) -> Model:
+def load(
+    *,
+    depth: Literal[20, 32, 44, 56, 110],
+    weights: str,
+    mean: Annotated[list[float], Len(3, 3)],
+    std: Annotated[list[Positive], Len(3, 3)],
+    expected: Expected,
+) -> Model:
     """Load a trained network, ready to evaluate.
 
     Parameters
     ----------
     depth : layers with weights
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
+    mean, std : red, green, blue, of values from 0 to 1: the network takes (value - mean) / std
+    expected : full-precision figures by image set, see `sq.gate`
 
     Raises
     ------
@@ -82,4 +93,5 @@ def load(*, depth: Literal[20, 32, 44, 56, 110], weights: str) -> Model:
     net = CifarResNet(int(depth)).eval()  # a config's 20.0 is 20
     checkpoint = load_into(net, find(weights, "model.weights"))
     found, skipped = layers.find(net)
-    return Model(net, found, (3, 32, 32), checkpoint, skipped)
+    prepare = Normalise((32, 32), tuple(mean), tuple(std))
+    return Model(net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {})

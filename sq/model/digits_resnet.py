@@ -7,11 +7,15 @@ sq.model.train_digits`` makes them again.
 
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sq import layers
-from sq.types import Model
+from sq.errors import SqError
+from sq.types import Expected, Model
 from sq.weights import load_into
 
 WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")
@@ -80,12 +84,23 @@ class DigitsResNet(nn.Module):
         return self.head(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
 
 
-def load(*, weights: str | None) -> Model:
+def prepare(image: Image.Image, resized: bool) -> Tensor:
+    """Return an 8x8 grey image of levels 0 to 16 as (1, 8, 8), -1 to 1."""
+    if image.size != (8, 8) or image.mode != "L":
+        raise SqError(
+            f"the image is {image.width}x{image.height} {image.mode}, digits_resnet takes 8x8 grey: "
+            "choose dataset=digits, or another model"
+        )
+    return torch.from_numpy(np.asarray(image, np.float32) / 8 - 1).unsqueeze(0)
+
+
+def load(*, weights: str | None, expected: Expected) -> Model:
     """Load the trained network, ready to evaluate.
 
     Parameters
     ----------
     weights : a .safetensors, .pth or .pt file to take them from; None takes the one in the package
+    expected : full-precision figures by image set, see `sq.gate`
 
     Raises
     ------
@@ -94,4 +109,4 @@ def load(*, weights: str | None) -> Model:
     net = DigitsResNet().eval()
     checkpoint = load_into(net, Path(weights) if weights else WEIGHTS)
     found, skipped = layers.find(net)
-    return Model(net, found, (1, 8, 8), checkpoint, skipped)
+    return Model(net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {})

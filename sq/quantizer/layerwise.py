@@ -1,22 +1,24 @@
 """Layerwise: hand each layer's weight, Hessian and grid to a solver, one layer after the other.
 
-Every layer is solved for the inputs that the full-precision network gives it, so layers are independent and
-all solvers see the same problem: the same statistics, damping and grid.
+Where `calibration.inputs` is "reference", every layer is solved for the inputs that the full-precision network gives
+it: layers are independent, and all solvers see the same problem, the same statistics, damping and grid. Where it is
+"quantized", a layer is solved for what the layers before it, quantized, make of the images (see `sq.upstream`).
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sq import layers
+from sq import activations, layers, upstream
 from sq.clock import synchronize
-from sq.console import track
+from sq.console import say, track
 from sq.errors import SqError
 from sq.quantizer.checks import announce, check_grid, check_hessian
 from sq.statistics import relative_error
@@ -27,6 +29,18 @@ T = TypeVar("T")
 LADDER = 10.0  # each retry damps this many times more ...
 LAST = 1.0  # ... up to this share of the diagonal's mean
 FIRST = 1e-8  # the first rung when no damping was asked for
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer is solved for: the weight (G, O, I) to come near to, where H (G, I, I) says what near is.
+
+    `error` tells ||W X - Q X^||^2 / ||W X||^2 of a solution Q.
+    """
+
+    W: Tensor
+    hessian: Tensor
+    error: Callable[[Tensor], float]
 
 
 def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
@@ -48,28 +62,54 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
         check_hessian(layer, problem.statistics.layers[layer.name].hessian)
     announce(every, solve)
     net = copy.deepcopy(problem.model.net)
-    # Fitted and checked before the first layer is solved: nothing that takes long is lost to a bad grid.
-    grids = {layer.name: _fit(layer, problem) for layer in track(every, "grids", len(every))}
-    smallest = min(every, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
-    _solve(smallest, problem, grids[smallest.name], solve, damp)  # a warm-up: no layer's time holds a library's start
-    done = {}
-    for layer in track(every, "quantize", len(every)):
-        done[layer.name] = _solve(layer, problem, grids[layer.name], solve, damp)
-        values = done[layer.name].grid.decode(done[layer.name].codes)
-        layers.set_weight(net.get_submodule(layer.name), values)
+    activations.attach(net, problem.activations)
+    done: dict[str, QuantizedLayer] = {}
+    for targets in _targets(problem, net, damp):
+        chosen = [layer for layer in every if layer.name in targets]
+        # Fitted and checked before the first layer is solved: nothing that takes long is lost to a bad grid.
+        grids = {own.name: _fit(own, targets[own.name], problem) for own in track(chosen, "grids", len(chosen))}
+        if not done:  # a warm-up: no layer's time holds a library's start
+            smallest = min(chosen, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
+            _solve(smallest, targets[smallest.name], grids[smallest.name], solve, damp)
+        for layer in track(chosen, "quantize", len(chosen)):
+            done[layer.name] = _solve(layer, targets[layer.name], grids[layer.name], solve, damp)
+            values = done[layer.name].grid.decode(done[layer.name].codes)
+            layers.set_weight(net.get_submodule(layer.name), values)
     return QuantizedModel(net, done)
 
 
-def _fit(layer: Layer, problem: Problem) -> tuple[Grid, float]:
-    W = layers.weight(layer.module)
-    grid, seconds = timed(lambda: problem.fit(W, problem.bits[layer.name]), W.device)
+def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str, Target]]:
+    """Yield the targets of layers that can be solved now, by name; `net` must hold the solutions by the next time."""
+    model, batch = problem.model, problem.batch
+    if batch.inputs == "reference":
+        yield {layer.name: _own_target(layer, problem) for layer in model.layers}
+        return
+    stages = upstream.stages(model.layers, batch.stages)
+    say(f"calibration.inputs=quantized: {len(stages)} passes of both networks over {len(batch.ids)} images at most")
+    for stage in stages:
+        pairs = upstream.collect(net, model.net, stage, batch.x, None)
+        yield {layer.name: _moved_target(layer, pairs[layer.name], problem, damp) for layer in stage}
+
+
+def _own_target(layer: Layer, problem: Problem) -> Target:
+    W, hessian = layers.weight(layer.module), problem.statistics.layers[layer.name].hessian
+    return Target(W, hessian, lambda Q: relative_error(W, Q, hessian))
+
+
+def _moved_target(layer: Layer, pair: upstream.Pair, problem: Problem, damp: float) -> Target:
+    W, reference = layers.weight(layer.module), problem.statistics.layers[layer.name].hessian
+    wanted, _, _ = climb(layer.name, lambda share: pair.target(W, damped(pair.H, share)), damp)
+    return Target(wanted, pair.H, lambda Q: pair.relative_error(W, Q, reference))
+
+
+def _fit(layer: Layer, target: Target, problem: Problem) -> tuple[Grid, float]:
+    grid, seconds = timed(lambda: problem.fit(target.W, problem.bits[layer.name]), target.W.device)
     check_grid(layer, grid)
     return grid, seconds
 
 
-def _solve(layer: Layer, problem: Problem, fitted: tuple[Grid, float], solve: Solve, damp: float) -> QuantizedLayer:
-    W = layers.weight(layer.module)
-    hessian = problem.statistics.layers[layer.name].hessian
+def _solve(layer: Layer, target: Target, fitted: tuple[Grid, float], solve: Solve, damp: float) -> QuantizedLayer:
+    W, hessian = target.W, target.hessian
 
     def at(share: float) -> tuple[Tensor, Grid]:
         return solution(solve(W, damped(hessian, share).to(W.dtype), fitted[0]), fitted[0])
@@ -78,7 +118,7 @@ def _solve(layer: Layer, problem: Problem, fitted: tuple[Grid, float], solve: So
     report = {
         "fit_seconds": fitted[1],
         "solve_seconds": seconds,
-        "relative_error": relative_error(W, grid.decode(codes), hessian),
+        "relative_error": target.error(grid.decode(codes)),
         "damp_used": used,
         "damp_retries": retries,
         "dead_inputs": int((hessian.diagonal(dim1=-2, dim2=-1) == 0).sum()),

@@ -1,4 +1,4 @@
-"""Agreement: how close the quantized network stays to full precision, labels apart. Always measured.
+"""Agreement: how close the quantized network stays to full precision, labels apart. Measured beside accuracy.
 
 It moves long before accuracy does, and its noise is far smaller than that of a count of right answers.
 """
@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def measure(outputs: Tensor, reference: Tensor, labels: Tensor) -> dict[str, float]:
+def measure(outputs: Tensor, reference: Tensor) -> dict[str, float]:
     """Return `logit_snr_db`, `kl` (nats, mean over images) and `same_top1` (percent).
 
     Parameters
     ----------
     outputs : (B, K) logits of the quantized network
     reference : (B, K) logits of the full-precision network on the same images
-    labels : not used
 
     Returns
     -------

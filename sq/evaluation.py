@@ -1,0 +1,77 @@
+"""A network on the evaluation images, batch after batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sq import images as reading
+from sq.errors import SqError
+from sq.types import Batch, Images, Measured, Model
+
+Metric = Callable[[Model, Iterable[tuple[Tensor, Batch]]], Measured]
+
+
+class Evaluation:
+    """Measures networks of one structure on the same images.
+
+    Parameters
+    ----------
+    model : says how images are prepared, and what shape they then have
+    metric : ``metric(model, seen) -> Measured``, where `seen` yields outputs and the batch they are of
+    images : the evaluation split
+    batch_size : images in one forward pass; None for what suits their size
+    """
+
+    def __init__(self, model: Model, metric: Metric, images: Images, batch_size: int | None, device: torch.device):
+        self.model, self.metric, self.images, self.device = model, metric, images, device
+        self.size = reading.together(model.input, batch_size)
+        self.left_out: list[str] = []  # ids of images that could not be read, in the last pass
+
+    def measure(self, net: nn.Module) -> Measured:
+        """Measure `net`.
+
+        Raises
+        ------
+        SqError : images cannot be read, are not finite or of a wrong shape; the outputs hold NaN or infinity
+        """
+        return self.metric(self.model, self._outputs(net))
+
+    def _outputs(self, net: nn.Module) -> Iterator[tuple[Tensor, Batch]]:
+        read: set[str] = set()
+        every = range(len(self.images.ids))
+        for batch in reading.batches(self.images, every, self.model.prepare, self.size, "evaluate"):
+            check_images(self.model, batch, "evaluation")
+            with torch.no_grad():
+                outputs = net(to(batch.x, self.device)).cpu()
+            if not torch.isfinite(outputs).all():
+                raise SqError("the network's outputs hold NaN or infinity on the evaluation images: check the weights")
+            read.update(batch.ids)
+            yield outputs, batch
+        self.left_out = [name for name in self.images.ids if name not in read]
+
+
+def to(x: Tensor, device: torch.device) -> Tensor:
+    """Return images (B, C, H, W) on `device`, channels last in memory: convolutions are up to twice as fast so."""
+    return x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
+
+
+def check_images(model: Model, batch: Batch, use: str) -> None:
+    """Raise an `SqError` if images are not finite or of a shape that the network does not take."""
+    if tuple(batch.x.shape[1:]) != model.input:
+        raise SqError(f"{use} images are {tuple(batch.x.shape[1:])}, the network takes {model.input}")
+    finite = torch.isfinite(batch.x).flatten(1).all(1)
+    if not finite.all():
+        bad = [batch.ids[i] for i in (~finite).nonzero().flatten().tolist()]
+        raise SqError(f"{len(bad)} {use} images hold NaN or infinity ({', '.join(bad[:3])}): repair or remove them")
+
+
+def check_disjoint(calibration: list[str], evaluation: list[str]) -> None:
+    """Raise an `SqError` if images are used both to calibrate and to evaluate."""
+    if shared := sorted({*calibration} & {*evaluation}):
+        raise SqError(
+            f"{len(shared)} images are used both to calibrate and to evaluate ({', '.join(shared[:3])}): "
+            "draw calibration images from the training split"
+        )

@@ -1,0 +1,105 @@
+"""Reading images: decoded and prepared for a network in worker processes, in order, with progress."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sq.console import track
+from sq.errors import SqError, one_line
+from sq.types import Batch, Images, Prepare
+
+MOST = 256  # images in one forward pass, where nothing else decides
+TOGETHER = 32  # images in a task of a worker, where nothing else decides
+TOGETHER_ELEMENTS = 2**22  # of the images in one forward pass: activations are some tens of times as many
+SHOWN = 3  # images named in a message
+
+
+def batches(images: Images, chosen: Sequence[int], prepare: Prepare, size: int, what: str) -> Iterator[Batch]:
+    """Yield the `chosen` images of a split, in that order, as batches a network takes.
+
+    Parameters
+    ----------
+    chosen : places in the split
+    size : images in a batch; the last one, and those with corrupt images left out, have fewer
+    what : for the progress line
+
+    Raises
+    ------
+    SqError : after the last batch, if images could not be read and the split does not allow to skip them; at once,
+        if an image is not what the network takes, or all are corrupt
+    """
+    from torch.utils.data import DataLoader
+
+    parts = [list(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+    workers = min(os.cpu_count() or 1, 8) if images.workers is None else images.workers
+    # Every item is a batch already, so that workers share whole batches among them.
+    loader = DataLoader(_Parts(images, parts, prepare), batch_size=None, num_workers=min(workers, len(parts)))
+    corrupt: dict[str, str] = {}
+    for pixels, places, errors, refusal in track(loader, what, len(parts)):
+        if refusal:
+            raise SqError(refusal)
+        corrupt |= errors
+        if len(places):
+            y = [images.y[i] for i in places] if isinstance(images.y, list) else images.y[places]
+            yield Batch(torch.as_tensor(pixels), y, [images.ids[i] for i in places])
+    if corrupt and (not images.skip_corrupt or len(corrupt) == len(chosen)):
+        named = "; ".join(f"{name}: {why}" for name, why in list(corrupt.items())[:SHOWN])
+        more = ", ..." if len(corrupt) > SHOWN else ""
+        raise SqError(
+            f"{len(corrupt)} of {len(chosen)} images cannot be read ({named}{more}): copy them again, remove them, "
+            "or leave them out by dataset.skip_corrupt=true"
+        )
+
+
+def together(shape: Sequence[int], batch_size: int | None) -> int:
+    """Return how many images (C, H, W) to run at a time: `batch_size`, or what suits their size if that is None."""
+    return batch_size or max(1, min(MOST, TOGETHER_ELEMENTS // math.prod(shape)))
+
+
+def split(x: Tensor, batch_size: int | None) -> tuple[Tensor, ...]:
+    """Return images `x` (B, C, H, W) in parts of `together` images."""
+    return x.split(together(x.shape[1:], batch_size))
+
+
+def load(images: Images, chosen: Sequence[int], prepare: Prepare, what: str) -> Batch:
+    """Return the `chosen` images of a split as one batch; see `batches`."""
+    parts = list(batches(images, chosen, prepare, TOGETHER, what))
+    y = torch.cat([p.y for p in parts]) if torch.is_tensor(images.y) else [o for p in parts for o in p.y]
+    return Batch(torch.cat([p.x for p in parts]), y, [name for p in parts for name in p.ids])
+
+
+@dataclass
+class _Parts:
+    """What `DataLoader` draws from: the images of each part, as arrays, and what could not be read."""
+
+    images: Images
+    parts: list[list[int]]
+    prepare: Prepare
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, list[int], dict[str, str], str]:
+        pixels, places, errors = [], [], {}
+        for place in self.parts[index]:
+            name = self.images.ids[place]
+            try:
+                image = self.images.read(place)
+                image.load()
+            except Exception as error:  # damaged bytes raise whatever they happen to decode to
+                errors[name] = one_line(error)
+                continue
+            try:
+                pixels.append(self.prepare(image, self.images.resized).numpy())
+            except SqError as error:  # said here: a worker's exceptions arrive with its traceback in the message
+                return np.empty(0, np.float32), [], {}, f"{name}: {error}"
+            places.append(place)
+        # Arrays go through a pipe; tensors would go through /dev/shm, which containers keep small.
+        return np.stack(pixels) if pixels else np.empty(0, np.float32), places, errors, ""

@@ -1,0 +1,65 @@
+"""checkpoint: a network built by a constructor, and a state dict of your own for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sq import layers
+from sq.config import nearest
+from sq.data import find
+from sq.errors import SqError, one_line
+from sq.transforms import Evaluation
+from sq.types import Expected, Model
+from sq.weights import load_into
+
+SETTINGS = ("input_size", "interpolation", "crop_pct", "mean", "std")
+
+
+def load(
+    *, constructor: str, arguments: dict[str, Any] | None, weights: str, data: dict[str, Any], expected: Expected
+) -> Model:
+    """Build a network and read its weights.
+
+    Nothing that a config names is imported: the constructor is looked up by name, torchvision's first, then timm's.
+
+    Parameters
+    ----------
+    constructor : a name in torchvision's registry of models, or "timm/NAME"
+    arguments : of the constructor, such as num_classes
+    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
+    data : the evaluation transform: input_size (C, H, W), interpolation, crop_pct (share of the shorter side that
+        is kept), mean and std of values from 0 to 1
+    expected : full-precision figures by image set, see `sq.gate`
+
+    Raises
+    ------
+    SqError : no such constructor, arguments it does not take, or weights that are missing, damaged or do not fit
+    """
+    if {*data} != {*SETTINGS}:
+        raise SqError(f"model.data has {', '.join(data) or 'nothing'}: it must have {', '.join(SETTINGS)}")
+    path = find(weights, "model.weights")
+    net = _build(constructor, arguments or {}).float().eval()
+    checkpoint = load_into(net, path)
+    settings = dict(data) | {"input_size": tuple(data["input_size"])}
+    found, skipped = layers.find(net)
+    return Model(net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {})
+
+
+def _build(constructor: str, arguments: dict[str, Any]) -> Any:
+    import timm
+    from torchvision import models
+
+    library, _, name = constructor.rpartition("/")
+    known = {"": models.list_models(models), "timm": timm.list_models()}
+    if name not in known.get(library, []):
+        choices = known[library] if library in known else [*known[""], *(f"timm/{n}" for n in known["timm"])]
+        raise SqError(f"model.constructor={constructor}: torchvision (or timm/) has none; {_near(name, choices)}")
+    try:
+        return timm.create_model(name, **arguments) if library else models.get_model(name, weights=None, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SqError(f"model.arguments={arguments}: {constructor} does not take them ({one_line(error)})") from error
+
+
+def _near(name: str, choices: list[str]) -> str:
+    found = nearest(name, choices)
+    return found if found.startswith("nearest") else "see torchvision.models.list_models() and timm.list_models()"

@@ -1,0 +1,82 @@
+"""timm: any image classifier of the timm library, with the transform that goes with its weights.
+
+The tag behind the dot pins the weights: `resnet50.tv_in1k` are torchvision's first (76.1 % on ImageNet, what OBC
+used), `resnet50.a1_in1k` others of the same network (80.4 %). Rows of different weights are never comparable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sq import layers
+from sq.config import nearest
+from sq.console import say
+from sq.data import find
+from sq.errors import SqError, one_line
+from sq.transforms import Evaluation
+from sq.types import Expected, Model, digest
+from sq.weights import load_into
+
+SETTINGS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expected: Expected) -> Model:
+    """Load a trained network, ready to evaluate.
+
+    Parameters
+    ----------
+    name : timm's, with the tag of the weights: ARCHITECTURE.TAG
+    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA. None
+        downloads the tag's from timm's hub
+    data : settings of the evaluation transform that differ from the tag's own: input_size, interpolation, crop_pct,
+        crop_mode, mean, std
+    expected : full-precision figures by image set, see `sq.gate`
+
+    Raises
+    ------
+    SqError : timm has no such network or tag; the weights are missing, damaged or of another network, or cannot be
+        downloaded
+    """
+    import timm
+    from timm.data import resolve_data_config
+
+    _check_name(name, weights)
+    if unknown := [key for key in data or {} if key not in SETTINGS]:
+        raise SqError(f"model.data.{unknown[0]}: not a setting of the transform; choices: {', '.join(SETTINGS)}")
+    # Found before the network is built: that takes seconds.
+    path = find(weights, "model.weights") if weights else None
+    net = timm.create_model(name, pretrained=False) if path else _download(name)
+    net = net.float().eval()
+    checkpoint = load_into(net, path) if path else digest(net.state_dict().values())
+    settings = resolve_data_config({}, model=net) | (data or {})
+    settings["input_size"] = tuple(settings["input_size"])
+    found, skipped = layers.find(net)
+    return Model(net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {})
+
+
+def _check_name(name: str, weights: str | None) -> None:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise SqError(f"model.name={name}: timm has no such network; {nearest(architecture, timm.list_models())}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise SqError(f"model.name={name}: {architecture} has no weights of that tag; tags: {', '.join(tags) or 'none'}")
+    if not tag and not weights:
+        raise SqError(f"model.name={name}: name its weights too, {architecture}.TAG; tags: {', '.join(tags) or 'none'}")
+
+
+def _download(name: str) -> nn.Module:
+    import timm
+
+    say(f"downloading the weights of {name} from timm's hub, unless they are in its cache")
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever the network, the hub or a proxy raises
+        raise SqError(
+            f"model.name={name}: its weights cannot be downloaded from timm's hub ({one_line(error)[:160]}): go online, "
+            "or give a state dict by model.weights=PATH (relative: here, then in $SQ_DATA)"
+        ) from error

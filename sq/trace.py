@@ -1,0 +1,52 @@
+"""One image through the network: which layers it calls, in which order, and how many outputs they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sq import layers
+from sq.errors import SqError
+from sq.types import Model
+
+
+def settle(model: Model, x: Tensor) -> Model:
+    """Return `model` with its layers in the order they are called, their positions, and its ends.
+
+    Layers that are never called (`nn.MultiheadAttention` uses the weight of its `out_proj` without calling it)
+    cannot be quantized here: they join `skipped`.
+
+    Parameters
+    ----------
+    x : one image (1, C, H, W)
+
+    Raises
+    ------
+    SqError : no layer that can be quantized is called
+    """
+    positions: dict[str, int] = {}
+
+    def see(name: str) -> Callable[..., None]:
+        def count(module: nn.Module, args: Any, output: Tensor) -> None:
+            positions[name] = positions.get(name, 0) + layers.positions(module, output)
+
+        return count
+
+    hooks = [layer.module.register_forward_hook(see(layer.name)) for layer in model.layers]
+    try:
+        with torch.no_grad():
+            model.net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    own = {layer.name: layer for layer in model.layers}
+    if not positions:
+        raise SqError(f"no layer of {type(model.net).__name__} can be quantized: choose another model")
+    skipped = [f"{name} (never called)" for name in own if name not in positions]
+    order = [replace(own[name], positions=count) for name, count in positions.items()]
+    ends = model.ends or (order[0].name, order[-1].name)
+    return replace(model, layers=order, skipped=model.skipped + skipped, ends=ends)

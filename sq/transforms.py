@@ -1,0 +1,66 @@
+"""From an image to what a network takes: the network's own data config, read by timm.
+
+`expected` figures hold only for the transform that goes with the weights, so it belongs to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from sq.errors import SqError
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Images of exactly `size` (height, width), from 0..1 to (value - mean) / std of red, green and blue."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image, resized: bool) -> Tensor:
+        """Return (3, H, W) float32."""
+        if image.size != self.size[::-1] or image.mode != "RGB":
+            raise SqError(
+                f"the image is {image.width}x{image.height} {image.mode}, the network takes "
+                f"{self.size[1]}x{self.size[0]} RGB: choose a dataset of its kind"
+            )
+        from torchvision.transforms.functional import normalize, to_tensor
+
+        return normalize(to_tensor(image), list(self.mean), list(self.std))
+
+
+class Evaluation:
+    """Resize, centre crop and normalise as `settings`, in timm's terms (input_size, crop_pct, mean, ...), ask for."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        from timm.data import create_transform
+
+        self.size = tuple(settings["input_size"])[-2:]
+        self.resize, *self.rest = create_transform(**settings, is_training=False).transforms
+        if not type(self.resize).__name__.startswith("Resize"):
+            raise SqError(f"the evaluation transform begins with {self.resize}, not a resize: correct model.data")
+
+    def __call__(self, image: Image.Image, resized: bool) -> Tensor:
+        """Return (3, H, W) float32; a `resized` image is cropped only, its centre rounded down where it lies between."""
+        if image.mode != "RGB":
+            raise SqError(f"the image is {image.mode}, the network takes RGB: choose a dataset of its kind")
+        x: Any = self._centre(image) if resized else self.resize(image)
+        for step in self.rest:
+            x = step(x)
+        return x
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        height, width = self.size
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        if left < 0 or top < 0:
+            raise SqError(
+                f"the image is {image.width}x{image.height}, the network takes {width}x{height} of it: "
+                "set dataset.resized=false"
+            )
+        return image.crop((left, top, left + width, top + height))
