@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from sq.types import Split
+from sq.types import Batch
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Split) -> dict:
+def correct(net: nn.Module, reference: nn.Module, batch: Batch) -> dict:
     """Change nothing."""
     return {"kept": 0}

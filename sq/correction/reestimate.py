@@ -13,10 +13,10 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from sq import batchnorm
-from sq.types import Split
+from sq.types import Batch
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: Annotated[int, Ge(2)]) -> dict:
+def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Annotated[int, Ge(2)]) -> dict:
     """Re-estimate the running statistics of `net`, in place, layer after layer, over all of `batch`.
 
     Each batch is normalised by its own statistics, as in training; their mean, weighted by images, is kept.
@@ -36,7 +36,7 @@ def correct(net: nn.Module, reference: nn.Module, batch: Split, *, batch_size: A
     ------
     Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576 names it too.
     """
-    modules, alone = batchnorm.called_once(net, batch.x[:1])
+    modules, alone = batchnorm.called_once(net, batchnorm.find(net), batch.x[:1])
     before = batchnorm.logit_error(net, reference, batch.x, batch_size)
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
 
