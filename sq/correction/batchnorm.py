@@ -68,6 +68,7 @@ class Statistics(batchnorm.Repair):
     def see(self, tensor: Tensor, at_once: bool) -> None:
         """Add the input; with `at_once`, correct the statistics that it is about to be normalised by."""
         self.moments.add(tensor, self.expected)
+        self.expected = tensor.new_empty(0)  # inputs of all layers at once would fill the memory
         if at_once:
             batchnorm.set_running(self.ours, *self.moments.shifted(self.theirs))
 

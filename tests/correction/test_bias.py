@@ -144,20 +144,19 @@ def test_logit_error_falls(resnet, batch, bits, rounds):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*net.modules(), *reference.modules()])
 
 
-def test_only_layers_from_the_first_quantized_one_on_are_corrected(resnet, batch):
+def test_only_a_quantized_layer_is_corrected(resnet, batch):
     net = copy.deepcopy(resnet)
-    found = [layer.name for layer in layers.find(net)[0]]
-    weight = round_weights(resnet, 2).get_submodule("blocks.3.body.0.0").weight
-    net.get_submodule("blocks.3.body.0.0").weight.data.copy_(weight.data)
+    net.head.weight.data.copy_(round_weights(resnet, 2).head.weight.data)
     report = bias.correct(net, resnet, batch, batch_size=64, rounds=2)
-    assert report["kept"] >= 1
-    for name in found[: found.index("blocks.3.body.0.0")]:
-        ours, theirs = net.get_submodule(name).bias, resnet.get_submodule(name).bias
-        assert (ours is None and theirs is None) or torch.equal(ours, theirs), name
+    assert report["kept"] == 1
+    assert report["error_after"] < report["error_before"]
+    assert not torch.equal(net.head.bias, resnet.head.bias)
+    net.head = resnet.head
+    assert same(net, resnet)
 
 
 def test_a_network_it_does_not_help_is_restored(resnet, batch):
-    # grids of least squares shrink the weights; that the means are short as well makes up for some of the rest
+    # on these grids weights shrink, and the mean shift makes up for some of what that does to the logits
     net = round_weights(resnet, 4, range="mse")
     before, forced, parameters = copy.deepcopy(net), copy.deepcopy(net), dict(net.named_parameters())
     report = bias.correct(net, resnet, batch, batch_size=64, rounds=2)
