@@ -8,9 +8,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,7 +28,8 @@ class Routed(nn.Module):
     def __init__(self, layers: nn.Sequential):
         super().__init__()
         self.model = layers
-        self._sources = [_absolute(layer.f, place) for place, layer in enumerate(layers)]
+        parts: list[Any] = list(layers)
+        self._sources = [_absolute(layer.f, place) for place, layer in enumerate(parts)]
         self._kept = {s for source in self._sources if isinstance(source, list) for s in source}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,8 +62,6 @@ def build(family: str, size: str) -> nn.Sequential:
     ------
     SqError : ultralytics is not installed, or too old to know the family
     """
-    import yaml
-
     with _quietly():
         try:
             import ultralytics
@@ -75,7 +76,8 @@ def build(family: str, size: str) -> nn.Sequential:
             raise SqError(
                 f"ultralytics {ultralytics.__version__} has no {family}: python -m pip install --upgrade ultralytics"
             )
-        net = DetectionModel({**yaml.safe_load(found[0].read_text()), "scale": size}, verbose=False)
+        architecture: Any = OmegaConf.to_container(OmegaConf.load(found[0]))
+        net: Any = DetectionModel({**architecture, "scale": size}, verbose=False)
     for module in net.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # it would overwrite what a hook was given

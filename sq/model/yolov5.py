@@ -7,7 +7,7 @@ the head is not. Parameter names are those of the release: `model.0` to `model.2
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class YOLOv5(yolo.Routed):
 
     def __init__(self, size: str):
         built = yolo.build("yolov5", size)
-        other = built[-1]
+        other: Any = built[-1]
         head = AnchorHead([branch[0].conv.in_channels for branch in other.cv2])
         head.f = other.f
         super().__init__(nn.Sequential(*built[:-1], head))
@@ -112,8 +112,8 @@ def load(
     net = YOLOv5(size).eval()
     checkpoint = load_into(net, path)
     found, skipped = layers.find(net)
-    head = len(net.model) - 1
-    ends = (found[0].name, *(f"model.{head}.m.{i}" for i in range(len(yolo.STRIDES))))
-    decoder = partial(decode, **_rows(net.model[head].anchors.clone(), image))
+    head = f"model.{len(net.model) - 1}"
+    ends = (found[0].name, *(f"{head}.m.{i}" for i in range(len(yolo.STRIDES))))
+    decoder = partial(decode, **_rows(net.get_buffer(f"{head}.anchors").clone(), image))
     prepare = partial(yolo.prepare, size=image)
     return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends)
