@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -114,8 +115,7 @@ def load(
     path = None if weights is None else find(weights, "model.weights")
     net = YOLO(name).eval()
     checkpoint = hub.load_published(net, name) if path is None else load_into(net, path)
-    head: Any = net.model[-1]
-    _drop_bins(head)
+    _drop_bins(net.model[-1], path)
     found, skipped = layers.find(net)
     last = [f"model.{len(net.model) - 1}.{kind}.{i}.2" for kind in ("cv2", "cv3") for i in range(len(yolo.STRIDES))]
     prepare, decoder = partial(yolo.prepare, size=image), partial(decode, **_rows(image))
@@ -123,9 +123,9 @@ def load(
     return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends)
 
 
-def _drop_bins(head: Any) -> None:
+def _drop_bins(head: Any, path: Path | None) -> None:
     """Take out the convolution that checkpoints carry for the mean over bins: fixed to 0 .. 15, it is in `decode`."""
     weight = head.dfl.conv.weight.flatten()
     if not torch.equal(weight, torch.arange(BINS, dtype=weight.dtype)):
-        raise SqError(f"{head.dfl}: the checkpoint's bins are not 0 .. {BINS - 1}: it is of another network")
+        raise SqError(f"{path or 'published weights'}: the head's bins are not 0 to {BINS - 1}: bring other weights")
     del head.dfl
