@@ -82,7 +82,9 @@ def tensors(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([(Inert, name) for name in named]):
             stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch's own advice, to load with weights_only=False, is what must not be done.
+        said = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+        reason = (said or [type(error).__name__])[0]
         raise SqError(f"{path} cannot be read as published weights ({reason}): delete it, to fetch it again") from error
     stored = stored if isinstance(stored, dict) else {}
     network = stored.get("ema") or stored.get("model")  # the moving average of training, where there is one
