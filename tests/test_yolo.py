@@ -47,10 +47,10 @@ def test_import_leaves_the_process_and_the_home_as_they_were(tmp_path):
 import os, socket, sys, numpy, torch, cv2
 def refuse(*_): raise AssertionError("asked the internet")
 socket.getaddrinfo = refuse
-before = dict(os.environ), torch.save, str(torch.rand(30)).count("\\n"), numpy.get_printoptions()
+before = dict(os.environ), torch.save, str(torch.linspace(0, 1, 30)), numpy.get_printoptions()
 from sq.yolo import build
 layers = build("yolov5", "n")
-after = dict(os.environ), torch.save, str(torch.rand(30)).count("\\n"), numpy.get_printoptions()
+after = dict(os.environ), torch.save, str(torch.linspace(0, 1, 30)), numpy.get_printoptions()
 assert before == after, (before, after)
 assert "ultralytics" in sys.modules
 layers[:10](torch.zeros(1, 3, 32, 32))
