@@ -79,7 +79,7 @@ def _split(folder: Path, annotations: str, split: str, skip_corrupt: bool) -> tu
     by_yaml = annotations.endswith((".yaml", ".yml"))
     file = folder / (annotations if by_yaml else annotations.replace("*", PurePath(split).name))
     if not file.is_file():
-        names = sorted(own.name for own in folder.iterdir())
+        names = sorted(own.name for own in folder.glob("*"))
         raise SqError(
             f"{folder} has no {file.relative_to(folder)} but {', '.join(names[:5]) or 'nothing'}"
             f"{' ...' if names[5:] else ''}: dataset.root must hold a data YAML with images/SPLIT and labels/SPLIT "
