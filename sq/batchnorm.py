@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sq import images
+
 See = Callable[[str, nn.Module, Tensor], Any]
 Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
