@@ -46,7 +46,8 @@ def fold(net: nn.Module, x: Tensor) -> Folded:
 
     Parameters
     ----------
-    net : in eval mode; unchanged if an error is raised
+    net : in eval mode, best on the CPU: convolutions in TF32, as GPUs do them, may round by more than is allowed
+        here; unchanged if an error is raised
     x : a few images, (B, ...), as the network takes them: to see what feeds what, and to compare outputs
 
     Raises
