@@ -92,7 +92,7 @@ def _split(folder: Path, annotations: str, split: str, skip_corrupt: bool) -> tu
             f"{' ...' if gone[3:] else ''}): copy them there"
         )
     ids, reader = _ids(paths, file, folder), Reader(tuple(map(str, paths)))
-    return Images(ids, objects, reader, skip_corrupt=skip_corrupt), classes
+    return Images(ids, objects, reader, skip_corrupt=skip_corrupt, workers=None), classes
 
 
 def _from_yaml(file: Path, folder: Path, split: str) -> tuple[list[Path], list[Objects], int]:
