@@ -59,6 +59,15 @@ def channels(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1).double()
 
 
+def total(x: Tensor) -> Tensor:
+    """Return (C,) float64: the sum over images and positions of `x` (B, C, ...).
+
+    Positions of one image are summed in its own precision: converting first takes several times as long.
+    """
+    positions = tuple(range(2, x.ndim))
+    return (x.sum(positions) if positions else x).double().sum(0)
+
+
 @contextmanager
 def feeding(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
     """Call ``see(name, module, x)`` before each of `modules` runs on x, while the context lasts."""

@@ -94,9 +94,9 @@ class Moments:
 
     def add(self, x_q: Tensor, x_r: Tensor) -> None:
         """Add inputs (B, C, ...) of the same images in both networks."""
-        q, r = batchnorm.channels(x_q), batchnorm.channels(x_r)
-        self.sums += torch.stack([t.sum(1) for t in (q, r, q * q, r * r, q * r)])
-        self.count += q.shape[1]
+        products = (x_q, x_r, x_q * x_q, x_r * x_r, x_q * x_r)
+        self.sums += torch.stack([batchnorm.total(t) for t in products])
+        self.count += x_q.numel() // x_q.shape[1]
 
     def shifted(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """Return the running mean and variance of `module`, moved as its input moved."""
