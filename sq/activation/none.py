@@ -1,0 +1,14 @@
+"""No quantization of activations: layers are fed what they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from sq.types import Grid
+
+
+def quantize(net: nn.Module, names: list[str], x: Tensor, bits_of: Mapping[str, int] | None = None) -> dict[str, Grid]:
+    """Return no grid at all; parameters as in `sq.activations.quantize`, none of which is looked at."""
+    return {}
