@@ -15,7 +15,7 @@ from sq.histogram import Histogram
 from sq.types import Grid
 from sq.uniform import UniformGrid, per_tensor, reach, spanning
 
-CHUNK = 2**20  # elements of one temporary: 8 MiB in float64
+CHUNK = 2**16  # elements of one temporary: 512 KiB in float64, which stays in the cache
 
 
 def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
@@ -51,45 +51,67 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
         )
     counts = _without_zeros(histogram)
     low, high = reach(histogram.low, histogram.high, symmetric)
-    edges, centres = histogram.edges(), histogram.centres()
+    edges = histogram.edges()
     tops = edges[edges > 0] if histogram.high >= -histogram.low else -edges[edges < 0]
     factors = (tops / tops.max()).sort(descending=True).values.unsqueeze(1)
     lows, highs = low * factors, high * factors
-    enough = ((centres > lows) & (centres < highs)).sum(1) >= widest.levels
+    enough = (_bins_below(histogram, highs) - _bins_below(histogram, lows) >= widest.levels).squeeze(1)
     lows, highs = lows[enough], highs[enough]
-    per_chunk = max(1, CHUNK // bins)
+    per_chunk = max(1, CHUNK // widest.levels)
     found = [
-        divergence(counts, centres, some, others, spanning(some, others, bits, symmetric and low < 0))
+        divergence(histogram, counts, some, others, spanning(some, others, bits, symmetric and low < 0))
         for some, others in zip(lows.split(per_chunk), highs.split(per_chunk), strict=True)
     ]
     best = torch.cat(found).argmin()  # the widest of equals
     return per_tensor(float(lows[best]), float(highs[best]), bits, symmetric)
 
 
-def divergence(counts: Tensor, centres: Tensor, lows: Tensor, highs: Tensor, grid: UniformGrid) -> Tensor:
+def divergence(histogram: Histogram, counts: Tensor, lows: Tensor, highs: Tensor, grid: UniformGrid) -> Tensor:
     """Return KL(P || Q), (K,) float64, for each of the ranges from `lows` to `highs`; infinite where Q lacks some.
+
+    Bins that round to one grid value are neighbours, and Q is the same in all that are not empty. So with n
+    values seen, m of them inside, and m_c of them in f_c bins that are not empty for grid value c,
+
+        n KL = sum_bins P log P - sum_c P_c log(m_c / f_c) + n log(m / n),
+
+    P counted in values, and every sum is a difference of running sums over the bins.
 
     Parameters
     ----------
-    counts, centres : (bins,) of the histogram
-    lows, highs : (K, 1); at least one bin lies between
+    histogram : where bins lie
+    counts : (bins,), in place of the histogram's own
+    lows, highs : (K, 1); at least two bins lie between
     grid : of each range, (K, 1)
     """
-    inside = (centres > lows) & (centres < highs)
-    kept = counts * inside
-    first = inside.int().argmax(1, keepdim=True)
-    last = first + inside.sum(1, keepdim=True) - 1
-    running = counts.cumsum(0)
-    P = kept.scatter_add(1, first, running[first] - counts[first])
-    P = P.scatter_add_(1, last, running[-1] - running[last])
-    codes = ((centres / grid.scale).round_().clamp_(grid.low, grid.high) - grid.low).long()
-    zeros = torch.zeros(len(codes), grid.levels, dtype=counts.dtype)
-    mass = zeros.scatter_add(1, codes, kept)
-    filled = zeros.scatter_add(1, codes, (P > 0).to(counts.dtype))
-    Q = (mass / filled.clamp(min=1)).gather(1, codes) * (P > 0)
-    P, Q = P / P.sum(1, keepdim=True), Q / Q.sum(1, keepdim=True)
-    terms = torch.where(P > 0, P * (P / Q).log(), 0.0)
-    return terms.sum(1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    running, filled = _running(counts), _running((counts > 0).to(counts.dtype))
+    entropy = _running(torch.special.xlogy(counts, counts))
+    start, stop = _bins_below(histogram, lows), _bins_below(histogram, highs)
+    between = grid.low + torch.arange(grid.levels - 1, dtype=counts.dtype) + 0.5  # (K, levels - 1), in steps
+    inner = _bins_below(histogram, between * grid.scale).clamp(start, stop)
+    bounds = torch.cat([start, inner, stop], 1)  # of the bins of each grid value, (K, levels + 1)
+    mass, full = running[bounds].diff(dim=1), filled[bounds].diff(dim=1)
+    P, total = mass.clone(), running[-1]
+    logs = entropy[stop] - entropy[start]
+    for place, moved in ((start, running[start]), (stop - 1, total - running[stop])):
+        own = counts[place]
+        logs += torch.special.xlogy(own + moved, own + moved) - torch.special.xlogy(own, own)
+        cell = (bounds[:, 1:-1] <= place).sum(1, keepdim=True)  # the grid value that this bin rounds to
+        P.scatter_add_(1, cell, moved)
+        full.scatter_add_(1, cell, ((own == 0) & (moved > 0)).to(full.dtype))
+    inside = mass.sum(1)
+    found = logs.squeeze(1) - torch.special.xlogy(P, mass / full.clamp(min=1)).sum(1)
+    return (found / total + (inside / total).log()).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+
+
+def _running(values: Tensor) -> Tensor:
+    return torch.cat([values.new_zeros(1), values.cumsum(0)])
+
+
+def _bins_below(histogram: Histogram, values: Tensor) -> Tensor:
+    """Return how many bins have their centre below each of `values`, int64."""
+    bins = len(histogram.counts)
+    width = (histogram.high - histogram.low) / bins
+    return ((values - histogram.low) / width - 0.5).ceil().clamp(0, bins).long()
 
 
 def _without_zeros(histogram: Histogram) -> Tensor:
