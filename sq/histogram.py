@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sq.errors import SqError
 
-CHUNK = 2**22  # values binned at a time: 32 MiB of temporaries
+CHUNK = 2**18  # values binned at a time: 2 MiB of temporaries
 LARGEST = torch.finfo(torch.float32).max
 
 
