@@ -21,8 +21,8 @@ CHUNK = 2**16  # elements of one temporary: 512 KiB in float64, which stays in t
 def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
     """Fit a grid to the range of least KL divergence.
 
-    Every range is tried that ends, on its longer side, at an edge of a bin, and holds at least as many bins as the
-    grid has values. The other end moves by the same factor.
+    A range is what was seen of [-T, T]; on a signed, symmetric grid it is [-T, T]. Every T is tried that lies, on the
+    longer side, at an edge of a bin, if the range holds at least as many bins as the grid has values.
 
     Parameters
     ----------
@@ -38,8 +38,9 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
     ------
     Migacz 2017, "8-bit Inference with TensorRT", GTC: 2048 bins of |x|, 128 levels. Our reading: Q is of the
     histogram without what was moved, as in its pseudocode; a range for which Q lacks what P has is out; the bins of a
-    level are those that the grid rounds to it; ranges of two sides. The bin that holds zero counts no more than the
-    mean of its neighbours, because every grid keeps zero exactly: the zeros of a ReLU would otherwise decide alone.
+    level are those that the grid rounds to it; T cuts both sides of an affine range. The bin that holds zero counts no
+    more than the mean of its neighbours, because every grid keeps zero exactly: the zeros of a ReLU would otherwise
+    decide alone.
     """
     widest = per_tensor(histogram.low, histogram.high, bits, symmetric)
     if histogram.constant:
@@ -53,8 +54,8 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
     low, high = reach(histogram.low, histogram.high, symmetric)
     edges = histogram.edges()
     tops = edges[edges > 0] if histogram.high >= -histogram.low else -edges[edges < 0]
-    factors = (tops / tops.max()).sort(descending=True).values.unsqueeze(1)
-    lows, highs = low * factors, high * factors
+    tops = tops.sort(descending=True).values.unsqueeze(1)
+    lows, highs = (-tops).clamp(min=low), tops.clamp(max=high)
     enough = (_bins_below(histogram, highs) - _bins_below(histogram, lows) >= widest.levels).squeeze(1)
     lows, highs = lows[enough], highs[enough]
     per_chunk = max(1, CHUNK // widest.levels)

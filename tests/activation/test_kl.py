@@ -89,10 +89,10 @@ def test_fit_is_the_best_of_all_ranges(monkeypatch, low, chunk):
     seen = Histogram(low, 2.0, (40 * torch.rand(50, generator=random).pow(4)).round().double())
     plain = Histogram(low, 2.0, kl._without_zeros(seen))
     edges = seen.edges().tolist()
-    tops = [e / 2.0 for e in edges if e > 0] if -low <= 2 else [e / low for e in edges if e < 0]
+    tops = [e for e in edges if e > 0] if -low <= 2 else [-e for e in edges if e < 0]
     tried = {}
-    for factor in sorted(tops, reverse=True):
-        ends = min(low, 0.0) * factor, 2.0 * factor
+    for top in sorted(tops, reverse=True):
+        ends = max(min(low, 0.0), -top), min(2.0, top)
         if sum(ends[0] <= c < ends[1] for c in seen.centres().tolist()) >= 8:
             tried[ends] = slowly(plain, *ends, 3)
     best = min(tried, key=tried.get)
@@ -104,10 +104,11 @@ def test_fit_is_the_best_of_all_ranges(monkeypatch, low, chunk):
 
 
 def test_an_outlier_is_clipped(see, inputs):
-    x = torch.cat([inputs["normal"].clamp(-3, 3), torch.tensor([30.0])])
+    x = inputs["normal"]
+    x = torch.cat([x[x.abs() < 3], torch.tensor([30.0])])
     lowest, highest = kl.fit(see(x), 6, symmetric=False).bounds()
     assert 2 < float(highest) < 10
-    assert float(lowest) < 0
+    assert float(lowest) == pytest.approx(-3, abs=0.2)
 
 
 @pytest.mark.parametrize("zeros", [0, 10**6])
