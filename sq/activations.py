@@ -70,7 +70,8 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
     ----------
     x : images (B, ...)
     images : of which the first so many are used; all, if there are fewer
-    batch_size : images in one pass, None for what suits their size; changes speed and memory, not results (beyond rounding)
+    batch_size : images in one pass, None for what suits their size; changes speed and memory, not results (beyond
+        rounding)
     bins : of each histogram
     adds : observe both operands of residual additions as well
 

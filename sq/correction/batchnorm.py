@@ -20,7 +20,9 @@ from sq import batchnorm
 from sq.types import Batch, Count
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Count | None, rounds: Count) -> dict:
+def correct(
+    net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None, rounds: Count
+) -> dict:
     """Correct the running statistics of `net` in place, layer by layer where that helps.
 
     A layer keeps its correction if its output then is closer to full precision on the calibration images. If
@@ -31,7 +33,9 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: C
     net : the quantized network, changed in place
     reference : the full-precision network, of the same structure
     batch : calibration images
-    batch_size : images in one forward pass; at least 32 keep the estimates of the first round steady
+    images : of the batch, of which the first so many are used; all, if there are fewer
+    batch_size : images in one forward pass, None for what suits their size; the first round corrects by the first
+        of them already
     rounds : passes over the images; each measures the shift with the corrections before it in force
 
     Returns
@@ -43,7 +47,7 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: C
     ------
     Ours; compare the re-estimation of arXiv:2208.11580 and arXiv:2509.05576.
     """
-    return batchnorm.repair(net, reference, batch.x, Statistics, batch_size=batch_size, rounds=rounds)
+    return batchnorm.repair(net, reference, batch.x[:images], Statistics, batch_size=batch_size, rounds=rounds)
 
 
 class Statistics(batchnorm.Repair):

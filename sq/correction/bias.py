@@ -18,7 +18,9 @@ from sq import batchnorm, layers
 from sq.types import Batch, Count
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Count | None, rounds: Count) -> dict:
+def correct(
+    net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None, rounds: Count
+) -> dict:
     """Correct the biases of `net` in place, layer by layer where that helps.
 
     A layer keeps its correction if its output then is closer to full precision on the calibration images. If
@@ -29,7 +31,9 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: C
     net : the quantized network, changed in place; with BatchNorm layers or after folding them
     reference : the full-precision network, of the same structure
     batch : calibration images
-    batch_size : images in one forward pass; at least 32 keep the estimates of the first round steady
+    images : of the batch, of which the first so many are used; all, if there are fewer
+    batch_size : images in one forward pass, None for what suits their size; the first round corrects by the first
+        of them already
     rounds : passes over the images; each measures the shift with the corrections before it in force
 
     Returns
@@ -42,7 +46,7 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: C
     Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721,
     section 4.2, with means over images as in appendix D. Undoing what does not help, and rounds, are ours.
     """
-    return batchnorm.repair(net, reference, batch.x, Bias, batch_size=batch_size, rounds=rounds)
+    return batchnorm.repair(net, reference, batch.x[:images], Bias, batch_size=batch_size, rounds=rounds)
 
 
 class Bias(batchnorm.Repair):

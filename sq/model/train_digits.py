@@ -29,6 +29,7 @@ def main() -> None:
     train, test = (images.load(s, range(len(s.ids)), prepare, "images") for s in (data.train, data.test))
     torch.manual_seed(options.seed)
     net = DigitsResNet()
+    assert isinstance(train.y, Tensor)
     fit(net, train.x, train.y, torch.Generator().manual_seed(options.seed))
 
     from safetensors.torch import save_file

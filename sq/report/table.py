@@ -112,14 +112,14 @@ def _science(record: Record) -> dict[str, Any]:
 
 def _row(members: list[Record], flat: list[dict], own: dict, varying: set[str], done: list[Record]) -> Row:
     first = members[0]
-    labels = {"method": _method(first, flat, own, varying), "bits": first["config"]["bits"]}
+    labels: dict[str, Any] = {"method": _method(first, flat, own, varying), "bits": first["config"]["bits"]}
     if any(_activation_bits(r) for r in done):
         labels[ACTIVATION] = _activation_bits(first) or FLOAT
     for name in sorted(varying):
         family = name.removeprefix("choice of ").split(".")[0]
         if family in ("quantizer", "bits") or name.endswith("_target_") or name == "activation.bits":
             continue
-        if name == "choice of activation" and len({own for f in flat if (own := f.get(name)) != "none"}) <= 1:
+        if name == "choice of activation" and len({f.get(name) for f in flat} - {"none"}) <= 1:
             continue  # the bits say as much
         if name.startswith("choice of "):
             labels[family] = own.get(name)

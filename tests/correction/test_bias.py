@@ -65,7 +65,7 @@ def test_a_constant_shift_is_taken_off_exactly(small, place, batch_size, rounds)
     net = copy.deepcopy(reference)
     net[place].bias.data += torch.tensor([0.5, -2.0, 1.0, 0.0, 3.0])[: len(net[place].bias)]
     before = bn.logit_error(net, reference, x, 40)
-    report = bias.correct(net, reference, images(x), batch_size=batch_size, rounds=rounds)
+    report = bias.correct(net, reference, images(x), images=512, batch_size=batch_size, rounds=rounds)
     for name, parameter in reference.named_parameters():
         torch.testing.assert_close(net.get_parameter(name), parameter, rtol=0, atol=1e-13)
     if (made := net[2].bias) is not None:  # what rounding has left of the shift is corrected as well
@@ -99,7 +99,7 @@ def test_one_layer_equals_the_formula(make, shape, batch_size, has_bias):
     net[0].weight.data += 0.3 * torch.randn_like(net[0].weight)
     E = layers.weight(net[0]) - layers.weight(reference[0])
     shift = (E @ layers.inputs(net[0], x).mean(2, keepdim=True)).flatten()
-    bias.correct(net, reference, images(x), batch_size=batch_size, rounds=2)
+    bias.correct(net, reference, images(x), images=512, batch_size=batch_size, rounds=2)
     plain = reference[0].bias.detach() if has_bias else 0
     torch.testing.assert_close(net[0].bias.detach(), plain - shift)
     assert isinstance(net[0].bias, nn.Parameter)
@@ -112,7 +112,7 @@ def test_later_layers_see_what_was_corrected_before_them(small):
     net[0].bias.data += 1
     fed = []
     with bn.feeding({"last": net[4]}, lambda name, module, x: fed.append(x)):
-        bias.correct(net, reference, images(x), batch_size=40, rounds=1)
+        bias.correct(net, reference, images(x), images=512, batch_size=40, rounds=1)
     with torch.no_grad():
         wanted = reference[:4](x)
     # one image to count calls, all of them to measure the error, then the first round
@@ -124,7 +124,7 @@ def test_later_layers_see_what_was_corrected_before_them(small):
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_unquantized_network_is_left_as_it_was(resnet, batch, rounds):
     net = copy.deepcopy(resnet)
-    report = bias.correct(net, resnet, batch, batch_size=50, rounds=rounds)
+    report = bias.correct(net, resnet, batch, images=512, batch_size=50, rounds=rounds)
     assert same(net, resnet)
     found = layers.find(net)[0]
     assert report == {"layers": len(found), "kept": 0, "left_alone": [], "error_before": 0, "error_after": 0}
@@ -135,7 +135,7 @@ def test_unquantized_network_is_left_as_it_was(resnet, batch, rounds):
 def test_logit_error_falls(resnet, batch, bits, rounds):
     net, reference = round_weights(resnet, bits), copy.deepcopy(resnet)
     weights = {layer.name: layer.module.weight.clone() for layer in layers.find(net)[0]}
-    report = bias.correct(net, reference, batch, batch_size=64, rounds=rounds)
+    report = bias.correct(net, reference, batch, images=512, batch_size=64, rounds=rounds)
     assert report["error_after"] < 0.8 * report["error_before"]
     assert bn.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
     assert report["kept"] > 0
@@ -147,7 +147,7 @@ def test_logit_error_falls(resnet, batch, bits, rounds):
 def test_only_a_quantized_layer_is_corrected(resnet, batch):
     net = copy.deepcopy(resnet)
     net.head.weight.data.copy_(round_weights(resnet, 2).head.weight.data)
-    report = bias.correct(net, resnet, batch, batch_size=64, rounds=2)
+    report = bias.correct(net, resnet, batch, images=512, batch_size=64, rounds=2)
     assert report["kept"] == 1
     assert report["error_after"] < report["error_before"]
     assert not torch.equal(net.head.bias, resnet.head.bias)
@@ -159,7 +159,7 @@ def test_a_network_it_does_not_help_is_restored(resnet, batch):
     # on these grids weights shrink, and the mean shift makes up for some of what that does to the logits
     net = round_weights(resnet, 4, range="mse")
     before, forced, parameters = copy.deepcopy(net), copy.deepcopy(net), dict(net.named_parameters())
-    report = bias.correct(net, resnet, batch, batch_size=64, rounds=2)
+    report = bias.correct(net, resnet, batch, images=512, batch_size=64, rounds=2)
     assert same(net, before)
     assert all(p is parameters[name] for name, p in net.named_parameters())
     assert report["kept"] == 0
@@ -167,7 +167,7 @@ def test_a_network_it_does_not_help_is_restored(resnet, batch):
     with pytest.MonkeyPatch.context() as patch:
         errors = iter([1.0, 0.0])
         patch.setattr(bn, "logit_error", lambda *args: next(errors))
-        assert bias.correct(forced, resnet, batch, batch_size=64, rounds=2)["kept"] > 0
+        assert bias.correct(forced, resnet, batch, images=512, batch_size=64, rounds=2)["kept"] > 0
     assert bn.logit_error(forced, resnet, batch.x, 64) > report["error_before"]  # it would have hurt
 
 
@@ -177,7 +177,7 @@ def test_harm_is_undone(resnet, batch, monkeypatch):
     net = round_weights(resnet, 4)
     before = copy.deepcopy(net)
     parameters = dict(net.named_parameters())
-    report = bias.correct(net, resnet, batch, batch_size=64, rounds=2)
+    report = bias.correct(net, resnet, batch, images=512, batch_size=64, rounds=2)
     assert same(net, before)
     assert all(p is parameters[name] for name, p in net.named_parameters())
     assert report["kept"] == 0
@@ -194,7 +194,9 @@ def test_shifts_that_cancel_are_left():
     net[0].bias.data += 3
     net[1].bias.data -= net[1].weight.data.sum(1) * 3
     before = copy.deepcopy(net)
-    report = bias.correct(net, reference, images(torch.randint(-5, 6, (16, 3)).float()), batch_size=16, rounds=2)
+    report = bias.correct(
+        net, reference, images(torch.randint(-5, 6, (16, 3)).float()), images=512, batch_size=16, rounds=2
+    )
     assert (report["error_before"], report["error_after"], report["kept"]) == (0, 0, 0)
     assert same(net, before)
 
@@ -239,7 +241,7 @@ def test_layers_not_called_once_are_left_alone_and_named():
     net = copy.deepcopy(reference)
     net.twice.weight.data += 0.5
     before = copy.deepcopy(net)
-    report = bias.correct(net, reference, images(torch.randn(16, 3)), batch_size=8, rounds=2)
+    report = bias.correct(net, reference, images(torch.randn(16, 3)), images=512, batch_size=8, rounds=2)
     assert report["left_alone"] == ["twice", "never"]
     assert (report["layers"], report["kept"]) == (1, 1)
     assert torch.equal(net.twice.bias, before.twice.bias)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from cli_helpers import compose
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
@@ -18,7 +18,7 @@ from sq.model.digits_resnet import WEIGHTS, DigitsResNet
 from sq.types import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "correction"
-PARTS = {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted(CONF.glob("*.yaml"))}
+PARTS = {p.stem: compose(f"correction={p.stem}")[0]["correction"] for p in sorted(CONF.glob("*.yaml"))}
 
 
 def round_weights(net, bits):
@@ -93,7 +93,7 @@ def test_none_changes_nothing(small):
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_unquantized_network_is_left_as_it_was(resnet, batch, rounds):
     net = copy.deepcopy(resnet)
-    report = batchnorm.correct(net, resnet, batch, batch_size=50, rounds=rounds)
+    report = batchnorm.correct(net, resnet, batch, images=512, batch_size=50, rounds=rounds)
     assert same(net, resnet)
     assert report == {"layers": len(bn.find(net)), "kept": 0, "left_alone": [], "error_before": 0, "error_after": 0}
 
@@ -107,7 +107,7 @@ def test_shift_is_recovered(small, rounds, batch_size):
     with torch.no_grad():
         net[0].weight.mul_(gain.view(-1, 1, 1, 1))
         net[0].bias.mul_(gain).add_(shift)
-    report = batchnorm.correct(net, reference, images(x), batch_size=batch_size, rounds=rounds)
+    report = batchnorm.correct(net, reference, images(x), images=512, batch_size=batch_size, rounds=rounds)
     assert (report["layers"], report["kept"]) == (1, 1)
     torch.testing.assert_close(net[1].running_mean, gain * reference[1].running_mean + shift)
     torch.testing.assert_close(net[1].running_var, gain**2 * reference[1].running_var)
@@ -127,7 +127,7 @@ def test_shift_is_added_to_what_training_left(small):
     with torch.no_grad():
         net[0].weight.mul_(1.5)
         net[0].bias.mul_(1.5).add_(0.7)
-    batchnorm.correct(net, reference, images(x), batch_size=40, rounds=2)
+    batchnorm.correct(net, reference, images(x), images=512, batch_size=40, rounds=2)
     torch.testing.assert_close(net[1].running_mean, 1.5 * mean + 0.7 + 0.3)
     torch.testing.assert_close(net[1].running_var, 2.25 * 2 * variance, rtol=1e-3, atol=0)
 
@@ -165,7 +165,7 @@ def test_moments_equal_a_direct_computation(affine):
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_logit_error_never_rises(resnet, batch, bits, rounds):
     net = round_weights(resnet, bits)
-    report = batchnorm.correct(net, resnet, batch, batch_size=64, rounds=rounds)
+    report = batchnorm.correct(net, resnet, batch, images=512, batch_size=64, rounds=rounds)
     assert report["error_after"] <= report["error_before"]
     assert bn.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
     assert report["kept"] > 0
@@ -179,7 +179,7 @@ def test_harm_is_undone(resnet, batch, monkeypatch):
     monkeypatch.setattr(batchnorm.Moments, "error", lambda self, module, mean, *rest: -float(mean.sum()))
     net = round_weights(resnet, 4)
     before = copy.deepcopy(net)
-    report = batchnorm.correct(net, resnet, batch, batch_size=64, rounds=2)
+    report = batchnorm.correct(net, resnet, batch, images=512, batch_size=64, rounds=2)
     assert same(net, before)
     assert report["kept"] == 0
     assert report["error_after"] == report["error_before"] > 0
@@ -247,6 +247,6 @@ def test_a_layer_called_twice_is_left_alone_and_named(name):
     net.conv.weight.data += 0.5
     before = net.norm.running_mean.clone()
     batch = images(torch.randn(8, 1, 3, 3))
-    correct = build(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")), "correction")
+    correct = build(PARTS[name], "correction")
     assert correct(net, reference, batch)["left_alone"] == ["norm"]
     assert torch.equal(net.norm.running_mean, before)
