@@ -85,9 +85,7 @@ def mean(matches: Matches, copies: np.ndarray) -> float:
     Everingham et al. 2010, The PASCAL Visual Object Classes Challenge, section 4.2, at COCO's 101 recalls.
     """
     objects = copies @ matches.objects
-    if not (present := objects > 0).any():
-        return 0.0
-    if not len(matches.hits):
+    if not objects.any() or not len(matches.hits):
         return 0.0
     classes, sizes = len(objects), np.diff(matches.first)
     # Precision is highest just after a hit, so only hits are looked at: `group` is their threshold and class.
@@ -102,8 +100,8 @@ def mean(matches: Matches, copies: np.ndarray) -> float:
     precision = right / (judged + np.spacing(1))  # as COCO guards against nothing judged
     reached = np.searchsorted(RECALLS, right / np.maximum(objects[kind], 1), side="right")  # recalls up to here
     new = reached - np.where(np.arange(len(group)) == start, 0, np.roll(reached, 1))
-    area = (_highest_after(precision, group) * new * present[kind]).sum()
-    return float(area / (len(RECALLS) * len(OVERLAPS) * present.sum()))
+    area = (_highest_after(precision, group) * new).sum()
+    return float(area / (len(RECALLS) * len(OVERLAPS) * np.count_nonzero(objects)))
 
 
 def _running(values: np.ndarray, start: np.ndarray) -> np.ndarray:

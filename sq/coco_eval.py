@@ -10,10 +10,32 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from sq.errors import SqError
 from sq.nms import Detections
 from sq.types import Objects
 
 Evaluator = Literal["faster", "pycocotools"]
+
+
+def program(evaluator: Evaluator) -> tuple[Any, Any]:
+    """Return the classes COCO and COCOeval of `evaluator`.
+
+    Raises
+    ------
+    SqError : it is not installed
+    """
+    try:
+        if evaluator == "faster":
+            from faster_coco_eval import COCO, COCOeval_faster
+
+            return COCO, COCOeval_faster
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    except ImportError as error:
+        name = "faster-coco-eval" if evaluator == "faster" else evaluator
+        raise SqError(f"metric.evaluator={evaluator} needs {name} ({error}): python -m pip install {name}") from error
 
 
 def evaluate(
@@ -28,19 +50,13 @@ def evaluate(
     ----------
     found, objects : one of each an image, boxes in pixels of the image as it is stored
     classes : how many there are; both name them 0 .. classes - 1
-    evaluator : "faster" is faster-coco-eval; "pycocotools" is the original, some ten times slower
+    evaluator : "faster" is faster-coco-eval; "pycocotools" is the original, some three times slower
 
     Source
     ------
     Lin et al. 2014, Microsoft COCO; https://cocodataset.org/#detection-eval.
     """
-    if evaluator == "faster":
-        from faster_coco_eval import COCO
-        from faster_coco_eval import COCOeval_faster as COCOeval
-    else:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
+    COCO, COCOeval = program(evaluator)
     images = [{"id": i, "height": o.size[0], "width": o.size[1]} for i, o in enumerate(objects, 1)]
     # Ids start at 1: both programs take the id 0 of a match for no match.
     shared = {"images": images, "categories": [{"id": k, "name": str(k)} for k in range(classes)], "info": {}}

@@ -93,6 +93,16 @@ def test_overlaps_that_equal_a_threshold_count():
     assert ours(found, objects) == pytest.approx(reference(found, objects), abs=1e-9)
 
 
+def test_of_objects_overlapped_equally_the_last_is_taken():
+    # The first detection lies halfway between both objects; the second needs the first of them.
+    boxes = torch.tensor([[0.0, 0, 20, 10], [8, 0, 28, 10]])
+    true = Objects(boxes, torch.zeros(2).long(), torch.zeros(2).bool(), (50, 50))
+    found = [Detections(torch.tensor([[4.0, 0, 24, 10], [0, 0, 20, 10]]), torch.tensor([0.9, 0.8]), true.classes)]
+    assert ours(found, [true]) == pytest.approx(reference(found, [true]), abs=1e-9)
+    free = (51 * 0.5) / 101  # above an IoU of 2/3 only the second is right
+    assert ours(found, [true]) == pytest.approx((4 * 1 + 6 * free) / 10)
+
+
 def test_only_the_best_hundred_of_a_class_and_image_count():
     random = torch.Generator().manual_seed(0)
     true = Objects(made_boxes(random, 150, 200, 300), torch.zeros(150).long(), torch.zeros(150).bool(), (200, 300))

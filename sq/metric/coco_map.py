@@ -93,7 +93,7 @@ def measure(  # noqa: PLR0913  # two given, five knobs
     Raises
     ------
     SqError : the model is no detector, the images have labels in place of objects or no objects at all, or an
-        object is of a class that the network does not know
+        object is of a class that the network does not know; the evaluator is not installed
 
     Source
     ------
@@ -101,6 +101,7 @@ def measure(  # noqa: PLR0913  # two given, five knobs
     """
     if model.decode is None:
         raise SqError("metric=coco_map: the model is no detector: choose a detector, or metric=top1")
+    coco_eval.program(evaluator)  # says now, not after all images, that it is not installed
     found: list[Detections] = []
     objects: list[Objects] = []
     ids: list[str] = []

@@ -134,7 +134,15 @@ def test_outline_gives_the_box_around_it(yolo):
 
 
 @pytest.mark.parametrize(
-    "line", ["1 0.5 0.5 0.2", "1 0.5 0.5 0.2 1.2", "1.5 0.1 0.1 0.1 0.1", "-1 0.1 0.1 0.1 0.1", "car 0 0 1 1"]
+    "line",
+    [
+        "1 0.5 0.5 0.2",
+        "1 0.5 0.5 0.2 1.2",
+        "1 -0.5 0.5 0.2 0.2",
+        "1.5 0.1 0.1 0.1 0.1",
+        "-1 0.1 0.1 0.1 0.1",
+        "car 0 0 1 1",
+    ],
 )
 def test_malformed_label_line(yolo, line):
     label = yolo / "labels" / "val" / "val_a.txt"

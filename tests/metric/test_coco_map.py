@@ -1,5 +1,6 @@
 """mAP of a made-up detector whose raw outputs are boxes and scores."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,10 +78,10 @@ def test_all_objects_found():
 
 
 def test_batches_do_not_matter():
-    objects = scene(1)
+    objects = scene(1, images=20)
     raw = outputs(objects, noise=1.5)
-    whole = measure(MODEL, seen(raw, objects, 9), **KNOBS)
-    parts = measure(MODEL, seen(raw, objects, 2), **KNOBS)
+    whole = measure(MODEL, seen(raw, objects, 20), **KNOBS)
+    parts = measure(MODEL, seen(raw, objects, 3), **KNOBS)
     assert whole.figures == parts.figures
     assert torch.equal(whole.raw, parts.raw)
     assert torch.equal(whole.raw, raw[:8])
@@ -182,6 +183,16 @@ def test_model_or_data_of_another_task():
     labels = [(torch.zeros(1, 10), Batch(torch.zeros(1, 3, 8, 8), torch.tensor([1]), ["a"]))]
     with pytest.raises(SqError, match=r"the dataset has one label an image: .*dataset=coco"):
         measure(MODEL, labels, **KNOBS)
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "module", "name"),
+    [("faster", "faster_coco_eval", "faster-coco-eval"), ("pycocotools", "pycocotools.coco", "pycocotools")],
+)
+def test_evaluator_that_is_not_installed_is_known_before_the_images_are_run(monkeypatch, evaluator, module, name):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SqError, match=rf"metric\.evaluator={evaluator} needs {name} .*: python -m pip install {name}$"):
+        measure(MODEL, iter(lambda: pytest.fail("an image was run"), None), **KNOBS | {"evaluator": evaluator})
 
 
 def test_other_images_cannot_be_compared():
