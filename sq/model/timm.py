@@ -79,6 +79,6 @@ def _download(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the network, the hub or a proxy raises
         raise SqError(
-            f"model.name={name}: its weights cannot be downloaded from timm's hub ({one_line(error)[:160]}): go online, "
+            f"model.name={name}: its weights cannot be had from timm's hub ({one_line(error)[:160]}): go online, "
             "or give a state dict by model.weights=PATH (relative: here, then in $SQ_DATA)"
         ) from error
