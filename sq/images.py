@@ -40,7 +40,12 @@ def batches(images: Images, chosen: Sequence[int], prepare: Prepare, size: int, 
     parts = [list(chosen[i : i + size]) for i in range(0, len(chosen), size)]
     workers = min(os.cpu_count() or 1, 8) if images.workers is None else images.workers
     # Every item is a batch already, so that workers share whole batches among them.
-    loader: Any = DataLoader(_Parts(images, parts, prepare), batch_size=None, num_workers=min(workers, len(parts)))
+    loader: Any = DataLoader(
+        _Parts(images, parts, prepare),
+        batch_size=None,
+        num_workers=min(workers, len(parts)),
+        generator=torch.Generator(),  # nothing is drawn, but the global one would be used to seed workers
+    )
     corrupt: dict[str, str] = {}
     for pixels, places, errors, refusal in track(loader, what, len(parts)):
         if refusal:

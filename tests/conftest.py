@@ -6,7 +6,9 @@ import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 
+from sq import images
 from sq.build import build
+from sq.model import digits_resnet
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -42,14 +44,26 @@ def correlated():
 def digits():
     from sq.dataset import digits
 
-    return digits.load(every=3)
+    return digits.load(name="digits_every_3", every=3)
+
+
+@pytest.fixture(scope="session")
+def digits_train(digits):
+    return whole(digits.train, digits_resnet.prepare)
+
+
+@pytest.fixture(scope="session")
+def digits_test(digits):
+    return whole(digits.test, digits_resnet.prepare)
+
+
+def whole(split, prepare):
+    return images.load(split, range(len(split.ids)), prepare, "images")
 
 
 @pytest.fixture(scope="session")
 def resnet():
-    from sq.model import digits_resnet
-
-    return digits_resnet.load(weights=None)
+    return digits_resnet.load(weights=None, expected=None)
 
 
 @pytest.fixture(scope="session")
