@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sq.errors import SqError
 from sq.histogram import Histogram
+from sq.threads import suited_to
 from sq.types import Grid
 from sq.uniform import UniformGrid, per_tensor, reach, spanning
 
@@ -59,10 +60,11 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
     enough = (_bins_below(histogram, highs) - _bins_below(histogram, lows) >= widest.levels).squeeze(1)
     lows, highs = lows[enough], highs[enough]
     per_chunk = max(1, CHUNK // widest.levels)
-    found = [
-        divergence(histogram, counts, some, others, spanning(some, others, bits, symmetric and low < 0))
-        for some, others in zip(lows.split(per_chunk), highs.split(per_chunk), strict=True)
-    ]
+    with suited_to(CHUNK):
+        found = [
+            divergence(histogram, counts, some, others, spanning(some, others, bits, symmetric and low < 0))
+            for some, others in zip(lows.split(per_chunk), highs.split(per_chunk), strict=True)
+        ]
     best = torch.cat(found).argmin()  # the widest of equals
     return per_tensor(float(lows[best]), float(highs[best]), bits, symmetric)
 

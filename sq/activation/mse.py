@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sq.histogram import Histogram
+from sq.threads import suited_to
 from sq.types import Count, Grid, Positive
 from sq.uniform import UniformGrid, per_tensor, reach, spanning
 
@@ -55,10 +56,11 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool, norm: Positive, ste
         lows, highs = (end.flatten() for end in torch.meshgrid(lows, highs, indexing="ij"))
     edges = histogram.edges()
     per_chunk = max(1, CHUNK // len(edges))
-    errors = [
-        error(histogram, spanning(some.unsqueeze(1), others.unsqueeze(1), bits, signed), norm)
-        for some, others in zip(lows.split(per_chunk), highs.split(per_chunk), strict=True)
-    ]
+    with suited_to(CHUNK):
+        errors = [
+            error(histogram, spanning(some.unsqueeze(1), others.unsqueeze(1), bits, signed), norm)
+            for some, others in zip(lows.split(per_chunk), highs.split(per_chunk), strict=True)
+        ]
     best = torch.cat(errors).argmin()  # the widest of equals
     return per_tensor(float(lows[best]), float(highs[best]), bits, symmetric)
 
