@@ -14,7 +14,8 @@ from cli_helpers import ROOT
 from torch import nn
 
 from sq import cache, layers, statistics
-from sq.types import Model, Batch
+from sq.samples import Batch
+from sq.types import Model
 
 SETTINGS = {"batch_size": 4, "positions": 1.0, "seed": 0}
 

@@ -96,7 +96,7 @@ def test_sensible_setting(changes):
 
 
 def test_all_that_is_wrong_is_said_at_once():
-    with pytest.raises(SqError, match=r"bits=0: .*; batch_size=0: .*; threads=0: "):
+    with pytest.raises(SqError, match=r"bits=0: .*; threads=0: .*; batch_size=0: "):
         check({**GOOD, "bits": 0, "batch_size": 0, "threads": 0})
 
 

@@ -8,9 +8,10 @@ from torch import nn
 from sq import layers
 from sq.build import build
 from sq.quantizer import layerwise
+from sq.samples import Calibration
 from sq.solver import rtn
 from sq.statistics import loss
-from sq.types import LayerStatistics, Model, Problem, Calibration, Statistics, solution
+from sq.types import LayerStatistics, Model, Problem, Statistics, solution
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "quantizer"
 PARTS = {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted(CONF.glob("*.yaml"))}
@@ -130,7 +131,9 @@ def quantized(solve, W, H, grid):
     model = Model(net, [layers.find(nn.Sequential(net))[0][0]], (1,), "", None)
     model = Model(nn.Sequential(net), model.layers, (1,), "", None)
     statistics = Statistics({"0": LayerStatistics(H, 1)}, 1)
-    problem = Problem(model, Calibration(torch.zeros(0), torch.zeros(0), []), statistics, lambda W, bits: grid, {"0": 3})
+    problem = Problem(
+        model, Calibration(torch.zeros(0), torch.zeros(0), []), statistics, lambda W, bits: grid, {"0": 3}
+    )
     return layerwise.quantize(problem, solve=solve, damp=0.01).layers["0"]
 
 
