@@ -76,7 +76,8 @@ def _fed(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor
     fed: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        fed.append(args[0] if args else named["input"])
+        x = args[0] if args else named["input"]
+        fed.append(x.clone() if calls is None else x)  # what goes on may change it in place
         if len(fed) == calls:
             raise _Enough
 

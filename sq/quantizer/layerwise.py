@@ -85,7 +85,7 @@ def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str
         yield {layer.name: _own_target(layer, problem) for layer in model.layers}
         return
     say(f"calibration.inputs=quantized: {len(model.layers)} passes of both networks over {len(batch.ids)} images")
-    for layer in track(model.layers, "layers"):
+    for layer in track(model.layers, "layers", len(model.layers)):
         yield {layer.name: _moved_target(layer, upstream.collect(net, model.net, layer, batch.x), problem, damp)}
 
 
