@@ -16,7 +16,7 @@ from sq import job, pipeline, record
 from sq.config import leaves
 from sq.errors import SqError
 
-BOOKKEEPING = {"name", "results", "outputs", "rerun", "tracker", "cache", "cache_gib"}
+BOOKKEEPING = {"name", "results", "outputs", "rerun", "tracker", "cache", "cache_gib", "workers"}
 
 
 @pytest.fixture(scope="module", autouse=True)
