@@ -12,6 +12,7 @@ from sq import baseline, cache, ends, fold, gate, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
+from sq.console import say
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.types import Problem
 
@@ -36,6 +37,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         batch = replace(batch, x=to(batch.x, device))
         folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
         whole = trace.settle(model, batch.x[:1])
+        if whole.skipped:
+            say(f"{len(whole.skipped)} layers stay in full precision: {', '.join(whole.skipped)}")
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
         full, known = baseline.measure(config, whole, dataset, evaluation)
