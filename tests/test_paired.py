@@ -1,0 +1,57 @@
+"""Intervals and tests of a difference between two networks on the same images."""
+
+import math
+
+import pytest
+import torch
+
+from sq import paired
+
+
+def answers(both, lost, won, neither):
+    full = [True] * both + [True] * lost + [False] * won + [False] * neither
+    quantized = [True] * both + [False] * lost + [True] * won + [False] * neither
+    return torch.tensor(full), torch.tensor(quantized)
+
+
+def test_interval_by_hand():
+    low, high = paired.drop_interval(*answers(80, 10, 4, 6))
+    n, b, c = 102, 10.5, 4.5
+    middle, half = (b - c) / n, 1.959963985 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    assert (low, high) == pytest.approx((middle - half, middle + half))
+
+
+def test_interval_turns_with_the_networks():
+    full, quantized = answers(50, 9, 3, 11)
+    low, high = paired.drop_interval(full, quantized)
+    assert paired.drop_interval(quantized, full) == pytest.approx((-high, -low))
+
+
+def test_no_change_is_no_certainty():
+    low, high = paired.drop_interval(*answers(90, 0, 0, 10))
+    assert low < 0 < high
+    assert high == pytest.approx(-low)
+    wider = paired.drop_interval(*answers(9, 0, 0, 1))
+    assert wider[1] > high
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0.03, 0.03), (0.05, 0.01), (0.2, 0.1)])
+def test_interval_holds_the_truth_as_often_as_it_says(lost, won):
+    random = torch.Generator().manual_seed(0)
+    hits, trials = 0, 600
+    for _ in range(trials):
+        u = torch.rand(300, generator=random)
+        full, quantized = u > lost + won, (u > lost + won) | (u < lost)
+        low, high = paired.drop_interval(quantized, full)  # the share `lost` is lost where only the first is right
+        low2, high2 = paired.drop_interval((u < lost) | (u > lost + won), (u > lost))
+        assert high2 - low2 > 0
+        hits += low2 <= lost - won <= high2
+        assert low <= high
+    assert 0.93 <= hits / trials <= 0.985
+
+
+def test_mcnemar_by_hand():
+    assert paired.p_value(*answers(5, 6, 0, 5)) == pytest.approx(2 / 2**6)
+    assert paired.p_value(*answers(5, 3, 1, 5)) == pytest.approx(2 * (1 + 4) / 2**4)
+    assert paired.p_value(*answers(5, 2, 2, 5)) == 1
+    assert paired.p_value(*answers(5, 0, 0, 5)) == 1

@@ -1,0 +1,146 @@
+"""Inputs as the quantized network feeds them: the target they make, and how they are collected."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import compose
+from torch import nn
+
+from sq import evaluation, layers, statistics, trace, upstream
+from sq.build import build
+from sq.calibration import subset
+from sq.types import Model, Problem
+
+
+def noisy(seed, G=2, O=3, I=5, N=400):
+    random = torch.Generator().manual_seed(seed)
+    W = torch.randn(G, O, I, generator=random, dtype=torch.float64)
+    X = torch.randn(G, I, N, generator=random, dtype=torch.float64).relu()
+    return W, X, X + 0.3 * torch.randn(G, I, N, generator=random, dtype=torch.float64)
+
+
+def pair(X, Y):
+    return upstream.Pair(2 * Y @ Y.mT / X.shape[2], 2 * X @ Y.mT / X.shape[2])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_target_is_the_least_squares_solution(seed):
+    W, X, Y = noisy(seed)
+    found = pair(X, Y)
+    target = found.target(W, found.H)
+    for g in range(len(W)):
+        best = np.linalg.lstsq(Y[g].T.numpy(), (W[g] @ X[g]).T.numpy(), rcond=None)[0].T
+        np.testing.assert_allclose(target[g], best, atol=1e-10)
+
+
+def test_loss_of_codes_differs_by_a_constant():
+    W, X, Y = noisy(7)
+    found = pair(X, Y)
+    target = found.target(W, found.H)
+    gaps = []
+    for seed in range(4):
+        Q = W + 0.2 * torch.randn(W.shape, generator=torch.Generator().manual_seed(seed), dtype=W.dtype)
+        gaps.append(float((W @ X - Q @ Y).square().sum() - (target @ Y - Q @ Y).square().sum()))
+    assert gaps == pytest.approx([gaps[0]] * 4)
+
+
+def test_relative_error_is_that_of_the_outputs():
+    W, X, Y = noisy(3)
+    Q = (W * 4).round() / 4
+    wanted = float((W @ X - Q @ Y).square().sum() / (W @ X).square().sum())
+    assert pair(X, Y).relative_error(W, Q, 2 * X @ X.mT / X.shape[2]) == pytest.approx(wanted)
+
+
+def test_same_inputs_leave_the_weight():
+    W, X, _ = noisy(4)
+    found = pair(X, X)
+    eye = torch.eye(X.shape[1], dtype=X.dtype)
+    torch.testing.assert_close(found.target(W, found.H + 0.5 * eye), W)
+    with pytest.raises(torch.linalg.LinAlgError):
+        found.target(W, torch.zeros_like(found.H))
+
+
+class Twice(nn.Module):
+    """A strided, grouped convolution after another layer, called twice, and in-place operations around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.middle = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.first(x).relu_()
+        y = self.middle(y).add_(y)
+        y = self.middle(y).relu_()
+        return self.last(y.mul_(0.5).flatten(2).transpose(1, 2)).mean(1)
+
+
+def model_of(net, shape):
+    found, skipped = layers.find(net)
+    return trace.settle(Model(net, found, shape, "", None, skipped), torch.randn(1, *shape))
+
+
+def fed(net, name, x):
+    seen = []
+    hook = net.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    with torch.no_grad():
+        net(x)
+    hook.remove()
+    return [layers.inputs(net.get_submodule(name), own) for own in seen]
+
+
+@pytest.mark.parametrize("name", ["first", "middle", "last"])
+def test_pairs_are_those_of_unfolded_inputs(name):
+    torch.manual_seed(0)
+    reference = Twice().double().eval()
+    net = copy.deepcopy(reference)
+    layers.set_weight(net.first, layers.weight(reference.first).mul(4).round().div(4))
+    x = torch.randn(7, 2, 6, 5, dtype=torch.float64)
+    (layer,) = [own for own in model_of(reference.float(), (2, 6, 5)).layers if own.name == name]
+    reference.double()
+    found = upstream.collect(net, reference, layer, x)
+    X, Y = (torch.cat(fed(own, name, x), 2) for own in (reference, net))
+    torch.testing.assert_close(found.H, 2 * Y @ Y.mT / X.shape[2])
+    torch.testing.assert_close(found.C, 2 * X @ Y.mT / X.shape[2])
+    if name == "first":
+        assert torch.equal(X, Y)
+
+
+def test_several_batches_stop_early_and_give_the_same(monkeypatch):
+    torch.manual_seed(1)
+    reference = Twice().eval()
+    net = copy.deepcopy(reference)
+    layers.set_weight(net.first, layers.weight(reference.first).mul(4).round().div(4))
+    layer = model_of(reference, (2, 6, 5)).layers[1]
+    x = torch.randn(9, 2, 6, 5)
+    whole = upstream.collect(net, reference, layer, x)
+    calls = []
+    net.last.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 4 * 60)
+    parts = upstream.collect(net, reference, layer, x)
+    torch.testing.assert_close(parts.H, whole.H, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.C, whole.C, rtol=1e-5, atol=1e-6)
+    assert len(calls) == 1, "once it is known how often the layer is called, the rest of the network is not run"
+
+
+def test_quantized_inputs_lower_the_error_of_the_network(digits, resnet):
+    config = compose("quantizer=gptq", "bits=3")[0]
+    quantize, fit = build(config["quantizer"], "quantizer"), build(config["grid"], "grid")
+    made = {}
+    for inputs in ("reference", "quantized"):
+        batch = subset.draw(resnet, digits, images=128, seed=0, inputs=inputs)
+        model = trace.settle(resnet, batch.x[:1])
+        found = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
+        problem = Problem(model, batch, found, fit, {layer.name: 3 for layer in model.layers})
+        made[inputs] = quantize(problem)
+    test = subset.draw(resnet, digits, images=512, seed=9, inputs="reference").x
+    with torch.no_grad():
+        wanted = resnet.net(test)
+        errors = {name: float((q.net(test) - wanted).square().sum()) for name, q in made.items()}
+    assert errors["quantized"] < 0.7 * errors["reference"]
+    assert evaluation.to(test, torch.device("cpu")).shape == test.shape
+    first = made["quantized"].layers["stem.0"], made["reference"].layers["stem.0"]
+    assert torch.equal(first[0].codes, first[1].codes), "what the first layer is fed, nothing has changed"
