@@ -6,6 +6,7 @@ import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 
+from sq import images
 from sq.build import build
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -42,14 +43,24 @@ def correlated():
 def digits():
     from sq.dataset import digits
 
-    return digits.load(every=3)
+    return digits.load(name="digits_every_3", every=3)
+
+
+@pytest.fixture(scope="session")
+def digits_train(digits, resnet):
+    return images.load(digits.train, range(len(digits.train.ids)), resnet.prepare, "train")
+
+
+@pytest.fixture(scope="session")
+def digits_test(digits, resnet):
+    return images.load(digits.test, range(len(digits.test.ids)), resnet.prepare, "test")
 
 
 @pytest.fixture(scope="session")
 def resnet():
     from sq.model import digits_resnet
 
-    return digits_resnet.load(weights=None)
+    return digits_resnet.load(weights=None, expected=None)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from cli_helpers import ROOT
 from torch import nn
 
 from sq import cache, layers, statistics
-from sq.types import Model, Split
+from sq.types import Batch, Model
 
 SETTINGS = {"batch_size": 4, "positions": 1.0, "seed": 0}
 
@@ -22,7 +22,7 @@ SETTINGS = {"batch_size": 4, "positions": 1.0, "seed": 0}
 def model(seed=0, stride=1):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Conv2d(2, 3, 3, stride=stride), nn.Conv2d(3, 2, 1), nn.Flatten()).eval()
-    return Model(net, layers.find(net)[0], (2, 6, 6), "")
+    return Model(net, layers.find(net)[0], (2, 6, 6), "", None)
 
 
 def first_layer(whole):
@@ -36,7 +36,7 @@ def buffered(whole):
 
 def images(seed=0):
     x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
-    return Split(x, torch.zeros(8).long(), [f"image/{i}" for i in range(8)])
+    return Batch(x, torch.zeros(8).long(), [f"image/{i}" for i in range(8)])
 
 
 def collect(folder, net=None, batch=None, limit_gib=1.0, **settings):
@@ -265,7 +265,7 @@ class Own(nn.Sequential):
 def test_code_is_what_runs_not_what_an_editor_saved_meanwhile(tmp_path, monkeypatch):
     def key():
         net = imported.Own(*model().net).eval()
-        return cache.key(Model(net, layers.find(net)[0], (2, 6, 6), ""), images(), SETTINGS, {})
+        return cache.key(Model(net, layers.find(net)[0], (2, 6, 6), "", None), images(), SETTINGS, {})
 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -374,7 +374,7 @@ def test_reading_takes_the_memory_of_one_copy(tmp_path):
         "import safetensors.torch\n"
         "def memory(what): return int(Path('/proc/self/status').read_text().split(what)[1].split()[0])\n"
         "net = torch.nn.Sequential(*[torch.nn.Linear(1024, 1) for _ in range(16)])\n"
-        "model, file = t.Model(net, layers.find(net)[0], (1024,), ''), Path(sys.argv[1])\n"
+        "model, file = t.Model(net, layers.find(net)[0], (1024,), '', None), Path(sys.argv[1])\n"
         "before = memory('VmRSS:')\n"
         "found = cache._read(file, model); assert len(found.layers) == 16\n"
         "print(memory('VmHWM:') - before)"

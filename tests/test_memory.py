@@ -4,7 +4,7 @@ from torch import nn
 
 from sq import layers, memory, statistics
 from sq.errors import SqError
-from sq.types import Model, Split
+from sq.types import Batch, Model
 
 CPU = torch.device("cpu")
 LAYERS, _ = layers.find(nn.Sequential(nn.Linear(100, 50), nn.Linear(1000, 1), nn.Conv2d(8, 8, 3, groups=8)))
@@ -28,6 +28,6 @@ def test_statistics_ask_before_the_first_image(monkeypatch):
     net = nn.Sequential(nn.Linear(4, 2))
     net.register_forward_pre_hook(lambda *_: pytest.fail("called"))
     monkeypatch.setattr(memory, "available", lambda device: 0)
-    batch = Split(torch.zeros(2, 4), torch.zeros(2).long(), ["a", "b"])
+    batch = Batch(torch.zeros(2, 4), torch.zeros(2).long(), ["a", "b"])
     with pytest.raises(SqError, match="layer 0 has 4 columns"):
-        statistics.collect(Model(net, layers.find(net)[0], (4,), ""), batch, batch_size=2, positions=1.0, seed=0)
+        statistics.collect(Model(net, layers.find(net)[0], (4,), "", None), batch, batch_size=2, positions=1.0, seed=0)

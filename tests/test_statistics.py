@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from sq import gram, layers, statistics
 from sq.errors import SqError
-from sq.types import Model, Split
+from sq.types import Batch, Model
 
 
 class Tiny(nn.Module):
@@ -27,7 +27,7 @@ def collect(model, batch, *, batch_size, positions=1.0, seed=0):
 
 def model(net, **more):
     found, _ = layers.find(net)
-    return Model(net.eval(), found, (2, 6, 6), "", **more)
+    return Model(net.eval(), found, (2, 6, 6), "", None, **more)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def tiny():
 
 def images(count, seed=0):
     x = torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
-    return Split(x, torch.zeros(count).long(), [f"image/{i}" for i in range(count)])
+    return Batch(x, torch.zeros(count).long(), [f"image/{i}" for i in range(count)])
 
 
 def test_hessians_equal_the_definition(tiny):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
+from PIL.Image import Image
 from torch import Generator, Tensor, nn
 
 from sq import layers as geometry
@@ -16,7 +17,7 @@ from sq.bench import features, settings
 from sq.build import build
 from sq.config import nearest
 from sq.errors import SqError
-from sq.types import Count, Layer, Model, Batch
+from sq.types import Batch, Count, Layer, Model
 
 Maps = Callable[[nn.Module, Generator], Tensor]  # maps(module, generator) -> inputs
 
@@ -140,6 +141,10 @@ def _named(found: list[Layer], names: list[str] | None, network: str) -> list[La
     return [layer for layer in found if names is None or layer.name in names]
 
 
+def _no_image(image: Image, resized: bool) -> Tensor:
+    raise NotImplementedError("made-up layers have made-up inputs")
+
+
 def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: int, inputs: Maps) -> Case:
     seed, device = seeded
 
@@ -154,7 +159,9 @@ def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: i
         if module.bias is not None:
             nn.init.zeros_(module.bias)
         x = inputs(module, generator).to(device)
-        model = Model(nn.Sequential(module), [replace(layer, name="0", module=module)], tuple(x.shape[1:]), "")
+        model = Model(
+            nn.Sequential(module), [replace(layer, name="0", module=module)], tuple(x.shape[1:]), "", _no_image
+        )
         batch = Batch(x, torch.zeros(len(x), dtype=torch.long), [str(i) for i in range(len(x))])
         W = geometry.weight(module).clone()
         H = statistics.collect(model, batch, batch_size=64, positions=1.0, seed=0).layers["0"].hessian

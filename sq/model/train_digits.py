@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sq.console import track
 from sq.dataset import digits
-from sq.model.digits_resnet import WEIGHTS, DigitsResNet
+from sq.images import load
+from sq.model.digits_resnet import WEIGHTS, DigitsResNet, prepare
 
 EPOCHS, BATCH, RATE, DECAY = 60, 64, 0.1, 5e-4
 
@@ -24,10 +25,11 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3, help="must equal dataset.every (default: 3)")
     parser.add_argument("--seed", type=int, default=1, help="(default: 1, the packaged weights)")
     options = parser.parse_args()
-    data = digits.load(every=options.every)
+    data = digits.load(name="digits", every=options.every)
+    train, test = (load(part, range(len(part.ids)), prepare, "digits") for part in (data.train, data.test))
     torch.manual_seed(options.seed)
     net = DigitsResNet()
-    fit(net, data.train.x, data.train.y, torch.Generator().manual_seed(options.seed))
+    fit(net, train.x, train.y, torch.Generator().manual_seed(options.seed))
 
     from safetensors.torch import save_file
 
@@ -36,7 +38,7 @@ def main() -> None:
     options.out.chmod(0o644)
     net.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     with torch.no_grad():
-        right = (net.eval()(data.test.x).argmax(1) == data.test.y).float().mean()
+        right = (net.eval()(test.x).argmax(1) == test.y).float().mean()
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB, top-1 {100 * right:.2f} on the test split")  # noqa: T201
 
 

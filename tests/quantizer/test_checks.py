@@ -8,7 +8,7 @@ from sq import layers
 from sq.errors import SqError
 from sq.quantizer import checks, layerwise
 from sq.solver import obq, rtn
-from sq.types import LayerStatistics, Model, Problem, Split, Statistics
+from sq.types import Calibration, LayerStatistics, Model, Problem, Statistics
 
 NET = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 3, bias=False))
 
@@ -27,8 +27,8 @@ def problem(fit, change=lambda H: H):
     hessians = [torch.eye(layer.inputs, dtype=torch.float64).unsqueeze(0) for layer in found]
     hessians[1] = change(hessians[1])
     statistics = Statistics({layer.name: LayerStatistics(H, 1) for layer, H in zip(found, hessians, strict=True)}, 1)
-    batch = Split(torch.zeros(0), torch.zeros(0), [])
-    return Problem(Model(NET, found, (6,), ""), batch, statistics, fit, {"0": 3, "1": 3})
+    batch = Calibration(torch.zeros(0), torch.zeros(0), [])
+    return Problem(Model(NET, found, (6,), "", None), batch, statistics, fit, {"0": 3, "1": 3})
 
 
 def entry(value):

@@ -6,7 +6,7 @@ from sq import layers, statistics
 from sq.errors import SqError
 from sq.quantizer import layerwise
 from sq.solver import gptq, rtn
-from sq.types import LayerStatistics, Model, Problem, Split, Statistics
+from sq.types import Calibration, LayerStatistics, Model, Problem, Statistics
 
 
 def natural(W, H, grid):
@@ -15,9 +15,9 @@ def natural(W, H, grid):
 
 def problem(fit, net, hessians=None, bits=3):
     found, _ = layers.find(net)
-    model = Model(net.eval(), found, (2, 6, 6), "")
+    model = Model(net.eval(), found, (2, 6, 6), "", None)
     x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(0))
-    batch = Split(x, torch.zeros(8).long(), [str(i) for i in range(8)])
+    batch = Calibration(x, torch.zeros(8).long(), [str(i) for i in range(8)])
     if hessians is None:
         measured = statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
     else:
@@ -166,8 +166,8 @@ def test_layer_without_any_live_input_is_rounded_to_nearest(fit, linear):
     assert layer.report["relative_error"] == 0
 
 
-def test_results_repeat_on_the_embedded_network(fit, digits, resnet):
-    batch = Split(digits.train.x[:64], digits.train.y[:64], digits.train.ids[:64])
+def test_results_repeat_on_the_embedded_network(fit, digits_train, resnet):
+    batch = Calibration(digits_train.x[:64], digits_train.y[:64], digits_train.ids[:64])
     measured = statistics.collect(resnet, batch, batch_size=64, positions=1.0, seed=0)
     given = Problem(resnet, batch, measured, fit, {layer.name: 3 for layer in resnet.layers})
     first, again = (layerwise.quantize(given, solve=natural, damp=0.01) for _ in range(2))

@@ -6,7 +6,7 @@ import torch
 from sq import layers, statistics
 from sq.grid import uniform
 from sq.sensitivity import output_error
-from sq.types import Model, Problem, Split
+from sq.types import Calibration, Model, Problem
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def problem():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3, groups=2), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 1))
     found, skipped = layers.find(net)
-    model = Model(net, found, (2, 5, 5), "", skipped)
-    batch = Split(torch.randn(6, 2, 5, 5), torch.zeros(6).long(), [str(i) for i in range(6)])
+    model = Model(net, found, (2, 5, 5), "", None, skipped)
+    batch = Calibration(torch.randn(6, 2, 5, 5), torch.zeros(6).long(), [str(i) for i in range(6)])
     fit = partial(uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5)
     return Problem(model, batch, statistics.collect(model, batch, batch_size=4, positions=1.0, seed=0), fit)
 

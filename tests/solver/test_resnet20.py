@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from cli_helpers import compose
 from omegaconf import OmegaConf
 
 from sq import layers, statistics
 from sq.build import build
 from sq.calibration import subset
-from sq.model import cifar_resnet
 from sq.quantizer.layerwise import damped
 from sq.solver import obq, textbook_obq
 from sq.statistics import relative_error
@@ -17,8 +17,8 @@ from sq.types import solution
 @pytest.fixture(scope="module")
 def problems(cifar10):
     # (W, damped H, H) of every layer
-    model = cifar_resnet.load(depth=20, weights="weights/cifar10_resnet20.pth")
-    batch = subset.draw(model, cifar10, images=300, seed=0)
+    model = build(compose("model=resnet20")[0]["model"], "model")()
+    batch = subset.draw(model, cifar10, images=300, seed=0, inputs="reference", stages=None)
     found = statistics.collect(model, batch, batch_size=100, positions=1.0, seed=0)
     hessians = [found.layers[layer.name].hessian for layer in model.layers]
     weights = [layers.weight(layer.module) for layer in model.layers]
