@@ -27,6 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     data = digits.load(name="digits", every=options.every)
     train, test = (load(part, range(len(part.ids)), prepare, "digits") for part in (data.train, data.test))
+    assert isinstance(train.y, Tensor)
     torch.manual_seed(options.seed)
     net = DigitsResNet()
     fit(net, train.x, train.y, torch.Generator().manual_seed(options.seed))
