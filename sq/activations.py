@@ -1,2 +1,164 @@
-def attach(net, grids):
-    return None
+"""Quantization of what layers are fed: observe their inputs, fit a grid to each, and make layers see grid values.
+
+A grid of activations is per tensor: one scale for all images, channels and pixels. Inputs of modules go by the
+module's name, operands of residual additions by theirs (`sq/adds.py`): "add.0.left", "add.0.right", ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sq import adds as additions
+from sq import images as reading
+from sq.adds import Adds
+from sq.errors import SqError
+from sq.histogram import Histogram, Histograms
+from sq.types import Count, Grid
+
+See = Callable[[str, Tensor], None]
+
+
+def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
+    net: nn.Module,
+    names: list[str],
+    x: Tensor,
+    bits_of: Mapping[str, int] | None = None,
+    *,
+    bits: Count,
+    observe: Callable[[nn.Module, list[str], Tensor], dict[str, Histogram]],
+    fit: Callable[[Histogram, int], Grid],
+) -> dict[str, Grid]:
+    """Choose a grid for the input of each module named, and for residual additions if `observe` sees them.
+
+    Parameters
+    ----------
+    net : runs once or twice over `x`; is left as it was
+    names : modules of `net`
+    x : calibration images (B, ...)
+    bits_of : bits of some names, in place of `bits`; 0 keeps that input in full precision, without a grid
+    bits : of all other grids, 1 to 16
+    observe : ``observe(net, names, x) -> histograms`` by name
+    fit : ``fit(histogram, bits) -> grid``
+
+    Raises
+    ------
+    SqError : see `observe` and `fit`; `bits_of` has a name that was not observed
+    """
+    own = dict(bits_of or {})
+    histograms = observe(net, [name for name in names if own.get(name, bits)], x)
+    if unknown := [name for name in own if own[name] and name not in histograms]:
+        raise SqError(f"bits for the input of {unknown[0]}, which is not observed; observed: {', '.join(histograms)}")
+    return {name: fit(seen, width) for name, seen in histograms.items() if (width := own.get(name, bits))}
+
+
+def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
+    net: nn.Module, names: list[str], x: Tensor, *, images: Count, batch_size: Count | None, bins: Count, adds: bool
+) -> dict[str, Histogram]:
+    """Run images through `net` twice and return a histogram of the inputs of each module named.
+
+    The first pass finds the lowest and highest value, the second counts every value between. A module that is
+    called several times in one pass pools its calls. On a CPU this takes about 1.6 times as long as two plain passes.
+
+    Parameters
+    ----------
+    x : images (B, ...)
+    images : of which the first so many are used; all, if there are fewer
+    batch_size : images in one pass, None for what suits their size; changes speed and memory, not results (beyond
+        rounding)
+    bins : of each histogram
+    adds : observe both operands of residual additions as well
+
+    Raises
+    ------
+    SqError : an input holds NaN or infinity, or a module is never called: it is named; `adds`, and batches of
+        different size make different additions
+    """
+    found = Histograms(bins)
+    batches = reading.split(x[:images], batch_size)
+    _run(net, names, batches, adds, found.widen)
+    found.close()
+    if missing := [name for name in names if name not in found.known]:
+        raise SqError(f"layer {missing[0]} was never called on the calibration images")
+    _run(net, names, batches, adds, found.count)
+    return found.finish()
+
+
+def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, see: See) -> None:
+    made = set()
+    with _seeing(net, names, see), torch.no_grad():
+        for batch in batches:
+            with Adds(partial(_pass_on, see)) if adds else nullcontext() as mode:
+                net(batch)
+            made.add(mode.number if mode else 0)
+    if len(made) > 1:
+        raise SqError(f"batches make {' or '.join(map(str, sorted(made)))} additions; use a batch_size that divides")
+
+
+def _pass_on(see: See, name: str, x: Tensor) -> Tensor:
+    see(name, x)
+    return x
+
+
+@contextmanager
+def _seeing(net: nn.Module, names: list[str], see: See) -> Iterator[None]:
+    """Call ``see(name, input)`` before each module named runs, while the context lasts."""
+
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        see(name, args[0] if args else named["input"])
+
+    hooks = [net.get_submodule(n).register_forward_pre_hook(partial(hook, n), with_kwargs=True) for n in names]
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+class _Nearest:
+    """A hook by which a module sees the grid values nearest to its input."""
+
+    def __init__(self, grid: Grid):
+        self.grid = grid
+        self.handle: RemovableHandle | None = None
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (self._nearest(args[0]), *args[1:]), named
+        return args, named | {"input": self._nearest(named["input"])}
+
+    def _nearest(self, x: Tensor) -> Tensor:
+        self.grid = additions.on(self.grid, x.device)
+        return self.grid.nearest(x)
+
+
+def attach(net: nn.Module, grids: Mapping[str, Grid]) -> None:
+    """Make each module of `net` that `grids` names, and each operand of an addition, see the nearest grid values.
+
+    The tensors themselves are not changed. A deep copy of `net` sees grid values too. What was attached before
+    is removed.
+    """
+    detach(net)
+    for name, grid in grids.items():
+        if not additions.is_side(name):
+            hook = _Nearest(grid)
+            hook.handle = net.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+    if sums := {name: grid for name, grid in grids.items() if additions.is_side(name)}:
+        additions.attach(net, sums)
+
+
+def detach(net: nn.Module) -> None:
+    """Remove what `attach` did, from `net` or from what it was copied from."""
+    for module in net.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, _Nearest) and hook.handle is not None:
+                hook.handle.remove()
+    additions.detach(net)

@@ -6,14 +6,16 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from sq.console import track
 from sq.errors import SqError, one_line
-from sq.types import Batch, Images, Prepare
+from sq.types import Batch, Images, Objects, Prepare
 
 MOST = 256  # images in one forward pass, where nothing else decides
 TOGETHER = 32  # images in a task of a worker, where nothing else decides
@@ -35,20 +37,22 @@ def batches(images: Images, chosen: Sequence[int], prepare: Prepare, size: int, 
     SqError : after the last batch, if images could not be read and the split does not allow to skip them; at once,
         if an image is not what the network takes, or all are corrupt
     """
-    from torch.utils.data import DataLoader
-
     parts = [list(chosen[i : i + size]) for i in range(0, len(chosen), size)]
     workers = min(os.cpu_count() or 1, 8) if images.workers is None else images.workers
     # Every item is a batch already, so that workers share whole batches among them.
-    loader = DataLoader(_Parts(images, parts, prepare), batch_size=None, num_workers=min(workers, len(parts)))
+    loader: Any = DataLoader(
+        _Parts(images, parts, prepare),
+        batch_size=None,
+        num_workers=min(workers, len(parts)),
+        generator=torch.Generator(),  # nothing is drawn, but the global one would be used to seed workers
+    )
     corrupt: dict[str, str] = {}
     for pixels, places, errors, refusal in track(loader, what, len(parts)):
         if refusal:
             raise SqError(refusal)
         corrupt |= errors
         if len(places):
-            y = [images.y[i] for i in places] if isinstance(images.y, list) else images.y[places]
-            yield Batch(torch.as_tensor(pixels), y, [images.ids[i] for i in places])
+            yield Batch(torch.as_tensor(pixels), _at(images, places), [images.ids[i] for i in places])
     if corrupt and (not images.skip_corrupt or len(corrupt) == len(chosen)):
         named = "; ".join(f"{name}: {why}" for name, why in list(corrupt.items())[:SHOWN])
         more = ", ..." if len(corrupt) > SHOWN else ""
@@ -71,12 +75,17 @@ def split(x: Tensor, batch_size: int | None) -> tuple[Tensor, ...]:
 def load(images: Images, chosen: Sequence[int], prepare: Prepare, what: str) -> Batch:
     """Return the `chosen` images of a split as one batch; see `batches`."""
     parts = list(batches(images, chosen, prepare, TOGETHER, what))
-    y = torch.cat([p.y for p in parts]) if torch.is_tensor(images.y) else [o for p in parts for o in p.y]
-    return Batch(torch.cat([p.x for p in parts]), y, [name for p in parts for name in p.ids])
+    places = {name: i for i, name in enumerate(images.ids)}
+    read = [places[name] for p in parts for name in p.ids]
+    return Batch(torch.cat([p.x for p in parts]), _at(images, read), [images.ids[i] for i in read])
+
+
+def _at(images: Images, places: list[int]) -> Tensor | list[Objects]:
+    return [images.y[i] for i in places] if isinstance(images.y, list) else images.y[places]
 
 
 @dataclass
-class _Parts:
+class _Parts(Dataset):
     """What `DataLoader` draws from: the images of each part, as arrays, and what could not be read."""
 
     images: Images

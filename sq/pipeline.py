@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -63,4 +63,4 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     made["sensitivity"] = {name: {str(b): c for b, c in row.items()} for name, row in cost.items()}
     made |= summary.images(dataset, batch, evaluation.left_out)
     spent = {"statistics_cached": cached, "seconds": clock.seconds, "peak_bytes": clock.peak_bytes()}
-    return made | {"expected": expected, "folded": folded, "correction": correction} | spent
+    return made | {"expected": expected, "folded": folded and asdict(folded), "correction": correction} | spent

@@ -25,7 +25,8 @@ def collect(model: Model, batch: Batch, *, batch_size: int | None, positions: fl
     Parameters
     ----------
     batch : the calibration images
-    batch_size : images in one forward pass, None for what suits their size; changes speed and memory, not results (beyond rounding)
+    batch_size : images in one forward pass, None for what suits their size; changes speed and memory, not results
+        (beyond rounding)
     positions : share of each layer's positions used, drawn at random, in (0, 1]; 1 uses all. A layer that would
         be left with fewer than `LEAST` an input keeps all. What a module called several times draws depends on
         `batch_size`

@@ -47,7 +47,7 @@ class Evaluation:
             raise SqError(f"the evaluation transform begins with {self.resize}, not a resize: correct model.data")
 
     def __call__(self, image: Image.Image, resized: bool) -> Tensor:
-        """Return (3, H, W) float32; a `resized` image is cropped only, its centre rounded down where it lies between."""
+        """Return (3, H, W) float32; a `resized` image is cropped only, its offset rounded down."""
         if image.mode != "RGB":
             raise SqError(f"the image is {image.mode}, the network takes RGB: choose a dataset of its kind")
         x: Any = self._centre(image) if resized else self.resize(image)

@@ -18,10 +18,9 @@ from annotated_types import Ge, Gt, Interval
 from PIL import Image
 from torch import Tensor, nn
 
-
 # prepare(image, resized) -> (C, H, W) float32: an image as the network takes it; `resized` as in `Images`
 Prepare = Callable[[Image.Image, bool], Tensor]
-# decode(raw) -> boxes (B, N, 4) as left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
+# decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
 Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
 
 

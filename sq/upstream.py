@@ -8,8 +8,9 @@ for W* = W C H^-1: ||W X - Q X^||^2 = (W* - Q) H (W* - Q)^T + const. So no solve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def stages(every: list[Layer], count: int | None) -> list[list[Layer]]:
     """Split layers, in the order they are called, into `count` runs of nearly equal length; None: one each."""
     count = min(count or len(every), len(every))
     cuts = [round(i * len(every) / count) for i in range(count + 1)]
-    return [every[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [every[a:b] for a, b in pairwise(cuts)]
 
 
 def collect(
@@ -103,15 +104,13 @@ def _run(
 
         return before
 
-    with _hooks([net.get_submodule(n).register_forward_pre_hook(watch(n), with_kwargs=True) for n in names]):
-        try:
-            net(x)
-        except _Enough:
-            pass
+    hooks = [net.get_submodule(n).register_forward_pre_hook(watch(n), with_kwargs=True) for n in names]
+    with _hooks(hooks), suppress(_Enough):
+        net(x)
     return counts
 
 
-class _Enough(Exception):  # noqa: N818 # no error: the rest of the network is not needed
+class _Enough(Exception):  # no error: the rest of the network is not needed
     pass
 
 

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from sq import images
 from sq.build import build
+from sq.model import digits_resnet
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -47,19 +48,21 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def digits_train(digits, resnet):
-    return images.load(digits.train, range(len(digits.train.ids)), resnet.prepare, "train")
+def digits_train(digits):
+    return whole(digits.train, digits_resnet.prepare)
 
 
 @pytest.fixture(scope="session")
-def digits_test(digits, resnet):
-    return images.load(digits.test, range(len(digits.test.ids)), resnet.prepare, "test")
+def digits_test(digits):
+    return whole(digits.test, digits_resnet.prepare)
+
+
+def whole(split, prepare):
+    return images.load(split, range(len(split.ids)), prepare, "images")
 
 
 @pytest.fixture(scope="session")
 def resnet():
-    from sq.model import digits_resnet
-
     return digits_resnet.load(weights=None, expected=None)
 
 

@@ -1,66 +1,87 @@
 """The pipeline: what it refuses, and that the same config gives the same codes."""
 
+import numpy as np
 import pytest
 import torch
 from cli_helpers import run
+from PIL import Image
 from torch import nn
 
-from sq import pipeline, record
+from sq import evaluation, record
 from sq.errors import SqError
-from sq.types import Model, Split
+from sq.types import Batch, Images, Model
 
-MODEL = Model(nn.Flatten(), [], (1, 4, 4), "0" * 64)
+
+
+def prepare(image, resized):
+    return torch.from_numpy(np.asarray(image, np.float32))[None]
+
+
+MODEL = Model(nn.Flatten(), [], (1, 4, 4), "0" * 64, prepare)
 
 
 def split(name, count=3, shape=(1, 4, 4)):
-    return Split(
+    return Batch(
         torch.zeros(count, *shape), torch.zeros(count, dtype=torch.long), [f"{name}/{i}" for i in range(count)]
     )
 
 
-def test_images_of_two_splits_pass():
-    pipeline.check_images(MODEL, split("train"), split("test"))
+def test_images_that_fit_pass():
+    evaluation.check_images(MODEL, split("train"), "calibration")
+    evaluation.check_disjoint(split("train").ids, split("test").ids)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("use", ["calibration", "evaluation"])
-def test_broken_images_are_named(use, value):
-    splits = {"calibration": split("train"), "evaluation": split("test")}
-    splits[use].x[1, 0, 2, 2] = value
-    with pytest.raises(SqError, match=rf"1 {use} images hold NaN or infinity \({splits[use].ids[1]}\)"):
-        pipeline.check_images(MODEL, splits["calibration"], splits["evaluation"])
+def test_broken_images_are_named(value):
+    batch = split("train")
+    batch.x[1, 0, 2, 2] = value
+    with pytest.raises(SqError, match=r"1 evaluation images hold NaN or infinity \(train/1\)"):
+        evaluation.check_images(MODEL, batch, "evaluation")
 
 
 def test_many_broken_images_are_counted():
     batch = split("train", 10)
     batch.x[:] = float("nan")
     with pytest.raises(SqError, match=r"10 calibration images .*\(train/0, train/1, train/2\)"):
-        pipeline.check_images(MODEL, batch, split("test"))
+        evaluation.check_images(MODEL, batch, "calibration")
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (1, 8, 8), (16,)])
 def test_images_of_another_shape(shape):
     with pytest.raises(SqError, match=r"calibration images are .*, the network takes \(1, 4, 4\)"):
-        pipeline.check_images(MODEL, split("train", shape=shape), split("test"))
-    with pytest.raises(SqError, match="evaluation images are"):
-        pipeline.check_images(MODEL, split("train"), split("test", shape=shape))
+        evaluation.check_images(MODEL, split("train", shape=shape), "calibration")
 
 
 def test_overlap_of_calibration_and_evaluation():
-    test = split("test", 5)
-    test.ids[3] = "train/1"
+    test = split("test", 5).ids
+    test[3] = "train/1"
     with pytest.raises(SqError, match=r"1 images are used both to calibrate and to evaluate \(train/1\)"):
-        pipeline.check_images(MODEL, split("train"), test)
+        evaluation.check_disjoint(split("train").ids, test)
     with pytest.raises(SqError, match="3 images are used both"):
-        pipeline.check_images(MODEL, split("train"), split("train"))
+        evaluation.check_disjoint(split("train").ids, split("train").ids)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_prediction_does_not_depend_on_the_batch_size(batch_size):
-    x = torch.arange(80.0).reshape(5, 1, 4, 4)
-    outputs = pipeline.predict(nn.Flatten(), x, batch_size)
-    assert torch.equal(outputs, x.flatten(1))
+def passed(net, count, batch_size, **more):
+    """Return the outputs and the batches of one pass of `net` over `count` grey images of levels 0, 1, ..."""
+
+    def metric(model, seen):
+        return list(seen)
+
+    pixels = [Image.new("L", (4, 4), level) for level in range(count)]
+    images = Images([f"i/{n}" for n in range(count)], torch.arange(count), pixels.__getitem__, **more)
+    over = evaluation.Evaluation(MODEL, metric, images, batch_size, torch.device("cpu"))
+    return over, over.measure(net)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100, None])
+def test_outputs_do_not_depend_on_the_batch_size(batch_size):
+    over, seen = passed(nn.Flatten(), 5, batch_size)
+    outputs = torch.cat([o for o, _ in seen])
+    assert torch.equal(outputs, torch.arange(5.0).view(5, 1).expand(5, 16))
+    assert torch.cat([b.y for _, b in seen]).tolist() == [0, 1, 2, 3, 4]
+    assert [name for _, b in seen for name in b.ids] == [f"i/{n}" for n in range(5)]
     assert not outputs.requires_grad
+    assert over.left_out == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -69,7 +90,7 @@ def test_network_with_broken_weights(value):
     with torch.no_grad():
         net[1].weight[0, 0] = value
     with pytest.raises(SqError, match="outputs hold NaN or infinity"):
-        pipeline.predict(net, torch.ones(2, 1, 4, 4), 2)
+        passed(net, 2, 2)
 
 
 def found(folder):

@@ -1,1 +1,4 @@
-"""Activations: ``quantize(net, names, x, bits_of) -> {layer: Grid}``, grids of layer inputs, one a tensor."""
+"""Activations: ``fit(histogram, bits) -> Grid``, the values that one tensor fed to a layer may take.
+
+`sq.activations.quantize` observes the tensors and calls it for each; `none` stands in the place of all that.
+"""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Generator, Tensor, nn
 
 from sq import layers as geometry
@@ -141,10 +141,6 @@ def _named(found: list[Layer], names: list[str] | None, network: str) -> list[La
     return [layer for layer in found if names is None or layer.name in names]
 
 
-def _no_image(image: Image, resized: bool) -> Tensor:
-    raise NotImplementedError("made-up layers have made-up inputs")
-
-
 def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: int, inputs: Maps) -> Case:
     seed, device = seeded
 
@@ -159,9 +155,8 @@ def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: i
         if module.bias is not None:
             nn.init.zeros_(module.bias)
         x = inputs(module, generator).to(device)
-        model = Model(
-            nn.Sequential(module), [replace(layer, name="0", module=module)], tuple(x.shape[1:]), "", _no_image
-        )
+        alone = [replace(layer, name="0", module=module)]
+        model = Model(nn.Sequential(module), alone, tuple(x.shape[1:]), "", prepare=_unused)
         batch = Batch(x, torch.zeros(len(x), dtype=torch.long), [str(i) for i in range(len(x))])
         W = geometry.weight(module).clone()
         H = statistics.collect(model, batch, batch_size=64, positions=1.0, seed=0).layers["0"].hessian
@@ -169,3 +164,7 @@ def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: i
         return W, H
 
     return Case(layer, count, make)
+
+
+def _unused(image: Image.Image, resized: bool) -> Tensor:
+    raise AssertionError("these inputs are made up: there is no image to prepare")

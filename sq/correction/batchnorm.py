@@ -16,11 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import batchnorm, images
+from sq import batchnorm
 from sq.types import Batch, Count
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Count | None, rounds: Count) -> dict:
+def correct(
+    net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None, rounds: Count
+) -> dict:
     """Correct the running statistics of `net` in place, layer by layer where that helps.
 
     A layer keeps its correction if its output then is closer to full precision on the calibration images. If
@@ -31,7 +33,9 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: C
     net : the quantized network, changed in place
     reference : the full-precision network, of the same structure
     batch : calibration images
-    batch_size : images in one forward pass; at least 32 keep the estimates of the first round steady
+    images : of the batch, of which the first so many are used; all, if there are fewer
+    batch_size : images in one forward pass, None for what suits their size; the first round corrects by the first
+        of them already
     rounds : passes over the images; each measures the shift with the corrections before it in force
 
     Returns
@@ -43,61 +47,46 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: C
     ------
     Ours; compare the re-estimation of arXiv:2208.11580 and arXiv:2509.05576.
     """
-    ours, alone = batchnorm.called_once(net, batch.x[:1])
-    theirs = {name: reference.get_submodule(name) for name in ours}
-    before = batchnorm.logit_error(net, reference, batch.x, batch_size)
-    original = {name: tuple(t.clone() for t in batchnorm.running(m)) for name, m in ours.items()}
-    kept: set[str] = set()
-    for number in range(rounds):
-        kept = _round(net, reference, ours, theirs, images.split(batch.x, batch_size), at_once=number == 0)
-    after = batchnorm.logit_error(net, reference, batch.x, batch_size)
-    if not after < before:
-        for name, statistics in original.items():
-            batchnorm.set_running(ours[name], *statistics)
-        kept, after = set(), before
-    return {"layers": len(ours), "kept": len(kept), "left_alone": alone, "error_before": before, "error_after": after}
+    return batchnorm.repair(net, reference, batch.x[:images], Statistics, batch_size=batch_size, rounds=rounds)
 
 
-def _round(
-    net: nn.Module, reference: nn.Module, ours: dict, theirs: dict, parts: tuple[Tensor, ...], *, at_once: bool
-) -> set[str]:
-    """Measure every layer's shift in one pass, correct where that lowers its error; return where.
+class Statistics(batchnorm.Repair):
+    """The correction of one BatchNorm's running statistics."""
 
-    With `at_once` a layer is corrected as soon as it has been fed, from what it has been fed so far, so that
-    later layers see nearly what they will see; without, the corrections of the round before stay in force.
-    """
-    totals = {name: Moments(module.num_features, parts[0].device) for name, module in ours.items()}
-    with torch.no_grad():
-        for part in parts:
-            fed = _inputs(reference, theirs, part)
+    watching = staticmethod(batchnorm.feeding)
+    find = staticmethod(batchnorm.find)
 
-            def see(name: str, module: nn.Module, x: Tensor, fed: dict[str, Tensor] = fed) -> None:
-                totals[name].add(x, fed.pop(name))
-                if at_once:
-                    batchnorm.set_running(module, *totals[name].shifted(theirs[name]))
+    def __init__(self, ours: nn.Module, theirs: nn.Module):
+        self.ours, self.theirs = ours, theirs
+        self.original = tuple(t.clone() for t in batchnorm.running(ours))
+        self._measure_anew()
 
-            with batchnorm.feeding(ours, see):
-                net(part)
-    kept = set()
-    for name, module in ours.items():
-        plain, shifted = batchnorm.running(theirs[name]), totals[name].shifted(theirs[name])
-        if totals[name].error(module, *shifted, *plain) < totals[name].error(module, *plain, *plain):
-            batchnorm.set_running(module, *shifted)
-            kept.add(name)
-        else:
-            batchnorm.set_running(module, *plain)
-    return kept
+    def _measure_anew(self) -> None:
+        mean = self.original[0]
+        self.moments, self.expected = Moments(len(mean), mean.device), mean.new_empty(0)
 
+    def expect(self, tensor: Tensor) -> None:
+        """Keep the reference's input."""
+        self.expected = tensor
 
-def _inputs(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> dict[str, Tensor]:
-    fed: dict[str, Tensor] = {}
+    def see(self, tensor: Tensor, at_once: bool) -> None:
+        """Add the input; with `at_once`, correct the statistics that it is about to be normalised by."""
+        self.moments.add(tensor, self.expected)
+        self.expected = tensor.new_empty(0)  # inputs of all layers at once would fill the memory
+        if at_once:
+            batchnorm.set_running(self.ours, *self.moments.shifted(self.theirs))
 
-    def keep(name: str, module: nn.Module, x: Tensor) -> None:
-        fed[name] = x
+    def settle(self) -> bool:
+        """Correct the statistics if that brings the output closer to full precision's."""
+        plain, shifted = batchnorm.running(self.theirs), self.moments.shifted(self.theirs)
+        better = self.moments.error(self.ours, *shifted, *plain) < self.moments.error(self.ours, *plain, *plain)
+        batchnorm.set_running(self.ours, *(shifted if better else plain))
+        self._measure_anew()
+        return better
 
-    with batchnorm.feeding(modules, keep):
-        net(x)
-    return fed
+    def undo(self) -> None:
+        """Restore the statistics."""
+        batchnorm.set_running(self.ours, *self.original)
 
 
 class Moments:
@@ -109,9 +98,9 @@ class Moments:
 
     def add(self, x_q: Tensor, x_r: Tensor) -> None:
         """Add inputs (B, C, ...) of the same images in both networks."""
-        q, r = batchnorm.channels(x_q), batchnorm.channels(x_r)
-        self.sums += torch.stack([t.sum(1) for t in (q, r, q * q, r * r, q * r)])
-        self.count += q.shape[1]
+        products = (x_q, x_r, x_q * x_q, x_r * x_r, x_q * x_r)
+        self.sums += torch.stack([batchnorm.total(t) for t in products])
+        self.count += x_q.numel() // x_q.shape[1]
 
     def shifted(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """Return the running mean and variance of `module`, moved as its input moved."""

@@ -36,7 +36,7 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: A
     ------
     Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576 names it too.
     """
-    modules, alone = batchnorm.called_once(net, batch.x[:1])
+    modules, alone = batchnorm.called_once(net, batchnorm.find(net), batch.x[:1])
     before = batchnorm.logit_error(net, reference, batch.x, batch_size)
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
 

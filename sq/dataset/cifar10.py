@@ -114,7 +114,9 @@ def _unpickle(file: Path) -> dict[bytes, Any]:
         with file.open("rb") as stream:
             return _Plain(stream, encoding="bytes").load()
     except FileNotFoundError as error:
-        raise SqError(f"no file {file}: a CIFAR-10 archive has {', '.join(sum(BATCHES.values(), []))}") from error
+        raise SqError(
+            f"no file {file}: a CIFAR-10 archive has {', '.join(BATCHES['train'] + BATCHES['test'])}"
+        ) from error
     except SqError:
         raise
     except Exception as error:  # damaged bytes raise whatever they happen to decode to

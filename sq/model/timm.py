@@ -64,7 +64,9 @@ def _check_name(name: str, weights: str | None) -> None:
         raise SqError(f"model.name={name}: timm has no such network; {nearest(architecture, timm.list_models())}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise SqError(f"model.name={name}: {architecture} has no weights of that tag; tags: {', '.join(tags) or 'none'}")
+        raise SqError(
+            f"model.name={name}: {architecture} has no weights of that tag; tags: {', '.join(tags) or 'none'}"
+        )
     if not tag and not weights:
         raise SqError(f"model.name={name}: name its weights too, {architecture}.TAG; tags: {', '.join(tags) or 'none'}")
 
@@ -77,6 +79,6 @@ def _download(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the network, the hub or a proxy raises
         raise SqError(
-            f"model.name={name}: its weights cannot be downloaded from timm's hub ({one_line(error)[:160]}): go online, "
+            f"model.name={name}: its weights cannot be had from timm's hub ({one_line(error)[:160]}): go online, "
             "or give a state dict by model.weights=PATH (relative: here, then in $SQ_DATA)"
         ) from error

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sq import images
 from sq.console import track
 from sq.dataset import digits
-from sq.images import load
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet, prepare
 
 EPOCHS, BATCH, RATE, DECAY = 60, 64, 0.1, 5e-4
@@ -26,10 +26,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="(default: 1, the packaged weights)")
     options = parser.parse_args()
     data = digits.load(name="digits", every=options.every)
-    train, test = (load(part, range(len(part.ids)), prepare, "digits") for part in (data.train, data.test))
-    assert isinstance(train.y, Tensor)
+    train, test = (images.load(s, range(len(s.ids)), prepare, "images") for s in (data.train, data.test))
     torch.manual_seed(options.seed)
     net = DigitsResNet()
+    assert isinstance(train.y, Tensor)
     fit(net, train.x, train.y, torch.Generator().manual_seed(options.seed))
 
     from safetensors.torch import save_file

@@ -70,7 +70,7 @@ def insert(file: Path, name: str, table: str) -> None:
 
 
 def _write(records: list[record.Record], folder: Path) -> list[Path]:
-    from sq.report import figure, table
+    from sq.report import claims, figure, table
 
     main_table = table.build(records)
     texts = {
@@ -81,6 +81,9 @@ def _write(records: list[record.Record], folder: Path) -> list[Path]:
         .replace("%", r"\%"),
         "table.csv": _long(records),
     }
+    published = claims.table(records, claims.read(folder.parent))
+    if len(published):
+        texts["claims.md"] = published.to_markdown(index=False, disable_numparse=True) + "\n"
     sensitivities = table.sensitivity(records)
     for model, cost in sensitivities.items():
         texts[f"sensitivity_{model}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")

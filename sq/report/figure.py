@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sq.report.table import ACTIVATION, HEADLINES
+
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
@@ -30,35 +32,60 @@ STYLE = {
 
 
 def methods(rows: list[Row]) -> Figure:
-    """Draw accuracy against bits, and layer error against solve time, one line a method, bars for seeds."""
+    """Draw accuracy against weight bits, a panel for each activation bit-width, and layer error against solve time.
+
+    One line a method, bars for seeds; the last panel shows the first activation bit-width, for layer errors do not
+    depend on it.
+    """
     plt = pyplot()
+    panels: dict[Any, list[Row]] = {}
+    for row in rows:
+        panels.setdefault(row["labels"].get(ACTIVATION), []).append(row)
+    names = list(dict.fromkeys(name for own in panels.values() for name in _by_method(own)))
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
-        for index, (name, own) in enumerate(_by_method(rows).items()):
-            look: dict[str, Any] = {
-                "color": COLOURS[index % len(COLOURS)],
-                "marker": MARKERS[index % len(MARKERS)],
-                "linestyle": DASHES[index % len(DASHES)],
-                "markersize": 5,
-                "linewidth": 1.2,
-                "capsize": 2,
-                "label": name,
-            }
-            bits = [row["labels"]["bits"] for row in own]
-            _line(left, bits, [row["top1"] for row in own], look)
-            seconds = [statistics.fmean(row["solve_seconds"]) for row in own]
-            _line(right, seconds, [row["relative_error"] for row in own], look)
-            for row, x in zip(own, seconds, strict=True):
-                point = (x, statistics.fmean(row["relative_error"]))
-                right.annotate(f"{row['labels']['bits']:g}", point, (4, 4), textcoords="offset points", fontsize=7)
-        full = statistics.fmean([t + d for row in rows for t, d in zip(row["top1"], row["drop"], strict=True)])
-        left.axhline(full, color="0.4", linewidth=0.8, label="full precision")
-        left.set(xlabel="weight bits", ylabel="top-1 (%)")
-        left.set_xticks(sorted({row["labels"]["bits"] for row in rows}))
-        left.legend(frameon=False, fontsize=8)
-        right.set(xlabel="solve time (s), all layers", ylabel="mean relative output error", xscale="log", yscale="log")
-        right.set_title("numbers at the points: bits", fontsize=8, loc="right")
+        figure, axes = plt.subplots(
+            1, len(panels) + 1, figsize=(3.6 * (len(panels) + 1), 3.0), layout="constrained", squeeze=False
+        )
+        for panel, (bits, own) in zip(axes[0], panels.items(), strict=False):
+            _accuracy(panel, own, names)
+            if bits is not None:
+                panel.set_title(f"activations: {bits:g} bits", fontsize=8, loc="left")
+        _tradeoff(axes[0, -1], next(iter(panels.values())), names)
+        axes[0, 0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def _accuracy(axes: Axes, rows: list[Row], names: list[str]) -> None:
+    for name, own in _by_method(rows).items():
+        _line(axes, [row["labels"]["bits"] for row in own], [row["score"] for row in own], _look(name, names))
+    full = statistics.fmean([s + d for row in rows for s, d in zip(row["score"], row["drop"], strict=True)])
+    axes.axhline(full, color="0.4", linewidth=0.8, label="full precision")
+    axes.set(xlabel="weight bits", ylabel=HEADLINES[rows[0]["headline"]][0])
+    axes.set_xticks(sorted({row["labels"]["bits"] for row in rows}))
+
+
+def _tradeoff(axes: Axes, rows: list[Row], names: list[str]) -> None:
+    for name, own in _by_method(rows).items():
+        seconds = [statistics.fmean(row["solve_seconds"]) for row in own]
+        _line(axes, seconds, [row["relative_error"] for row in own], _look(name, names))
+        for row, x in zip(own, seconds, strict=True):
+            point = (x, statistics.fmean(row["relative_error"]))
+            axes.annotate(f"{row['labels']['bits']:g}", point, (4, 4), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="solve time (s), all layers", ylabel="mean relative output error", xscale="log", yscale="log")
+    axes.set_title("numbers at the points: bits", fontsize=8, loc="right")
+
+
+def _look(name: str, names: list[str]) -> dict[str, Any]:
+    index = names.index(name)
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "markersize": 5,
+        "linewidth": 1.2,
+        "capsize": 2,
+        "label": name,
+    }
 
 
 def heat(cost: pandas.DataFrame, title: str) -> Figure:
@@ -101,10 +128,10 @@ def _line(axes: Axes, x: list[float], y: list[list[float]], look: dict[str, Any]
 
 
 def _by_method(rows: list[Row]) -> dict[str, list[Row]]:
-    """Group rows by every label but bits, in the order in which they stand."""
+    """Group rows by every label but bits and activation bits, in the order in which they stand."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        name = " ".join(str(v) for k, v in row["labels"].items() if k != "bits")
+        name = " ".join(str(v) for k, v in row["labels"].items() if k not in ("bits", ACTIVATION))
         groups.setdefault(name, []).append(row)
     return groups
 

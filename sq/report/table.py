@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SEEDS = ("seed", "calibration.seed")
+ACTIVATION = "act. bits"  # the column
+FLOAT = 32  # bits of what is not quantized
+# How tables and figures name the main figure of a record (its "headline"), and how many digits of it mean something.
+HEADLINES = {"top1": ("top-1 %", ".2f"), "map": ("mAP", ".4f")}
 YARDSTICK = "obq"  # speed-ups are over this quantizer's runs on the same statistics
 Row = dict[str, Any]
 
@@ -25,8 +29,9 @@ def rows(records: list[Record]) -> list[Row]:
 
     Returns
     -------
-    `labels`: what tells the groups apart (method, bits, and whatever else varies); `top1`, `drop`,
-    `relative_error`, `solve_seconds`, `speedup`: lists with one entry a record (`speedup` may be shorter); `runs`
+    `labels`: what tells the groups apart (method, bits, and whatever else varies); `headline`: the name of the main
+    figure; `score`, its `drop`, `relative_error`, `solve_seconds`, `interval` (95 %, of the drop), `speedup`: lists
+    with one entry a record (the last two may be shorter); `runs`
     """
     done = [r for r in records if r["status"] == "done"]
     flat = [_science(r) for r in done]
@@ -47,12 +52,13 @@ def build(records: list[Record]) -> pandas.DataFrame:
     for row in made:
         cells = {name: _plain(value) for name, value in row["labels"].items()}
         cells |= {
-            "top-1 %": _cell(row["top1"], ".2f"),
-            "drop": _cell(row["drop"], ".2f"),
+            _title(row): _cell(row["score"], _form(row)),
+            "drop": _cell(row["drop"], _form(row)),
+            "95 %": _interval(row),
             "rel. error": _cell(row["relative_error"], ".5f"),
             "solve s": _cell(row["solve_seconds"], ".3f"),
             "speed-up": _cell(row["speedup"], ".1f", "x"),
-            "runs": str(len(row["top1"])),
+            "runs": str(row["runs"]),
         }
         table.append(cells)
     return pandas.DataFrame(table).fillna("-")
@@ -63,10 +69,26 @@ def _full_precision(made: list[Row]) -> list[dict[str, str]]:
     seen: dict[tuple, dict[str, str]] = {}
     for row in made:
         where = {name: _plain(row["labels"][name]) for name in ("model", "dataset") if name in row["labels"]}
-        full = [top1 + drop for top1, drop in zip(row["top1"], row["drop"], strict=True)]
-        top1 = f"{statistics.fmean(full):.2f}"
-        seen.setdefault(tuple(where.values()), {"method": "full precision", "bits": "32", **where, "top-1 %": top1})
+        full = statistics.fmean(s + d for s, d in zip(row["score"], row["drop"], strict=True))
+        cells = {"method": "full precision", "bits": "32", **where, _title(row): f"{full:{_form(row)}}"}
+        seen.setdefault(tuple(where.values()), cells)
     return list(seen.values())
+
+
+def _title(row: Row) -> str:
+    return HEADLINES[row["headline"]][0]
+
+
+def _form(row: Row) -> str:
+    return HEADLINES[row["headline"]][1]
+
+
+def _interval(row: Row) -> str:
+    """Return the 95 % interval of the drop, its ends averaged over seeds."""
+    if not row["interval"]:
+        return "-"
+    low, high = (statistics.fmean(ends) for ends in zip(*row["interval"], strict=True))
+    return f"[{low:{_form(row)}}, {high:{_form(row)}}]"
 
 
 def for_terminal(table: pandas.DataFrame) -> Table:
@@ -90,20 +112,31 @@ def _science(record: Record) -> dict[str, Any]:
 
 def _row(members: list[Record], flat: list[dict], own: dict, varying: set[str], done: list[Record]) -> Row:
     first = members[0]
-    labels = {"method": _method(first, flat, own, varying), "bits": first["config"]["bits"]}
+    labels: dict[str, Any] = {"method": _method(first, flat, own, varying), "bits": first["config"]["bits"]}
+    if any(_activation_bits(r) for r in done):
+        labels[ACTIVATION] = _activation_bits(first) or FLOAT
     for name in sorted(varying):
         family = name.removeprefix("choice of ").split(".")[0]
-        if family in ("quantizer", "bits") or name.endswith("_target_"):
+        if family in ("quantizer", "bits") or name.endswith("_target_") or name == "activation.bits":
             continue
+        if name == "choice of activation" and len({f.get(name) for f in flat} - {"none"}) <= 1:
+            continue  # the bits say as much
         if name.startswith("choice of "):
             labels[family] = own.get(name)
         elif f"choice of {family}" not in varying:  # a setting of the same choice, set to other values
             labels[name] = own.get(name)
-    row: Row = {"labels": labels, "runs": len(members)}
-    for name in ("top1", "drop", "relative_error", "solve_seconds"):
+    headline = first["results"].get("headline", "top1")  # older records have no other
+    row: Row = {"labels": labels, "runs": len(members), "headline": headline}
+    row["score"] = [r["results"][headline] for r in members]
+    for name in ("drop", "relative_error", "solve_seconds"):
         row[name] = [r["results"][name] for r in members]
+    row["interval"] = [(f["drop_low"], f["drop_high"]) for r in members if "drop_low" in (f := r["results"])]
     row["speedup"] = [s for r in members if (s := speedup(r, done)) is not None]
     return row
+
+
+def _activation_bits(record: Record) -> int | None:
+    return (record["config"].get("activation") or {}).get("bits")
 
 
 def _method(record: Record, flat: list[dict], own: dict, varying: set[str]) -> str:

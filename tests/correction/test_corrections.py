@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from cli_helpers import compose
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,10 +14,11 @@ from sq import layers
 from sq.build import build
 from sq.correction import batchnorm, none, reestimate
 from sq.grid import uniform
-from sq.types import Split
+from sq.model.digits_resnet import WEIGHTS, DigitsResNet
+from sq.types import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "correction"
-PARTS = {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted(CONF.glob("*.yaml"))}
+PARTS = {p.stem: compose(f"correction={p.stem}")[0]["correction"] for p in sorted(CONF.glob("*.yaml"))}
 
 
 def round_weights(net, bits):
@@ -28,16 +31,24 @@ def round_weights(net, bits):
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def split(x):
-    return Split(x, torch.zeros(len(x)).long(), [str(i) for i in range(len(x))])
+def images(x):
+    return Batch(x, torch.zeros(len(x)).long(), [str(i) for i in range(len(x))])
 
 
-@pytest.fixture
-def batch(digits):
-    return Split(digits.train.x[:128], digits.train.y[:128], digits.train.ids[:128])
+@pytest.fixture(scope="module")
+def batch():
+    return images((torch.from_numpy(load_digits().images[:128]).float() / 8 - 1).unsqueeze(1))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    net = DigitsResNet()
+    net.load_state_dict(load_file(WEIGHTS), strict=False)
+    return net.eval()
 
 
 @pytest.fixture
@@ -57,16 +68,17 @@ def small():
 @pytest.mark.parametrize("name", PARTS)
 def test_every_choice_repairs_the_network_alone(name, resnet, batch):
     correct = build(PARTS[name], "correction")
-    net, reference = round_weights(resnet.net, 3), copy.deepcopy(resnet.net)
+    net, reference = round_weights(resnet, 3), copy.deepcopy(resnet)
     before = copy.deepcopy(net)
     report = correct(net, reference, batch)
     assert isinstance(report["kept"], int)
-    assert same(reference, resnet.net)
+    assert same(reference, resnet)
     assert not net.training
-    statistics = ("running_mean", "running_var")
+    biases = tuple(f"{layer.name}.bias" for layer in layers.find(net)[0])
+    may_change = biases if name == "bias" else ("running_mean", "running_var")
     for key, value in net.state_dict().items():
         assert torch.isfinite(value).all(), key
-        assert key.endswith(statistics) or torch.equal(value, before.state_dict()[key]), key
+        assert key.endswith(may_change) or torch.equal(value, before.state_dict()[key]), key
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in [*net.modules(), *reference.modules()])
     assert same(net, before) is (report["kept"] == 0)
 
@@ -74,15 +86,15 @@ def test_every_choice_repairs_the_network_alone(name, resnet, batch):
 def test_none_changes_nothing(small):
     net, x = small
     before = copy.deepcopy(net)
-    assert none.correct(net, net, split(x)) == {"kept": 0}
+    assert none.correct(net, net, images(x)) == {"kept": 0}
     assert same(net, before)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_unquantized_network_is_left_as_it_was(resnet, batch, rounds):
-    net = copy.deepcopy(resnet.net)
-    report = batchnorm.correct(net, resnet.net, batch, batch_size=50, rounds=rounds)
-    assert same(net, resnet.net)
+    net = copy.deepcopy(resnet)
+    report = batchnorm.correct(net, resnet, batch, images=512, batch_size=50, rounds=rounds)
+    assert same(net, resnet)
     assert report == {"layers": len(bn.find(net)), "kept": 0, "left_alone": [], "error_before": 0, "error_after": 0}
 
 
@@ -95,7 +107,7 @@ def test_shift_is_recovered(small, rounds, batch_size):
     with torch.no_grad():
         net[0].weight.mul_(gain.view(-1, 1, 1, 1))
         net[0].bias.mul_(gain).add_(shift)
-    report = batchnorm.correct(net, reference, split(x), batch_size=batch_size, rounds=rounds)
+    report = batchnorm.correct(net, reference, images(x), images=512, batch_size=batch_size, rounds=rounds)
     assert (report["layers"], report["kept"]) == (1, 1)
     torch.testing.assert_close(net[1].running_mean, gain * reference[1].running_mean + shift)
     torch.testing.assert_close(net[1].running_var, gain**2 * reference[1].running_var)
@@ -115,7 +127,7 @@ def test_shift_is_added_to_what_training_left(small):
     with torch.no_grad():
         net[0].weight.mul_(1.5)
         net[0].bias.mul_(1.5).add_(0.7)
-    batchnorm.correct(net, reference, split(x), batch_size=40, rounds=2)
+    batchnorm.correct(net, reference, images(x), images=512, batch_size=40, rounds=2)
     torch.testing.assert_close(net[1].running_mean, 1.5 * mean + 0.7 + 0.3)
     torch.testing.assert_close(net[1].running_var, 2.25 * 2 * variance, rtol=1e-3, atol=0)
 
@@ -152,10 +164,10 @@ def test_moments_equal_a_direct_computation(affine):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_logit_error_never_rises(resnet, batch, bits, rounds):
-    net = round_weights(resnet.net, bits)
-    report = batchnorm.correct(net, resnet.net, batch, batch_size=64, rounds=rounds)
+    net = round_weights(resnet, bits)
+    report = batchnorm.correct(net, resnet, batch, images=512, batch_size=64, rounds=rounds)
     assert report["error_after"] <= report["error_before"]
-    assert bn.logit_error(net, resnet.net, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
+    assert bn.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
     assert report["kept"] > 0
 
 
@@ -165,16 +177,16 @@ def test_harm_is_undone(resnet, batch, monkeypatch):
         batchnorm.Moments, "shifted", lambda self, module: (module.running_mean + 9, module.running_var)
     )
     monkeypatch.setattr(batchnorm.Moments, "error", lambda self, module, mean, *rest: -float(mean.sum()))
-    net = round_weights(resnet.net, 4)
+    net = round_weights(resnet, 4)
     before = copy.deepcopy(net)
-    report = batchnorm.correct(net, resnet.net, batch, batch_size=64, rounds=2)
+    report = batchnorm.correct(net, resnet, batch, images=512, batch_size=64, rounds=2)
     assert same(net, before)
     assert report["kept"] == 0
     assert report["error_after"] == report["error_before"] > 0
 
 
 def test_reestimate_is_one_step_of_training(resnet, batch):
-    net = round_weights(resnet.net, 3)
+    net = round_weights(resnet, 3)
     trained = copy.deepcopy(net)
     modules, count = bn.find(trained), {}
     for module in modules.values():
@@ -183,7 +195,7 @@ def test_reestimate_is_one_step_of_training(resnet, batch):
     trained.train()
     with torch.no_grad(), bn.feeding(modules, lambda name, _, x: count.update({name: x.numel() // x.shape[1]})):
         trained(batch.x)
-    report = reestimate.correct(net, resnet.net, batch, batch_size=len(batch.x))
+    report = reestimate.correct(net, resnet, batch, batch_size=len(batch.x))
     assert report["layers"] == report["kept"] == len(modules) > 10
     for name, module in bn.find(net).items():
         torch.testing.assert_close(module.running_mean, modules[name].running_mean, rtol=1e-3, atol=1e-4)
@@ -195,7 +207,7 @@ def test_reestimate_averages_over_batches(small):
     reference, x = small
     net = copy.deepcopy(reference)
     bn.set_running(net[1], torch.full((4,), 9.0).double(), torch.full((4,), 9.0).double())
-    reestimate.correct(net, reference, split(x), batch_size=20)
+    reestimate.correct(net, reference, images(x), batch_size=20)
     with torch.no_grad():
         fed = [bn.channels(net[0](part)) for part in x.split(20)]
     torch.testing.assert_close(net[1].running_mean, sum(f.mean(1) for f in fed) / 2)
@@ -215,7 +227,7 @@ def test_logit_error_equals_the_definition(small, batch_size):
 def test_network_without_batchnorm(name):
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
     before = copy.deepcopy(net)
-    assert build(PARTS[name], "correction")(net, copy.deepcopy(net), split(torch.randn(8, 1, 2, 2)))["kept"] == 0
+    assert build(PARTS[name], "correction")(net, copy.deepcopy(net), images(torch.randn(8, 1, 2, 2)))["kept"] == 0
     assert same(net, before)
 
 
@@ -234,7 +246,7 @@ def test_a_layer_called_twice_is_left_alone_and_named(name):
     net = copy.deepcopy(reference)
     net.conv.weight.data += 0.5
     before = net.norm.running_mean.clone()
-    batch = Split(torch.randn(8, 1, 3, 3), torch.zeros(8).long(), [str(i) for i in range(8)])
-    correct = build(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")), "correction")
+    batch = images(torch.randn(8, 1, 3, 3))
+    correct = build(PARTS[name], "correction")
     assert correct(net, reference, batch)["left_alone"] == ["norm"]
     assert torch.equal(net.norm.running_mean, before)

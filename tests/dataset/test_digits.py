@@ -12,8 +12,6 @@ from sq.errors import SqError
 def test_sizes(digits):
     assert digits.classes == 10
     for split, size in ((digits.train, 1201), (digits.test, 596)):
-        assert split.x.shape == (size, 1, 8, 8)
-        assert split.x.dtype == torch.float32
         assert split.y.shape == (size,)
         assert len(split.ids) == size
 
@@ -35,22 +33,24 @@ def test_split_is_fixed(digits):
     assert found == "24d71dcd045d4133"
 
 
-def test_images_are_those_of_the_source(digits):
+def test_images_are_those_of_the_source(digits_train, digits_test):
     source = load_digits()
-    for split in (digits.train, digits.test):
+    for split in (digits_train, digits_test):
+        assert split.x.shape == (len(split.ids), 1, 8, 8)
+        assert split.x.dtype == torch.float32
         chosen = [int(name.removeprefix("digits/")) for name in split.ids]
         assert np.array_equal(split.x[:, 0].numpy(), source.images[chosen].astype("float32") / 8 - 1)
         assert np.array_equal(split.y.numpy(), source.target[chosen])
-    assert digits.train.x.min() == -1
-    assert digits.train.x.max() == 1
+    assert digits_train.x.min() == -1
+    assert digits_train.x.max() == 1
 
 
 def test_every_second_image():
-    halves = module.load(every=2)
+    halves = module.load(name="digits", every=2)
     assert abs(len(halves.train.ids) - len(halves.test.ids)) <= 10
 
 
 @pytest.mark.parametrize("every", [1, 0, -3])
 def test_nothing_left_to_train_on_is_refused(every):
     with pytest.raises(SqError, match=f"dataset.every={every}"):
-        module.load(every=every)
+        module.load(name="digits", every=every)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from sq.errors import SqError
 from sq.grid import uniform
+from sq.uniform import UniformGrid
 
 BASE = dict(symmetric=False, range="minmax", norm=2.4, steps=80, shrink=0.2)
 KINDS = [(False, "minmax"), (True, "minmax"), (False, "mse"), (True, "mse")]
@@ -172,7 +173,7 @@ def test_map_and_numpy_agree_with_the_grid():
 
 
 def test_bounds_and_steps():
-    grid = uniform.UniformGrid(
+    grid = UniformGrid(
         torch.tensor([[[0.5], [2.0]]]), torch.tensor([[[-1.0], [0.0]]]), torch.tensor([[[2.0], [3.0]]]), 4
     )
     lowest, highest = grid.bounds()
@@ -197,7 +198,7 @@ def test_refit_finds_the_scale_of_least_loss(fit, correlated, bits):
     best = loss(moved)
     assert (best <= loss(grid)).all()
     for factor in (0.99, 1.01):
-        assert (best < loss(uniform.UniformGrid(factor * moved.scale, moved.low, moved.high, moved.levels))).all()
+        assert (best < loss(UniformGrid(factor * moved.scale, moved.low, moved.high, moved.levels))).all()
 
 
 def test_refit_keeps_a_scale_it_cannot_find(fit, correlated):

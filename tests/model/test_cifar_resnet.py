@@ -9,14 +9,19 @@ import torch
 from cli_helpers import compose, error_line, run
 from safetensors.torch import save_file
 
-from sq import pipeline
 from sq.build import build
 from sq.errors import SqError
+from sq.evaluation import Evaluation
+from sq.metric import top1
 from sq.model import cifar_resnet
 from sq.model.cifar_resnet import Block, CifarResNet
 
 # He et al. 2015, table 6: millions of parameters.
 PAPER = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}
+
+
+def load(depth, weights):
+    return cifar_resnet.load(depth=depth, weights=weights, mean=[0.5] * 3, std=[0.2] * 3, expected=None)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def state():
 def test_size_is_the_papers(depth, tmp_path):
     path = tmp_path / "net.pth"
     torch.save(CifarResNet(depth).state_dict(), path)
-    model = cifar_resnet.load(depth=depth, weights=str(path))
+    model = load(depth=depth, weights=str(path))
     assert len(model.layers) == depth
     assert {layer.kind for layer in model.layers} == {"3x3", "linear"}
     assert model.skipped == []
@@ -63,8 +68,9 @@ def test_full_precision_top1_is_that_of_the_weights(name, depth, right, cifar10)
     stored = Path(os.environ["SQ_DATA"]) / part["weights"]
     assert model.checkpoint == hashlib.sha256(stored.read_bytes()).hexdigest()
     assert len(model.layers) == depth
-    found = (pipeline.predict(model.net, cifar10.test.x, 250).argmax(1) == cifar10.test.y).sum()
-    assert abs(int(found) - right) <= 2  # rounding may turn an image whose two best logits are alike
+    found = Evaluation(model, top1.measure, cifar10.test, 250, torch.device("cpu")).measure(model.net).figures
+    assert found["top1"] == pytest.approx(right / 10, abs=0.2)  # rounding may turn an image with two best logits alike
+    assert model.expected[cifar10.name]["top1"] == right / 10
 
 
 # Files people share.
@@ -99,7 +105,7 @@ def without_counters(state):
 def test_checkpoints_as_they_are_shared(shape, suffix, state, tmp_path):
     path = tmp_path / f"net{suffix}"
     torch.save(shape(state), path)
-    model = cifar_resnet.load(depth=20, weights=str(path))
+    model = load(depth=20, weights=str(path))
     assert model.checkpoint == hashlib.sha256(path.read_bytes()).hexdigest()
     for name, tensor in model.net.state_dict().items():
         wanted = state[name].half().float() if shape is half else state[name]
@@ -109,7 +115,7 @@ def test_checkpoints_as_they_are_shared(shape, suffix, state, tmp_path):
 def test_safetensors_serve_too(state, tmp_path):
     path = tmp_path / "net.safetensors"
     save_file(parallel(state), path)
-    model = cifar_resnet.load(depth=20, weights=str(path))
+    model = load(depth=20, weights=str(path))
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.net.state_dict().items())
 
 
@@ -204,7 +210,7 @@ def test_unusable_checkpoint_is_named(tmp_path, state, write, says):
     path = tmp_path / "net.pth"
     write(path, state)
     with pytest.raises(SqError, match=says) as caught:
-        cifar_resnet.load(depth=20, weights=str(path))
+        load(depth=20, weights=str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "sprung").exists(), "code in a checkpoint was run"
@@ -214,7 +220,7 @@ def test_file_of_another_kind(tmp_path):
     path = tmp_path / "net.onnx"
     path.write_text("")
     with pytest.raises(SqError, match=r"net\.onnx: weights are read from \.safetensors, \.pth, \.pt files"):
-        cifar_resnet.load(depth=20, weights=str(path))
+        load(depth=20, weights=str(path))
 
 
 @pytest.mark.parametrize("depth", [18, 0, "20", None])
@@ -238,4 +244,4 @@ def test_data_folder_that_is_not_named_is_one_line(tmp_path):
 def test_images_of_another_network_are_one_line(tmp_path, needs_data):
     data = str(Path(os.environ["SQ_DATA"]).resolve())
     line = error_line(run(tmp_path, "model=resnet20", "dataset=digits", SQ_DATA=data))
-    assert "images are (1, 8, 8), the network takes (3, 32, 32)" in line
+    assert "the image is 8x8 L, the network takes 32x32 RGB: choose a dataset of its kind" in line

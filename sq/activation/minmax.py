@@ -1,0 +1,26 @@
+"""Min-max: the grid spans all that was seen."""
+
+from __future__ import annotations
+
+from sq.histogram import Histogram
+from sq.types import Grid
+from sq.uniform import per_tensor
+
+
+def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
+    """Fit a grid to the lowest and the highest value seen: nothing is clipped, and an outlier sets the step.
+
+    Parameters
+    ----------
+    bits : 1 to 16 (2 to 16 if signed and symmetric)
+    symmetric : codes around zero, or from zero up if nothing below it was seen; otherwise affine
+
+    Raises
+    ------
+    SqError : `bits` outside its range
+
+    Source
+    ------
+    Krishnamoorthi 2018, arXiv:1806.08342, section 2.
+    """
+    return per_tensor(histogram.low, histogram.high, bits, symmetric)

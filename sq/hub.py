@@ -1,0 +1,109 @@
+"""The weights ultralytics publishes: fetched once, and their tensors read without running what else the file holds.
+
+The files are pickles of whole networks. Here every class they name is replaced by one that only keeps what it is
+given, so the tensors can be had, by name, and no code of the file or of ultralytics is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sq.errors import SqError
+from sq.weights import load_into
+
+RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
+PATIENCE = 30  # seconds without an answer
+
+
+class Inert:
+    """Stands in for every class of a pickle: keeps its state, does nothing."""
+
+    def __init__(self, *_: Any):
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+
+def load_published(net: nn.Module, name: str) -> str:
+    """Copy the published weights of the network `name` into `net`; return the sha256 of the published file.
+
+    Raises
+    ------
+    SqError : the file is not here yet and cannot be fetched; it is not what it should be
+    """
+    path = fetch(f"{name}.pt")
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / f"{name}.safetensors"
+        save_file(tensors(path), plain)
+        load_into(net, plain)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fetch(file: str) -> Path:
+    """Return where `file` of the release lies, in torch's folder of checkpoints; download it if it is not there."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / file
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as part:
+            with urlopen(f"{RELEASE}/{file}", timeout=PATIENCE) as answer, open(f"{part}/{file}", "wb") as target:
+                shutil.copyfileobj(answer, target)
+            os.replace(f"{part}/{file}", path)  # whole or not at all
+    except OSError as error:
+        raise SqError(
+            f"model.weights=null: {RELEASE}/{file} cannot be fetched ({error}): put the file at {path}, "
+            "or give model.weights=PATH of a state dict"
+        ) from error
+    return path
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors, by name, of the network that the file at `path` pickles.
+
+    Raises
+    ------
+    SqError : the file holds no network, or cannot be read without running code
+    """
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(Inert, name) for name in named]):
+            stored: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise whatever they happen to decode to
+        # torch's own advice, to load with weights_only=False, is what must not be done.
+        said = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+        reason = (said or [type(error).__name__])[0]
+        raise SqError(f"{path} cannot be read as published weights ({reason}): delete it, to fetch it again") from error
+    stored = stored if isinstance(stored, dict) else {}
+    network = stored.get("ema") or stored.get("model")  # the moving average of training, where there is one
+    found = _walk(network, "") if isinstance(network, Inert) else {}
+    if not found:
+        raise SqError(f"{path} holds no network under 'ema' or 'model': delete it, to fetch it again")
+    return found
+
+
+def _walk(module: Inert, prefix: str) -> dict[str, Tensor]:
+    """Return parameters and buffers of a pickled module and of those in it, as `state_dict` names them."""
+    passing = module.state.get("_non_persistent_buffers_set") or ()
+    own = {**module.state.get("_parameters", {}), **module.state.get("_buffers", {})}
+    found = {
+        f"{prefix}{name}": tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in own.items()
+        if isinstance(tensor, Tensor) and name not in passing
+    }
+    for name, part in module.state.get("_modules", {}).items():
+        if isinstance(part, Inert):
+            found |= _walk(part, f"{prefix}{name}.")
+    return found

@@ -1,0 +1,57 @@
+"""An image of any shape as a square for a detector, and boxes found in the square back on the image."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+GREY = 114 / 255  # what the networks of the YOLO family saw around images in training
+
+
+def letterbox(image: Image.Image, size: int) -> Tensor:
+    """Scale `image` to fit a square of `size` pixels, up or down, and centre it there on grey.
+
+    Parameters
+    ----------
+    image : of any mode; read as RGB
+    size : side of the square, pixels
+
+    Returns
+    -------
+    (3, size, size) float32 in 0..1
+    """
+    height, width, top, left = _place((image.height, image.width), size)
+    scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)  # smooths when it scales down
+    square = torch.full((3, size, size), GREY)
+    pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
+    square[:, top : top + height, left : left + width] = pixels / 255
+    return square
+
+
+def undo(boxes: Tensor, shape: tuple[int, int], size: int) -> Tensor:
+    """Return boxes in a letterboxed image as boxes in the image itself, clipped to it.
+
+    Parameters
+    ----------
+    boxes : (n, 4): left, top, right, bottom, in pixels of the square
+    shape : (height, width) of the image
+    size : side of the square, pixels
+
+    Returns
+    -------
+    (n, 4): the same, in pixels of the image
+    """
+    height, width, top, left = _place(shape, size)
+    # What the resize really scaled by: its two ratios differ where a side was rounded.
+    ratio = boxes.new_tensor([shape[1] / width, shape[0] / height]).repeat(2)
+    found = (boxes - boxes.new_tensor([left, top, left, top])) * ratio
+    return found.clamp(min=0).minimum(boxes.new_tensor([shape[1], shape[0]]).repeat(2))
+
+
+def _place(shape: tuple[int, int], size: int) -> tuple[int, int, int, int]:
+    """Return (height, width, top, left) of an image of `shape` (height, width) in the square; odd rests go below."""
+    ratio = size / max(shape)
+    height, width = (max(round(side * ratio), 1) for side in shape)
+    return height, width, (size - height) // 2, (size - width) // 2

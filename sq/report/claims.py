@@ -1,0 +1,104 @@
+"""Published figures beside our own, only where the settings are the same.
+
+``results/claims.yaml`` holds them: by source, with the full-precision figure they start from. A record is compared
+with a claim if every setting the claim names is the record's, and its full precision is the claim's within
+`SAME_BASELINE`: rows of different checkpoints are never mixed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sq.config import leaves
+from sq.errors import SqError, one_line
+from sq.record import Record
+
+if TYPE_CHECKING:
+    import pandas
+
+FILE = "claims.yaml"
+SAME_BASELINE = 0.3  # points of top-1 between the claim's full precision and ours
+KEYS = {"source", "evidence", "setting", "when", "full", "figures"}
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """Return the claims of results/claims.yaml, one for each figure; none if there is no such file.
+
+    Returns
+    -------
+    each with `source`, `evidence`, `setting` (words), `when` (what a record must have), `full`, `name` and `value`
+    (the figure claimed)
+
+    Raises
+    ------
+    SqError : the file is not laid out as claims are
+    """
+    import yaml
+
+    file = results / FILE
+    if not file.is_file():
+        return []
+    try:
+        groups = yaml.safe_load(file.read_text())
+        return [claim for group in groups for claim in _spread(group)]
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
+        raise SqError(f"{file} is not a list of claims ({one_line(error)}): see its first lines") from error
+
+
+def _spread(group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if unknown := {*group} - KEYS:
+        raise ValueError(f"{', '.join(sorted(unknown))}: not a key of a claim; keys: {', '.join(sorted(KEYS))}")
+    common = {"source": group["source"], "evidence": group["evidence"], "setting": group["setting"]}
+    claims = []
+    for figure in group["figures"]:
+        when = {**group["when"], **figure}
+        claimed = {name: when.pop(name) for name in [*when] if name in ("top1", "map", "drop")}
+        ((name, value),) = claimed.items()
+        claims.append(common | {"when": when, "full": group["full"][when["model"]], "name": name, "value": value})
+    return claims
+
+
+def matching(claim: Mapping[str, Any], records: list[Record]) -> list[Record]:
+    """Return the finished records whose settings and full precision are the claim's."""
+    return [r for r in records if r["status"] == "done" and _has(r, claim["when"]) and _same_baseline(r, claim)]
+
+
+def _has(record: Record, when: Mapping[str, Any]) -> bool:
+    """Tell whether `record` has every setting: a family's choice, a dotted setting, or a field of its own."""
+    known = {**leaves(record["config"]), **record["choices"], "image_set": record.get("image_set")}
+    return all(name in known and known[name] == value for name, value in when.items())
+
+
+def _same_baseline(record: Record, claim: Mapping[str, Any]) -> bool:
+    full = record["results"].get(f"{claim['name'] if claim['name'] != 'drop' else 'top1'}_full")
+    return full is not None and abs(full - claim["full"]) <= SAME_BASELINE
+
+
+def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFrame:
+    """Return one row for each claim that records match: claimed, measured (mean of seeds), and the gap."""
+    import pandas
+
+    rows = []
+    for claim in claims:
+        if not (same := matching(claim, records)):
+            continue
+        measured = [r["results"][claim["name"]] for r in same]
+        when = claim["when"]
+        rows.append(
+            {
+                "source": claim["source"],
+                "model": when["model"],
+                "method": when["quantizer"],
+                "bits": f"{when['bits']:g}",
+                "figure": claim["name"],
+                "claimed": f"{claim['value']:.2f}",
+                "measured": f"{statistics.fmean(measured):.2f}",
+                "gap": f"{statistics.fmean(measured) - claim['value']:+.2f}",
+                "runs": str(len(same)),
+                "setting": claim["setting"],
+            }
+        )
+    return pandas.DataFrame(rows)

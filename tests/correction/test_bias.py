@@ -1,0 +1,249 @@
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from torch import nn
+
+from sq import batchnorm as bn
+from sq import layers
+from sq.correction import bias
+from sq.fold import fold
+from sq.grid import uniform
+from sq.model.digits_resnet import WEIGHTS, DigitsResNet
+from sq.types import Batch
+
+
+def images(x):
+    return Batch(x, torch.zeros(len(x)).long(), [str(i) for i in range(len(x))])
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def round_weights(net, bits, range="minmax"):
+    net = copy.deepcopy(net)
+    for layer in layers.find(net)[0]:
+        W = layers.weight(layer.module)
+        grid = uniform.fit(W, bits, symmetric=False, range=range, norm=2.4, steps=20, shrink=0.2)
+        layers.set_weight(layer.module, grid.nearest(W))
+    return net
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return images((torch.from_numpy(load_digits().images[:128]).float() / 8 - 1).unsqueeze(1))
+
+
+@pytest.fixture(scope="module", params=["with BatchNorm", "folded"])
+def resnet(request, batch):
+    net = DigitsResNet()
+    net.load_state_dict(load_file(WEIGHTS), strict=False)
+    net.eval()
+    if request.param == "folded":
+        assert fold(net, batch.x[:2]).left == []
+    return net
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 2, bias=False), nn.Flatten(), nn.Linear(27, 5)
+    )
+    return net.double().eval(), torch.randn(40, 2, 6, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [13, 40])
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_constant_shift_is_taken_off_exactly(small, place, batch_size, rounds):
+    reference, x = small
+    net = copy.deepcopy(reference)
+    net[place].bias.data += torch.tensor([0.5, -2.0, 1.0, 0.0, 3.0])[: len(net[place].bias)]
+    before = bn.logit_error(net, reference, x, 40)
+    report = bias.correct(net, reference, images(x), images=512, batch_size=batch_size, rounds=rounds)
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(net.get_parameter(name), parameter, rtol=0, atol=1e-13)
+    if (made := net[2].bias) is not None:  # what rounding has left of the shift is corrected as well
+        assert made.abs().max() < 1e-13
+    assert report["layers"] == 3
+    assert report["kept"] >= 1
+    assert report["error_before"] == pytest.approx(before, rel=1e-12)
+    assert before > 0.01
+    assert report["error_after"] < 1e-25
+    assert list(report) == ["layers", "kept", "left_alone", "error_before", "error_after"]
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("batch_size", [7, 40])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda **k: nn.Linear(5, 6, **k), (40, 5)),
+        (lambda **k: nn.Linear(5, 6, **k), (40, 3, 5)),
+        (lambda **k: nn.Linear(5, 6, **k), (40, 2, 3, 5)),
+        (lambda **k: nn.Conv1d(4, 6, 3, padding=1, **k), (40, 4, 9)),
+        (lambda **k: nn.Conv2d(4, 6, 3, stride=2, groups=2, **k), (40, 4, 7, 6)),
+        (lambda **k: nn.Conv2d(6, 6, 3, padding=1, groups=6, **k), (40, 6, 5, 5)),
+    ],
+)
+def test_one_layer_equals_the_formula(make, shape, batch_size, has_bias):
+    # y_q - y_r = E x, so the mean shift is E times the mean input
+    torch.manual_seed(1)
+    reference, x = nn.Sequential(make(bias=has_bias)).double().eval(), torch.randn(shape, dtype=torch.float64) + 0.7
+    net = copy.deepcopy(reference)
+    net[0].weight.data += 0.3 * torch.randn_like(net[0].weight)
+    E = layers.weight(net[0]) - layers.weight(reference[0])
+    shift = (E @ layers.inputs(net[0], x).mean(2, keepdim=True)).flatten()
+    bias.correct(net, reference, images(x), images=512, batch_size=batch_size, rounds=2)
+    plain = reference[0].bias.detach() if has_bias else 0
+    torch.testing.assert_close(net[0].bias.detach(), plain - shift)
+    assert isinstance(net[0].bias, nn.Parameter)
+
+
+def test_later_layers_see_what_was_corrected_before_them(small):
+    # in the first pass already, or the linear layer would take off again what the convolution has taken off
+    reference, x = small
+    net = copy.deepcopy(reference)
+    net[0].bias.data += 1
+    fed = []
+    with bn.feeding({"last": net[4]}, lambda name, module, x: fed.append(x)):
+        bias.correct(net, reference, images(x), images=512, batch_size=40, rounds=1)
+    with torch.no_grad():
+        wanted = reference[:4](x)
+    # one image to count calls, all of them to measure the error, then the first round
+    assert [len(t) for t in fed] == [1, 40, 40, 40]
+    torch.testing.assert_close(fed[2], wanted)
+    assert not torch.allclose(fed[1], wanted, atol=0.1)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_unquantized_network_is_left_as_it_was(resnet, batch, rounds):
+    net = copy.deepcopy(resnet)
+    report = bias.correct(net, resnet, batch, images=512, batch_size=50, rounds=rounds)
+    assert same(net, resnet)
+    found = layers.find(net)[0]
+    assert report == {"layers": len(found), "kept": 0, "left_alone": [], "error_before": 0, "error_after": 0}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_logit_error_falls(resnet, batch, bits, rounds):
+    net, reference = round_weights(resnet, bits), copy.deepcopy(resnet)
+    weights = {layer.name: layer.module.weight.clone() for layer in layers.find(net)[0]}
+    report = bias.correct(net, reference, batch, images=512, batch_size=64, rounds=rounds)
+    assert report["error_after"] < 0.8 * report["error_before"]
+    assert bn.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
+    assert report["kept"] > 0
+    assert same(reference, resnet)
+    assert all(torch.equal(net.get_submodule(name).weight, weight) for name, weight in weights.items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*net.modules(), *reference.modules()])
+
+
+def test_only_a_quantized_layer_is_corrected(resnet, batch):
+    net = copy.deepcopy(resnet)
+    net.head.weight.data.copy_(round_weights(resnet, 2).head.weight.data)
+    report = bias.correct(net, resnet, batch, images=512, batch_size=64, rounds=2)
+    assert report["kept"] == 1
+    assert report["error_after"] < report["error_before"]
+    assert not torch.equal(net.head.bias, resnet.head.bias)
+    net.head = resnet.head
+    assert same(net, resnet)
+
+
+def test_a_network_it_does_not_help_is_restored(resnet, batch):
+    # on these grids weights shrink, and the mean shift makes up for some of what that does to the logits
+    net = round_weights(resnet, 4, range="mse")
+    before, forced, parameters = copy.deepcopy(net), copy.deepcopy(net), dict(net.named_parameters())
+    report = bias.correct(net, resnet, batch, images=512, batch_size=64, rounds=2)
+    assert same(net, before)
+    assert all(p is parameters[name] for name, p in net.named_parameters())
+    assert report["kept"] == 0
+    assert report["error_after"] == report["error_before"] > 0
+    with pytest.MonkeyPatch.context() as patch:
+        errors = iter([1.0, 0.0])
+        patch.setattr(bn, "logit_error", lambda *args: next(errors))
+        assert bias.correct(forced, resnet, batch, images=512, batch_size=64, rounds=2)["kept"] > 0
+    assert bn.logit_error(forced, resnet, batch.x, 64) > report["error_before"]  # it would have hurt
+
+
+def test_harm_is_undone(resnet, batch, monkeypatch):
+    # a rule that makes everything worse: nothing of it may stay, not even a bias of zeros
+    monkeypatch.setattr(bias.Bias, "shift", lambda self: self.off * 0 + 9)
+    net = round_weights(resnet, 4)
+    before = copy.deepcopy(net)
+    parameters = dict(net.named_parameters())
+    report = bias.correct(net, resnet, batch, images=512, batch_size=64, rounds=2)
+    assert same(net, before)
+    assert all(p is parameters[name] for name, p in net.named_parameters())
+    assert report["kept"] == 0
+    assert report["error_after"] == report["error_before"] > 0
+
+
+def test_shifts_that_cancel_are_left():
+    # whole numbers, so that the outputs agree exactly although both layers are shifted
+    torch.manual_seed(0)
+    reference = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).eval()
+    for parameter in reference.parameters():
+        parameter.data = torch.randint(-4, 5, parameter.shape).float()
+    net = copy.deepcopy(reference)
+    net[0].bias.data += 3
+    net[1].bias.data -= net[1].weight.data.sum(1) * 3
+    before = copy.deepcopy(net)
+    report = bias.correct(
+        net, reference, images(torch.randint(-5, 6, (16, 3)).float()), images=512, batch_size=16, rounds=2
+    )
+    assert (report["error_before"], report["error_after"], report["kept"]) == (0, 0, 0)
+    assert same(net, before)
+
+
+def test_what_rounding_leaves_of_a_shift_is_not_kept():
+    # 1e8 + 1 is 1e8 in float32: nothing can be taken off, so nothing is
+    ours, theirs = nn.Linear(2, 3), nn.Linear(2, 3)
+    ours.bias.data.fill_(1e8)
+    plain, one = ours.bias, bias.Bias(ours, theirs)
+    one.expect(torch.zeros(5, 3))
+    one.see(torch.ones(5, 3), at_once=False)
+    assert one.settle() is False
+    assert ours.bias is plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_settling_lowers_the_error_of_the_output(dtype):
+    torch.manual_seed(0)
+    ours, y_r = nn.Conv2d(1, 3, 1).to(dtype), torch.randn(8, 3, 4, 4, dtype=dtype)
+    y_q = y_r + torch.randn_like(y_r) + torch.tensor([1.0, -0.2, 0.0]).to(dtype).view(3, 1, 1)
+    plain, one = ours.bias.detach().clone(), bias.Bias(ours, ours)
+    for q, r in zip(y_q.split(3), y_r.split(3), strict=True):
+        one.expect(r)
+        assert one.see(q, at_once=False) is None
+    assert one.settle() is True
+    moved = y_q + (ours.bias.detach() - plain).view(3, 1, 1)
+    assert (moved - y_r).square().mean() < (y_q - y_r).square().mean()
+    torch.testing.assert_close((moved - y_r).mean((0, 2, 3)), torch.zeros(3, dtype=dtype), rtol=0, atol=1e-6)
+
+
+def test_layers_not_called_once_are_left_alone_and_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice, self.never, self.once = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.once(self.twice(self.twice(x)))
+
+    torch.manual_seed(0)
+    reference = Net().eval()
+    net = copy.deepcopy(reference)
+    net.twice.weight.data += 0.5
+    before = copy.deepcopy(net)
+    report = bias.correct(net, reference, images(torch.randn(16, 3)), images=512, batch_size=8, rounds=2)
+    assert report["left_alone"] == ["twice", "never"]
+    assert (report["layers"], report["kept"]) == (1, 1)
+    assert torch.equal(net.twice.bias, before.twice.bias)
+    assert torch.equal(net.never.bias, before.never.bias)
+    assert not torch.equal(net.once.bias, before.once.bias)
