@@ -12,7 +12,6 @@ from sq.errors import SqError
 from sq.types import Batch, Images, Model
 
 
-
 def prepare(image, resized):
     return torch.from_numpy(np.asarray(image, np.float32))[None]
 
