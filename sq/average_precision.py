@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from sq.nms import Detections
-from sq.types import Objects
+from sq.samples import Objects
 
 OVERLAPS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds
 RECALLS = np.linspace(0, 1, 101)  # and the recalls at which it reads precision

@@ -24,7 +24,8 @@ from torch import Tensor
 from sq import gram, images, layers, statistics
 from sq.console import say
 from sq.errors import one_line
-from sq.types import Batch, LayerStatistics, Model, Statistics, digest
+from sq.samples import Batch
+from sq.types import LayerStatistics, Model, Statistics, digest
 
 GIB = 2**30
 PATIENCE = 5.0  # seconds to wait for another run before saying so

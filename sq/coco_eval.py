@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sq.errors import SqError
 from sq.nms import Detections
-from sq.types import Objects
+from sq.samples import Objects
 
 Evaluator = Literal["faster", "pycocotools"]
 

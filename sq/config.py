@@ -39,9 +39,9 @@ class Config:
     threads: int | None
     batch_size: int | None
     workers: int | None
-    positions: float
     fold: bool
     ends: str
+    positions: float
     results: str
     outputs: str
     cache: str | None

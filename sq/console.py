@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+_busy = False  # a progress bar is there
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -15,7 +16,22 @@ if not out.is_terminal:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, showing how far along it is while there is a terminal to show it on."""
+    """Yield `items`, showing how far along it is while there is a terminal to show it on.
+
+    Inside another such loop nothing is shown: there is one place for it.
+    """
+    global _busy
+    if _busy:
+        yield from items
+        return
+    _busy = True
+    try:
+        yield from _shown(items, what, total)
+    finally:
+        _busy = False
+
+
+def _shown(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal

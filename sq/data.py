@@ -29,12 +29,12 @@ def find(path: str, setting: str) -> Path:
     if not (base := os.environ.get("SQ_DATA")):
         raise SqError(
             f"{setting}={path}: not in the working directory, and SQ_DATA is not set: "
-            f"set SQ_DATA to the folder that holds weights/ and cifar10/, or give {setting}"
+            f"set SQ_DATA to the folder that holds weights/, cifar10/, imagenet/ and coco/, or give {setting}"
         )
     found = Path(base).expanduser() / given
     if not found.exists():
         raise SqError(
             f"{setting}={path}: neither in the working directory nor in SQ_DATA={base}: "
-            f"set SQ_DATA to the folder that holds weights/ and cifar10/, or correct {setting}"
+            f"set SQ_DATA to the folder that holds weights/, cifar10/, imagenet/ and coco/, or correct {setting}"
         )
     return found

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sq import images as reading
 from sq.errors import SqError
-from sq.types import Batch, Images, Measured, Model
+from sq.samples import Batch, Images
+from sq.types import Model
+
+
+class Measured(Protocol):
+    """What a metric found of one network on the evaluation images: ``measure(model, seen) -> Measured``.
+
+    `seen` yields (raw outputs of the network, the `Batch` it was given), batch after batch, on the CPU.
+    """
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Return what was measured, by name; the first is the one that tables and gates go by."""
+        ...
+
+    def against(self, full: Measured) -> dict[str, Any]:
+        """Compare this, of a quantized network, with full precision on the same images.
+
+        `drop` (full precision less this, of the first figure), `drop_low`, `drop_high` (95 % interval, paired over
+        images), and how far the outputs agree: `logit_snr_db`, and what else fits the task.
+        """
+        ...
+
 
 Metric = Callable[[Model, Iterable[tuple[Tensor, Batch]]], Measured]
 

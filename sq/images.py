@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sq.console import track
 from sq.errors import SqError, one_line
-from sq.types import Batch, Images, Objects, Prepare
+from sq.samples import Batch, Images, Objects, Prepare
 
 MOST = 256  # images in one forward pass, where nothing else decides
 TOGETHER = 32  # images in a task of a worker, where nothing else decides

@@ -36,7 +36,7 @@ def find(net: nn.Module) -> tuple[list[Layer], list[str]]:
         kind = type(module).__name__
         if not isinstance(module, Quantizable):
             skipped.append(f"{name} ({kind})")
-        elif is_parametrized(module, "weight") or type(module).forward not in FORWARDS:
+        elif is_parametrized(module, "weight") or not (type(module).forward in FORWARDS or _pads_same(module)):
             skipped.append(f"{name} ({kind}: not computed as weight times inputs)")
         elif id(own) in owner:
             skipped.append(f"{name} ({kind}: shares the weight of {owner[id(own)]})")
@@ -102,7 +102,7 @@ def padded(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[Tensor, Window]:
     A 1-D convolution is a 2-D one of width 1.
     """
     # PyTorch resolves "same" and integer padding to this one list, in F.pad's order, for every mode.
-    padding = module._reversed_padding_repeated_twice
+    padding = _same_padding(module, x) if _pads_same(module) else module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, padding, mode=mode)
     blank = _pair(padding[-2:]) if mode == "constant" else (0, 0)
@@ -110,6 +110,22 @@ def padded(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[Tensor, Window]:
         (kernel,), (dilation,), (stride,) = module.kernel_size, module.dilation, module.stride
         return x.unsqueeze(3), Window((kernel, 1), (dilation, 1), (stride, 1), blank)
     return x, Window(_pair(module.kernel_size), _pair(module.dilation), _pair(module.stride), blank)
+
+
+def _pads_same(module: nn.Module) -> bool:
+    """Tell whether `module` is timm's Conv2dSame, which differs from a convolution in its padding alone."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
+
+
+def _same_padding(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[int]:
+    """Return TensorFlow's "SAME" padding for input `x`, in F.pad's order: it depends on the size of the input."""
+    padding: list[int] = []
+    sizes = zip(x.shape[2:], module.kernel_size, module.dilation, module.stride, strict=True)
+    for size, kernel, dilation, stride in reversed(list(sizes)):
+        total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        padding += [total // 2, total - total // 2]
+    return padding
 
 
 def _pair(sizes: Sequence[int]) -> tuple[int, int]:

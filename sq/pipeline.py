@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from sq import cache, ends, fold, gate, summary, trace
+from sq import baseline, cache, ends, fold, gate, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
+from sq.console import say
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.types import Problem
 
@@ -36,9 +37,11 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         batch = replace(batch, x=to(batch.x, device))
         folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
         whole = trace.settle(model, batch.x[:1])
+        if whole.skipped:
+            say(f"{len(whole.skipped)} layers stay in full precision: {', '.join(whole.skipped)}")
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
-        full = evaluation.measure(whole.net)
+        full, known = baseline.measure(config, whole, dataset, evaluation)
         expected = gate.check(whole, dataset.name, full.figures)
     model, fixed = ends.leave(whole, policy), ends.widths(whole, policy)
     with clock.phase("statistics"):
@@ -62,5 +65,10 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     made["results"] = summary.compare(found, full) | made["results"]
     made["sensitivity"] = {name: {str(b): c for b, c in row.items()} for name, row in cost.items()}
     made |= summary.images(dataset, batch, evaluation.left_out)
-    spent = {"statistics_cached": cached, "seconds": clock.seconds, "peak_bytes": clock.peak_bytes()}
+    spent = {
+        "full_precision_cached": known,
+        "statistics_cached": cached,
+        "seconds": clock.seconds,
+        "peak_bytes": clock.peak_bytes(),
+    }
     return made | {"expected": expected, "folded": folded and asdict(folded), "correction": correction} | spent

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sq import gram, images, layers, memory
 from sq.console import track
 from sq.errors import SqError
-from sq.types import Batch, Layer, LayerStatistics, Model, Statistics
+from sq.samples import Batch
+from sq.types import Layer, LayerStatistics, Model, Statistics
 
 LEAST = 4  # positions an input, when only some are drawn: an H of fewer is mostly noise
 

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from sq.types import Calibration, Dataset, Layer, Measured, Model, Problem, QuantizedModel
+from sq.evaluation import Measured
+from sq.samples import Calibration, Dataset
+from sq.types import Layer, Model, Problem, QuantizedModel
 
 FLOAT = 32  # bits of a number that stays unquantized
 

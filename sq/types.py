@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Interval
-from PIL import Image
 from torch import Tensor, nn
 
-# prepare(image, resized) -> (C, H, W) float32: an image as the network takes it; `resized` as in `Images`
-Prepare = Callable[[Image.Image, bool], Tensor]
+from sq.samples import Calibration, Prepare
+
 # decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
 Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
 
@@ -60,86 +59,6 @@ class Model:
     expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by image set; see sq/gate.py
     decode: Decode | None = None  # of a detector
     ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
-
-
-@dataclass(frozen=True)
-class Objects:
-    """What is to be found in one image."""
-
-    boxes: Tensor  # (n, 4) float32: left, top, right, bottom, in pixels of the image as it is stored
-    classes: Tensor  # (n,) int64
-    crowd: Tensor  # (n,) bool: a region of many objects, which a prediction may match any number of times
-    size: tuple[int, int]  # (height, width) of the image as it is stored
-
-
-@dataclass(frozen=True)
-class Images:
-    """A split: images on disk or in memory, which are read when they are needed."""
-
-    ids: list[str]  # unique, and the same on every machine
-    y: Tensor | list[Objects]  # labels (B,) int64, or the objects in each image
-    read: Callable[[int], Image.Image]  # the image at a place; can be pickled, for worker processes
-    resized: bool = False  # shorter side is what a centre crop is taken from: the network's resize is left out
-    skip_corrupt: bool = False  # leave out an image that cannot be read, and say so; otherwise that is an error
-    workers: int | None = 0  # processes that read and prepare; None: one a core, up to 8; 0: this one
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images (B, C, H, W) float32, as the network takes them, with labels (B,) or objects, and unique ids."""
-
-    x: Tensor
-    y: Tensor | list[Objects]
-    ids: list[str]
-
-
-@dataclass(frozen=True)
-class Calibration(Batch):
-    """The calibration images, and which inputs of a layer a solver's statistics are of.
-
-    `inputs` is "reference", what the full-precision network feeds the layer, or "quantized", what it is fed once
-    the layers before it are quantized; then `stages` is how many times those inputs are collected anew (None:
-    for every layer).
-    """
-
-    inputs: str = "reference"
-    stages: int | None = None
-    left_out: tuple[str, ...] = ()  # ids of images that were drawn but could not be read
-
-
-class Measured(Protocol):
-    """What a metric found of one network on the evaluation images: ``measure(model, seen) -> Measured``.
-
-    `seen` yields (raw outputs of the network, the `Batch` it was given), batch after batch, on the CPU.
-    """
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Return what was measured, by name; the first is the one that tables and gates go by."""
-        ...
-
-    def against(self, full: Measured) -> dict[str, Any]:
-        """Compare this, of a quantized network, with full precision on the same images.
-
-        `drop` (full precision less this, of the first figure), `drop_low`, `drop_high` (95 % interval, paired over
-        images), and how far the outputs agree: `logit_snr_db`, and what else fits the task.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A training split, for calibration, and a disjoint split to evaluate on."""
-
-    train: Images
-    test: Images
-    classes: int
-    name: str  # of the image set: what a model's `expected` figures go by
-
-    def read_by(self, workers: int | None) -> Dataset:
-        """Return this dataset with `workers` processes reading what leaves that open."""
-        train, test = (s if s.workers == 0 else replace(s, workers=workers) for s in (self.train, self.test))
-        return replace(self, train=train, test=test)
 
 
 @dataclass(frozen=True)

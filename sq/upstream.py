@@ -7,17 +7,13 @@ for W* = W C H^-1: ||W X - Q X^||^2 = (W* - Q) H (W* - Q)^T + const. So no solve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sq import gram, images, layers
-from sq.console import track
 from sq.errors import SqError
 from sq.types import Layer
 
@@ -51,76 +47,52 @@ class Pair:
         return max(whole - 2 * mixed + own, 0.0) / whole if whole > 0 else 0.0
 
 
-def stages(every: list[Layer], count: int | None) -> list[list[Layer]]:
-    """Split layers, in the order they are called, into `count` runs of nearly equal length; None: one each."""
-    count = min(count or len(every), len(every))
-    cuts = [round(i * len(every) / count) for i in range(count + 1)]
-    return [every[a:b] for a, b in pairwise(cuts)]
+def collect(net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor) -> Pair:
+    """Run images `x` (B, ...) through both networks, side by side, up to `layer`, and return its pair.
 
-
-def collect(
-    net: nn.Module, reference: nn.Module, chosen: list[Layer], x: Tensor, batch_size: int | None
-) -> dict[str, Pair]:
-    """Run images `x` (B, ...) through both networks, side by side, and return the pair of each chosen layer.
-
-    Each pass ends as soon as the last chosen layer has been fed.
+    One layer at a time: were two that feed each other solved for the same inputs, both would make up for the same
+    error.
 
     Raises
     ------
-    SqError : a layer's input holds NaN or infinity, or the networks call a layer differently often
+    SqError : the layer's inputs hold NaN or infinity, or the networks call it differently often
     """
-    sums = {layer.name: _Sum(layer, x.device) for layer in chosen}
-    fed: dict[str, list[Tensor]] = {}
-
-    def keep(name: str, x: Tensor) -> None:
-        fed.setdefault(name, []).append(x)
-
-    def add(name: str, x: Tensor) -> None:
-        if not fed.get(name):
-            raise SqError(f"layer {name}: the quantized network calls it more often: use calibration.inputs=reference")
-        sums[name].add(fed[name].pop(0), x)
-
-    calls: dict[str, int] | None = None  # known after the first images
+    total = _Sum(layer, x.device)
+    calls: int | None = None  # known after the first images
     with torch.no_grad():
-        for part in track(images.split(x, batch_size), "inputs"):
-            counts = _run(reference, [*sums], keep, part, calls)
-            _run(net, [*sums], add, part, calls)
-            calls = counts
-    return {name: own.finish() for name, own in sums.items()}
+        for part in images.split(x, None):
+            wanted = _fed(reference, layer.name, part, calls)
+            found = _fed(net, layer.name, part, calls)
+            if len(wanted) != len(found):
+                raise SqError(f"layer {layer.name} is called differently often: use calibration.inputs=reference")
+            for own in zip(wanted, found, strict=True):
+                total.add(*own)
+            calls = len(wanted)
+    return total.finish()
 
 
-def _run(
-    net: nn.Module, names: list[str], see: Callable[[str, Tensor], None], x: Tensor, calls: dict[str, int] | None
-) -> dict[str, int]:
-    """Run `net` on `x`, showing `see` what the named layers are fed, until all were called as often as `calls` says."""
-    counts = dict.fromkeys(names, 0)
+def _fed(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor]:
+    """Return what `net` feeds a layer for `x`; stop when it has been called as often as `calls` says."""
+    fed: list[Tensor] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            counts[name] += 1
-            see(name, args[0] if args else named["input"])
-            if counts == calls:
-                raise _Enough
+    def keep(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = args[0] if args else named["input"]
+        fed.append(x.clone() if calls is None else x)  # what goes on may change it in place
+        if len(fed) == calls:
+            raise _Enough
 
-        return before
-
-    hooks = [net.get_submodule(n).register_forward_pre_hook(watch(n), with_kwargs=True) for n in names]
-    with _hooks(hooks), suppress(_Enough):
+    hook = net.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
         net(x)
-    return counts
+    except _Enough:
+        pass
+    finally:
+        hook.remove()
+    return fed
 
 
 class _Enough(Exception):  # no error: the rest of the network is not needed
     pass
-
-
-@contextmanager
-def _hooks(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Sum:

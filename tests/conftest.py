@@ -69,7 +69,7 @@ def resnet():
 @pytest.fixture(scope="session")
 def needs_data():
     if not os.environ.get("SQ_DATA"):
-        pytest.skip("SQ_DATA is not set: it names the folder that holds weights/ and cifar10/")
+        pytest.skip("SQ_DATA is not set: it names the folder that holds weights/, cifar10/, imagenet/ and coco/")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 from sq import average_precision, coco_eval
 from sq.dataset import coco
 from sq.nms import Detections
-from sq.types import Objects
+from sq.samples import Objects
 
 CLASSES = 6
 

@@ -13,21 +13,23 @@ from sq.build import build, check
 from sq.config import FAMILIES
 from sq.errors import SqError
 
-SUBSET = {"_target_": "sq.calibration.subset.draw", "_partial_": True, "images": 8, "seed": 0}
+KNOBS = {"images": 8, "seed": 0, "inputs": "reference"}
+SUBSET = {"_target_": "sq.calibration.subset.draw", "_partial_": True, **KNOBS}
 SOLVE = {"_target_": "sq.solver.gptq.solve", "_partial_": True, "order": "natural", "block": 64}
 LAYERWISE = {"_target_": "sq.quantizer.layerwise.quantize", "_partial_": True, "damp": 0.01, "solve": SOLVE}
 UNIFORM = compose()[0]["grid"]
 
 
 def test_knobs_are_bound():
-    assert build(SUBSET, "calibration").keywords == {"images": 8, "seed": 0}
+    assert build(SUBSET, "calibration").keywords == KNOBS
 
 
 def test_function_that_is_built_does_the_work():
     from sq.dataset import digits
+    from sq.model import digits_resnet
 
-    data = digits.load(every=3)
-    assert len(build(SUBSET, "calibration")(None, data).ids) == 8
+    data = digits.load(name="digits", every=3)
+    assert len(build(SUBSET, "calibration")(digits_resnet.load(weights=None, expected=None), data).ids) == 8
 
 
 def test_nested_function_is_bound_too():
@@ -77,7 +79,7 @@ def test_missing_knob():
 def test_unknown_knob_and_the_nearest():
     with pytest.raises(SqError, match=r"calibration\.image: not a setting of .*; nearest: images"):
         check({**SUBSET, "image": 8}, "calibration")
-    with pytest.raises(SqError, match=r"calibration\.zzz: not a setting of .*; choices: images, seed"):
+    with pytest.raises(SqError, match=r"calibration\.zzz: not a setting of .*; choices: images, inputs, seed"):
         check({**SUBSET, "zzz": 8}, "calibration")
 
 
@@ -172,7 +174,8 @@ def test_choice_builds_and_holds_to_the_contract(family, option):
         assert [k.name for k in knobs if k.annotation is k.empty] == []
         assert inspect.getdoc(module)
         assert inspect.getdoc(function)
-    assert parts[0]["_target_"].startswith(f"sq.{family}.")
+    own = "activations" if family == "activation" and option != "none" else family  # what its choices share
+    assert parts[0]["_target_"].startswith(f"sq.{own}.")
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
@@ -232,9 +235,11 @@ def test_families_do_not_import_each_other(file):
     ("package", "home"),
     [
         ("wandb", "sq/tracker/wandb.py"),
-        ("timm", ("sq/model", "sq/bench/sources.py")),
+        ("timm", ("sq/model", "sq/bench/sources.py", "sq/transforms.py", "sq/dataset/image_folder.py")),
         ("brevitas", "sq/solver/brevitas_gptq.py"),
-        ("ultralytics", "sq/model"),
+        ("ultralytics", ("sq/model", "sq/yolo.py", "sq/hub.py")),
+        ("pycocotools", "sq/coco_eval.py"),
+        ("faster_coco_eval", "sq/coco_eval.py"),
         ("onnx", "sq/export"),
         ("onnxruntime", "sq/export"),
     ],
@@ -274,7 +279,7 @@ def test_files_are_short(file):
     ],
 )
 def test_knobs_out_of_range_are_refused_by_name(family, choice, knob, value):
-    part = OmegaConf.load(ROOT / "conf" / family / f"{choice}.yaml")
+    part = OmegaConf.create(compose(f"{family}={choice}")[0][family])
     OmegaConf.update(part, knob, value)
     with pytest.raises(SqError, match=rf"{family}\.{re.escape(knob)}={value}: should be"):
         build(OmegaConf.to_container(part), family)

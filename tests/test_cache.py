@@ -15,7 +15,8 @@ from torch import nn
 
 from sq import cache, gram, layers, statistics
 from sq import images as reading
-from sq.types import Batch, Model
+from sq.samples import Batch
+from sq.types import Model
 
 SETTINGS = {"batch_size": 4, "positions": 1.0, "seed": 0}
 

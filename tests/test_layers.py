@@ -2,9 +2,10 @@ import itertools
 
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
-from sq import layers
+from sq import gram, layers
 
 PADDING_1D = [0, 2, (1,), "same", "valid"]
 PADDING_2D = [0, 2, (1, 3), "same", "valid"]
@@ -130,3 +131,30 @@ def test_layers_that_are_not_weight_times_inputs_are_named_not_quantized():
     assert [layer.name for layer in found] == ["a"]
     assert [name.split(" ")[0] for name in skipped] == ["b", "c", "d"]
     assert "shares the weight of a" in skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "dilation", "groups"),
+    [
+        (8, 3, 2, 1, 1),
+        (9, 3, 2, 1, 4),
+        (8, 5, 2, 1, 4),
+        (7, 3, 1, 2, 1),
+        (8, 3, 3, 1, 1),
+        (5, 7, 4, 1, 2),
+        (6, 1, 2, 1, 1),
+    ],
+)
+def test_padding_that_depends_on_the_input(size, kernel, stride, dilation, groups):
+    conv = Conv2dSame(4, 8, kernel, stride, dilation=dilation, groups=groups, bias=False).double()
+    net = nn.Sequential(conv)
+    (layer,), skipped = layers.find(net)
+    assert skipped == []
+    x = torch.randn(3, 4, size, size + 1, dtype=torch.float64)
+    y = net(x)
+    outputs = layers.weight(conv) @ layers.inputs(conv, x)  # (G, O, N)
+    torch.testing.assert_close(outputs.flatten(0, 1), y.transpose(0, 1).flatten(1))
+    total = gram.of(layer, x, 1.0, 0)
+    total.add(x, layers.positions(conv, y))
+    X = layers.inputs(conv, x)
+    torch.testing.assert_close(total.finish(), X @ X.mT)

@@ -4,7 +4,8 @@ from torch import nn
 
 from sq import layers, memory, statistics
 from sq.errors import SqError
-from sq.types import Batch, Model
+from sq.samples import Batch
+from sq.types import Model
 
 CPU = torch.device("cpu")
 LAYERS, _ = layers.find(nn.Sequential(nn.Linear(100, 50), nn.Linear(1000, 1), nn.Conv2d(8, 8, 3, groups=8)))

@@ -9,7 +9,8 @@ from torch import nn
 
 from sq import evaluation, record
 from sq.errors import SqError
-from sq.types import Batch, Images, Model
+from sq.samples import Batch, Images
+from sq.types import Model
 
 
 def prepare(image, resized):

@@ -16,7 +16,7 @@ from sq import job, pipeline, record
 from sq.config import leaves
 from sq.errors import SqError
 
-BOOKKEEPING = {"name", "results", "outputs", "rerun", "tracker", "cache", "cache_gib"}
+BOOKKEEPING = {"name", "results", "outputs", "rerun", "tracker", "cache", "cache_gib", "workers"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -333,7 +333,8 @@ def test_record_describes_every_layer(real):
 
 def test_record_holds_time_and_memory(real):
     made = real[2]
-    phases = ["load", "calibrate", "statistics", "sensitivity", "allocation", "quantize", "correct", "evaluate"]
+    phases = ["load", "calibrate", "full_precision", "statistics", "activation", "sensitivity", "allocation"]
+    phases += ["quantize", "correct", "evaluate"]
     assert list(made["seconds"]) == phases
     assert all(seconds >= 0 for seconds in made["seconds"].values())
     assert made["results"]["solve_seconds"] < made["seconds"]["quantize"]

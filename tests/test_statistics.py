@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from sq import gram, layers, statistics
 from sq.errors import SqError
-from sq.types import Batch, Model
+from sq.samples import Batch
+from sq.types import Model
 
 
 class Tiny(nn.Module):

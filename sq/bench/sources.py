@@ -17,7 +17,8 @@ from sq.bench import features, settings
 from sq.build import build
 from sq.config import nearest
 from sq.errors import SqError
-from sq.types import Batch, Count, Layer, Model
+from sq.samples import Batch
+from sq.types import Count, Layer, Model
 
 Maps = Callable[[nn.Module, Generator], Tensor]  # maps(module, generator) -> inputs
 

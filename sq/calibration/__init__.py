@@ -1,1 +1,1 @@
-"""Calibration: ``draw(model, dataset) -> Split``, the images a method may look at."""
+"""Calibration: ``draw(model, dataset) -> Calibration``, the images a method may look at."""

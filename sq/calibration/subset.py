@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sq import images as reading
 from sq.errors import SqError
-from sq.types import Calibration, Count, Dataset, Model, Objects
+from sq.samples import Calibration, Dataset, Objects
+from sq.types import Model
 
 
 def draw(
@@ -17,7 +18,6 @@ def draw(
     images: int,
     seed: int,
     inputs: Literal["reference", "quantized"],
-    stages: Count | None,
 ) -> Calibration:
     """Draw images without replacement, classes in turn, so that class counts are equal as far as classes go.
 
@@ -27,7 +27,7 @@ def draw(
     ----------
     images : how many, from 1 to the size of the training split
     seed : of the draw; the same seed gives the same images in the same order
-    inputs, stages : handed on, see `sq.types.Calibration`
+    inputs : handed on, see `sq.samples.Calibration`
 
     Raises
     ------
@@ -46,7 +46,7 @@ def draw(
     drawn = reading.load(train, chosen.tolist(), model.prepare, "calibration images")
     read = set(drawn.ids)
     left_out = tuple(train.ids[i] for i in chosen.tolist() if train.ids[i] not in read)
-    return Calibration(drawn.x, drawn.y, drawn.ids, inputs, stages, left_out)
+    return Calibration(drawn.x, drawn.y, drawn.ids, inputs, left_out)
 
 
 def _largest(y: list[Objects]) -> Tensor:

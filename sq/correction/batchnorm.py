@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sq import batchnorm
-from sq.types import Batch, Count
+from sq.samples import Batch
+from sq.types import Count
 
 
 def correct(

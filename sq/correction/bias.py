@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sq import batchnorm, layers
-from sq.types import Batch, Count
+from sq.samples import Batch
+from sq.types import Count
 
 
 def correct(

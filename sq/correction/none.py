@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sq.types import Batch
+from sq.samples import Batch
 
 
 def correct(net: nn.Module, reference: nn.Module, batch: Batch) -> dict:

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from sq import batchnorm, images
-from sq.types import Batch
+from sq.samples import Batch
 
 
 def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Annotated[int, Ge(2)] | None) -> dict:

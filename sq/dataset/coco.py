@@ -15,7 +15,7 @@ from PIL import Image
 
 from sq.data import find
 from sq.errors import SqError
-from sq.types import Dataset, Images, Objects
+from sq.samples import Dataset, Images, Objects
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SLACK = 1e-5  # by which rounding may push a share beyond 1

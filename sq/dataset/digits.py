@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sq.errors import SqError
-from sq.types import Dataset, Images
+from sq.samples import Dataset, Images
 
 
 def load(*, name: str, every: int) -> Dataset:

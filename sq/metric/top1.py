@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sq import agreement, paired
 from sq.errors import SqError
-from sq.types import Batch, Measured, Model
+from sq.evaluation import Measured
+from sq.samples import Batch
+from sq.types import Model
 
 
 def measure(model: Model, seen: Iterable[tuple[Tensor, Batch]]) -> Measured:

@@ -84,11 +84,9 @@ def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str
     if batch.inputs == "reference":
         yield {layer.name: _own_target(layer, problem) for layer in model.layers}
         return
-    stages = upstream.stages(model.layers, batch.stages)
-    say(f"calibration.inputs=quantized: {len(stages)} passes of both networks over {len(batch.ids)} images at most")
-    for stage in stages:
-        pairs = upstream.collect(net, model.net, stage, batch.x, None)
-        yield {layer.name: _moved_target(layer, pairs[layer.name], problem, damp) for layer in stage}
+    say(f"calibration.inputs=quantized: {len(model.layers)} passes of both networks over {len(batch.ids)} images")
+    for layer in track(model.layers, "layers", len(model.layers)):
+        yield {layer.name: _moved_target(layer, upstream.collect(net, model.net, layer, batch.x), problem, damp)}
 
 
 def _own_target(layer: Layer, problem: Problem) -> Target:

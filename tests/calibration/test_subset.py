@@ -4,13 +4,14 @@ from PIL import Image
 
 from sq.calibration import subset
 from sq.errors import SqError
-from sq.types import Dataset, Images, Model, Objects
+from sq.samples import Dataset, Images, Objects
+from sq.types import Model
 
 
 @pytest.fixture
 def draw(digits, resnet):
     def drawn(images, seed=0):
-        return subset.draw(resnet, digits, images=images, seed=seed, inputs="quantized", stages=3)
+        return subset.draw(resnet, digits, images=images, seed=seed, inputs="quantized")
 
     return drawn
 
@@ -58,7 +59,7 @@ def test_out_of_range(draw, images):
 
 def test_how_inputs_are_seen_is_handed_on(draw):
     batch = draw(8)
-    assert (batch.inputs, batch.stages, batch.left_out) == ("quantized", 3, ())
+    assert (batch.inputs, batch.left_out) == ("quantized", ())
 
 
 def objects(*sizes):
@@ -73,7 +74,7 @@ def test_images_with_objects_are_balanced_over_their_largest():
     dataset = Dataset(split, split, 2, "made up")
     model = Model(None, [], (1, 2, 2), "", lambda image, resized: torch.tensor(image.getpixel((0, 0))).view(1, 1, 1))
     for seed in range(5):
-        batch = subset.draw(model, dataset, images=3, seed=seed, inputs="reference", stages=None)
+        batch = subset.draw(model, dataset, images=3, seed=seed, inputs="reference")
         assert {"i/3", "i/4"} <= set(batch.ids), "the only image of class 0 and the only one without objects"
         assert all(batch.y[n] is y[int(name[2:])] for n, name in enumerate(batch.ids))
         assert batch.x.flatten().tolist() == [int(name[2:]) for name in batch.ids]

@@ -12,7 +12,7 @@ from sq.correction import bias
 from sq.fold import fold
 from sq.grid import uniform
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet
-from sq.types import Batch
+from sq.samples import Batch
 
 
 def images(x):

@@ -15,7 +15,7 @@ from sq.build import build
 from sq.correction import batchnorm, none, reestimate
 from sq.grid import uniform
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet
-from sq.types import Batch
+from sq.samples import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "correction"
 PARTS = {p.stem: compose(f"correction={p.stem}")[0]["correction"] for p in sorted(CONF.glob("*.yaml"))}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from cli_helpers import compose
 from PIL import Image
 
 from sq.build import build
@@ -291,13 +291,16 @@ def test_both_layouts_give_the_same_objects(official):
 
 @pytest.mark.parametrize("choice", ["coco", "coco_sample"])
 def test_config_fits_and_names_its_set(choice):
-    part = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / f"{choice}.yaml"))
+    config, choices = compose(f"dataset={choice}")
+    part = config["dataset"]
+    assert choices["metric"] == "coco_map"
+    assert compose("metric=top1", f"dataset={choice}")[1]["metric"] == "top1", "what is typed goes first"
     assert part["name"] == choice
     build(part, "dataset")
 
 
 def test_sample(needs_data):
-    data = build(OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / "coco_sample.yaml")), "dataset")()
+    data = build(compose("dataset=coco_sample")[0]["dataset"], "dataset")()
     assert (len(data.train.ids), len(data.test.ids), data.classes, data.name) == (128, 128, 80, "coco_sample")
     assert data.test.ids[0] == "coco/val/000000000139.jpg"
     assert sum(len(o.classes) for o in data.test.y) == 898

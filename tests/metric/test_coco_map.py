@@ -14,7 +14,8 @@ from sq import average_precision
 from sq.build import build
 from sq.errors import SqError
 from sq.metric.coco_map import measure
-from sq.types import Batch, Model, Objects
+from sq.samples import Batch, Objects
+from sq.types import Model
 
 SIDE, CLASSES = 64, 3
 KNOBS = {"confidence": 0.001, "iou": 0.6, "limit": 300, "evaluator": "faster", "resamples": 40}

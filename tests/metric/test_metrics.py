@@ -6,7 +6,7 @@ import torch
 from sq import agreement
 from sq.errors import SqError
 from sq.metric import top1
-from sq.types import Batch
+from sq.samples import Batch
 
 REFERENCE = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, 4.0], [5.0, 0.0, 1.0]])
 OUTPUTS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 3.0], [1.0, 0.0, 4.0], [0.0, 0.0, 1.0]])

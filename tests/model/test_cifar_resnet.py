@@ -238,7 +238,7 @@ def test_data_folder_that_is_not_named_is_one_line(tmp_path):
     line = error_line(done)
     assert done.returncode == 1
     assert "model.weights=weights/cifar10_resnet20.pth" in line
-    assert "set SQ_DATA to the folder that holds weights/ and cifar10/" in line
+    assert "set SQ_DATA to the folder that holds weights/, cifar10/, imagenet/ and coco/" in line
 
 
 def test_images_of_another_network_are_one_line(tmp_path, needs_data):

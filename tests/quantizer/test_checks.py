@@ -7,8 +7,9 @@ from torch import nn
 from sq import layers
 from sq.errors import SqError
 from sq.quantizer import checks, layerwise
+from sq.samples import Calibration
 from sq.solver import obq, rtn
-from sq.types import Calibration, LayerStatistics, Model, Problem, Statistics
+from sq.types import LayerStatistics, Model, Problem, Statistics
 
 NET = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 3, bias=False))
 

@@ -5,8 +5,9 @@ from torch import nn
 from sq import layers, statistics
 from sq.errors import SqError
 from sq.quantizer import layerwise
+from sq.samples import Calibration
 from sq.solver import gptq, rtn
-from sq.types import Calibration, LayerStatistics, Model, Problem, Statistics
+from sq.types import LayerStatistics, Model, Problem, Statistics
 
 
 def natural(W, H, grid):

@@ -5,8 +5,9 @@ import torch
 
 from sq import layers, statistics
 from sq.grid import uniform
+from sq.samples import Calibration
 from sq.sensitivity import output_error
-from sq.types import Calibration, Model, Problem
+from sq.types import Model, Problem
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from torch import nn
 from sq import layers
 from sq.build import build
 from sq.quantizer import layerwise
+from sq.samples import Calibration
 from sq.solver import rtn
 from sq.statistics import loss
-from sq.types import Calibration, LayerStatistics, Model, Problem, Statistics, solution
+from sq.types import LayerStatistics, Model, Problem, Statistics, solution
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "quantizer"
 PARTS = {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted(CONF.glob("*.yaml"))}
@@ -127,11 +128,12 @@ def test_not_positive_definite_is_an_error(name, solve, fit, correlated, broken)
 def quantized(solve, W, H, grid):
     net = nn.Linear(W.shape[2], W.shape[1], bias=False).double()
     layers.set_weight(net, W)
-    whole = nn.Sequential(net)
-    model = Model(whole, layers.find(whole)[0], (1,), "", None)
+    model = Model(net, [layers.find(nn.Sequential(net))[0][0]], (1,), "", None)
+    model = Model(nn.Sequential(net), model.layers, (1,), "", None)
     statistics = Statistics({"0": LayerStatistics(H, 1)}, 1)
-    batch = Calibration(torch.zeros(0), torch.zeros(0), [])
-    problem = Problem(model, batch, statistics, lambda W, bits: grid, {"0": 3})
+    problem = Problem(
+        model, Calibration(torch.zeros(0), torch.zeros(0), []), statistics, lambda W, bits: grid, {"0": 3}
+    )
     return layerwise.quantize(problem, solve=solve, damp=0.01).layers["0"]
 
 

@@ -18,7 +18,7 @@ from sq.types import solution
 def problems(cifar10):
     # (W, damped H, H) of every layer
     model = build(compose("model=resnet20")[0]["model"], "model")()
-    batch = subset.draw(model, cifar10, images=300, seed=0, inputs="reference", stages=None)
+    batch = subset.draw(model, cifar10, images=300, seed=0, inputs="reference")
     found = statistics.collect(model, batch, batch_size=100, positions=1.0, seed=0)
     hessians = [found.layers[layer.name].hessian for layer in model.layers]
     weights = [layers.weight(layer.module) for layer in model.layers]
