@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import gram, layers, statistics
+from sq import gram, images, layers, statistics
 from sq.console import say
 from sq.errors import one_line
 from sq.samples import Batch
@@ -31,7 +31,7 @@ GIB = 2**30
 PATIENCE = 5.0  # seconds to wait for another run before saying so
 ABANDONED = 3600.0  # seconds after which a file half written belongs to a run that was killed
 # Read along with the code itself: an edit while a sweep runs must not name what the old code computes.
-CODE = [inspect.getsource(module) for module in (statistics, gram, layers)]
+CODE = [inspect.getsource(module) for module in (statistics, images, gram, layers)]
 
 
 def collect(

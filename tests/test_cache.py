@@ -13,7 +13,8 @@ import torch
 from cli_helpers import ROOT
 from torch import nn
 
-from sq import cache, layers, statistics
+from sq import cache, gram, layers, statistics
+from sq import images as reading
 from sq.samples import Batch
 from sq.types import Model
 
@@ -285,7 +286,7 @@ def test_own_code_is_read_when_it_is_imported(monkeypatch):
     source = cache.inspect.getsource
     monkeypatch.setattr(cache.inspect, "getsource", lambda m: source(m) + "#")
     assert cache.key(model(), images(), SETTINGS, {}) == before
-    assert {Path(m.__file__).read_text() for m in (statistics, layers)} <= set(cache.CODE)
+    assert {Path(m.__file__).read_text() for m in (statistics, reading, gram, layers)} <= set(cache.CODE)
 
 
 def test_an_entry_in_a_folder_that_may_only_be_read_is_used(tmp_path, monkeypatch, capsys):

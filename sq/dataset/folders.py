@@ -47,6 +47,6 @@ class Files:
 
     def __call__(self, place: int) -> Image.Image:
         """Return the image at `place`."""
-        image = Image.open(self.files[place])
-        image.load()  # now, so that a damaged file is found here and its handle is closed
-        return image
+        with Image.open(self.files[place]) as image:
+            image.load()  # now, so that a damaged file is found here; what is loaded outlives the handle
+            return image

@@ -130,7 +130,7 @@ def test_network_gives_real_layers(resnet, digits):
 
     found = cases("digits", "source.layers=[stem.0,head]", 'source.calibration="subset images=32"')
     assert [case.layer.name for case in found] == ["stem.0", "head"]
-    batch = subset.draw(resnet, digits, images=32, seed=0)
+    batch = subset.draw(resnet, digits, images=32, seed=0, inputs="reference")
     wanted = statistics.collect(resnet, batch, positions=1.0, seed=0, batch_size=256)
     for case in found:
         W, H = case.make()
