@@ -54,7 +54,7 @@ def build(records: list[Record]) -> pandas.DataFrame:
         cells |= {
             _title(row): _cell(row["score"], _form(row)),
             "drop": _cell(row["drop"], _form(row)),
-            "95 %": _interval(row),
+            **({"95 %": _interval(row)} if any(own["interval"] for own in made) else {}),
             "rel. error": _cell(row["relative_error"], ".5f"),
             "solve s": _cell(row["solve_seconds"], ".3f"),
             "speed-up": _cell(row["speedup"], ".1f", "x"),
