@@ -47,7 +47,7 @@ def execute(config: Mapping[str, Any], choices: Mapping[str, str]) -> record.Rec
 def outcome(made: record.Record) -> str:
     """Return one line on what came of a run that is done."""
     figures, seconds = made["results"], sum(made["seconds"].values())
-    return f"relative error {figures['relative_error']:.5f}, drop {figures['drop']:.2f}, {seconds:.1f} s"
+    return f"relative error {figures['relative_error']:.5f}, drop {figures['drop']:.3g}, {seconds:.1f} s"
 
 
 def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
@@ -63,6 +63,7 @@ def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> rec
         tracker = build(config["tracker"], "tracker")(made)
         figures = pipeline.run(config, device)
         json.dumps(figures, allow_nan=False)  # what cannot be written is a failure too
+        record.keep_ids(config, figures["calibration"]["ids"], figures.pop("calibration_ids"))
         made |= figures
         made["status"] = "done"
     except Exception as error:  # whatever it is, it belongs in the record

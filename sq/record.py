@@ -87,7 +87,23 @@ def write(file: Path, record: Record) -> None:
     ------
     SqError : the folder cannot be written, or the disk is full
     """
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_text(file, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def keep_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
+    """Keep the ids of calibration images beside the records that name their hash, one a line."""
+    file = path(config).parent / "calibration" / f"{name}.txt"
+    if not file.is_file():
+        write_text(file, "\n".join(ids) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write `text` to `file`, whole or not at all; what was there survives a failure.
+
+    Raises
+    ------
+    SqError : the folder cannot be written, or the disk is full
+    """
     part = file.with_name(f".{file.stem}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

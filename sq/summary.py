@@ -68,6 +68,7 @@ def images(dataset: Dataset, batch: Calibration, left_out: list[str]) -> dict[st
     return {
         "image_set": dataset.name,
         "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)},
+        "calibration_ids": sorted(batch.ids),
         "evaluation": {"images": len(evaluated), "ids": _hash(evaluated), "left_out": left_out},
     }
 

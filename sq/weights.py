@@ -72,7 +72,9 @@ def _torch(path: Path) -> dict[str, Tensor]:
                 f"{path} holds more than tensors ({found[1]}), and unpickling that could run foreign code: "
                 "save the network's state_dict() alone"
             ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # PyTorch's own advice, to load with weights_only=False, is what must not be done.
+        said = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+        reason = (said or [type(error).__name__])[0]
         raise SqError(f"{path} is not a whole PyTorch checkpoint ({reason}): copy it again") from error
     if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
         stored = stored["state_dict"]

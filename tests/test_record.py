@@ -202,7 +202,12 @@ def test_kill_in_the_middle_of_writing(tmp_path):
     assert record.read_all(tmp_path) == [{"record": 1, "status": "done"}]
 
 
-FOUND = {"results": {"relative_error": 0.1, "drop": 0.0}, "seconds": {"load": 1.0}}
+FOUND = {
+    "calibration": {"images": 2, "ids": "abc"},
+    "calibration_ids": ["i/1", "i/7"],
+    "results": {"relative_error": 0.1, "drop": 0.0},
+    "seconds": {"load": 1.0},
+}
 
 
 def boom(*_):
@@ -230,6 +235,8 @@ def test_run_that_fails_leaves_its_error_and_is_done_again(made, tmp_path, monke
     done = job.execute(config, choices)
     assert done["status"] == "done"
     assert "error" not in done
+    assert "calibration_ids" not in done
+    assert (tmp_path / "results" / "runs" / "calibration" / "abc.txt").read_text() == "i/1\ni/7\n"
     assert "traceback" not in done
     assert record.read(record.path(config)) == done
 

@@ -16,7 +16,9 @@ from sq import batchnorm, images
 from sq.samples import Batch
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Annotated[int, Ge(2)] | None) -> dict:
+def correct(
+    net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Annotated[int, Ge(2)] | None, guard: bool
+) -> dict:
     """Re-estimate the running statistics of `net`, in place, layer after layer, over all of `batch`.
 
     Each batch is normalised by its own statistics, as in training; their mean, weighted by images, is kept.
@@ -25,11 +27,12 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: A
     ----------
     net : the quantized network, changed in place
     reference : not changed; its logits are what the reported errors compare with
-    batch_size : images a batch, 2 or more
+    batch_size : images a batch, 2 or more; None for what suits their size
+    guard : keep the new statistics only if they lower the error of the logits on those images; the papers keep them
 
     Returns
     -------
-    layers, kept : BatchNorm layers, all replaced; left_alone : layers not called exactly once a pass;
+    layers, kept : BatchNorm layers, and how many were replaced; left_alone : layers not called exactly once a pass;
         error_before, error_after : relative squared error of the logits, on the calibration images
 
     Source
@@ -38,6 +41,7 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: A
     """
     modules, alone = batchnorm.called_once(net, batchnorm.find(net), batch.x[:1])
     before = batchnorm.logit_error(net, reference, batch.x, batch_size)
+    original = {name: tuple(t.clone() for t in batchnorm.running(module)) for name, module in modules.items()}
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
 
     def see(name: str, module: nn.Module, x: Tensor) -> None:
@@ -51,11 +55,9 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: A
             net(part)
     for name, module in modules.items():
         batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / len(batch.x))
-    after = batchnorm.logit_error(net, reference, batch.x, batch_size)
-    return {
-        "layers": len(modules),
-        "kept": len(modules),
-        "left_alone": alone,
-        "error_before": before,
-        "error_after": after,
-    }
+    after, kept = batchnorm.logit_error(net, reference, batch.x, batch_size), len(modules)
+    if guard and not after < before:
+        for name, module in modules.items():
+            batchnorm.set_running(module, *original[name])
+        after, kept = before, 0
+    return {"layers": len(modules), "kept": kept, "left_alone": alone, "error_before": before, "error_after": after}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sq import average_precision, coco_eval, letterbox, nms
+from sq import agreement, average_precision, coco_eval, letterbox, nms
 from sq.errors import SqError
 from sq.evaluation import Measured
 from sq.nms import Detections
@@ -20,7 +19,6 @@ from sq.types import Count, Model, Share
 
 KEPT = 8  # images whose raw outputs are kept, for the signal-to-noise ratio: they are large
 SHOWN = 0.25  # score above which a detector's boxes are usually shown, and counted here
-LIMIT_DB = 300.0  # of that ratio, where outputs are equal or not finite
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Detected:
             "drop": full.figures["map"] - self.figures["map"],
             "drop_low": float(low),
             "drop_high": float(high),
-            "logit_snr_db": _snr(self.raw, full.raw),
+            "logit_snr_db": agreement.snr_db(self.raw, full.raw),
             "boxes": _shown(self.found),
             "boxes_full": _shown(full.found),
         }
@@ -137,16 +135,6 @@ def _check(objects: Sequence[Objects], ids: Sequence[str], classes: int) -> None
                 f"metric=coco_map: {name} holds an object of class {most}, the network knows 0 to {classes - 1}: "
                 "choose a dataset and a model of the same classes"
             )
-
-
-def _snr(outputs: Tensor, reference: Tensor) -> float:
-    outputs, reference = outputs.double(), reference.double()
-    noise, signal = float((outputs - reference).square().sum()), float(reference.square().sum())
-    if noise == 0:
-        return LIMIT_DB
-    if not math.isfinite(noise) or signal == 0:
-        return -LIMIT_DB
-    return max(-LIMIT_DB, min(LIMIT_DB, 10 * math.log10(signal / noise)))
 
 
 def _shown(found: Sequence[Detections]) -> float:

@@ -195,7 +195,7 @@ def test_reestimate_is_one_step_of_training(resnet, batch):
     trained.train()
     with torch.no_grad(), bn.feeding(modules, lambda name, _, x: count.update({name: x.numel() // x.shape[1]})):
         trained(batch.x)
-    report = reestimate.correct(net, resnet, batch, batch_size=len(batch.x))
+    report = reestimate.correct(net, resnet, batch, batch_size=len(batch.x), guard=False)
     assert report["layers"] == report["kept"] == len(modules) > 10
     for name, module in bn.find(net).items():
         torch.testing.assert_close(module.running_mean, modules[name].running_mean, rtol=1e-3, atol=1e-4)
@@ -207,7 +207,7 @@ def test_reestimate_averages_over_batches(small):
     reference, x = small
     net = copy.deepcopy(reference)
     bn.set_running(net[1], torch.full((4,), 9.0).double(), torch.full((4,), 9.0).double())
-    reestimate.correct(net, reference, images(x), batch_size=20)
+    reestimate.correct(net, reference, images(x), batch_size=20, guard=False)
     with torch.no_grad():
         fed = [bn.channels(net[0](part)) for part in x.split(20)]
     torch.testing.assert_close(net[1].running_mean, sum(f.mean(1) for f in fed) / 2)
@@ -250,3 +250,18 @@ def test_a_layer_called_twice_is_left_alone_and_named(name):
     correct = build(PARTS[name], "correction")
     assert correct(net, reference, batch)["left_alone"] == ["norm"]
     assert torch.equal(net.norm.running_mean, before)
+
+
+def test_reestimate_that_would_harm_is_undone(resnet, batch):
+    reference = copy.deepcopy(resnet)
+    free, guarded = copy.deepcopy(resnet), copy.deepcopy(resnet)
+    report = reestimate.correct(free, reference, batch, batch_size=64, guard=False)
+    assert report["kept"] == report["layers"] > 0
+    assert report["error_after"] > report["error_before"], "an unquantized network can only lose"
+    report = reestimate.correct(guarded, reference, batch, batch_size=64, guard=True)
+    assert (report["kept"], report["error_after"]) == (0, report["error_before"])
+    assert same(guarded, resnet)
+    worn = round_weights(resnet, 2)
+    report = reestimate.correct(worn, reference, batch, batch_size=64, guard=True)
+    assert report["kept"] == report["layers"]
+    assert report["error_after"] < report["error_before"]

@@ -15,6 +15,8 @@ from sq import job, pipeline, record
 from sq.tracker import none
 from sq.tracker import wandb as tracker
 
+IMAGES = {"calibration": {"ids": "abc"}, "calibration_ids": []}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def restored():
@@ -119,7 +121,9 @@ def test_finished_runs_are_not_mirrored_again(swept):
 
 
 def test_failure_of_the_client_is_logged_for_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "run", lambda *_: {"results": {}, "seconds": {}, "layers": [], "sensitivity": {}})
+    monkeypatch.setattr(
+        pipeline, "run", lambda *_: {**IMAGES, "results": {}, "seconds": {}, "layers": [], "sensitivity": {}}
+    )
     monkeypatch.setattr(wandb, "init", raising)
     config, choices = compose(*settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}")
     made = job.execute(config, choices)
@@ -130,7 +134,7 @@ def test_failure_of_the_client_is_logged_for_a_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", [["tracker=none"], ["tracker=wandb", "tracker.mode=disabled"]])
 def test_no_tracker_writes_nothing(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "run", lambda *_: {"results": {}, "seconds": {}})
+    monkeypatch.setattr(pipeline, "run", lambda *_: {**IMAGES, "results": {}, "seconds": {}})
     monkeypatch.setattr(wandb, "init", raising)
     monkeypatch.chdir(tmp_path)
     mirror = [f"tracker.dir={tmp_path / 'mirror'}"] if "tracker=wandb" in words else []
