@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sq.errors import SqError
 from sq.types import Model
 
 WIDE = 8
 
 
 def leave(model: Model, policy: str) -> Model:
-    """Return `model` without the layers that `policy` leaves in full precision."""
+    """Return `model` without the layers that `policy` leaves in full precision.
+
+    Raises
+    ------
+    SqError : none are left to quantize
+    """
     if policy != "keep":
         return model
-    return replace(model, layers=[layer for layer in model.layers if layer.name not in model.ends])
+    left = [layer for layer in model.layers if layer.name not in model.ends]
+    if not left:
+        raise SqError(f"ends=keep leaves nothing of {len(model.layers)} layers to quantize: set ends=8bit or ends=all")
+    return replace(model, layers=left)
 
 
 def widths(model: Model, policy: str) -> dict[str, int]:
