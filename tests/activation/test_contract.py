@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from cli_helpers import compose
 from torch import nn
 
 from sq import activations
@@ -13,7 +13,7 @@ from sq.build import build
 from sq.errors import SqError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "activation"
-PARTS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(CONF.glob("*.yaml"))}
+PARTS = {path.stem: compose(f"activation={path.stem}")[0]["activation"] for path in sorted(CONF.glob("*.yaml"))}
 FITS = {name: part for name, part in PARTS.items() if "fit" in part}
 INPUTS = ["normal", "relu", "relu6", "silu", "negative", "shifted", "constant", "negative constant", "zero"]
 
