@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sq.errors import SqError
 from sq.types import Model
 
 WIDE = 8
 
 
 def leave(model: Model, policy: str) -> Model:
-    """Return `model` without the layers that `policy` leaves in full precision."""
+    """Return `model` without the layers that `policy` leaves in full precision.
+
+    Raises
+    ------
+    SqError : no layer is left to quantize
+    """
     if policy != "keep":
         return model
-    return replace(model, layers=[layer for layer in model.layers if layer.name not in model.ends])
+    rest = [layer for layer in model.layers if layer.name not in model.ends]
+    if not rest:
+        raise SqError("ends=keep: the network has first and last layers only, none is left: set ends=all or ends=8bit")
+    return replace(model, layers=rest)
 
 
 def widths(model: Model, policy: str) -> dict[str, int]:
