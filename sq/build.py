@@ -49,7 +49,7 @@ def check(part: Mapping[str, Any], path: str) -> None:
         if isinstance(value, Mapping) and "_target_" in value:
             check(value, f"{path}.{name}")
         else:
-            _check_type(hints[name], value, f"{path}.{name}")
+            check_type(hints[name], value, f"{path}.{name}")
 
 
 def _find(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
@@ -66,7 +66,8 @@ def _find(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
     return found
 
 
-def _check_type(hint: Any, value: Any, path: str) -> None:
+def check_type(hint: Any, value: Any, path: str) -> None:
+    """Raise an `SqError` that names `path` unless `value` is of the type `hint`."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     try:

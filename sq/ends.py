@@ -19,14 +19,14 @@ def leave(model: Model, policy: str) -> Model:
 
     Raises
     ------
-    SqError : no layer is left to quantize
+    SqError : none are left to quantize
     """
     if policy != "keep":
         return model
-    rest = [layer for layer in model.layers if layer.name not in model.ends]
-    if not rest:
-        raise SqError("ends=keep: the network has first and last layers only, none is left: set ends=all or ends=8bit")
-    return replace(model, layers=rest)
+    left = [layer for layer in model.layers if layer.name not in model.ends]
+    if not left:
+        raise SqError(f"ends=keep leaves nothing of {len(model.layers)} layers to quantize: set ends=8bit or ends=all")
+    return replace(model, layers=left)
 
 
 def widths(model: Model, policy: str) -> dict[str, int]:

@@ -7,12 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Len
 from PIL import Image
 from torch import Tensor
 
+from sq.build import check_type
 from sq.errors import SqError
+from sq.types import Count, Positive, Share
+
+# Settings of `Evaluation` and what they may be: timm itself takes a mistyped crop_mode, or a crop_pct of 0, for its
+# default.
+KINDS: dict[str, Any] = {
+    "input_size": Annotated[list[Count], Len(3, 3)],
+    "interpolation": Literal["bilinear", "bicubic", "nearest", "box", "hamming", "lanczos"],
+    "crop_pct": Share,
+    "crop_mode": Literal["center", "squash", "border"],
+    "mean": Annotated[list[float], Len(3, 3)],
+    "std": Annotated[list[Positive], Len(3, 3)],
+}
+
+
+def check(data: Mapping[str, Any]) -> None:
+    """Raise an `SqError` unless `data`, as a config gives it, holds settings of `Evaluation` only, all well-formed."""
+    for name, value in data.items():
+        if name not in KINDS:
+            raise SqError(f"model.data.{name}: not a setting of the transform; choices: {', '.join(KINDS)}")
+        check_type(KINDS[name], value, f"model.data.{name}")
+    if data.get("input_size", [3])[0] != 3:
+        raise SqError(f"model.data.input_size={data['input_size']}: (channels, height, width), of 3 channels")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Reading images: order, batches, worker processes, and images that cannot be read."""
 
+import multiprocessing
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,3 +109,28 @@ def test_how_many_run_together():
     assert reading.together((3, 5000, 5000), None) == 1
     x = torch.zeros(600, 1, 8, 8)
     assert [len(part) for part in reading.split(x, None)] == [256, 256, 88]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_is_drawn_from_the_global_generator(workers):
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    reading.load(split(40, workers=workers), range(40), prepare, "x")
+    assert torch.equal(torch.rand(1), wanted)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_stops_early_leaves_no_process_behind(workers):
+    parts = reading.batches(split(workers=workers), range(10), prepare, 1, "x")
+    assert next(parts).ids == ["i/0"]
+    parts.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batch_has_an_image_for_each_id_where_some_are_corrupt(workers):
+    bad = split(9, read=Levels(broken=(0, 4, 5, 8)), workers=workers, skip_corrupt=True)
+    for part in reading.batches(bad, [8, 7, 0, 6, 5, 4, 3, 2, 1], prepare, 4, "x"):
+        assert part.x[:, 0, 0, 0].tolist() == part.y.tolist() == [int(name[2:]) for name in part.ids]
+        assert len(part.ids) > 0

@@ -35,18 +35,21 @@ def test_no_change_is_no_certainty():
     assert wider[1] > high
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_images_stay_within_all_and_none(n):
+    low, high = paired.drop_interval(*answers(0, n, 0, 0))
+    assert -1 <= low < high <= 1
+    assert paired.drop_interval(*answers(0, 0, n, 0)) == pytest.approx((-high, -low))
+
+
 @pytest.mark.parametrize(("lost", "won"), [(0.03, 0.03), (0.05, 0.01), (0.2, 0.1)])
 def test_interval_holds_the_truth_as_often_as_it_says(lost, won):
     random = torch.Generator().manual_seed(0)
     hits, trials = 0, 600
     for _ in range(trials):
         u = torch.rand(300, generator=random)
-        full, quantized = u > lost + won, (u > lost + won) | (u < lost)
-        low, high = paired.drop_interval(quantized, full)  # the share `lost` is lost where only the first is right
-        low2, high2 = paired.drop_interval((u < lost) | (u > lost + won), (u > lost))
-        assert high2 - low2 > 0
-        hits += low2 <= lost - won <= high2
-        assert low <= high
+        low, high = paired.drop_interval((u < lost) | (u > lost + won), u > lost)  # neither is wrong on both
+        hits += low <= lost - won <= high
     assert 0.93 <= hits / trials <= 0.985
 
 
@@ -55,3 +58,11 @@ def test_mcnemar_by_hand():
     assert paired.p_value(*answers(5, 3, 1, 5)) == pytest.approx(2 * (1 + 4) / 2**4)
     assert paired.p_value(*answers(5, 2, 2, 5)) == 1
     assert paired.p_value(*answers(5, 0, 0, 5)) == 1
+
+
+@pytest.mark.parametrize(("lost", "won"), [(12, 3), (3, 12), (40, 31), (1, 0), (7, 7)])
+def test_mcnemar_is_a_fair_coin_counted_out(lost, won):
+    n = lost + won
+    rarer = [k for k in range(n + 1) if abs(k - n / 2) >= abs(lost - n / 2)]
+    wanted = sum(math.comb(n, k) for k in rarer) / 2**n
+    assert paired.p_value(*answers(20, lost, won, 4)) == pytest.approx(wanted)

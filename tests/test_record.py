@@ -374,24 +374,6 @@ def run(tmp_path_factory):
     return made
 
 
-def test_first_and_last_layer_at_8_bits(run, real):
-    found = run("ends=8bit")
-    bits = {layer["name"]: layer["bits"] for layer in found["layers"]}
-    assert bits == {layer["name"]: 4 for layer in real[2]["layers"]} | {"stem.0": 8, "head": 8}
-    assert found["results"]["bits"] > 4
-    assert found["kept_layers"] == []
-
-
-def test_first_and_last_layer_in_full_precision(run, real):
-    found = run("ends=keep")
-    assert found["kept_layers"] == ["stem.0", "head"]
-    assert [x["name"] for x in found["layers"]] == [
-        x["name"] for x in real[2]["layers"] if x["name"] not in found["kept_layers"]
-    ]
-    assert set(found["sensitivity"]) == {x["name"] for x in found["layers"]}
-    assert found["results"]["bops_full"] == real[2]["results"]["bops_full"]
-
-
 def test_folded_network_with_quantized_inputs(run, real):
     found = run("fold=true", "activation=minmax", "activation.bits=6")
     assert len(found["folded"]["folded"]) == 21

@@ -74,10 +74,3 @@ def test_policies_for_the_ends():
     assert [layer.name for layer in ends.leave(model, "keep").layers] == ["shared"]
     assert ends.leave(model, "8bit") is model
     assert ends.widths(model, "8bit") == {"stem": 8, "head": 8}
-
-
-def test_keeping_every_layer_is_refused():
-    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    settled = trace.settle(Model(net, layers.find(net)[0], (4,), "", None), torch.zeros(1, 4))
-    with pytest.raises(SqError, match=r"ends=keep: .* none is left: set ends=all"):
-        ends.leave(settled, "keep")

@@ -8,9 +8,11 @@ import torch
 from cli_helpers import compose
 from torch import nn
 
-from sq import evaluation, layers, statistics, trace, upstream
+from sq import layers, statistics, trace, upstream
 from sq.build import build
 from sq.calibration import subset
+from sq.errors import SqError
+from sq.samples import Batch
 from sq.types import Model, Problem
 
 
@@ -149,6 +151,106 @@ def test_inputs_changed_in_place_between_calls_are_those_of_each_call(monkeypatc
     torch.testing.assert_close(found.H, 2 * X @ X.mT / X.shape[2], rtol=1e-5, atol=1e-6)
 
 
+GEOMETRIES = {
+    "strided, grouped": nn.Conv2d(4, 6, 3, stride=2, padding=(1, 0), groups=2),
+    "dilated": nn.Conv2d(4, 2, (3, 2), padding=2, dilation=(2, 1)),
+    "depthwise, reflected": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", groups=4),
+    "1-D": nn.Conv1d(4, 2, 3, stride=2, padding=1),
+    "linear": nn.Linear(4, 3),
+}
+
+
+def rows(module, x, index):
+    """Return input `index` of each group at every position, (G, B, positions): the module with all weight on it."""
+    only, O = copy.deepcopy(module), len(module.weight)
+    groups = getattr(module, "groups", 1)
+    with torch.no_grad():
+        only.bias.zero_()
+        only.weight.zero_()
+        only.weight.view(groups, O // groups, -1)[:, 0, index] = 1
+        y = only(x)
+    y = y.flatten(1, -2).unsqueeze(1).transpose(1, -1) if isinstance(module, nn.Linear) else y.flatten(2)
+    return y[:, :: O // groups].transpose(0, 1)
+
+
+@pytest.mark.parametrize("kind", GEOMETRIES)
+def test_pairs_of_each_geometry_by_one_weight_at_a_time(kind):
+    module = copy.deepcopy(GEOMETRIES[kind]).double()
+    (found,), _ = layers.find(nn.Sequential(module))
+    shape = {nn.Linear: (5, 3, 2, 4), nn.Conv1d: (5, 4, 9)}.get(type(module), (5, 4, 8, 7))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    class Halved(nn.Sequential):
+        def forward(self, x):
+            return super().forward(0.5 * x + 0.1 * x.roll(1, 0))
+
+    got = upstream.collect(Halved(module), nn.Sequential(module), found, x)
+    every = range(found.inputs)
+    X, Y = (
+        torch.stack([rows(module, own, i).flatten(1) for i in every], 1) for own in (x, 0.5 * x + 0.1 * x.roll(1, 0))
+    )
+    torch.testing.assert_close(got.H, 2 * Y @ Y.mT / Y.shape[2])
+    torch.testing.assert_close(got.C, 2 * X @ Y.mT / Y.shape[2])
+
+
+def test_networks_that_call_a_layer_differently_often():
+    reference = Twice().eval()
+    net = copy.deepcopy(reference)
+    net.forward = lambda x: net.middle(net.first(x))
+    layer = model_of(reference, (2, 6, 5)).layers[1]
+    with pytest.raises(SqError, match=r"layer middle is called differently often: use calibration\.inputs=reference"):
+        upstream.collect(net, reference, layer, torch.randn(3, 2, 6, 5))
+    assert not any(own.get_submodule("middle")._forward_pre_hooks for own in (net, reference))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_name_the_layer(value):
+    reference = Twice().eval()
+    net = copy.deepcopy(reference)
+    with torch.no_grad():
+        net.first.bias[0] = value
+    layer = model_of(reference, (2, 6, 5)).layers[1]
+    with pytest.raises(SqError, match="inputs of layer middle hold NaN or infinity"):
+        upstream.collect(net, reference, layer, torch.randn(3, 2, 6, 5))
+
+
+def test_networks_that_are_alike_make_the_ordinary_problem():
+    torch.manual_seed(0)
+    net = Twice().eval()
+    model, x = model_of(net, (2, 6, 5)), torch.randn(9, 2, 6, 5)
+    ordinary = statistics.collect(model, Batch(x, torch.zeros(9), [""] * 9), batch_size=None, positions=1.0, seed=0)
+    for layer in model.layers:
+        found = upstream.collect(copy.deepcopy(net), net, layer, x)
+        torch.testing.assert_close(found.C, found.H, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.H, ordinary.layers[layer.name].hessian, rtol=1e-5, atol=1e-6)
+
+
+def outputs_of(net, name, x):
+    """Return what a layer gives for every call, without its bias."""
+    module, seen = net.get_submodule(name), []
+    bias = 0 if module.bias is None else module.bias.view(-1, *[1] * (2 if isinstance(module, nn.Conv2d) else 0))
+    hook = module.register_forward_hook(lambda module, args, y: seen.append((y - bias).double()))
+    with torch.no_grad():
+        net(x)
+    hook.remove()
+    return torch.cat([own.flatten() for own in seen])
+
+
+def test_errors_reported_are_those_of_the_layers_in_the_quantized_network(digits, resnet):
+    config = compose("quantizer=gptq", "bits=3")[0]
+    quantize, fit = build(config["quantizer"], "quantizer"), build(config["grid"], "grid")
+    before = {name: t.clone() for name, t in resnet.net.state_dict().items()}
+    batch = subset.draw(resnet, digits, images=48, seed=0, inputs="quantized")
+    model = trace.settle(resnet, batch.x[:1])
+    found = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
+    made = quantize(Problem(model, batch, found, fit, {layer.name: 3 for layer in model.layers}))
+    for name, layer in made.layers.items():
+        wanted, got = (outputs_of(net, name, batch.x) for net in (resnet.net, made.net))
+        error = float((wanted - got).square().sum() / wanted.square().sum())
+        assert layer.report["relative_error"] == pytest.approx(error, rel=1e-3), name
+    assert all(torch.equal(t, before[name]) for name, t in resnet.net.state_dict().items())
+
+
 def test_quantized_inputs_lower_the_error_of_the_network(digits, resnet):
     config = compose("quantizer=gptq", "bits=3")[0]
     quantize, fit = build(config["quantizer"], "quantizer"), build(config["grid"], "grid")
@@ -164,6 +266,5 @@ def test_quantized_inputs_lower_the_error_of_the_network(digits, resnet):
         wanted = resnet.net(test)
         errors = {name: float((q.net(test) - wanted).square().sum()) for name, q in made.items()}
     assert errors["quantized"] < 0.7 * errors["reference"]
-    assert evaluation.to(test, torch.device("cpu")).shape == test.shape
     first = made["quantized"].layers["stem.0"], made["reference"].layers["stem.0"]
     assert torch.equal(first[0].codes, first[1].codes), "what the first layer is fed, nothing has changed"

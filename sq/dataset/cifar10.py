@@ -96,16 +96,19 @@ def _from_archive(folder: Path, use: str) -> Images:
     for name in BATCHES[use]:
         batch = _unpickle(folder / name)
         try:
-            pixels.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, *SIZE).transpose(0, 2, 3, 1))
-            labels += [int(label) for label in batch[b"labels"]]
+            x, y = np.asarray(batch[b"data"]).reshape(-1, 3, *SIZE), [int(label) for label in batch[b"labels"]]
+            # Batch by batch: a label too few here and one too many there would mislabel all between.
+            if x.dtype != np.uint8 or len(x) != len(y) or not 0 <= min(y) <= max(y) < CLASSES:
+                raise ValueError(f"{len(x)} images of {x.dtype}, {len(y)} labels, not all of them 0 to 9")
         except (KeyError, TypeError, ValueError) as error:
             raise SqError(
                 f"{folder / name} holds no images and labels ({error}): unpack cifar-10-python.tar.gz again"
             ) from error
-    x, y = np.concatenate(pixels), torch.tensor(labels)
-    if len(x) != len(y) or not 0 <= int(y.min()) <= int(y.max()) < CLASSES:
-        raise SqError(f"{folder}: {use} has {len(x)} images and {len(y)} labels, not all in 0 to 9: unpack it again")
-    return Images([f"cifar10/{use}/{i}" for i in range(len(x))], y, Stored(x))
+        pixels.append(x.transpose(0, 2, 3, 1))
+        labels += y
+    return Images(
+        [f"cifar10/{use}/{i}" for i in range(len(labels))], torch.tensor(labels), Stored(np.concatenate(pixels))
+    )
 
 
 def _unpickle(file: Path) -> dict[bytes, Any]:

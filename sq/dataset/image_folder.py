@@ -81,8 +81,11 @@ class Coloured:
     files: Files
 
     def __call__(self, place: int) -> Image.Image:
-        """Return the image at `place`."""
-        return self.files(place).convert("RGB")
+        """Return the image at `place`; raise a `ValueError` if it has more than 8 bits a channel."""
+        image = self.files(place)
+        if image.mode.startswith(("I", "F")):  # Pillow would cut all values beyond 255
+            raise ValueError(f"it is {image.width}x{image.height} {image.mode}, more than 8 bits a channel")
+        return image.convert("RGB")
 
 
 def _class_list(folder: Path, classes: str) -> list[str]:
@@ -93,7 +96,7 @@ def _class_list(folder: Path, classes: str) -> list[str]:
     file = folder / classes
     if not file.is_file():
         raise SqError(f"dataset.classes={classes}: no file {file}: one class a line, or {IMAGENET}, or null")
-    names = file.read_text().split()
+    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len({*names}) != len(names) or not names:
         raise SqError(f"{file} names {len(names)} classes, {len({*names})} different ones: one class a line, each once")
     return names

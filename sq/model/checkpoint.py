@@ -8,7 +8,7 @@ from sq import layers
 from sq.config import nearest
 from sq.data import find
 from sq.errors import SqError, one_line
-from sq.transforms import Evaluation
+from sq.transforms import Evaluation, check
 from sq.types import Expected, Model
 from sq.weights import load_into
 
@@ -37,6 +37,7 @@ def load(
     """
     if {*data} != {*SETTINGS}:
         raise SqError(f"model.data has {', '.join(data) or 'nothing'}: it must have {', '.join(SETTINGS)}")
+    check(data)
     path = find(weights, "model.weights")
     net = _build(constructor, arguments or {}).float().eval()
     checkpoint = load_into(net, path)

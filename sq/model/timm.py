@@ -15,11 +15,9 @@ from sq.config import nearest
 from sq.console import say
 from sq.data import find
 from sq.errors import SqError, one_line
-from sq.transforms import Evaluation
+from sq.transforms import Evaluation, check
 from sq.types import Expected, Model, digest
 from sq.weights import load_into
-
-SETTINGS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
 def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expected: Expected) -> Model:
@@ -37,14 +35,13 @@ def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expecte
     Raises
     ------
     SqError : timm has no such network or tag; the weights are missing, damaged or of another network, or cannot be
-        downloaded
+        downloaded; a setting in `data` that makes no sense
     """
     import timm
     from timm.data import resolve_data_config
 
     _check_name(name, weights)
-    if unknown := [key for key in data or {} if key not in SETTINGS]:
-        raise SqError(f"model.data.{unknown[0]}: not a setting of the transform; choices: {', '.join(SETTINGS)}")
+    check(data or {})
     # Found before the network is built: that takes seconds.
     path = find(weights, "model.weights") if weights else None
     net = timm.create_model(name, pretrained=False) if path else _download(name)

@@ -3,15 +3,25 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_helpers import compose
 from PIL import Image
 
+from sq import images
 from sq.build import build
 from sq.dataset import image_folder
 from sq.errors import SqError
+from sq.transforms import Normalise
 
-PLAIN = {"name": "mine", "splits": ["train", "val"], "classes": None, "size": None, "resized": False}
+PLAIN = {
+    "name": "mine",
+    "splits": ["train", "val"],
+    "classes": None,
+    "size": None,
+    "resized": False,
+    "skip_corrupt": False,
+}
 
 
 @pytest.fixture
@@ -25,7 +35,7 @@ def folder(tmp_path):
 
 
 def load(folder, **knobs):
-    return image_folder.load(root=str(folder), skip_corrupt=False, **{**PLAIN, **knobs})
+    return image_folder.load(root=str(folder), **{**PLAIN, **knobs})
 
 
 def test_classes_are_those_of_the_training_split(folder):
@@ -44,20 +54,78 @@ def test_classes_are_those_of_a_list(folder):
     assert data.test.y.tolist() == [2, 2, 0, 0]
 
 
+def test_name_of_a_class_may_hold_spaces(folder):
+    (folder / "train" / "ant").rename(folder / "train" / "fire ant")
+    (folder / "classes.txt").write_text("cow\n\n bee \r\nfire ant\n")
+    data = load(folder, classes="classes.txt")
+    assert data.classes == 3
+    assert data.train.y.tolist() == [1, 1, 0, 0, 2, 2]
+
+
 def test_what_is_resized_is_the_evaluation_split(folder):
     data = load(folder, resized=True)
     assert (data.train.resized, data.test.resized) == (False, True)
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_images_become_rgb(folder, mode):
-    Image.new("RGB", (8, 6), (9, 9, 9)).convert(mode).save(folder / "val" / "bee" / "0.JPEG")
-    assert load(folder).test.read(0).mode == "RGB"
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "png"), ("LA", "png"), ("RGBA", "webp"), ("1", "png")]
+)
+def test_images_become_rgb(folder, mode, suffix):
+    (folder / "val" / "bee" / "0.JPEG").unlink()
+    Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode).save(folder / "val" / "bee" / f"0.{suffix}")
+    data = load(folder)
+    assert data.test.ids[0] == f"val/bee/0.{suffix}"
+    image = data.test.read(0)
+    assert (image.mode, image.size) == ("RGB", (8, 6))
+    assert np.asarray(image).min() >= 254, "white stays white"
+
+
+@pytest.mark.parametrize("pixels", [np.full((6, 8), 40000, np.uint16), np.full((6, 8), 0.5, np.float32)])
+def test_image_of_more_than_8_bits_is_named(folder, pixels):
+    (folder / "val" / "bee" / "1.JPEG").unlink()
+    Image.fromarray(pixels).save(folder / "val" / "bee" / "1.tiff")
+    with pytest.raises(
+        SqError, match=r"1 of 4 images .*\(val/bee/1\.tiff: ValueError: it is 8x6 [IF]\S*, more than 8 bits"
+    ):
+        images.load(load(folder).test, range(4), Normalise((6, 8), (0.0,) * 3, (1.0,) * 3), "x")
+
+
+def test_truncated_jpeg_is_named_or_left_out(folder):
+    file = folder / "val" / "cow" / "0.JPEG"
+    file.write_bytes(file.read_bytes()[:-40])
+    prepare = Normalise((6, 8), (0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(SqError, match=r"1 of 4 images cannot be read \(val/cow/0\.JPEG: OSError: (?i:.*truncated)"):
+        images.load(load(folder).test, range(4), prepare, "x")
+    batch = images.load(load(folder, skip_corrupt=True).test, range(4), prepare, "x")
+    assert batch.ids == ["val/bee/0.JPEG", "val/bee/1.JPEG", "val/cow/1.JPEG"]
+    assert batch.y.tolist() == [1, 1, 2]
+
+
+def test_ids_are_the_same_wherever_the_folder_lies(folder, monkeypatch):
+    absolute = load(folder)
+
+    def same(root):
+        data = load(root)
+        assert data.test.read(0).size == (8, 6)
+        return data.train.ids + data.test.ids == absolute.train.ids + absolute.test.ids
+
+    monkeypatch.chdir(folder.parent)
+    assert same(folder.name)
+    monkeypatch.setenv("SQ_DATA", str(folder.parent))
+    monkeypatch.chdir("/")
+    assert same(folder.name)
+    assert not any(str(folder.parent.name) in name for name in absolute.train.ids)
+    assert len({*absolute.train.ids, *absolute.test.ids}) == 10
 
 
 def test_other_files_are_no_images(folder):
     (folder / "val" / "bee" / "notes.txt").write_text("x")
     assert len(load(folder).test.ids) == 4
+
+
+def no_root(folder):
+    for file in (*folder.glob("*/*/*"), *folder.glob("*/*"), *folder.glob("*")):
+        file.unlink() if file.is_file() else file.rmdir()
 
 
 def no_val(folder):
@@ -83,6 +151,7 @@ def foreign_class(folder):
 @pytest.mark.parametrize(
     ("spoil", "knobs", "says"),
     [
+        (no_root, {}, r"no folder .*/train; .* holds nothing; expected train/CLASS/\*\.jpeg in dataset\.root"),
         (no_val, {}, r"no folder .*/val; .* holds train, validation; expected val/CLASS/\*\.jpeg in dataset\.root"),
         (flat, {}, r"val holds no class folders but ILSVRC2012_val_00000001\.JPEG; expected val/CLASS/"),
         (empty_class, {}, r"val: no images .* in 1 of 3 classes \(ant\)"),

@@ -1,12 +1,22 @@
 """A constructor by name and a state dict of one's own."""
 
 import pytest
+import timm
 import torch
 from cli_helpers import compose
+from PIL import Image
 from torchvision import models
 
 from sq.build import build
 from sq.errors import SqError
+
+DATA = {
+    "input_size": [3, 8, 8],
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1.0, 1.0, 1.0],
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +42,41 @@ def test_network_and_weights(weights):
     assert len(model.checkpoint) == 64
 
 
+def test_constructor_of_timm(tmp_path):
+    net = timm.create_model("test_resnet", num_classes=5).eval()
+    torch.save({f"module.{name}": t for name, t in net.state_dict().items()}, tmp_path / "mine.pt")
+    model = load(str(tmp_path / "mine.pt"), constructor="timm/test_resnet", arguments={"num_classes": 5})
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model.net(x), net(x))
+    assert model.skipped == []
+
+
+def test_transform_by_hand(weights):
+    data = {"input_size": [3, 8, 12], "interpolation": "nearest", "crop_pct": 1.0}
+    data |= {"mean": [0.0, 0.5, 0.0], "std": [1.0, 1.0, 0.5]}
+    model = load(weights[1], data=data)
+    assert model.input == (3, 8, 12)
+    image = Image.new("RGB", (12, 8), (255, 0, 51))
+    for resized in (False, True):
+        found = model.prepare(image, resized)
+        torch.testing.assert_close(found, torch.tensor([1.0, -0.5, 0.4]).view(3, 1, 1).expand(3, 8, 12))
+
+
+def test_expected_figures_go_with_the_model(weights):
+    known = {"mine": {"top1": 50.0, "within": 1.0}}
+    assert load(weights[1], expected=known).expected == known
+    assert load(weights[1], expected=None).expected == {}
+
+
+def test_weights_that_are_not_finite(weights, tmp_path):
+    broken = {name: t.clone() for name, t in weights[0].state_dict().items()}
+    broken["features.0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(broken, tmp_path / "mine.pth")
+    with pytest.raises(SqError, match=r"mine\.pth holds NaN or infinity in features\.0\.weight"):
+        load(str(tmp_path / "mine.pth"))
+
+
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
@@ -40,6 +85,9 @@ def test_network_and_weights(weights):
         ({"constructor": "timm/no_such"}, r"model\.constructor=timm/no_such"),
         ({"arguments": {"classes": 7}}, r"model\.arguments=\{'classes': 7\}: squeezenet1_1 does not take them"),
         ({"arguments": {"num_classes": 9}}, r"holds weights of another network than SqueezeNet: .*of another shape"),
+        ({"arguments": {"num_classes": "many"}}, r"model\.arguments=.*squeezenet1_1 does not take them \(TypeError"),
+        ({"data": DATA | {"crop_pct": 2.0}}, r"model\.data\.crop_pct=2\.0: should be less than or equal to 1"),
+        ({"data": DATA | {"crop_mode": "squash"}}, r"model\.data has .*crop_mode: it must have input_size"),
         ({"data": {"mean": [0.5] * 3}}, r"model\.data has mean: it must have input_size, interpolation"),
     ],
 )

@@ -1,7 +1,10 @@
 """timm networks: weights by tag or by file, and the transform that goes with them."""
 
+import copy
+import hashlib
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
@@ -73,6 +76,39 @@ def test_settings_of_the_transform_can_be_given(file):
         load(file, data={"men": [0.5] * 3})
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"input_size": 224}, r"input_size=224: should be a valid list"),
+        ({"input_size": [224, 224]}, r"input_size=\[224, 224\]: "),
+        ({"input_size": [1, 32, 32]}, r"input_size=\[1, 32, 32\]: .*3 channels"),
+        ({"input_size": [3, 0, 32]}, r"input_size=\[3, 0, 32\]: should be greater than or equal to 1"),
+        ({"interpolation": "bilinaer"}, r"interpolation=bilinaer: .*nearest: bilinear"),
+        ({"crop_pct": 0.0}, r"crop_pct=0\.0: should be greater than 0"),
+        ({"crop_pct": 87.5}, r"crop_pct=87\.5: should be less than or equal to 1"),
+        ({"crop_mode": "centre"}, r"crop_mode=centre: .*nearest: center"),
+        ({"mean": 0.5}, r"mean=0\.5: should be a valid list"),
+        ({"mean": ["a", 0.5, 0.5]}, r"mean=\['a', 0\.5, 0\.5\]: should be a valid number"),
+        ({"std": [0.2, 0.2]}, r"std=\[0\.2, 0\.2\]: "),
+        ({"std": [0.2, 0.0, 0.2]}, r"std=\[0\.2, 0\.0, 0\.2\]: should be greater than 0"),
+    ],
+)
+def test_setting_that_makes_no_sense(file, data, says):
+    with pytest.raises(SqError, match=r"^model\.data\." + says) as caught:
+        load(file, data=data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data", [{"crop_mode": "squash"}, {"crop_mode": "border", "crop_pct": 1}, {"interpolation": "nearest"}]
+)
+def test_settings_reach_the_librarys_transform(net, file, data):
+    image, settings = noise(97, 301), resolve_data_config({}, model=net)
+    wanted = create_transform(**{**settings, **data}, is_training=False)(image)
+    assert torch.equal(load(file, data=data).prepare(image, False), wanted)
+    assert not torch.equal(load(file).prepare(image, False), wanted)
+
+
 def test_crop_larger_than_the_image(file):
     with pytest.raises(SqError, match=r"the image is 31x40, the network takes 32x32 of it: set dataset\.resized=false"):
         load(file, data={"input_size": [3, 32, 32]}).prepare(noise(31, 40), True)
@@ -102,6 +138,34 @@ def test_transforms_go_to_other_processes(file):
 def test_name_that_does_not_name_weights(name, weights, says):
     with pytest.raises(SqError, match=says):
         module.load(name=name, weights=weights, data=None, expected=None)
+
+
+def test_weights_of_a_network_without_a_tag(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("SQ_DATA", str(Path(file).parent.parent))
+    monkeypatch.chdir(tmp_path)
+    model = load(str(Path(file).relative_to(Path(file).parent.parent)), name="test_resnet")
+    assert model.checkpoint == hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def test_weights_from_the_hub(net, file, monkeypatch):
+    def create(name, pretrained):
+        assert (name, pretrained) == (SMALL, True)
+        return copy.deepcopy(net).half().train()
+
+    monkeypatch.setattr(timm, "create_model", create)
+    model = load(None, data={"mean": [0.5, 0.5, 0.25]})
+    assert not model.net.training
+    assert {t.dtype for t in model.net.parameters()} == {torch.float32}
+    assert len(model.checkpoint) == 16
+    assert int(model.checkpoint, 16)
+    black = model.prepare(Image.new("RGB", (200, 200)), False)
+    wanted = torch.tensor([0.5, 0.5, 0.25]) / -torch.tensor(resolve_data_config({}, model=net)["std"])
+    torch.testing.assert_close(black.mean((1, 2)), wanted)
+    with torch.no_grad():
+        net.fc.bias[0] += 1
+        other = load(None).checkpoint
+        net.fc.bias[0] -= 1
+    assert other != model.checkpoint, "the checkpoint's name follows its tensors"
 
 
 def test_weights_of_another_network(file):

@@ -1,0 +1,86 @@
+"""A network on the evaluation images: what is left out, and what a metric is given."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from sq import evaluation
+from sq.errors import SqError
+from sq.samples import Images
+from sq.types import Model
+
+
+def prepare(image, resized):
+    return torch.from_numpy(np.asarray(image, np.float32)[None] + 1000 * resized)
+
+
+def split(count=6, broken=(), **more):
+    def read(place):
+        if place in broken:
+            raise OSError("truncated")
+        return Image.new("L", (2, 2), place)
+
+    return Images([f"i/{n}" for n in range(count)], torch.arange(count), read, **more)
+
+
+def over(images, batch_size=2, metric=lambda model, seen: list(seen), shape=(1, 2, 2)):
+    model = Model(nn.Flatten(), [], shape, "", prepare)
+    return evaluation.Evaluation(model, metric, images, batch_size, torch.device("cpu"))
+
+
+def test_images_that_cannot_be_read_are_left_out_and_listed():
+    measuring = over(split(broken=(1, 4, 5), skip_corrupt=True))
+    for _ in range(2):  # the second network is measured on the same images, and the list does not grow
+        seen = measuring.measure(nn.Flatten())
+        assert [own.y.tolist() for _, own in seen] == [[0], [2, 3]]
+        assert torch.cat([outputs for outputs, _ in seen])[:, 0].tolist() == [0, 2, 3]
+        assert measuring.left_out == ["i/1", "i/4", "i/5"]
+
+
+def test_images_that_cannot_be_read_stop_the_metric():
+    with pytest.raises(SqError, match=r"1 of 6 images cannot be read \(i/3: OSError: truncated\)"):
+        over(split(broken=(3,))).measure(nn.Flatten())
+
+
+def test_metric_is_given_the_model_and_what_it_returns_is_returned():
+    given = []
+
+    def metric(model, seen):
+        given.append(model)
+        return sum(len(own.ids) for _, own in seen)
+
+    measuring = over(split(), metric=metric)
+    assert measuring.measure(nn.Flatten()) == 6
+    assert given == [measuring.model]
+
+
+def test_transform_is_told_that_images_are_resized():
+    seen = over(split(2, resized=True)).measure(nn.Flatten())
+    assert seen[0][0][:, 0].tolist() == [1000, 1001]
+
+
+def test_images_of_another_shape_stop_before_the_network():
+    def never(x):
+        raise AssertionError
+
+    net = nn.Flatten()
+    net.forward = never
+    with pytest.raises(SqError, match=r"evaluation images are \(1, 2, 2\), the network takes \(1, 3, 3\)"):
+        over(split(), shape=(1, 3, 3)).measure(net)
+
+
+def test_images_that_run_together_suit_their_size():
+    assert over(split(), None).size == 256
+    assert over(split(), None, shape=(3, 1024, 1024)).size == 1
+    assert over(split(), 7, shape=(3, 1024, 1024)).size == 7
+
+
+def test_images_lie_channels_last_and_keep_their_values():
+    x = torch.randn(2, 3, 4, 5)
+    moved = evaluation.to(x, torch.device("cpu"))
+    assert torch.equal(moved, x)
+    assert moved.is_contiguous(memory_format=torch.channels_last)
+    tokens = torch.randn(2, 7, 5)
+    assert torch.equal(evaluation.to(tokens, torch.device("cpu")), tokens)
