@@ -62,6 +62,9 @@ def test_symmetric_grid_needs_two_bits(bits, senseless):
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": -1}, "batch_size=-1"),
+        ({"workers": -1}, "workers=-1: at least 0, or null"),
+        ({"ends": "8bits"}, "ends=8bits: nearest: 8bit"),
+        ({"ends": "first"}, "ends=first: choices: 8bit, all, keep"),
         ({"threads": 0}, "threads=0"),
         ({"threads": -2}, "threads=-2"),
         ({"name": ""}, "name=''"),
@@ -89,10 +92,31 @@ def test_senseless_setting_is_named(changes, start):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"threads": 1}, {"threads": None}, {"device": "cuda:1"}, {"name": "a-b_c.1"}, {"cache": None}]
+    "changes",
+    [
+        {"threads": 1},
+        {"threads": None},
+        {"batch_size": 1},
+        {"batch_size": None},
+        {"workers": 0},
+        {"workers": None},
+        {"ends": "8bit"},
+        {"ends": "keep"},
+        {"fold": True},
+        {"device": "cuda:1"},
+        {"name": "a-b_c.1"},
+        {"cache": None},
+    ],
 )
 def test_sensible_setting(changes):
     assert wrong(**changes) == []
+
+
+def test_inputs_of_the_quantized_network_take_all_positions():
+    calibration = {**GOOD["calibration"], "inputs": "quantized"}
+    assert wrong(calibration=calibration) == []
+    (found,) = wrong(calibration=calibration, positions=0.5)
+    assert found.startswith("positions<1 calibration.inputs=quantized: ")
 
 
 def test_all_that_is_wrong_is_said_at_once():

@@ -357,3 +357,46 @@ def test_record_says_which_images_weights_and_statistics(real):
     assert made["skipped_layers"] == []
     assert made["correction"]["layers"] == 21
     assert {name: list(row) for name, row in made["sensitivity"].items()} == {x["name"]: ["4"] for x in made["layers"]}
+    assert (made["image_set"], made["evaluation"]["images"]) == ("digits_every_3", 596)
+    assert made["calibration"]["left_out"] == made["evaluation"]["left_out"] == []
+    assert made["expected"] == {"top1": 99.16, "within": 0.3}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return a function that runs a cheap job with other settings, and gives its record."""
+
+    def made(*words):
+        found = job.execute(*compose(*settings(tmp_path_factory.mktemp("other")), "threads=null", *words))
+        assert found["status"] == "done", found["traceback"]
+        return found
+
+    return made
+
+
+def test_folded_network_with_quantized_inputs(run, real):
+    found = run("fold=true", "activation=minmax", "activation.bits=6")
+    assert len(found["folded"]["folded"]) == 21
+    assert found["folded"]["left"] == []
+    assert {x["activation_bits"] for x in found["layers"]} == {6}
+    assert found["results"]["bops"] == found["results"]["bops_full"] * 4 * 6 / 32**2
+    assert found["results"]["top1_full"] == real[2]["results"]["top1_full"], "folding changes no answer"
+    assert found["results"]["bytes_full"] < real[2]["results"]["bytes_full"], "BatchNorms are gone"
+    assert real[2]["folded"] is None
+
+
+def test_inputs_of_the_quantized_network(run):
+    own, theirs = run("calibration.inputs=quantized", "quantizer=gptq"), run("quantizer=gptq")
+    assert own["calibration"] == theirs["calibration"]
+    assert own["statistics"] == theirs["statistics"]
+    codes = [{x["name"]: x["codes"] for x in found["layers"]} for found in (own, theirs)]
+    assert codes[0]["stem.0"] == codes[1]["stem.0"], "nothing is quantized before the first layer"
+    assert codes[0]["head"] != codes[1]["head"]
+
+
+def test_full_precision_that_is_not_as_expected_stops_a_run_before_it_quantizes(tmp_path):
+    words = ("model.expected.digits_every_3.top1=98.0",)
+    found = job.execute(*compose(*settings(tmp_path), *words))
+    assert found["status"] == "failed"
+    assert "full precision: top1 is 99.16 on digits_every_3, expected 98 +- 0.3" in found["error"]
+    assert "results" not in found

@@ -128,6 +128,29 @@ def test_several_batches_stop_early_and_give_the_same(monkeypatch):
     assert len(calls) == 1, "once it is known how often the layer is called, the rest of the network is not run"
 
 
+class Changing(nn.Module):
+    """Calls a layer twice; what it was fed first is changed in place before the second call."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = x.clone()
+        x += self.shared(x)
+        return self.shared(x)
+
+
+def test_inputs_changed_in_place_between_calls_are_those_of_each_call(monkeypatch):
+    torch.manual_seed(2)
+    net, x = Changing().eval(), torch.randn(6, 4)
+    (layer,) = model_of(net, (4,)).layers
+    monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 2 * 4)
+    found = upstream.collect(net, net, layer, x)
+    X = torch.cat(fed(net, "shared", x), 2).double()
+    torch.testing.assert_close(found.H, 2 * X @ X.mT / X.shape[2], rtol=1e-5, atol=1e-6)
+
+
 GEOMETRIES = {
     "strided, grouped": nn.Conv2d(4, 6, 3, stride=2, padding=(1, 0), groups=2),
     "dilated": nn.Conv2d(4, 2, (3, 2), padding=2, dilation=(2, 1)),

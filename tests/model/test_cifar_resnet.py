@@ -9,6 +9,7 @@ import torch
 from cli_helpers import compose, error_line, run
 from safetensors.torch import save_file
 
+from sq import images
 from sq.build import build
 from sq.errors import SqError
 from sq.evaluation import Evaluation
@@ -228,6 +229,24 @@ def test_depth_that_there_is_not(depth):
     part = compose("model=resnet20")[0]["model"] | {"depth": depth}
     with pytest.raises(SqError, match=rf"model\.depth={depth}: should be 20, 32, 44, 56 or 110"):
         build(part, "model")
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"std": [0.2, 0.0, 0.2]}, {"std": [0.2]}, {"mean": [0.1] * 4}, {"mean": 0.5}, {"mean": ["a"] * 3}]
+)
+def test_normalisation_that_makes_no_sense(knobs):
+    part = compose("model=resnet20")[0]["model"] | knobs
+    with pytest.raises(SqError, match=rf"model\.{next(iter(knobs))}="):
+        build(part, "model")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet32"])
+def test_real_images_are_near_what_the_network_normalises_to(name, cifar10):
+    model = build(compose(f"model={name}")[0]["model"], "model")()
+    x = images.load(cifar10.train, range(0, 4000, 10), model.prepare, "images").x
+    # CIFAR's own statistics differ from ImageNet's, which these weights were trained with.
+    assert x.mean((0, 2, 3)).abs().max() < 0.3
+    assert (x.std((0, 2, 3)) - 1).abs().max() < 0.2
 
 
 # From the command line.
