@@ -77,8 +77,7 @@ def _fed(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor
 
     def keep(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         x = args[0] if args else named["input"]
-        last = len(fed) + 1 == calls
-        fed.append(x if last else x.clone())  # what goes on may change it in place
+        fed.append(x if len(fed) + 1 == calls else x.clone())  # what goes on may change it in place
         if len(fed) == calls:
             raise _Enough
 
