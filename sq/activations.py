@@ -6,8 +6,8 @@ module's name, operands of residual additions by theirs (`sq/adds.py`): "add.0.l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sq import adds as additions
+from sq import hooks
 from sq import images as reading
 from sq.adds import Adds
 from sq.errors import SqError
@@ -92,7 +93,8 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
 
 def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, see: See) -> None:
     made = set()
-    with _seeing(net, names, see), torch.no_grad():
+    fed = {name: net.get_submodule(name) for name in names}
+    with hooks.feeding(fed, lambda name, _, x: see(name, x)), torch.no_grad():
         for batch in batches:
             with Adds(partial(_pass_on, see)) if adds else nullcontext() as mode:
                 net(batch)
@@ -104,21 +106,6 @@ def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bo
 def _pass_on(see: See, name: str, x: Tensor) -> Tensor:
     see(name, x)
     return x
-
-
-@contextmanager
-def _seeing(net: nn.Module, names: list[str], see: See) -> Iterator[None]:
-    """Call ``see(name, input)`` before each module named runs, while the context lasts."""
-
-    def hook(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        see(name, args[0] if args else named["input"])
-
-    hooks = [net.get_submodule(n).register_forward_pre_hook(partial(hook, n), with_kwargs=True) for n in names]
-    try:
-        yield
-    finally:
-        for one in hooks:
-            one.remove()
 
 
 class _Nearest:

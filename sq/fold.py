@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from sq import batchnorm
+from sq import batchnorm, hooks
 from sq.errors import SqError
 
 Foldable = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -97,7 +97,7 @@ def _observe(net: nn.Module, x: Tensor) -> tuple[list[_Pair], list[str], Tensor]
             source[name] = layer
             fed[layer] += 1
 
-    with torch.no_grad(), batchnorm.returning(layers, returned), batchnorm.feeding(norms, given):
+    with torch.no_grad(), hooks.returning(layers, returned), hooks.feeding(norms, given):
         wanted = net(x)
     own = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
     pairs, left = [], []

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sq import gram, images, layers, memory
+from sq import gram, hooks, images, layers, memory
 from sq.console import track
 from sq.errors import SqError
 from sq.samples import Batch
@@ -87,7 +87,7 @@ class _Sum:
 def _observe(
     total: _Sum, module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
 ) -> None:
-    total.add(args[0] if args else named["input"], layers.positions(module, output))
+    total.add(hooks.given(args, named), layers.positions(module, output))
 
 
 def loss(error: Tensor, hessian: Tensor) -> float:

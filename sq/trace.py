@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sq import layers
+from sq import hooks, layers
 from sq.errors import SqError
 from sq.types import Model
 
@@ -30,19 +28,11 @@ def settle(model: Model, x: Tensor) -> Model:
     """
     positions: dict[str, int] = {}
 
-    def see(name: str) -> Callable[..., None]:
-        def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            positions[name] = positions.get(name, 0) + layers.positions(module, output)
+    def count(name: str, module: nn.Module, output: Tensor) -> None:
+        positions[name] = positions.get(name, 0) + layers.positions(module, output)
 
-        return count
-
-    hooks = [layer.module.register_forward_hook(see(layer.name)) for layer in model.layers]
-    try:
-        with torch.no_grad():
-            model.net(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), hooks.returning({layer.name: layer.module for layer in model.layers}, count):
+        model.net(x)
     own = {layer.name: layer for layer in model.layers}
     if not positions:
         raise SqError(f"no layer of {type(model.net).__name__} can be quantized: choose another model")

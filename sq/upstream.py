@@ -7,13 +7,13 @@ for W* = W C H^-1: ||W X - Q X^||^2 = (W* - Q) H (W* - Q)^T + const. So no solve
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sq import gram, images, layers
+from sq import gram, hooks, images, layers
 from sq.errors import SqError
 from sq.types import Layer
 
@@ -75,19 +75,13 @@ def _fed(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor
     """Return what `net` feeds a layer for `x`; stop when it has been called as often as `calls` says."""
     fed: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = args[0] if args else named["input"]
+    def keep(name: str, module: nn.Module, x: Tensor) -> None:
         fed.append(x if len(fed) + 1 == calls else x.clone())  # what goes on may change it in place
         if len(fed) == calls:
             raise _Enough
 
-    hook = net.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with hooks.feeding({name: net.get_submodule(name)}, keep), suppress(_Enough):
         net(x)
-    except _Enough:
-        pass
-    finally:
-        hook.remove()
     return fed
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import batchnorm
+from sq import batchnorm, hooks, repair
 from sq.samples import Batch
 from sq.types import Count
 
@@ -48,13 +48,13 @@ def correct(
     ------
     Ours; compare the re-estimation of arXiv:2208.11580 and arXiv:2509.05576.
     """
-    return batchnorm.repair(net, reference, batch.x[:images], Statistics, batch_size=batch_size, rounds=rounds)
+    return repair.repair(net, reference, batch.x[:images], Statistics, batch_size=batch_size, rounds=rounds)
 
 
-class Statistics(batchnorm.Repair):
+class Statistics(repair.Repair):
     """The correction of one BatchNorm's running statistics."""
 
-    watching = staticmethod(batchnorm.feeding)
+    watching = staticmethod(hooks.feeding)
     find = staticmethod(batchnorm.find)
 
     def __init__(self, ours: nn.Module, theirs: nn.Module):

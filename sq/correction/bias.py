@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import batchnorm, layers
+from sq import hooks, layers, repair
 from sq.samples import Batch
 from sq.types import Count
 
@@ -47,13 +47,13 @@ def correct(
     Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721,
     section 4.2, with means over images as in appendix D. Undoing what does not help, and rounds, are ours.
     """
-    return batchnorm.repair(net, reference, batch.x[:images], Bias, batch_size=batch_size, rounds=rounds)
+    return repair.repair(net, reference, batch.x[:images], Bias, batch_size=batch_size, rounds=rounds)
 
 
-class Bias(batchnorm.Repair):
+class Bias(repair.Repair):
     """The correction of one layer's bias."""
 
-    watching = staticmethod(batchnorm.returning)
+    watching = staticmethod(hooks.returning)
 
     def __init__(self, ours: nn.Module, theirs: nn.Module):
         own, plain = ours.weight, ours.bias

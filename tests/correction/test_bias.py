@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from sq import batchnorm as bn
-from sq import layers
+from sq import hooks, layers, repair
 from sq.correction import bias
 from sq.fold import fold
 from sq.grid import uniform
@@ -64,7 +64,7 @@ def test_a_constant_shift_is_taken_off_exactly(small, place, batch_size, rounds)
     reference, x = small
     net = copy.deepcopy(reference)
     net[place].bias.data += torch.tensor([0.5, -2.0, 1.0, 0.0, 3.0])[: len(net[place].bias)]
-    before = bn.logit_error(net, reference, x, 40)
+    before = repair.logit_error(net, reference, x, 40)
     report = bias.correct(net, reference, images(x), images=512, batch_size=batch_size, rounds=rounds)
     for name, parameter in reference.named_parameters():
         torch.testing.assert_close(net.get_parameter(name), parameter, rtol=0, atol=1e-13)
@@ -111,7 +111,7 @@ def test_later_layers_see_what_was_corrected_before_them(small):
     net = copy.deepcopy(reference)
     net[0].bias.data += 1
     fed = []
-    with bn.feeding({"last": net[4]}, lambda name, module, x: fed.append(x)):
+    with hooks.feeding({"last": net[4]}, lambda name, module, x: fed.append(x)):
         bias.correct(net, reference, images(x), images=512, batch_size=40, rounds=1)
     with torch.no_grad():
         wanted = reference[:4](x)
@@ -137,7 +137,7 @@ def test_logit_error_falls(resnet, batch, bits, rounds):
     weights = {layer.name: layer.module.weight.clone() for layer in layers.find(net)[0]}
     report = bias.correct(net, reference, batch, images=512, batch_size=64, rounds=rounds)
     assert report["error_after"] < 0.8 * report["error_before"]
-    assert bn.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
+    assert repair.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
     assert report["kept"] > 0
     assert same(reference, resnet)
     assert all(torch.equal(net.get_submodule(name).weight, weight) for name, weight in weights.items())
@@ -168,7 +168,7 @@ def test_a_network_it_does_not_help_is_restored(resnet, batch):
         errors = iter([1.0, 0.0])
         patch.setattr(bn, "logit_error", lambda *args: next(errors))
         assert bias.correct(forced, resnet, batch, images=512, batch_size=64, rounds=2)["kept"] > 0
-    assert bn.logit_error(forced, resnet, batch.x, 64) > report["error_before"]  # it would have hurt
+    assert repair.logit_error(forced, resnet, batch.x, 64) > report["error_before"]  # it would have hurt
 
 
 def test_harm_is_undone(resnet, batch, monkeypatch):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sq import batchnorm as bn
-from sq import layers
+from sq import hooks, layers, repair
 from sq.build import build
 from sq.correction import batchnorm, none, reestimate
 from sq.grid import uniform
@@ -115,7 +115,7 @@ def test_shift_is_recovered(small, rounds, batch_size):
     assert report["error_after"] < 1e-6  # eps of BatchNorm is not scaled by the gain
     with torch.no_grad():
         torch.testing.assert_close(net(x), reference(x), rtol=0, atol=1e-3)
-    assert report["error_after"] == pytest.approx(bn.logit_error(net, reference, x, 7), rel=1e-6)
+    assert report["error_after"] == pytest.approx(repair.logit_error(net, reference, x, 7), rel=1e-6)
 
 
 def test_shift_is_added_to_what_training_left(small):
@@ -167,7 +167,7 @@ def test_logit_error_never_rises(resnet, batch, bits, rounds):
     net = round_weights(resnet, bits)
     report = batchnorm.correct(net, resnet, batch, images=512, batch_size=64, rounds=rounds)
     assert report["error_after"] <= report["error_before"]
-    assert bn.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
+    assert repair.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
     assert report["kept"] > 0
 
 
@@ -193,7 +193,7 @@ def test_reestimate_is_one_step_of_training(resnet, batch):
         module.momentum = None  # a plain mean over batches
         module.reset_running_stats()
     trained.train()
-    with torch.no_grad(), bn.feeding(modules, lambda name, _, x: count.update({name: x.numel() // x.shape[1]})):
+    with torch.no_grad(), hooks.feeding(modules, lambda name, _, x: count.update({name: x.numel() // x.shape[1]})):
         trained(batch.x)
     report = reestimate.correct(net, resnet, batch, batch_size=len(batch.x), guard=False)
     assert report["layers"] == report["kept"] == len(modules) > 10
@@ -220,7 +220,7 @@ def test_logit_error_equals_the_definition(small, batch_size):
     net = round_weights(reference, 3)
     with torch.no_grad():
         wanted = float((net(x) - reference(x)).square().sum() / reference(x).square().sum())
-    assert bn.logit_error(net, reference, x, batch_size) == pytest.approx(wanted, rel=1e-12)
+    assert repair.logit_error(net, reference, x, batch_size) == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -1,0 +1,45 @@
+"""Looking at what modules are fed and return, while a network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+See = Callable[[str, nn.Module, Tensor], Any]
+
+
+def given(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """Return the input of a module that was called with these arguments."""
+    return args[0] if args else named["input"]
+
+
+@contextmanager
+def feeding(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
+    """Call ``see(name, module, x)`` before each of `modules` runs on x, while the context lasts."""
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            see(name, module, given(args, named))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_pre_hook(watch(name), with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def returning(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
+    """Call ``see(name, module, y)`` after each of `modules` has returned y; what `see` returns, if any, replaces y."""
+
+    def watch(name: str) -> Callable[..., Any]:
+        return lambda module, args, y: see(name, module, y)
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(watch(name)).remove)
+        yield
