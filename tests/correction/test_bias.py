@@ -6,7 +6,6 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sq import batchnorm as bn
 from sq import hooks, layers, repair
 from sq.correction import bias
 from sq.fold import fold
@@ -166,7 +165,7 @@ def test_a_network_it_does_not_help_is_restored(resnet, batch):
     assert report["error_after"] == report["error_before"] > 0
     with pytest.MonkeyPatch.context() as patch:
         errors = iter([1.0, 0.0])
-        patch.setattr(bn, "logit_error", lambda *args: next(errors))
+        patch.setattr(repair, "logit_error", lambda *args: next(errors))
         assert bias.correct(forced, resnet, batch, images=512, batch_size=64, rounds=2)["kept"] > 0
     assert repair.logit_error(forced, resnet, batch.x, 64) > report["error_before"]  # it would have hurt
 
