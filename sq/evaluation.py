@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sq import images as reading
 from sq.errors import SqError
-from sq.samples import Batch, Images
+from sq.samples import Batch, Images, without
 from sq.types import Model
 
 
@@ -63,7 +63,7 @@ class Evaluation:
         return self.metric(self.model, self._outputs(net))
 
     def _outputs(self, net: nn.Module) -> Iterator[tuple[Tensor, Batch]]:
-        read: set[str] = set()
+        read: list[str] = []
         every = range(len(self.images.ids))
         for batch in reading.batches(self.images, every, self.model.prepare, self.size, "evaluate"):
             check_images(self.model, batch, "evaluation")
@@ -71,9 +71,9 @@ class Evaluation:
                 outputs = net(to(batch.x, self.device)).cpu()
             if not torch.isfinite(outputs).all():
                 raise SqError("the network's outputs hold NaN or infinity on the evaluation images: check the weights")
-            read.update(batch.ids)
+            read += batch.ids
             yield outputs, batch
-        self.left_out = [name for name in self.images.ids if name not in read]
+        self.left_out = without(self.images.ids, read)
 
 
 def to(x: Tensor, device: torch.device) -> Tensor:

@@ -79,7 +79,7 @@ def _lacking(height: int, window: layers.Window, distance: int, end: bool) -> di
     return {y: row for y, row in pairs.items() if row >= window.blank[0] and row + apart < height - window.blank[1]}
 
 
-def _pieces(x: Tensor, elements: int) -> tuple[Tensor, ...]:
+def pieces(x: Tensor, elements: int) -> tuple[Tensor, ...]:
     """Return the images of `x` a few at a time, for they make `elements` unfolded in all."""
     return x.chunk(min(len(x), -(-elements // UNFOLDED)))
 
@@ -95,7 +95,7 @@ class Direct:
         """Add the inputs `x` of one call, which has `positions` outputs; return how many of them were used."""
         elements = self.layer.groups * self.layer.inputs * positions
         seen = used = 0
-        for part in _pieces(x, elements):
+        for part in pieces(x, elements):
             X = layers.inputs(self.layer.module, part)
             seen += X.shape[2]
             if self.generator is not None:
@@ -134,7 +134,7 @@ class ByDistance:
         """Add the inputs `x` of one call, which has `positions` outputs; return how many of them were used."""
         elements = self.layer.groups * self.layer.inputs // self.kernel * positions
         seen = 0
-        for part in _pieces(x, elements):
+        for part in pieces(x, elements):
             U = self._rows(part)
             height = U.shape[2]
             seen += U.shape[3] * (height - self._lacked(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -10,6 +10,12 @@ from torch import Tensor
 
 # prepare(image, resized) -> (C, H, W) float32: an image as the network takes it; `resized` as in `Images`
 Prepare = Callable[[Image.Image, bool], Tensor]
+
+
+def without(ids: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return those of `ids`, in their order, that are not among `others`."""
+    known = set(others)
+    return [name for name in ids if name not in known]
 
 
 @dataclass(frozen=True)

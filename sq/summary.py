@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sq.evaluation import Measured
-from sq.samples import Calibration, Dataset
+from sq.samples import Calibration, Dataset, without
 from sq.types import Layer, Model, Problem, QuantizedModel
 
 FLOAT = 32  # bits of a number that stays unquantized
@@ -64,7 +64,7 @@ def compare(found: Measured, full: Measured) -> dict[str, Any]:
 
 def images(dataset: Dataset, batch: Calibration, left_out: list[str]) -> dict[str, Any]:
     """Return which images were used: the set, how many, hashes of their ids, and those that could not be read."""
-    evaluated = [name for name in dataset.test.ids if name not in set(left_out)]
+    evaluated = without(dataset.test.ids, left_out)
     return {
         "image_set": dataset.name,
         "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sq import gram, hooks, images, layers
 from sq.errors import SqError
+from sq.statistics import loss
 from sq.types import Layer
 
 
@@ -41,9 +42,8 @@ class Pair:
 
     def relative_error(self, W: Tensor, Q: Tensor, reference: Tensor) -> float:
         """Return ||W X - Q X^||^2 / ||W X||^2, with `reference` = 2 X X^T / N."""
-        W, Q = W.to(self.H.dtype), Q.to(self.H.dtype)
-        whole = float((torch.bmm(W, reference) * W).sum())
-        mixed, own = float((torch.bmm(W, self.C) * Q).sum()), float((torch.bmm(Q, self.H) * Q).sum())
+        whole, own = loss(W, reference), loss(Q, self.H)
+        mixed = float((torch.bmm(W.to(self.C.dtype), self.C) * Q).sum())
         return max(whole - 2 * mixed + own, 0.0) / whole if whole > 0 else 0.0
 
 
@@ -98,9 +98,8 @@ class _Sum:
         self.H, self.C = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
 
     def add(self, x: Tensor, x_q: Tensor) -> None:
-        taps = layers.taps(self.layer.module)
-        pieces = min(len(x), -(-x.numel() * taps // gram.UNFOLDED))  # for they are `taps` times as many, unfolded
-        for part, part_q in zip(x.chunk(pieces), x_q.chunk(pieces), strict=True):
+        elements = x.numel() * layers.taps(self.layer.module)
+        for part, part_q in zip(gram.pieces(x, elements), gram.pieces(x_q, elements), strict=True):
             X, X_q = (layers.inputs(self.layer.module, p) for p in (part, part_q))
             gram.add_symmetric(self.H, X_q)
             self.C += torch.bmm(X, X_q.mT)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sq import images as reading
 from sq.errors import SqError
-from sq.samples import Calibration, Dataset, Objects
+from sq.samples import Calibration, Dataset, Objects, without
 from sq.types import Model
 
 
@@ -44,9 +44,8 @@ def draw(
     turn[order] = torch.cat([torch.arange(int(n)) for n in counts])
     chosen = shuffled[turn.argsort(stable=True)[:images]]
     drawn = reading.load(train, chosen.tolist(), model.prepare, "calibration images")
-    read = set(drawn.ids)
-    left_out = tuple(train.ids[i] for i in chosen.tolist() if train.ids[i] not in read)
-    return Calibration(drawn.x, drawn.y, drawn.ids, inputs, left_out)
+    left_out = without((train.ids[i] for i in chosen.tolist()), drawn.ids)
+    return Calibration(drawn.x, drawn.y, drawn.ids, inputs, tuple(left_out))
 
 
 def _largest(y: list[Objects]) -> Tensor:

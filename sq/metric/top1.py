@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Classified:
     logits: Tensor
     labels: Tensor
 
-    @property
+    @cached_property
     def figures(self) -> dict[str, float]:
         """Return `top1` and `top5`, in percent; `top5` only where there are more than five classes."""
         top = self.logits.topk(min(5, self.logits.shape[1])).indices

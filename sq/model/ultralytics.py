@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sq import hub, layers, yolo
 from sq.data import find
 from sq.errors import SqError
-from sq.types import Count, Model
+from sq.types import Count, Expected, Model
 from sq.weights import load_into
 
 BINS = 16  # of the distribution of each distance, one stride apart
@@ -91,7 +91,7 @@ def load(
     name: Name,
     weights: str | None,
     image: Count,
-    expected: dict[str, dict[str, float]] | None,
+    expected: Expected,
 ) -> Model:
     """Load a trained network, ready to evaluate.
 

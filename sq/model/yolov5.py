@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sq import layers, yolo
 from sq.data import find
-from sq.types import Count, Model
+from sq.types import Count, Expected, Model
 from sq.weights import load_into
 
 CLASSES, SHAPES = 80, 3  # classes of COCO; anchor boxes per cell
@@ -88,7 +88,7 @@ def load(
     size: Literal["n", "s", "m", "l", "x"],
     weights: str,
     image: Count,
-    expected: dict[str, dict[str, float]] | None,
+    expected: Expected,
 ) -> Model:
     """Load a trained network, ready to evaluate.
 
