@@ -1,4 +1,4 @@
-"""What corrections share: one layer's repair, rounds of them over a network, and the error that decides."""
+"""What corrections share: one layer's repair, all of them over a network, and the error that decides."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def logit_error(net: nn.Module, reference: nn.Module, x: Tensor, batch_size: int
 
 
 class Repair(ABC):
-    """One layer's correction: measured in both networks at once, kept where it lowers the error of that layer."""
+    """One layer's correction, by what the layer is fed or returns in both networks."""
 
     watching: Callable[[dict[str, nn.Module], See], AbstractContextManager[None]]  # `sq.hooks.feeding` or `returning`
 
@@ -59,12 +59,15 @@ class Repair(ABC):
         """Take what the reference's layer is fed or returns for the next batch."""
 
     @abstractmethod
-    def see(self, tensor: Tensor, at_once: bool) -> Tensor | None:
-        """Take what our layer is fed or returns for that batch; with `at_once`, correct it by what is known so far."""
+    def see(self, tensor: Tensor) -> Tensor | None:
+        """Take what our layer is fed or returns for that batch, and correct the layer by all that was seen so far.
+
+        What a layer has returned is too late to change: then return what it returns now.
+        """
 
     @abstractmethod
-    def settle(self) -> bool:
-        """Correct the layer if that lowers its error, else leave it as it was; say which, and start measuring anew."""
+    def changed(self) -> bool:
+        """Return whether the layer now differs from what it was."""
 
     @abstractmethod
     def undo(self) -> None:
@@ -72,39 +75,34 @@ class Repair(ABC):
 
 
 def repair(
-    net: nn.Module, reference: nn.Module, x: Tensor, kind: type[Repair], *, batch_size: int | None, rounds: int
+    net: nn.Module, reference: nn.Module, x: Tensor, kind: type[Repair], *, batch_size: int | None
 ) -> dict[str, Any]:
-    """Correct the layers of `net` that `kind` fits, in place, each where that lowers the error of its output.
+    """Correct the layers of `net` that `kind` fits, in place; undo that if the network's outputs do not gain by it.
 
-    In the first round a layer is corrected as soon as it is met, from what was seen so far, so that later layers
-    see nearly what they will see; in the others the corrections of the round before stay in force. If all
-    corrections together do not lower the error of the network's outputs, none is kept.
+    One pass: a layer is corrected as it is met, by what was seen so far, so that later layers see what they will see
+    in the end. A second pass would measure all layers beside the corrections of the first and change all of them at
+    once; so would dropping those that do not lower their own layer's error. Either way layers are corrected for
+    inputs they no longer get, and deep networks lose by it (measured: results/LOG.md).
 
     Returns
     -------
-    layers : layers measured; kept : corrections kept; left_alone : layers not called exactly once a pass;
-        error_before, error_after : relative squared error of the outputs, on `x`
+    layers : layers measured; kept : those that differ afterwards; left_alone : layers not called exactly once a
+        pass; error_before, error_after : relative squared error of the outputs, on `x`
     """
     ours, alone = called_once(net, kind.find(net), x[:1])
     theirs = {name: reference.get_submodule(name) for name in ours}
     repairs = {name: kind(module, theirs[name]) for name, module in ours.items()}
     before = logit_error(net, reference, x, batch_size)
-    kept = 0
-    for number in range(rounds):
-
-        def see(name: str, module: nn.Module, tensor: Tensor, at_once: bool = number == 0) -> Tensor | None:
-            return repairs[name].see(tensor, at_once)
-
-        with torch.no_grad():
-            for part in images.split(x, batch_size):
-                with kind.watching(theirs, lambda name, _, tensor: repairs[name].expect(tensor)):
-                    reference(part)
-                with kind.watching(ours, see):
-                    net(part)
-            kept = sum([one.settle() for one in repairs.values()])
+    with torch.no_grad():
+        for part in images.split(x, batch_size):
+            with kind.watching(theirs, lambda name, _, tensor: repairs[name].expect(tensor)):
+                reference(part)
+            with kind.watching(ours, lambda name, _, tensor: repairs[name].see(tensor)):
+                net(part)
     after = logit_error(net, reference, x, batch_size)
     if not after < before:
+        after = before
         for one in repairs.values():
             one.undo()
-        kept, after = 0, before
+    kept = sum(one.changed() for one in repairs.values())
     return {"layers": len(ours), "kept": kept, "left_alone": alone, "error_before": before, "error_after": after}

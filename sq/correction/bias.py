@@ -19,13 +19,8 @@ from sq.samples import Batch
 from sq.types import Count
 
 
-def correct(
-    net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None, rounds: Count
-) -> dict:
-    """Correct the biases of `net` in place, layer by layer where that helps.
-
-    A layer keeps its correction if its output then is closer to full precision on the calibration images. If
-    all corrections together do not lower the error of the network's outputs on those images, none is kept.
+def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None) -> dict:
+    """Correct the biases of `net` in place, layer after layer; undo it all if that does not help.
 
     Parameters
     ----------
@@ -33,21 +28,21 @@ def correct(
     reference : the full-precision network, of the same structure
     batch : calibration images
     images : of the batch, of which the first so many are used; all, if there are fewer
-    batch_size : images in one forward pass, None for what suits their size; the first round corrects by the first
-        of them already
-    rounds : passes over the images; each measures the shift with the corrections before it in force
+    batch_size : images in one forward pass, None for what suits their size; layers are corrected by the first of
+        them already
 
     Returns
     -------
-    layers : convolutions and linear layers seen; kept : corrections kept; left_alone : layers not called exactly
-        once a pass; error_before, error_after : relative squared error of the outputs, on the calibration images
+    layers : convolutions and linear layers seen; kept : corrected ones, 0 if all corrections together do not lower
+        the error of the outputs on those images; left_alone : layers not called exactly once a pass; error_before,
+        error_after : relative squared error of the outputs, on those images
 
     Source
     ------
     Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721,
-    section 4.2, with means over images as in appendix D. Undoing what does not help, and rounds, are ours.
+    section 4.2, with means over images as in appendix D. Undoing what does not help is ours.
     """
-    return repair.repair(net, reference, batch.x[:images], Bias, batch_size=batch_size, rounds=rounds)
+    return repair.repair(net, reference, batch.x[:images], Bias, batch_size=batch_size)
 
 
 class Bias(repair.Repair):
@@ -62,39 +57,32 @@ class Bias(repair.Repair):
         self.module, self.weight, self.plain = ours, own, plain
         self.axis = 1 - own.ndim  # of the channels in an output: the last of a linear layer, else before the positions
         self.off = torch.zeros(len(own), dtype=torch.float64, device=own.device)  # what is off the bias now
-        self._measure_anew()
+        self.sum, self.count = torch.zeros_like(self.off), 0  # of ours, as they are uncorrected, less theirs
 
     @staticmethod
     def find(net: nn.Module) -> dict[str, nn.Module]:
         """Return the convolutions and linear layers."""
         return {layer.name: layer.module for layer in layers.find(net)[0]}
 
-    def _measure_anew(self) -> None:
-        self.ours, self.theirs = torch.zeros_like(self.off), torch.zeros_like(self.off)  # sums of outputs
-        self.count = 0
-
-    def _sums(self, y: Tensor) -> Tensor:
+    def _total(self, y: Tensor) -> Tensor:
         return y.movedim(self.axis, 0).flatten(1).sum(1, dtype=torch.float64)
 
     def expect(self, tensor: Tensor) -> None:
-        """Add the reference's output."""
-        self.theirs += self._sums(tensor)
+        """Take the reference's output off."""
+        self.sum -= self._total(tensor)
 
-    def see(self, tensor: Tensor, at_once: bool) -> Tensor | None:
-        """Add the output as it is without a correction; with `at_once`, correct the layer and this very output."""
-        positions = tensor.numel() // len(self.off)
-        self.ours += self._sums(tensor) + positions * self.off
+    def see(self, tensor: Tensor) -> Tensor | None:
+        """Add the output as it is without a correction; correct the layer, and this very output."""
+        positions, before = tensor.numel() // len(self.off), self.off
+        self.sum += self._total(tensor) + positions * before
         self.count += positions
-        if not at_once:
-            return None
-        before = self.off
         self._take_off(self.shift())
         more = (self.off - before).to(tensor.dtype)
         return tensor - more.view(-1, *[1] * (-1 - self.axis)) if more.any() else None
 
     def shift(self) -> Tensor:
         """Return the mean difference of the outputs so far, (C,)."""
-        return (self.ours - self.theirs) / self.count
+        return self.sum / self.count
 
     def _take_off(self, shift: Tensor) -> None:
         if not shift.any():
@@ -105,16 +93,9 @@ class Bias(repair.Repair):
         self.module.bias = nn.Parameter(bias, requires_grad=self.weight.requires_grad)
         self.off = plain - bias.double()  # `shift`, but for rounding
 
-    def settle(self) -> bool:
-        """Correct the bias if that brings the output closer to full precision's."""
-        shift = self.shift()
-        self._take_off(shift)
-        # mean (e - off)^2 = mean e^2 - off (2 mean e - off), for an error e of the output: so no e is held
-        better = bool((self.off * (2 * shift - self.off)).sum() > 0)
-        if not better:
-            self.undo()
-        self._measure_anew()
-        return better
+    def changed(self) -> bool:
+        """Return whether anything is off the bias."""
+        return bool(self.off.any())
 
     def undo(self) -> None:
         """Restore the bias."""

@@ -19,6 +19,7 @@ def solve(
     revisions: Whole,
     hold: Share,
     effort: NotNegative,
+    least: Whole,
     depth: Count,
     refits: Whole,
     block: Count,
@@ -32,6 +33,8 @@ def solve(
     revisions : of the set of weights clipped at the start; see `refine.inside`. 0 clips nothing
     hold : share of a row's weights that may be clipped so; the others are clipped without anything making up for it
     effort : changes of codes tried in each row, as a share of its weights
+    least : changes tried in a row at least: narrow rows are cheap to revise, and a sweep over the nine weights of a
+        depthwise kernel can leave ten times the error that revising reaches (measured: results/LOG.md)
     depth : codes of a row that may change together; see `refine.descend`
     refits : how often scales are refitted, evenly spread over the search; 0 leaves the grid as given
     block : columns compensated together; changes speed, not results (beyond rounding)
@@ -54,7 +57,7 @@ def solve(
     saliency = (V - grid.nearest(V)).square().sum(1) / inverse.diagonal(dim1=-2, dim2=-1)
     Q, _ = elimination.sweep(V, H, grid, saliency.argsort(dim=-1, descending=True, stable=True), block=block)
     codes = grid.encode(Q)
-    rounds, stages = effort * W.shape[2] / depth, max(1, refits)
+    rounds, stages = max(effort * W.shape[2], least) / depth, max(1, refits)
     for stage in range(stages):
         share = round(rounds * (stage + 1) / stages) - round(rounds * stage / stages)
         codes = refine.descend(W, H, grid, codes, depth=depth, rounds=share)

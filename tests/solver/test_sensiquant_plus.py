@@ -4,7 +4,7 @@ import torch
 from sq.solver import obq, sensiquant, sensiquant_plus
 from sq.statistics import loss
 
-KNOBS = {"revisions": 2, "hold": 0.5, "effort": 0.25, "depth": 8, "refits": 2, "block": 64}
+KNOBS = {"revisions": 2, "hold": 0.5, "effort": 0.25, "least": 0, "depth": 8, "refits": 2, "block": 64}
 
 
 def solve(W, H, grid, **knobs):
@@ -83,3 +83,15 @@ def test_without_refits_the_grid_stays(fit, correlated):
     assert not torch.equal(moved.scale, grid.scale)
     assert torch.equal(moved.low, grid.low)
     assert moved.levels == grid.levels
+
+
+def test_narrow_rows_are_revised_as_well(fit, correlated):
+    # nine weights, as in a depthwise kernel: a share of them is less than one round, so `least` is what counts
+    better = worse = 0.0
+    for seed in range(8):
+        W, H = correlated(seed, 16, 1, 9)
+        grid = fit(W, 4)
+        untouched = solve(W, H, grid, effort=0.0, refits=0)[2]
+        assert solve(W, H, grid, effort=0.125, refits=0)[2] == untouched
+        better, worse = better + solve(W, H, grid, least=64, refits=0)[2], worse + untouched
+    assert better < 0.9 * worse
