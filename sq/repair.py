@@ -29,14 +29,19 @@ def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tup
     return {n: m for n, m in modules.items() if calls[n] == 1}, [n for n in modules if calls[n] != 1]
 
 
-def logit_error(net: nn.Module, reference: nn.Module, x: Tensor, batch_size: int | None) -> float:
-    """Return ||net(x) - reference(x)||^2 / ||reference(x)||^2 over all images `x`."""
-    error, size = 0.0, 0.0
+def outputs(net: nn.Module, x: Tensor, batch_size: int | None) -> list[Tensor]:
+    """Return what `net` makes of the images `x`, batch by batch."""
     with torch.no_grad():
-        for part in images.split(x, batch_size):
-            wanted = reference(part).double()
-            error += float((net(part).double() - wanted).square().sum())
-            size += float(wanted.square().sum())
+        return [net(part) for part in images.split(x, batch_size)]
+
+
+def output_error(net: nn.Module, wanted: list[Tensor], x: Tensor, batch_size: int | None) -> float:
+    """Return ||net(x) - wanted||^2 / ||wanted||^2 over all images `x`; `wanted` are the reference's `outputs`."""
+    error = size = 0.0
+    with torch.no_grad():
+        for part, target in zip(images.split(x, batch_size), wanted, strict=True):
+            error += float((net(part).double() - target.double()).square().sum())
+            size += float(target.double().square().sum())
     return error / size
 
 
@@ -56,11 +61,11 @@ class Repair(ABC):
 
     @abstractmethod
     def expect(self, tensor: Tensor) -> None:
-        """Take what the reference's layer is fed or returns for the next batch."""
+        """Take what the reference's layer is fed or returns: for one batch after the other, before `see` is called."""
 
     @abstractmethod
     def see(self, tensor: Tensor) -> Tensor | None:
-        """Take what our layer is fed or returns for that batch, and correct the layer by all that was seen so far.
+        """Take what our layer is fed or returns for the next batch, and correct the layer by all that was seen so far.
 
         What a layer has returned is too late to change: then return what it returns now.
         """
@@ -92,14 +97,12 @@ def repair(
     ours, alone = called_once(net, kind.find(net), x[:1])
     theirs = {name: reference.get_submodule(name) for name in ours}
     repairs = {name: kind(module, theirs[name]) for name, module in ours.items()}
-    before = logit_error(net, reference, x, batch_size)
-    with torch.no_grad():
-        for part in images.split(x, batch_size):
-            with kind.watching(theirs, lambda name, _, tensor: repairs[name].expect(tensor)):
-                reference(part)
-            with kind.watching(ours, lambda name, _, tensor: repairs[name].see(tensor)):
-                net(part)
-    after = logit_error(net, reference, x, batch_size)
+    with kind.watching(theirs, lambda name, _, tensor: repairs[name].expect(tensor)):
+        wanted = outputs(reference, x, batch_size)
+    before = output_error(net, wanted, x, batch_size)
+    with kind.watching(ours, lambda name, _, tensor: repairs[name].see(tensor)):
+        outputs(net, x, batch_size)
+    after = output_error(net, wanted, x, batch_size)
     if not after < before:
         after = before
         for one in repairs.values():

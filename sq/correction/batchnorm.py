@@ -55,21 +55,19 @@ class Statistics(repair.Repair):
     def __init__(self, ours: nn.Module, theirs: nn.Module):
         self.ours, self.theirs = ours, theirs
         self.original = tuple(t.clone() for t in batchnorm.running(ours))
+        self.expected: list[Tensor] = []  # sums of the reference's inputs, of batches not yet seen
         self.sums = torch.zeros(2, 2, *self.original[0].shape, dtype=torch.float64, device=self.original[0].device)
         self.count = 0
 
     def expect(self, tensor: Tensor) -> None:
-        """Add the reference's input."""
-        self._add(1, tensor)
+        """Sum up the reference's input."""
+        self.expected.append(_sums(tensor))
 
     def see(self, tensor: Tensor) -> None:
         """Add the input, and correct the statistics that it is about to be normalised by."""
-        self._add(0, tensor)
+        self.sums += torch.stack([_sums(tensor), self.expected.pop(0)])
         self.count += tensor.numel() // tensor.shape[1]
         batchnorm.set_running(self.ours, *self.shifted())
-
-    def _add(self, place: int, x: Tensor) -> None:
-        self.sums[place] += torch.stack([batchnorm.total(x), batchnorm.total(x * x)])
 
     def shifted(self) -> tuple[Tensor, Tensor]:
         """Return the running mean and variance, moved as the layer's input moved."""
@@ -87,3 +85,8 @@ class Statistics(repair.Repair):
     def undo(self) -> None:
         """Restore the statistics."""
         batchnorm.set_running(self.ours, *self.original)
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Return the sums of `x` (B, C, ...) and of its squares, (2, C) float64."""
+    return torch.stack([batchnorm.total(x), batchnorm.total(x * x)])

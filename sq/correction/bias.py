@@ -57,6 +57,7 @@ class Bias(repair.Repair):
         self.module, self.weight, self.plain = ours, own, plain
         self.axis = 1 - own.ndim  # of the channels in an output: the last of a linear layer, else before the positions
         self.off = torch.zeros(len(own), dtype=torch.float64, device=own.device)  # what is off the bias now
+        self.expected: list[Tensor] = []  # sums of the reference's outputs, of batches not yet seen
         self.sum, self.count = torch.zeros_like(self.off), 0  # of ours, as they are uncorrected, less theirs
 
     @staticmethod
@@ -68,13 +69,13 @@ class Bias(repair.Repair):
         return y.movedim(self.axis, 0).flatten(1).sum(1, dtype=torch.float64)
 
     def expect(self, tensor: Tensor) -> None:
-        """Take the reference's output off."""
-        self.sum -= self._total(tensor)
+        """Sum up the reference's output."""
+        self.expected.append(self._total(tensor))
 
     def see(self, tensor: Tensor) -> Tensor | None:
         """Add the output as it is without a correction; correct the layer, and this very output."""
         positions, before = tensor.numel() // len(self.off), self.off
-        self.sum += self._total(tensor) + positions * before
+        self.sum += self._total(tensor) + positions * before - self.expected.pop(0)
         self.count += positions
         self._take_off(self.shift())
         more = (self.off - before).to(tensor.dtype)

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from sq import batchnorm, hooks, images, repair
+from sq import batchnorm, hooks, repair
 from sq.samples import Batch
 
 
@@ -40,7 +40,8 @@ def correct(
     Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576 names it too.
     """
     modules, alone = repair.called_once(net, batchnorm.find(net), batch.x[:1])
-    before = repair.logit_error(net, reference, batch.x, batch_size)
+    wanted = repair.outputs(reference, batch.x, batch_size)
+    before = repair.output_error(net, wanted, batch.x, batch_size)
     original = {name: tuple(t.clone() for t in batchnorm.running(module)) for name, module in modules.items()}
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
 
@@ -50,12 +51,11 @@ def correct(
         sums[name].append(statistics * len(x))
         batchnorm.set_running(module, *statistics)
 
-    with torch.no_grad(), hooks.feeding(modules, see):
-        for part in images.split(batch.x, batch_size):
-            net(part)
+    with hooks.feeding(modules, see):
+        repair.outputs(net, batch.x, batch_size)
     for name, module in modules.items():
         batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / len(batch.x))
-    after, kept = repair.logit_error(net, reference, batch.x, batch_size), len(modules)
+    after, kept = repair.output_error(net, wanted, batch.x, batch_size), len(modules)
     if guard and not after < before:
         for name, module in modules.items():
             batchnorm.set_running(module, *original[name])

@@ -18,6 +18,10 @@ def images(x):
     return Batch(x, torch.zeros(len(x)).long(), [str(i) for i in range(len(x))])
 
 
+def error_of(net, reference, x, batch_size):
+    return repair.output_error(net, repair.outputs(reference, x, batch_size), x, batch_size)
+
+
 def same(a, b):
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -62,7 +66,7 @@ def test_a_constant_shift_is_taken_off_exactly(small, place, batch_size):
     reference, x = small
     net = copy.deepcopy(reference)
     net[place].bias.data += torch.tensor([0.5, -2.0, 1.0, 0.0, 3.0])[: len(net[place].bias)]
-    before = repair.logit_error(net, reference, x, 40)
+    before = error_of(net, reference, x, 40)
     report = bias.correct(net, reference, images(x), images=512, batch_size=batch_size)
     for name, parameter in reference.named_parameters():
         torch.testing.assert_close(net.get_parameter(name), parameter, rtol=0, atol=1e-13)
@@ -133,7 +137,7 @@ def test_logit_error_falls(resnet, batch, bits):
     weights = {layer.name: layer.module.weight.clone() for layer in layers.find(net)[0]}
     report = bias.correct(net, reference, batch, images=512, batch_size=64)
     assert report["error_after"] < 0.8 * report["error_before"]
-    assert repair.logit_error(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
+    assert error_of(net, resnet, batch.x, 64) == pytest.approx(report["error_after"], rel=1e-6)
     assert report["kept"] > 0
     assert same(reference, resnet)
     assert all(torch.equal(net.get_submodule(name).weight, weight) for name, weight in weights.items())
@@ -162,9 +166,9 @@ def test_a_network_it_does_not_help_is_restored(resnet, batch):
     assert report["error_after"] == report["error_before"] > 0
     with pytest.MonkeyPatch.context() as patch:
         errors = iter([1.0, 0.0])
-        patch.setattr(repair, "logit_error", lambda *args: next(errors))
+        patch.setattr(repair, "output_error", lambda *args: next(errors))
         assert bias.correct(forced, resnet, batch, images=512, batch_size=64)["kept"] > 0
-    assert repair.logit_error(forced, resnet, batch.x, 64) > report["error_before"]  # it would have hurt
+    assert error_of(forced, resnet, batch.x, 64) > report["error_before"]  # it would have hurt
 
 
 def test_harm_is_undone(resnet, batch, monkeypatch):
