@@ -123,7 +123,7 @@ def prepare(config: Mapping[str, Any]) -> Any:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward pass. It would only
     # make the reading of memory never written repeatable, which is a fault wherever it happens.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config["seed"])
     return device
 
