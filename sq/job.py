@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sq import record
+from sq import heap, record
 from sq.build import build
 from sq.config import check
 from sq.errors import SqError, one_line
@@ -87,6 +87,7 @@ def import_torch() -> None:
     # Threads that wait by spinning stand in each other's way where cores are shared: OBQ took 185 s beside one
     # other busy process, 10 s with threads that sleep (results/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    heap.keep()
     try:
         import torch  # noqa: F401
         import torchvision  # noqa: F401
