@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,46 +18,31 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sq import config as settings
-from sq import job, sweep
+from sq import job, plan, points, sweep
 from sq.console import out, say
-from sq.errors import SqError, one_line
-from sq.record import Record
+from sq.errors import one_line
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
-TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")  # what the user asked for
-
 settings.register()
 
 
 def task(config: DictConfig) -> None:
     """Run one job. In a sweep its failure is in its record and the sweep goes on; alone it ends the program."""
     own = HydraConfig.get()
-    one = sweep.Job([], sweep.resolve(config), sweep.chosen(own))
-    if own.mode == RunMode.RUN and (seconds := sweep.expected_seconds(one)):
-        say(f"about {seconds:.0f} s, by earlier records")
-    record, failure = attempt(one.config, one.choices)
+    plain, choices = points.resolve(config), points.chosen(own)
     if own.mode == RunMode.MULTIRUN:
-        say(f"    failed: {failure}" if failure else f"    {job.outcome(record)}")
-    elif failure:
+        sweep.task(plain, choices, int(own.job.num), own.launcher._target_)
+        return
+    one = points.Job([], plain, choices)
+    if guess := plan.single(one):
+        say(guess)
+    record, failure = job.attempt(plain, choices, wait=True)
+    if failure or record is None:
         say(f"sq: {failure}")
         raise SystemExit(1)  # not an exception, on which Hydra would comment
-    else:
-        from sq.report import table
+    from sq.report import table
 
-        out.print(table.for_terminal(table.build([record])))
-
-
-def attempt(config: dict[str, Any], choices: dict[str, str]) -> tuple[Record, str]:
-    """Return the job's record (empty if none could be made) and why it failed ("" if it did not)."""
-    record: Record = {}
-    try:
-        record = job.execute(config, choices)
-        failure, trace = record.get("error", ""), record.get("traceback", "")
-    except SqError as error:
-        failure, trace = str(error), traceback.format_exc()
-    if trace and TRACEBACKS:
-        say(trace)
-    return record, failure
+    out.print(table.for_terminal(table.build([record])))
 
 
 def main() -> None:
@@ -72,7 +55,7 @@ def main() -> None:
         say("sq: interrupted; the same command goes on where this one stopped")
         sys.exit(130)
     except Exception as error:
-        if TRACEBACKS:
+        if job.TRACEBACKS:
             raise
         say(f"sq: {explain(error)}")
         sys.exit(1)
@@ -106,4 +89,4 @@ def _names() -> list[str]:
     """Return the dotted name of every setting of the default config."""
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         composed = hydra.compose("config")
-    return list(settings.leaves(sweep.resolve(composed))) + list(settings.FAMILIES)
+    return list(settings.leaves(points.resolve(composed))) + list(settings.FAMILIES)

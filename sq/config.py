@@ -28,6 +28,19 @@ FAMILIES = (
 ENDS = ("all", "8bit", "keep")  # what sq/ends.py does
 
 
+RETRY = ("failed", "none", "all")
+
+
+@dataclass
+class SweepConfig:
+    """Types of the settings of a sweep as a whole."""
+
+    dry_run: bool = False
+    retry: str = "failed"
+    shard: str | None = None
+    max_runs: int = 1000
+
+
 @dataclass
 class Config:
     """Types of the settings in ``conf/config.yaml``; the values stand there."""
@@ -47,6 +60,7 @@ class Config:
     cache: str | None
     cache_gib: float
     rerun: bool
+    sweep: SweepConfig
     # The families: the knobs of each are typed by the function its YAML names (see sq/build.py).
     model: Any
     dataset: Any
@@ -86,6 +100,7 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         found.append(f"bits={_short(bits)}: allowed are 1 to 16 (2 to 16 on a symmetric grid)")
     elif bits < 2 and grid.get("symmetric"):
         found.append(f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more")
+    found += sweep_problems(config["sweep"])
     found += _machine_problems(config)
     found += _cache_problems(config)
     if config["ends"] not in ENDS:
@@ -96,6 +111,20 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         found.append("positions<1 calibration.inputs=quantized: all positions are used then; set positions=1")
     if not config["name"] or set(config["name"]) & set("/\\=, ") or config["name"].startswith("."):
         found.append(f"name={config['name']!r}: the name of a folder, without separators, spaces, '=' or ','")
+    return found
+
+
+def sweep_problems(settings: Mapping[str, Any]) -> list[str]:
+    """List what is wrong with the settings of a sweep."""
+    found = []
+    if settings["retry"] not in RETRY:
+        found.append(f"sweep.retry={settings['retry']}: {nearest(settings['retry'], RETRY)}")
+    if settings["max_runs"] < 1:
+        found.append(f"sweep.max_runs={settings['max_runs']}: 1 or more")
+    if (shard := settings["shard"]) is not None:
+        parts = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
+        if parts is None or int(parts[1]) > int(parts[2]):
+            found.append(f"sweep.shard={shard}: k/n, the k-th of n shares of the runs, such as 2/8")
     return found
 
 

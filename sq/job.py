@@ -5,24 +5,42 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sq import heap, record
+from sq import claim, heap, record
 from sq.build import build
 from sq.config import check
+from sq.console import say
 from sq.errors import SqError, one_line
 
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")  # what the user asked for, before sq.cli sets it
+POLL = 2.0  # seconds between two looks at a run that another process is doing
 log = logging.getLogger("sq")
 
 
-def execute(config: Mapping[str, Any], choices: Mapping[str, str]) -> record.Record:
+def attempt(config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool) -> tuple[record.Record | None, str]:
+    """Return the job's record, None if there is none, and why it failed ("" if it did not); see `execute`."""
+    made: record.Record | None = None
+    try:
+        made = execute(config, choices, wait=wait)
+        failure, trace = (made or {}).get("error", ""), (made or {}).get("traceback", "")
+    except SqError as error:
+        failure, trace = str(error), traceback.format_exc()
+    if trace and TRACEBACKS:
+        say(trace)
+    return made, failure
+
+
+def execute(config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool) -> record.Record | None:
     """Return the record of `config`: the one on disk if that run is done, else that of a new run.
 
     A run that fails leaves a record too, with status "failed", its error and traceback, and the next call
-    tries again. An interrupt leaves nothing.
+    tries again. An interrupt leaves nothing. A run that another process is doing is waited for, or left to it:
+    the result is None then, unless `wait`.
 
     Raises
     ------
@@ -34,14 +52,36 @@ def execute(config: Mapping[str, Any], choices: Mapping[str, str]) -> record.Rec
     if found and found["status"] == "done" and not config["rerun"]:
         return found
     record.probe(file.parent)
-    with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
-        made = _run(config, choices, file.stem)
-        # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
-        spare = found is not None and found["status"] == "done" and made["status"] == "failed"
-        record.write(record.failed_rerun(file) if spare else file, made)
-        if not spare:
-            record.failed_rerun(file).unlink(missing_ok=True)
-    return made
+    held = _claimed(file) if wait else claim.take(file)
+    if held is None:
+        return None
+    try:
+        now = record.read(file)
+        if now is not None and now != found:
+            return now  # another process has done it meanwhile
+        with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
+            made = _run(config, choices, file.stem)
+            if held.lost():
+                raise SqError(f"another launcher took this process for dead and is doing {file.stem} again")
+            # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
+            spare = found is not None and found["status"] == "done" and made["status"] == "failed"
+            record.write(record.failed_rerun(file) if spare else file, made)
+            if not spare:
+                record.failed_rerun(file).unlink(missing_ok=True)
+        return made
+    finally:
+        held.release()
+
+
+def _claimed(file: Path) -> claim.Claim:
+    """Return the claim to a run, as soon as nobody else holds it."""
+    told = False
+    while (held := claim.take(file)) is None:
+        if not told and (who := claim.holder(file)):
+            say(f"    waiting for {who['host']}, process {who['pid']}, which runs it since {who['since']}")
+            told = True
+        time.sleep(POLL)
+    return held
 
 
 def outcome(made: record.Record) -> str:

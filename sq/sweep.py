@@ -1,147 +1,117 @@
-"""A sweep as Hydra runs it: what will run and what it may take, then one table and every failure.
+"""A sweep: expanded and checked as a whole, run where the launcher says, then one table and every failure.
 
-Hydra 1.3 shows the first failing job alone and stops nothing else; so jobs never raise here. They leave
-records, and this callback reads those when the sweep ends, wherever the jobs ran.
+Hydra 1.3 shows the first failing job alone and stops nothing else; so jobs never raise here. They leave records, and
+the summary reads those when the sweep ends, wherever the jobs ran.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.config_loader import ConfigLoader
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+from rich.table import Table
 
-from sq import record
-from sq.build import check
-from sq.config import FAMILIES, problems
+from sq import job, plan, points, record
+from sq.config import sweep_problems
 from sq.console import out, say
 from sq.errors import SqError
+from sq.plan import Known, Run
+from sq.points import Job
+
+HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process, one by one
+
+announced: list[str] = []  # what to say when a job of this process begins, by its number in the sweep
+elsewhere: list[tuple[str, Job]] = []  # jobs of this process that another launcher was running at their turn
 
 
-@dataclass
-class Job:
-    """One point of a sweep: its overrides, its resolved config and the choices made in it."""
+def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
+    """Run the sweep that a multirun's master `config` describes; exit 1 if a run failed.
 
-    overrides: list[str]
-    config: dict[str, Any]
-    choices: dict[str, str]
-
-
-def resolve(config: DictConfig) -> dict[str, Any]:
-    """Return `config` as plain data, interpolations resolved, without Hydra's own part."""
-    plain = OmegaConf.to_container(
-        OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]), resolve=True
-    )
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
-
-
-def chosen(hydra: Any) -> dict[str, str]:
-    """Return the option chosen for each of our config groups, from Hydra's own part of a config."""
-    return {name: hydra.runtime.choices[name] for name in FAMILIES if name in hydra.runtime.choices}
-
-
-def expand(config: DictConfig) -> list[Job]:
-    """Return the jobs that a multirun's master `config` expands to, in order."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    loader = GlobalHydra.instance().config_loader()
-    words = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
-    words += [str(word) for word in config.hydra.overrides.task]
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    jobs: dict[Any, Job] = {}
-    for point in BasicSweeper.split_arguments(overrides, None)[0]:
-        composed = loader.load_sweep_config(config, point)
-        job = Job(point, resolve(composed), chosen(composed.hydra))
-        jobs.setdefault(record.path(job.config), job)  # a point given twice is one run
-    return list(jobs.values())
-
-
-class Sweep(Callback):
-    """Says what a sweep will do before it starts, and what came of it when it ends."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Expand the sweep, refuse what makes no sense, say what is done and what the rest may take."""
-        try:
-            self.jobs = expand(config)
-        except (HydraException, OmegaConfBaseException):
-            return  # Hydra composes the jobs itself next; its error reaches sq.cli, which explains it
-        try:
-            if not self.jobs:
-                raise SqError("the sweep expands to no run at all")
-            if bad := refused(self.jobs):
-                raise SqError(f"nothing was run; {len(bad)} of {len(self.jobs)} runs make no sense: {' | '.join(bad)}")
-            for folder in {record.path(job.config).parent for job in self.jobs}:
-                record.probe(folder)
-            say(forecast(self.jobs))
-        except SqError as error:
-            # Hydra turns exceptions raised in callbacks into warnings; only this one passes.
-            say(f"sq: {error}")
-            raise SystemExit(1) from error
-
-    def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Say which run begins."""
-        if config.hydra.mode == RunMode.MULTIRUN:
-            number = int(config.hydra.job.num) + 1
-            total = f"/{len(self.jobs)}" if self.jobs else ""
-            same = set.intersection(*(set(job.overrides) for job in self.jobs)) if len(self.jobs) > 1 else set()
-            say(f"[{number}{total}] {' '.join(word for word in config.hydra.overrides.task if word not in same)}")
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print one table of everything that is done, list every failure with its cause, set the exit code."""
-        from sq.report import table
-
-        records, failures = collect(self.jobs)
-        if records:
-            out.print(table.for_terminal(table.build(records)))
-        for line in failures:
-            say(f"failed: {line}")
-        say(f"{len(records)} of {len(self.jobs)} runs done, {len(failures)} failed; records in {_folders(self.jobs)}")
-        if failures:
-            raise SystemExit(1)
+    Raises
+    ------
+    SqError : the sweep makes no sense, in whole or in part; nothing was run then
+    HydraException, OmegaConfBaseException : an override that Hydra refuses
+    """
+    settings = points.resolve(config)["sweep"]
+    if found := sweep_problems(settings):
+        raise SqError("; ".join(found))
+    every = points.expand(loader, config)
+    if not every:
+        raise SqError("the sweep expands to no run at all")
+    if len(every) > settings["max_runs"]:
+        raise SqError(f"nothing was run: {len(every)} runs, more than sweep.max_runs={settings['max_runs']}")
+    jobs = plan.share(every, settings["shard"])
+    if not jobs:
+        raise SqError(f"sweep.shard={settings['shard']} of {len(every)} runs holds none")
+    known = Known(jobs)
+    runs = [known.state(one) for one in jobs]
+    if bad := plan.refused(runs):
+        raise SqError(f"nothing was run; {len(bad)} of {len(jobs)} runs make no sense: {' | '.join(bad)}")
+    todo = plan.chosen(runs, settings["retry"])
+    if settings["dry_run"]:
+        out.print(_preview(runs, todo))
+        say(plan.forecast(runs, todo, known))
+        return
+    for folder in {record.path(one.config).parent for one in jobs}:
+        record.probe(folder)
+    say(plan.forecast(runs, todo, known))
+    if todo:
+        again = ["rerun=true"] if settings["retry"] == "all" else []
+        announced[:] = [
+            f"[{n}/{len(todo)}] {words}" for n, words in enumerate(plan.differing([r.job for r in todo]), 1)
+        ]
+        launcher.launch([[*each.job.overrides, *again] for each in todo], initial_job_idx=0)
+        while elsewhere:
+            words, one = elsewhere.pop(0)
+            say(words)
+            finish(one)
+    summarise(jobs)
 
 
-def refused(jobs: list[Job]) -> list[str]:
-    """Return a line for each job whose settings make no sense; finished jobs are not looked at again."""
-    lines: list[str] = []
-    faults: dict[str, str] = {}  # equal parts are checked once: the first check of a family imports torch
-    for job in jobs:
-        found = problems(job.config)
-        if not found and not _done(job):
-            for family in FAMILIES:
-                part = json.dumps([family, job.config[family]], sort_keys=True)
-                if part not in faults:
-                    faults[part] = _fault(job.config[family], family)
-                if faults[part]:
-                    found.append(faults[part])
-        lines += [f"{' '.join(job.overrides)}: {line}" for line in found]
-    return lines
+def task(config: dict[str, Any], choices: dict[str, str], number: int, launcher: str) -> None:
+    """Run job `number` of a sweep, in whatever process the launcher has put it.
+
+    Where jobs follow each other in this process, one that another launcher is running is left for the end.
+    """
+    words, one = announced[number] if number < len(announced) else "", Job([], config, choices)
+    if words:
+        say(words)
+    if not finish(one, wait=launcher != HERE):
+        elsewhere.append((words, one))
 
 
-def _fault(part: Any, family: str) -> str:
-    try:
-        check(part, family)
-    except SqError as error:
-        return str(error)
-    return ""
+def finish(one: Job, *, wait: bool = True) -> bool:
+    """Run a job and say what came of it; return False if another process is running it and we are not to `wait`."""
+    record, failure = job.attempt(one.config, one.choices, wait=wait)
+    if record is None and not failure:
+        say("    another launcher is running it")
+        return False
+    say(f"    failed: {failure}" if failure else f"    {job.outcome(record or {})}")
+    return True
+
+
+def summarise(jobs: list[Job]) -> None:
+    """Print one table of everything that is done, list every failure with its cause; exit 1 if there is one."""
+    from sq.report import table
+
+    records, failures = collect(jobs)
+    if records:
+        out.print(table.for_terminal(table.build(records)))
+    for line in failures:
+        say(f"failed: {line}")
+    say(f"{len(records)} of {len(jobs)} runs done, {len(failures)} failed; records in {_folders(jobs)}")
+    if failures:
+        raise SystemExit(1)
 
 
 def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
     """Return the records of the jobs that are done, and a line for each of the others."""
     records, failures = [], []
-    for job in jobs:
-        file = record.path(job.config)
-        where = f"{' '.join(job.overrides)} ({file.stem})"
+    for one in jobs:
+        file = record.path(one.config)
+        where = f"{' '.join(one.overrides)} ({file.stem})"
         try:
             found = record.read(file)
         except SqError as error:
@@ -158,52 +128,18 @@ def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
     return records, failures
 
 
-def forecast(jobs: list[Job]) -> str:
-    """Return one line: how many runs there are, how many are done, and how long the rest should take."""
-    left = [job for job in jobs if job.config["rerun"] or not _done(job)]
-    line = f"{len(jobs)} runs, {len(jobs) - len(left)} done, {len(left)} to do"
-    if not left:
-        return line
-    seconds, unknown = estimate(left)
-    if unknown == len(left):
-        return f"{line}; no earlier record to estimate their time from"
-    return f"{line}, about {seconds:.0f} s by earlier records" + (f", {unknown} of them unknown" if unknown else "")
-
-
-def expected_seconds(job: Job) -> float:
-    """Return how long a single job should take; 0 if it is done, cannot run, or is the first of its kind."""
-    if problems(job.config) or (_done(job) and not job.config["rerun"]):
-        return 0.0
-    return estimate([job])[0]
-
-
-def estimate(jobs: list[Job]) -> tuple[float, int]:
-    """Return the seconds `jobs` took on average in earlier runs of the same choices, and how many are unknown."""
-    known: dict[tuple, list[float]] = {}
-    for folder in {record.path(job.config).parent for job in jobs}:
-        for file in folder.glob("*.json"):
-            found = _quietly(file)
-            if found and found["status"] == "done" and {"choices", "seconds"} <= found.keys():
-                known.setdefault(_alike(found["choices"]), []).append(sum(found["seconds"].values()))
-    guesses = [known.get(_alike(job.choices)) for job in jobs]
-    return sum(sum(g) / len(g) for g in guesses if g), sum(g is None for g in guesses)
-
-
-def _alike(choices: dict[str, str]) -> tuple:
-    return tuple(choices.get(family) for family in ("model", "dataset", "quantizer", "allocation", "sensitivity"))
-
-
-def _done(job: Job) -> bool:
-    found = _quietly(record.path(job.config))
-    return found is not None and found["status"] == "done"
-
-
-def _quietly(file: Any) -> record.Record | None:
-    try:
-        return record.read(file)
-    except SqError:
-        return None  # the job itself, or the summary, will say so
+def _preview(runs: list[Run], todo: list[Run]) -> Table:
+    """Return the table of a dry run: how each run stands, what sets it apart, and whether it would be run."""
+    table = Table(title=None)
+    for title in ("", "run", "state", "record", "cause"):
+        table.add_column(title, overflow="fold")
+    apart = plan.differing([each.job for each in runs])
+    chosen = {id(each) for each in todo}
+    for each, words in zip(runs, apart, strict=True):
+        mark = "run" if id(each) in chosen else ""
+        table.add_row(mark, words, each.state, record.path(each.job.config).stem, each.cause)
+    return table
 
 
 def _folders(jobs: list[Job]) -> str:
-    return ", ".join(sorted({str(record.path(job.config).parent) for job in jobs}))
+    return ", ".join(sorted({str(record.path(one.config).parent) for one in jobs}))

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import hydra
 
-from sq import cli, sweep
+from sq import cli, job, points
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
@@ -84,7 +84,7 @@ def call(folder: Path, *words: str, sweep: bool = False) -> subprocess.Completed
     with ExitStack() as stack:
         stack.enter_context(as_it_was())
         stack.enter_context(patch.object(sys, "argv", argv))
-        stack.enter_context(patch.object(cli, "TRACEBACKS", False))
+        stack.enter_context(patch.object(job, "TRACEBACKS", False))
         stack.enter_context(patch.dict(os.environ))
         stack.enter_context(redirect_stdout(out))
         stack.enter_context(redirect_stderr(err))
@@ -99,7 +99,7 @@ def compose(*overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the resolved config and the choices that a job gets for `overrides`."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-        return sweep.resolve(composed), sweep.chosen(composed.hydra)
+        return points.resolve(composed), points.chosen(composed.hydra)
 
 
 def error_line(done: subprocess.CompletedProcess) -> str:

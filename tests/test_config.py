@@ -1,17 +1,16 @@
 """Settings: what makes no sense is named before anything is loaded; experiments are what their headers say."""
 
 import functools
+import json
 import re
 
 import hydra
 import pytest
 from cli_helpers import CONF, EXPERIMENTS, compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sq import build, record, sweep
+from sq import build, points, record
 from sq.config import FAMILIES, Config, check, leaves, nearest, problems
 from sq.errors import SqError
 
@@ -174,19 +173,10 @@ def header(name):
 
 @functools.cache
 def expanded(name):
-    """Return the points of an experiment, and the jobs of enough of them to meet every value of every axis."""
+    """Return the jobs of an experiment."""
     with hydra.initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
         own = hydra.compose(name, overrides=[f"hydra.searchpath=[file://{CONF}]"], return_hydra_config=True)
-        words = [f"{axis}={values}" for axis, values in own.hydra.sweeper.params.items()]
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        points = BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]
-        met, jobs = set(), []
-        for point in points:
-            if not met.issuperset(point):
-                met.update(point)
-                own.hydra.sweeper.params = dict(word.split("=", 1) for word in point)
-                jobs += sweep.expand(own)
-    return points, jobs
+        return points.expand(GlobalHydra.instance().config_loader(), own)
 
 
 def test_there_are_experiments():
@@ -199,27 +189,27 @@ def test_experiment_is_what_its_header_says(name):
     assert {"Question", "Run", "Cost", "Expect"} <= set(parts)
     assert parts["Question"].endswith("?")
     assert parts["Run"].startswith(f"python run.py -cd experiments -cn {name}")
-    points, _ = expanded(name)
-    assert len(points) == int(re.match(r"(\d+) runs?\b", parts["Cost"])[1])
+    assert len(expanded(name)) == int(re.match(r"(\d+) runs?\b", parts["Cost"])[1])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_experiment_makes_sense(name):
-    points, jobs = expanded(name)
+    jobs = expanded(name)
     (own,) = {job.config["name"] for job in jobs}
     assert own == name or (own in NAMES and name.startswith(f"{own}_")), "a second part goes beside the first"
     assert [p for job in jobs for p in problems(job.config)] == []
-    assert len(set(map(tuple, points))) == len(points), "no run twice"
     assert len({record.key(job.config) for job in jobs}) == len(jobs)
     assert len({job.config["seed"] for job in jobs}) >= 3, "a claim stands on 3 seeds or more"
     for job in jobs:
         assert set(job.choices) == set(FAMILIES)
-        for family in FAMILIES:
-            build.check(job.config[family], family)
+    for family in FAMILIES:
+        parts = {json.dumps(job.config[family], sort_keys=True): job.config[family] for job in jobs}
+        for part in parts.values():
+            build.check(part, family)
 
 
 def test_sweeping_an_experiment_by_hand_gives_the_same_job():
-    _, (first, *_) = expanded("quickstart")
+    first, *_ = expanded("quickstart")
     config, choices = compose(
         "name=quickstart", "correction=none", *(w for w in first.overrides if not w.startswith("hydra."))
     )

@@ -10,8 +10,9 @@ import time
 import pytest
 from cli_helpers import PATIENCE, WEIGHTS, call, command, compose, environment, run, settings, snapshot
 
-from sq import record, sweep
-from sq.sweep import Job
+from sq import plan, record, sweep
+from sq.plan import Known
+from sq.points import Job
 
 POINTS = "calibration.images=32,100000,48"
 
@@ -189,22 +190,28 @@ def fake_job(folder, seed, seconds=None, error=None):
     return Job([f"seed={seed}"], config, choices)
 
 
+def forecast(jobs, retry="failed"):
+    known = Known(jobs)
+    runs = [known.state(job) for job in jobs]
+    return plan.forecast(runs, plan.chosen(runs, retry), known)
+
+
 def test_forecast_is_the_mean_of_earlier_records_of_the_same_kind(tmp_path):
     jobs = [fake_job(tmp_path, 0, 4.0), fake_job(tmp_path, 1, 8.0), fake_job(tmp_path, 2), fake_job(tmp_path, 3)]
-    assert sweep.forecast(jobs) == "4 runs, 2 done, 2 to do, about 12 s by earlier records"
-    assert sweep.forecast(jobs[:2]) == "2 runs, 2 done, 0 to do"
+    assert forecast(jobs) == "4 runs, 2 done, 2 to do, about 12 s by earlier records"
+    assert forecast(jobs[:2]) == "2 runs, 2 done, 0 to do"
     other = Job(["quantizer=obq"], {**jobs[0].config, "seed": 9}, {**jobs[0].choices, "quantizer": "obq"})
-    assert sweep.forecast([*jobs, other]).endswith("about 12 s by earlier records, 1 of them unknown")
+    assert forecast([*jobs, other]).endswith("about 12 s by earlier records, 1 of them unknown")
 
 
 def test_forecast_without_earlier_records(tmp_path):
-    assert "no earlier record" in sweep.forecast([fake_job(tmp_path, 0)])
+    assert "no earlier record" in forecast([fake_job(tmp_path, 0)])
 
 
 def test_forecast_counts_done_runs_that_are_asked_for_again(tmp_path):
     job = fake_job(tmp_path, 0, 4.0)
     again = Job(job.overrides, {**job.config, "rerun": True}, job.choices)
-    assert sweep.forecast([again]) == "1 runs, 0 done, 1 to do, about 4 s by earlier records"
+    assert forecast([again]) == "1 runs, 0 done, 1 to do, about 4 s by earlier records"
 
 
 def test_collect_tells_what_became_of_each_job(tmp_path):

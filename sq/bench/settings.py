@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sq import build, config, sweep
+from sq import build, config, points
 from sq.cli import CONF, explain
 from sq.errors import SqError, one_line
 
@@ -177,7 +177,7 @@ def _compose(
 ) -> dict[str, Any]:
     try:
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-            return sweep.resolve(hydra.compose(name, overrides=overrides))
+            return points.resolve(hydra.compose(name, overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise SqError(say(error)) from error
 

@@ -126,7 +126,7 @@ def test_failure_of_the_client_is_logged_for_a_run(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(wandb, "init", raising)
     config, choices = compose(*settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}")
-    made = job.execute(config, choices)
+    made = job.execute(config, choices, wait=True)
     assert made["status"] == "done"
     log = (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text()
     assert "W&B could not start: no service" in log
@@ -139,7 +139,7 @@ def test_no_tracker_writes_nothing(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mirror = [f"tracker.dir={tmp_path / 'mirror'}"] if "tracker=wandb" in words else []
     config, choices = compose(*settings(tmp_path), *words, *mirror)
-    made = job.execute(config, choices)
+    made = job.execute(config, choices, wait=True)
     assert made["status"] == "done"
     assert {f.name for f in tmp_path.iterdir()} == {"results", "outputs"}
     assert (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text() == ""

@@ -1,0 +1,20 @@
+"""Where Hydra looks for plugins: the sweeper of sq, whose work is done in sq/sweep.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+
+class Sweeper(BasicSweeper):
+    """Expands a sweep at once, runs what is not done, and sums up; see `sq.sweep.run`."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep that `setup` was given; `arguments` are part of its config."""
+        from sq import sweep
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        return sweep.run(self.hydra_context.config_loader, self.config, self.launcher)

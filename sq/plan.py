@@ -1,0 +1,161 @@
+"""What a sweep will do: how its runs stand, which of them are its share, and what they should take."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sq import claim, record
+from sq.build import check
+from sq.config import FAMILIES, problems
+from sq.errors import SqError
+from sq.points import Job
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job as it stands: "done", "failed", "running", "new" or "damaged", and why where that says something."""
+
+    job: Job
+    state: str
+    cause: str = ""
+
+
+class Known:
+    """The records in the folders of `jobs`, each file read once; those that cannot be read are told by `Run`s alone."""
+
+    def __init__(self, jobs: list[Job]):
+        self.records: dict[Path, record.Record] = {}
+        self.faults: dict[Path, str] = {}
+        for folder in sorted({record.path(job.config).parent for job in jobs}):
+            for file in sorted(folder.glob("*.json")):
+                try:
+                    found = record.read(file)
+                except SqError as error:
+                    self.faults[file] = str(error)
+                else:
+                    if found is not None:
+                        self.records[file] = found
+
+    def state(self, job: Job) -> Run:
+        """Return how `job` stands."""
+        file = record.path(job.config)
+        if file in self.faults:
+            return Run(job, "damaged", self.faults[file])
+        if who := claim.holder(file):
+            return Run(job, "running", f"on {who['host']}, process {who['pid']}, since {who['since']}")
+        found = self.records.get(file)
+        if found is None:
+            return Run(job, "new")
+        return Run(job, found["status"], found.get("error", ""))
+
+    def estimate(self, jobs: list[Job]) -> Estimate:
+        """Return what `jobs` should take, by earlier runs of the same choices."""
+        seconds: dict[tuple, list[float]] = {}
+        peaks: dict[tuple, float] = {}
+        for found in self.records.values():
+            if found["status"] == "done" and {"choices", "seconds"} <= found.keys():
+                kind = _alike(found["choices"])
+                seconds.setdefault(kind, []).append(sum(found["seconds"].values()))
+                peaks[kind] = max(peaks.get(kind, 0.0), *found.get("peak_bytes", {}).values(), 0.0)
+        kinds = [_alike(job.choices) for job in jobs]
+        told = [seconds[kind] for kind in kinds if kind in seconds]
+        return Estimate(
+            sum(sum(own) / len(own) for own in told),
+            max((peaks[kind] for kind in kinds if kind in peaks), default=0.0) / GIB,
+            len(jobs) - len(told),
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of all runs one after the other, GiB of the largest, and how many runs nothing is known of."""
+
+    seconds: float
+    gib: float
+    unknown: int
+
+    @property
+    def memory(self) -> str:
+        """Return the GiB in words, "" if they are not known."""
+        return f" and {self.gib:.1f} GiB" if self.gib else ""
+
+
+def share(jobs: list[Job], shard: str | None) -> list[Job]:
+    """Return the jobs of `shard` "k/n", every n-th from the k-th on; all of them for None."""
+    if shard is None:
+        return jobs
+    number, of = (int(part) for part in shard.split("/"))
+    return jobs[number - 1 :: of]
+
+
+def chosen(runs: list[Run], retry: str) -> list[Run]:
+    """Return those of `runs` that are to be done: new ones, and by `retry` "failed" ones too, or "all"."""
+    wanted = {"none": {"new", "running", "damaged"}, "failed": {"new", "running", "damaged", "failed"}}.get(retry)
+    return [run for run in runs if wanted is None or run.state in wanted or run.job.config["rerun"]]
+
+
+def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
+    """Return one line: how many runs there are, how they stand, and how long the ones `todo` should take."""
+    count = Counter(run.state for run in runs)
+    done = sum(run.state == "done" for run in runs) - sum(run.state == "done" for run in todo)
+    parts = [f"{len(runs)} runs", f"{done} done", f"{len(todo)} to do"]
+    parts += [f"{count[state]} {state}" for state in ("failed", "running", "damaged") if count[state]]
+    line = ", ".join(parts)
+    if not todo:
+        return line
+    guess = known.estimate([run.job for run in todo])
+    if guess.unknown == len(todo):
+        return f"{line}; no earlier record to estimate their time from"
+    return f"{line}, about {guess.seconds:.0f} s{guess.memory} by earlier records" + (
+        f", {guess.unknown} of them unknown" if guess.unknown else ""
+    )
+
+
+def single(job: Job) -> str:
+    """Return what a run that is not part of a sweep should take; "" if it is done, cannot run, or nothing is known."""
+    known = Known([job])
+    if problems(job.config) or (known.state(job).state == "done" and not job.config["rerun"]):
+        return ""
+    guess = known.estimate([job])
+    return "" if guess.unknown else f"about {guess.seconds:.0f} s{guess.memory}, by earlier records"
+
+
+def refused(runs: list[Run]) -> list[str]:
+    """Return a line for each run whose settings make no sense; finished runs are not looked at again."""
+    lines: list[str] = []
+    faults: dict[str, str] = {}  # equal parts are checked once: the first check of a family imports torch
+    for run in runs:
+        found = problems(run.job.config)
+        if not found and run.state != "done":
+            for family in FAMILIES:
+                part = json.dumps([family, run.job.config[family]], sort_keys=True)
+                if part not in faults:
+                    faults[part] = _fault(run.job.config[family], family)
+                if faults[part]:
+                    found.append(faults[part])
+        lines += [f"{' '.join(run.job.overrides)}: {line}" for line in found]
+    return lines
+
+
+def _fault(part: Any, family: str) -> str:
+    try:
+        check(part, family)
+    except SqError as error:
+        return str(error)
+    return ""
+
+
+def differing(jobs: list[Job]) -> list[str]:
+    """Return each job's overrides without those that all share."""
+    same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return [" ".join(word for word in job.overrides if word not in same) for job in jobs]
+
+
+def _alike(choices: dict[str, str]) -> tuple:
+    return tuple(choices.get(family) for family in ("model", "dataset", "quantizer", "allocation", "sensitivity"))

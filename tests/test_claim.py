@@ -1,0 +1,169 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sq import claim
+from sq.errors import SqError
+
+HOLD = "import sys, time; from pathlib import Path; from sq import claim; c = claim.take(Path(sys.argv[1])); "
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "sweep" / "0123456789abcdef.json"
+
+
+def killed(file):
+    """Let a process hold the run, and kill it."""
+    code = f"{HOLD} print(c is not None, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "True\n"
+        assert claim.take(file) is None
+        assert claim.holder(file)["pid"] == process.pid
+        process.kill()
+
+
+def claims(file):
+    return sorted(p.name for p in (file.parent / "claims").iterdir())
+
+
+def elsewhere(file, generation, **more):
+    who = {"host": "node7", "machine": "node7 x y", "pid": 1, "started": "2", "token": "t", "beat": 0, "since": ""}
+    place = file.parent / "claims" / f"{file.stem}.{generation}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(who | more))
+
+
+def test_one_holds_until_it_gives_back(file):
+    first = claim.take(file)
+    assert first is not None
+    assert claim.take(file) is None
+    assert claim.holder(file)["pid"] == os.getpid()
+    assert not first.lost()
+    first.release()
+    assert claims(file) == []
+    assert claim.holder(file) is None
+    second = claim.take(file)
+    assert second is not None
+    second.release()
+
+
+def test_runs_are_claimed_one_by_one(file):
+    one, other = claim.take(file), claim.take(file.with_name("fedcba9876543210.json"))
+    assert one is not None
+    assert other is not None
+    one.release()
+    assert claim.holder(other.file) is not None
+    other.release()
+
+
+def test_of_many_processes_one_gets_it(file):
+    code = f"{HOLD} print(c is not None, flush=True); sys.stdin.read()"
+    every = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(12)
+    ]
+    said = [process.stdout.readline() for process in every]
+    for process in every:
+        process.communicate()
+    assert sorted(said) == ["False\n"] * 11 + ["True\n"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
+def test_a_killed_holder_is_outdone_at_once(file):
+    killed(file)
+    mine = claim.take(file)
+    assert mine is not None
+    assert mine.generation == 2
+    mine.release()
+    assert claims(file) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
+def test_of_many_who_find_a_dead_claim_one_gets_it(file):
+    killed(file)
+    test_of_many_processes_one_gets_it(file)
+
+
+def test_a_process_id_given_to_another_process_does_not_hold(file):
+    elsewhere(file, 1, machine=claim._machine(), pid=os.getpid(), started="0")
+    mine = claim.take(file)
+    assert mine is not None
+    mine.release()
+
+
+def test_another_machine_holds_while_it_beats(file, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(claim.time, "monotonic", lambda: now)
+    for beat in range(4):
+        elsewhere(file, 1, beat=beat, token="beats")
+        assert claim.take(file) is None
+        assert claim.holder(file)["host"] == "node7"
+        now += 0.9 * claim.LEASE
+    now += 0.2 * claim.LEASE
+    assert claim.holder(file) is None
+    mine = claim.take(file)
+    assert mine is not None
+    assert mine.generation == 2
+    mine.release()
+
+
+def test_time_stamps_of_files_do_not_count(file):
+    elsewhere(file, 1, token="old file")
+    os.utime(file.parent / "claims" / f"{file.stem}.1", (0, 0))
+    assert claim.take(file) is None
+
+
+def test_a_holder_beats_and_learns_that_it_was_outdone(file, monkeypatch):
+    monkeypatch.setattr(claim, "BEAT", 0.02)
+    mine = claim.take(file)
+    deadline = time.monotonic() + 20
+    while claim.holder(file)["beat"] < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert claim.holder(file)["beat"] >= 3
+    elsewhere(file, 2, token="took over")
+    assert mine.lost()
+    mine.release()
+    assert claims(file) == [f"{file.stem}.2"]  # what is another's stays
+
+
+def test_without_hard_links(file, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    mine = claim.take(file)
+    assert mine is not None
+    assert claim.take(file) is None
+    mine.release()
+    # half-written by another: it may be about to write the rest
+    (file.parent / "claims" / f"{file.stem}.1").write_text("")
+    assert claim.take(file) is None
+
+
+def test_an_answer_lost_on_the_way(file, monkeypatch):
+    # NFS asks again, and hears that the name it has just made exists
+    real = os.link
+
+    def twice(a, b):
+        real(a, b)
+        raise FileExistsError(errno.EEXIST, "exists")
+
+    monkeypatch.setattr(os, "link", twice)
+    mine = claim.take(file)
+    assert mine is not None
+    mine.release()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(file):
+    file.parent.mkdir(parents=True)
+    (file.parent / "claims").write_text("a file in its place")
+    with pytest.raises(SqError, match=r"cannot claim a run in .*claims: .*correct results="):
+        claim.take(file)
