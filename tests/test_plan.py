@@ -1,0 +1,216 @@
+"""What a sweep will do: how runs stand, which are its share, what it would run, and that two launchers share it."""
+
+import subprocess
+import threading
+import time
+
+import hydra
+import pytest
+from cli_helpers import CONF, PATIENCE, call, command, compose, environment, settings, snapshot
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from sq import claim, job, plan, points, record
+from sq.config import sweep_problems
+from sq.points import Job
+
+
+def fake(folder, seed, status=None, **more):
+    config, choices = compose(*settings(folder), f"seed={seed}")
+    file = record.path(config)
+    if status:
+        seconds = {"load": 1.0, "quantize": 3.0}
+        made = {"record": record.VERSION, "key": file.stem, "choices": choices, "status": status, "seconds": seconds}
+        record.write(file, made | more)
+    return Job([f"seed={seed}"], config, choices)
+
+
+def stand(jobs):
+    known = plan.Known(jobs)
+    return [known.state(one) for one in jobs]
+
+
+def test_how_runs_stand(tmp_path):
+    jobs = [fake(tmp_path, 0, "done"), fake(tmp_path, 1, "failed", error="too hot"), fake(tmp_path, 2)]
+    jobs += [fake(tmp_path, 3, "done"), fake(tmp_path, 4)]
+    record.path(jobs[3].config).write_text("{")
+    held = claim.take(record.path(jobs[4].config))
+    states = stand(jobs)
+    held.release()
+    assert [each.state for each in states] == ["done", "failed", "new", "damaged", "running"]
+    assert states[1].cause == "too hot"
+    assert "not a whole record" in states[3].cause
+    assert "process" in states[4].cause
+    assert stand(jobs)[4].state == "new"
+
+
+@pytest.mark.parametrize(("retry", "wanted"), [("failed", [1, 2]), ("none", [2]), ("all", [0, 1, 2])])
+def test_what_is_tried_again(tmp_path, retry, wanted):
+    runs = stand([fake(tmp_path, 0, "done"), fake(tmp_path, 1, "failed", error=""), fake(tmp_path, 2)])
+    assert [each.job.config["seed"] for each in plan.chosen(runs, retry)] == wanted
+
+
+def test_rerun_is_asked_of_done_runs_too(tmp_path):
+    one = fake(tmp_path, 0, "done")
+    again = Job(one.overrides, {**one.config, "rerun": True}, one.choices)
+    assert len(plan.chosen(stand([again]), "none")) == 1
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7, 12])
+def test_shards_are_all_runs_once(of):
+    jobs = list(range(10))
+    shares = [plan.share(jobs, f"{k}/{of}") for k in range(1, of + 1)]
+    assert sorted(one for own in shares for one in own) == jobs
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert plan.share(jobs, None) == jobs
+
+
+def test_estimate_of_time_and_memory(tmp_path):
+    jobs = [fake(tmp_path, 0, "done", peak_bytes={"process": 3 * 2**30}), fake(tmp_path, 1)]
+    known = plan.Known(jobs)
+    guess = known.estimate(jobs[1:])
+    assert (guess.seconds, guess.gib, guess.unknown) == (4.0, 3.0, 0)
+    runs = [known.state(one) for one in jobs]
+    line = plan.forecast(runs, plan.chosen(runs, "failed"), known)
+    assert line == "2 runs, 1 done, 1 to do, about 4 s and 3.0 GiB by earlier records"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retry": "some"}, "sweep.retry=some: "),
+        ({"shard": "0/2"}, "sweep.shard=0/2: "),
+        ({"shard": "3/2"}, "sweep.shard=3/2: "),
+        ({"shard": "half"}, "sweep.shard=half: "),
+        ({"max_runs": 0}, "sweep.max_runs=0: "),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    fine = {"dry_run": False, "retry": "failed", "shard": "2/2", "max_runs": 1}
+    assert sweep_problems(fine) == []
+    (line,) = sweep_problems(fine | settings)
+    assert line.startswith(message)
+
+
+def test_points_are_those_that_hydra_composes():
+    words = ["quantizer=rtn,sensiquant", "bits=3,4", "model=digits_resnet", "dataset=digits", "+tracker.x=1", "seed=7"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", words, RunMode.MULTIRUN)
+        jobs = points.expand(loader, master)
+        assert [one.overrides[:2] for one in jobs] == [
+            [f"quantizer={q}", f"bits={b}"] for q in ("rtn", "sensiquant") for b in (3, 4)
+        ]
+        for one in jobs:
+            composed = loader.load_sweep_config(master, one.overrides)
+            assert one.config == points.resolve(composed)
+            assert one.choices == points.chosen(composed.hydra)
+
+
+def test_dry_run_runs_nothing(tmp_path):
+    assert call(tmp_path, "bits=4", sweep=True).returncode == 0
+    before = snapshot(tmp_path)
+    done = call(tmp_path, "bits=4,3", "sweep.dry_run=true", sweep=True)
+    assert done.returncode == 0, done.stderr
+    assert snapshot(tmp_path) == before
+    assert "2 runs, 1 done, 1 to do, about" in done.stderr
+    lines = [line for line in done.stdout.splitlines() if "bits=" in line]
+    assert ["done" in line for line in lines] == [True, False]
+    assert [line.split("│")[1].strip() for line in lines] == ["", "run"]
+
+
+def test_dry_run_says_what_makes_no_sense(tmp_path):
+    done = call(tmp_path, "bits=4,0", "sweep.dry_run=true", sweep=True)
+    assert done.returncode == 1
+    assert "bits=0: allowed are 1 to 16" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=range(5)", "sweep.max_runs=4"], "nothing was run: 5 runs, more than sweep.max_runs=4"),
+        (["bits=3", "sweep.shard=2/2"], "sweep.shard=2/2 of 1 runs holds none"),
+        (["bits=3", "sweep.shard=2of2"], "sweep.shard=2of2: k/n"),
+        (["bits=3", "sweep.retry=sometimes"], "sweep.retry=sometimes: "),
+    ],
+)
+def test_sweep_that_makes_no_sense_as_a_whole(tmp_path, words, message):
+    done = call(tmp_path, *words, sweep=True)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert snapshot(tmp_path / "results") == {}
+
+
+def test_shards_and_all_again(tmp_path):
+    points = "calibration.images=32,33,34"
+    done = call(tmp_path, points, "sweep.shard=1/2", sweep=True)
+    assert "2 of 2 runs done" in done.stderr
+    done = call(tmp_path, points, "sweep.shard=2/2", sweep=True)
+    assert "1 of 1 runs done" in done.stderr
+    before = snapshot(tmp_path / "results")
+    done = call(tmp_path, points, sweep=True)
+    assert "3 runs, 3 done, 0 to do" in done.stderr
+    assert snapshot(tmp_path / "results") == before
+    done = call(tmp_path, points, "sweep.retry=all", sweep=True)
+    assert "3 to do" in done.stderr
+    after = snapshot(tmp_path / "results")
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in after if name.endswith(".json"))
+
+
+def test_two_launchers_do_each_run_once(tmp_path):
+    words = "calibration.images=32,64,96,128,160,192"
+    places = [tmp_path / "one", tmp_path / "other"]
+    every = [
+        subprocess.Popen(
+            [w if not w.startswith("outputs=") else f"outputs={own}" for w in command(tmp_path, words, sweep=True)],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own in places
+    ]
+    said = [process.communicate(timeout=PATIENCE) for process in every]
+    assert [process.returncode for process in every] == [0, 0], said
+    assert said[0][0] == said[1][0]  # one table
+    assert all("6 of 6 runs done, 0 failed" in err for _, err in said)
+    # a log is begun by the process that does the run
+    logs = [{file.stem for file in (own / "runs").glob("*.log")} for own in places]
+    assert logs[0] & logs[1] == set()
+    assert logs[0] | logs[1] == {made["key"] for made in record.read_all(tmp_path / "results" / "runs")}
+    assert len(logs[0]) + len(logs[1]) == 6
+    assert min(map(len, logs)) > 0
+    assert list((tmp_path / "results" / "runs" / "claims").iterdir()) == []
+
+
+def test_a_run_that_another_process_does_is_left_or_waited_for(tmp_path, monkeypatch):
+    config, choices = compose(*settings(tmp_path))
+    file = record.path(config)
+    monkeypatch.setattr(job, "POLL", 0.02)
+    monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("run although another process does it"))
+    held = claim.take(file)
+    assert job.execute(config, choices, wait=False) is None
+    theirs = {"record": record.VERSION, "status": "done", "by": "another"}
+
+    def finish():
+        time.sleep(0.2)
+        record.write(file, theirs)
+        held.release()
+
+    other = threading.Thread(target=finish)
+    other.start()
+    assert job.execute(config, choices, wait=True) == theirs
+    other.join()
+
+
+def test_a_run_that_was_taken_over_is_not_recorded(tmp_path, monkeypatch):
+    config, choices = compose(*settings(tmp_path))
+    monkeypatch.setattr(job, "_run", lambda *_: {"record": record.VERSION, "status": "done"})
+    monkeypatch.setattr(claim.Claim, "lost", lambda self: True)
+    made, failure = job.attempt(config, choices, wait=True)
+    assert made is None
+    assert "another launcher took this process for dead" in failure
+    assert record.read(record.path(config)) is None
