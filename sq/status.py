@@ -1,0 +1,97 @@
+"""How the runs of an experiment stand: ``python -m sq.status NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.table import Table
+
+from sq import cli, plan, points, record
+from sq.config import nearest
+from sq.console import out, say
+from sq.errors import SqError
+from sq.plan import Run
+from sq.points import Job
+
+EXPERIMENTS = Path(cli.CONF).parent / "experiments"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Parse the command line, tell how runs stand; return 0 if all are done, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m sq.status", description=__doc__)
+    parser.add_argument("name", help="the experiment: what its records are kept under in results/")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
+    options = parser.parse_args(words)
+    try:
+        jobs, parts = expected(options.name, options.results)
+        known = plan.Known(jobs)
+        runs = [known.state(job) for job in jobs]
+    except SqError as error:
+        say(f"sq: {error}")
+        return 1
+    left = [run for run in runs if run.state != "done"]
+    if left:
+        out.print(table(left))
+    count = Counter("missing" if run.state == "new" else run.state for run in runs)
+    told = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "missing"))
+    guess = known.estimate([run.job for run in left])
+    time = f"; the rest takes about {guess.seconds:.0f} s" if left and guess.unknown < len(left) else ""
+    say(f"{options.name}: {len(runs)} runs of {', '.join(parts)}: {told}{time}")
+    if beside := known.records.keys() - {record.path(job.config) for job in jobs}:
+        say(f"{len(beside)} records beside those: of other settings, or of earlier code")
+    return 1 if left else 0
+
+
+def expected(name: str, results: Path) -> tuple[list[Job], list[str]]:
+    """Return the jobs of all experiments that keep their records under `name`, and the names of those experiments.
+
+    Raises
+    ------
+    SqError : there is no such experiment, or one cannot be composed
+    """
+    files = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if not file.stem.startswith("bench_"))
+    jobs: dict[Path, Job] = {}
+    parts: list[str] = []
+    for stem in files:
+        if not stem.startswith(name):
+            continue
+        for job in _expand(stem, results):
+            if job.config["name"] == name:
+                jobs.setdefault(record.path(job.config), job)
+                if stem not in parts:
+                    parts.append(stem)
+    if not parts:
+        raise SqError(f"no experiment {name} in {EXPERIMENTS}; {nearest(name, files)}")
+    return list(jobs.values()), parts
+
+
+def _expand(stem: str, results: Path) -> list[Job]:
+    words = [f"hydra.searchpath=[file://{cli.CONF}]", f"results={results}"]
+    try:
+        with hydra.initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+            own = hydra.compose(stem, overrides=words, return_hydra_config=True)
+            return points.expand(GlobalHydra.instance().config_loader(), own)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SqError(f"{EXPERIMENTS / stem}.yaml: {cli.explain(error)}") from error
+
+
+def table(runs: list[Run]) -> Table:
+    """Return one line for each run: what sets it apart, how it stands, and why."""
+    shown = Table()
+    for title in ("run", "state", "record", "cause"):
+        shown.add_column(title, overflow="fold")
+    for run, words in zip(runs, plan.differing([run.job for run in runs]), strict=True):
+        state = "missing" if run.state == "new" else run.state
+        shown.add_row(words, state, record.path(run.job.config).stem, run.cause)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())
