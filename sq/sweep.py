@@ -16,7 +16,7 @@ from rich.table import Table
 from sq import job, plan, points, record
 from sq.config import sweep_problems
 from sq.console import out, say
-from sq.errors import SqError
+from sq.errors import SqError, one_line
 from sq.plan import Known, Run
 from sq.points import Job
 
@@ -62,7 +62,10 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
         announced[:] = [
             f"[{n}/{len(todo)}] {words}" for n, words in enumerate(plan.differing([r.job for r in todo]), 1)
         ]
-        launcher.launch([[*each.job.overrides, *again] for each in todo], initial_job_idx=0)
+        try:
+            launcher.launch([[*each.job.overrides, *again] for each in todo], initial_job_idx=0)
+        except Exception as error:  # one job that crashed, and submitit gives up all; the others have left records
+            say(f"launcher: {one_line(error)}")
         while elsewhere:
             words, one = elsewhere.pop(0)
             say(words)

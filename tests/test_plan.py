@@ -214,3 +214,20 @@ def test_a_run_that_was_taken_over_is_not_recorded(tmp_path, monkeypatch):
     assert made is None
     assert "another launcher took this process for dead" in failure
     assert record.read(record.path(config)) is None
+
+
+def test_a_launcher_that_gives_up_leaves_the_summary(tmp_path, monkeypatch):
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    def crash(self, job_overrides, initial_job_idx):
+        raise RuntimeError("job 7 was killed\nby a signal")
+
+    assert call(tmp_path, "bits=3", sweep=True).returncode == 0
+    monkeypatch.setattr(BasicLauncher, "launch", crash)
+    done = call(tmp_path, "bits=3,4", sweep=True)
+    assert done.returncode == 1
+    assert "launcher: " in done.stderr
+    assert "job 7 was killed" in done.stderr
+    assert "left no record" in done.stderr
+    assert "1 of 2 runs done, 1 failed" in done.stderr
+    assert done.stdout.count("│ rtn") == 1
