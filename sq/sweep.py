@@ -35,16 +35,7 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     HydraException, OmegaConfBaseException : an override that Hydra refuses
     """
     settings = points.resolve(config)["sweep"]
-    if found := sweep_problems(settings):
-        raise SqError("; ".join(found))
-    every = points.expand(loader, config)
-    if not every:
-        raise SqError("the sweep expands to no run at all")
-    if len(every) > settings["max_runs"]:
-        raise SqError(f"nothing was run: {len(every)} runs, more than sweep.max_runs={settings['max_runs']}")
-    jobs = plan.share(every, settings["shard"])
-    if not jobs:
-        raise SqError(f"sweep.shard={settings['shard']} of {len(every)} runs holds none")
+    jobs = _jobs(loader, config, settings)
     known = Known(jobs)
     runs = [known.state(one) for one in jobs]
     if bad := plan.refused(runs):
@@ -58,19 +49,36 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
         record.probe(folder)
     say(plan.forecast(runs, todo, known))
     if todo:
-        again = ["rerun=true"] if settings["retry"] == "all" else []
-        announced[:] = [
-            f"[{n}/{len(todo)}] {words}" for n, words in enumerate(plan.differing([r.job for r in todo]), 1)
-        ]
-        try:
-            launcher.launch([[*each.job.overrides, *again] for each in todo], initial_job_idx=0)
-        except Exception as error:  # one job that crashed, and submitit gives up all; the others have left records
-            say(f"launcher: {one_line(error)}")
-        while elsewhere:
-            words, one = elsewhere.pop(0)
-            say(words)
-            finish(one)
+        _launch([each.job for each in todo], launcher, again=settings["retry"] == "all")
     summarise(jobs)
+
+
+def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) -> list[Job]:
+    """Return the jobs of this launcher's share of the sweep."""
+    if found := sweep_problems(settings):
+        raise SqError("; ".join(found))
+    every = points.expand(loader, config)
+    if not every:
+        raise SqError("the sweep expands to no run at all")
+    if len(every) > settings["max_runs"]:
+        raise SqError(f"nothing was run: {len(every)} runs, more than sweep.max_runs={settings['max_runs']}")
+    jobs = plan.share(every, settings["shard"])
+    if not jobs:
+        raise SqError(f"sweep.shard={settings['shard']} of {len(every)} runs holds none")
+    return jobs
+
+
+def _launch(jobs: list[Job], launcher: Launcher, *, again: bool) -> None:
+    """Run `jobs`, done ones too with `again`; those that another launcher is running come last."""
+    announced[:] = [f"[{number}/{len(jobs)}] {words}" for number, words in enumerate(plan.differing(jobs), 1)]
+    try:
+        launcher.launch([[*one.overrides, *(["rerun=true"] if again else [])] for one in jobs], initial_job_idx=0)
+    except Exception as error:  # one job that crashed, and submitit gives up all; the others have left records
+        say(f"launcher: {one_line(error)}")
+    while elsewhere:
+        words, one = elsewhere.pop(0)
+        say(words)
+        finish(one)
 
 
 def task(config: dict[str, Any], choices: dict[str, str], number: int, launcher: str) -> None:

@@ -8,9 +8,10 @@ import hydra
 import pytest
 from cli_helpers import CONF, PATIENCE, call, command, compose, environment, settings, snapshot
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 
-from sq import claim, job, plan, points, record
+from sq import claim, job, plan, points, record, sweep
 from sq.config import sweep_problems
 from sq.points import Job
 
@@ -217,13 +218,11 @@ def test_a_run_that_was_taken_over_is_not_recorded(tmp_path, monkeypatch):
 
 
 def test_a_launcher_that_gives_up_leaves_the_summary(tmp_path, monkeypatch):
-    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-
     def crash(self, job_overrides, initial_job_idx):
         raise RuntimeError("job 7 was killed\nby a signal")
 
     assert call(tmp_path, "bits=3", sweep=True).returncode == 0
-    monkeypatch.setattr(BasicLauncher, "launch", crash)
+    monkeypatch.setattr(Plugins.instance().class_name_to_class[sweep.HERE], "launch", crash)
     done = call(tmp_path, "bits=3,4", sweep=True)
     assert done.returncode == 1
     assert "launcher: " in done.stderr
