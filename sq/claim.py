@@ -41,8 +41,10 @@ class Claim:
     _writing: threading.Lock = field(default_factory=threading.Lock)  # no beat may follow the release
 
     def lost(self) -> bool:
-        """Return whether another launcher took this process for dead and holds the run now."""
-        return max(_generations(self.file), default=0) > self.generation
+        """Return whether another launcher took this process for dead and holds the run now, or has done it since."""
+        own = _read(_place(self.file, self.generation))
+        outdone = max(_generations(self.file), default=0) > self.generation
+        return outdone or own is None or own["token"] != self.who["token"]
 
     def release(self) -> None:
         """Give the run back, whatever became of it."""
@@ -74,10 +76,13 @@ def take(file: Path) -> Claim | None:
     try:
         (file.parent / "claims").mkdir(parents=True, exist_ok=True)
         generation = max(_generations(file), default=0)
-        if generation and alive(_read(_place(file, generation))):
-            return None
+        if generation and ((seen := _read(_place(file, generation))) is None or alive(seen)):
+            return None  # held; or given back since it was listed, so that its number says nothing: ask again
         who = {**_me(), "token": uuid.uuid4().hex, "beat": 0, "since": time.strftime("%Y-%m-%d %H:%M:%S%z")}
         if not _link(_write(file, who), _place(file, generation + 1)):
+            return None
+        if any(alive(_read(_place(file, other))) for other in _generations(file) if other != generation + 1):
+            _place(file, generation + 1).unlink(missing_ok=True)  # two at once, by listings of different age
             return None
     except OSError as error:
         raise SqError(
@@ -151,8 +156,12 @@ def _read(place: Path) -> dict[str, Any] | None:
         who = json.loads(place.read_text())
     except FileNotFoundError:
         return None
-    except ValueError:  # half-written, where there are no hard links: alive until it has stood so for long
-        return {"machine": "", "token": str(place), "beat": 0}
+    except (ValueError, OSError) as error:
+        # Half-written, where there are no hard links, or replaced on a file server while it was read: alive until it
+        # has stood so for long.
+        if isinstance(error, OSError) and error.errno != errno.ESTALE:
+            raise
+        return {"host": "?", "machine": "", "pid": 0, "since": "?", "token": str(place), "beat": 0}
     assert isinstance(who, dict)
     return who
 
@@ -175,7 +184,11 @@ def _link(part: Path, place: Path) -> bool:
         if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):  # no hard links here
             return _create(part, place)
         # An answer lost on the way is asked for again by NFS, and the second one says that the name exists.
-        return part.stat().st_nlink == 2
+        if part.stat().st_nlink == 2:
+            return True
+        if error.errno != errno.EEXIST:
+            raise
+        return False
     else:
         return True
     finally:

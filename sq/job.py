@@ -56,6 +56,7 @@ def execute(config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool
     if held is None:
         return None
     try:
+        record.probe(file.parent)  # which also makes an NFS client look again for files it did not find before
         now = record.read(file)
         if now is not None and now != found:
             return now  # another process has done it meanwhile

@@ -119,27 +119,33 @@ def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
 
 def single(job: Job) -> str:
     """Return what a run that is not part of a sweep should take; "" if it is done, cannot run, or nothing is known."""
+    if problems(job.config):
+        return ""
     known = Known([job])
-    if problems(job.config) or (known.state(job).state == "done" and not job.config["rerun"]):
+    if known.state(job).state == "done" and not job.config["rerun"]:
         return ""
     guess = known.estimate([job])
     return "" if guess.unknown else f"about {guess.seconds:.0f} s{guess.memory}, by earlier records"
 
 
+def senseless(jobs: list[Job]) -> list[str]:
+    """Return a line for each thing wrong with the settings of a job that can be seen without loading anything."""
+    return [f"{' '.join(job.overrides)}: {line}" for job in jobs for line in problems(job.config)]
+
+
 def refused(runs: list[Run]) -> list[str]:
-    """Return a line for each run whose settings make no sense; finished runs are not looked at again."""
+    """Return a line for each choice of a run that does not fit the code it names; finished runs are not looked at."""
     lines: list[str] = []
     faults: dict[str, str] = {}  # equal parts are checked once: the first check of a family imports torch
     for run in runs:
-        found = problems(run.job.config)
-        if not found and run.state != "done":
-            for family in FAMILIES:
-                part = json.dumps([family, run.job.config[family]], sort_keys=True)
-                if part not in faults:
-                    faults[part] = _fault(run.job.config[family], family)
-                if faults[part]:
-                    found.append(faults[part])
-        lines += [f"{' '.join(run.job.overrides)}: {line}" for line in found]
+        if run.state == "done":
+            continue
+        for family in FAMILIES:
+            part = json.dumps([family, run.job.config[family]], sort_keys=True)
+            if part not in faults:
+                faults[part] = _fault(run.job.config[family], family)
+            if faults[part]:
+                lines.append(f"{' '.join(run.job.overrides)}: {faults[part]}")
     return lines
 
 

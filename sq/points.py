@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from sq import record
-from sq.config import FAMILIES
+from sq.config import FAMILIES, problems
 
 
 @dataclass
@@ -52,7 +52,9 @@ def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     words = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
-    words += [str(word) for word in config.hydra.overrides.task]
+    task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # interpolations are each job's own
+    assert isinstance(task, list)
+    words += [str(word) for word in task]
     parser = OverridesParser.create(config_loader=loader)
     bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
     groups = set(config.hydra.runtime.choices)  # what a default chooses from
@@ -60,7 +62,8 @@ def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
     parsed = cache(lambda word: parser.parse_override(word))
     for point in BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]:
         every = [o for word in point if not (o := parsed(word)).is_hydra_override()]
-        choosing = tuple(str(o.input_line) for o in every if o.key_or_group in groups)
+        # What is added with "+" may be a group that the master config knows nothing of: Hydra composes that.
+        choosing = tuple(str(o.input_line) for o in every if o.key_or_group in groups or o.is_add())
         if choosing not in bases:
             composed = loader.load_sweep_config(config, list(choosing))
             choices = chosen(composed.hydra)
@@ -69,7 +72,8 @@ def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
             bases[choosing] = composed, choices
         base, choices = bases[choosing]
         own = copy.deepcopy(base)
-        ConfigLoaderImpl._apply_overrides_to_config([o for o in every if o.key_or_group not in groups], own)
+        ConfigLoaderImpl._apply_overrides_to_config([o for o in every if o.input_line not in choosing], own)
         job = Job(list(point), resolve(own), choices)
-        jobs.setdefault(record.path(job.config), job)
+        # A config that makes no sense, without a name say, has no place of its own.
+        jobs.setdefault(tuple(point) if problems(job.config) else record.path(job.config), job)
     return list(jobs.values())

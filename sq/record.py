@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def write_text(file: Path, text: str) -> None:
     ------
     SqError : the folder cannot be written, or the disk is full
     """
-    part = file.with_name(f".{file.stem}.{os.getpid()}.part")
+    part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part")  # process ids of containers are alike
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w") as stream:
@@ -128,7 +129,7 @@ def probe(folder: Path) -> None:
     ------
     SqError : it could not
     """
-    file = folder / f".probe.{os.getpid()}"
+    file = folder / f".probe.{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text("")

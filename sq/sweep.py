@@ -36,6 +36,8 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     """
     settings = points.resolve(config)["sweep"]
     jobs = _jobs(loader, config, settings)
+    if bad := plan.senseless(jobs):
+        raise SqError(f"nothing was run; {len(bad)} of {len(jobs)} runs make no sense: {' | '.join(bad)}")
     known = Known(jobs)
     runs = [known.state(one) for one in jobs]
     if bad := plan.refused(runs):
@@ -124,7 +126,7 @@ def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
         file = record.path(one.config)
         where = f"{' '.join(one.overrides)} ({file.stem})"
         try:
-            found = record.read(file)
+            found, again = record.read(file), record.read(record.failed_rerun(file))
         except SqError as error:
             failures.append(f"{where}: {error}")
             continue
@@ -132,7 +134,7 @@ def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
             failures.append(f"{where}: left no record: it was killed or could not write; run the same command again")
         elif found["status"] == "done":
             records.append(found)
-            if again := record.read(record.failed_rerun(file)):
+            if again:
                 failures.append(f"{where}: {again['error']} (repeating it failed; the earlier record was kept)")
         else:
             failures.append(f"{where}: {found['error']}")

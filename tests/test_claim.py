@@ -167,3 +167,33 @@ def test_a_folder_that_cannot_be_written_is_one_line(file):
     (file.parent / "claims").write_text("a file in its place")
     with pytest.raises(SqError, match=r"cannot claim a run in .*claims: .*correct results="):
         claim.take(file)
+
+
+def test_a_holder_learns_that_its_run_was_done_by_another(file):
+    mine = claim.take(file)
+    (file.parent / "claims" / f"{file.stem}.1").unlink()  # its successor, who took it for dead, has finished
+    assert mine.lost()
+    mine.release()
+
+
+def test_listings_of_different_age_do_not_make_two_holders(file, monkeypatch):
+    first = claim.take(file)
+    real = claim._generations
+    stale = iter([[7]])  # an old listing: generation 7 was given back since
+    monkeypatch.setattr(claim, "_generations", lambda f: next(stale, None) or real(f))
+    assert claim.take(file) is None
+    first.release()
+    elsewhere(file, 3, token="alive")
+    early = iter([[]])  # another: of before anything was claimed
+    monkeypatch.setattr(claim, "_generations", lambda f: real(f) if next(early, None) is None else [])
+    assert claim.take(file) is None
+    assert claims(file) == [f"{file.stem}.3"]
+
+
+def test_a_link_that_is_refused_is_no_claim_of_another(file, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EACCES, "no")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(SqError, match="cannot claim a run"):
+        claim.take(file)

@@ -94,7 +94,15 @@ def test_settings_that_make_no_sense(settings, message):
 
 
 def test_points_are_those_that_hydra_composes():
-    words = ["quantizer=rtn,sensiquant", "bits=3,4", "model=digits_resnet", "dataset=digits", "+tracker.x=1", "seed=7"]
+    words = [
+        "quantizer=rtn,sensiquant",
+        "bits=3,4",
+        "model=digits_resnet",
+        "dataset=digits",
+        "+tracker.x=1",
+        "seed=7",
+        "quantizer.damp=${bits}",
+    ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", words, RunMode.MULTIRUN)
@@ -102,6 +110,7 @@ def test_points_are_those_that_hydra_composes():
         assert [one.overrides[:2] for one in jobs] == [
             [f"quantizer={q}", f"bits={b}"] for q in ("rtn", "sensiquant") for b in (3, 4)
         ]
+        assert [one.config["quantizer"]["damp"] for one in jobs] == [3, 4, 3, 4]
         for one in jobs:
             composed = loader.load_sweep_config(master, one.overrides)
             assert one.config == points.resolve(composed)
