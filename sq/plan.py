@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from sq import claim, record
 from sq.build import check
 from sq.config import FAMILIES, problems
@@ -115,6 +117,18 @@ def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
     return f"{line}, about {guess.seconds:.0f} s{guess.memory} by earlier records" + (
         f", {guess.unknown} of them unknown" if guess.unknown else ""
     )
+
+
+def listing(runs: list[Run], todo: list[Run]) -> Table:
+    """Return a table of `runs`: which are `todo`, what sets each apart, how it stands, its record's key, and why."""
+    shown = Table()
+    for title in ("", "run", "state", "record", "cause"):
+        shown.add_column(title, overflow="fold")
+    marked = {id(run) for run in todo}
+    for run, words in zip(runs, differing([run.job for run in runs]), strict=True):
+        mark = "run" if id(run) in marked else ""
+        shown.add_row(mark, words, run.state, record.path(run.job.config).stem, run.cause)
+    return shown
 
 
 def single(job: Job) -> str:

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from sq import record
-from sq.config import FAMILIES, problems
+from sq.config import FAMILIES
 
 
 @dataclass
@@ -74,6 +74,7 @@ def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
         own = copy.deepcopy(base)
         ConfigLoaderImpl._apply_overrides_to_config([o for o in every if o.input_line not in choosing], own)
         job = Job(list(point), resolve(own), choices)
-        # A config that makes no sense, without a name say, has no place of its own.
-        jobs.setdefault(tuple(point) if problems(job.config) else record.path(job.config), job)
+        # What makes a record's place; "~name" may have deleted parts of it, which is refused later.
+        place = job.config.get("results"), job.config.get("name"), record.key(job.config)
+        jobs.setdefault(place, job)
     return list(jobs.values())

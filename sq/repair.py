@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,19 +29,19 @@ def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tup
     return {n: m for n, m in modules.items() if calls[n] == 1}, [n for n in modules if calls[n] != 1]
 
 
-def outputs(net: nn.Module, x: Tensor, batch_size: int | None) -> list[Tensor]:
-    """Return what `net` makes of the images `x`, batch by batch."""
-    with torch.no_grad():
-        return [net(part) for part in images.split(x, batch_size)]
+@torch.no_grad()
+def outputs(net: nn.Module, x: Tensor, batch_size: int | None) -> Iterator[Tensor]:
+    """Yield what `net` makes of the images `x`, batch by batch."""
+    for part in images.split(x, batch_size):
+        yield net(part)
 
 
-def output_error(net: nn.Module, wanted: list[Tensor], x: Tensor, batch_size: int | None) -> float:
+def output_error(net: nn.Module, wanted: Iterable[Tensor], x: Tensor, batch_size: int | None) -> float:
     """Return ||net(x) - wanted||^2 / ||wanted||^2 over all images `x`; `wanted` are the reference's `outputs`."""
     error = size = 0.0
-    with torch.no_grad():
-        for part, target in zip(images.split(x, batch_size), wanted, strict=True):
-            error += float((net(part).double() - target.double()).square().sum())
-            size += float(target.double().square().sum())
+    for made, target in zip(outputs(net, x, batch_size), wanted, strict=True):
+        error += float((made.double() - target.double()).square().sum())
+        size += float(target.double().square().sum())
     return error / size
 
 
@@ -98,10 +98,11 @@ def repair(
     theirs = {name: reference.get_submodule(name) for name in ours}
     repairs = {name: kind(module, theirs[name]) for name, module in ours.items()}
     with kind.watching(theirs, lambda name, _, tensor: repairs[name].expect(tensor)):
-        wanted = outputs(reference, x, batch_size)
+        wanted = list(outputs(reference, x, batch_size))
     before = output_error(net, wanted, x, batch_size)
     with kind.watching(ours, lambda name, _, tensor: repairs[name].see(tensor)):
-        outputs(net, x, batch_size)
+        for _ in outputs(net, x, batch_size):
+            pass  # hooks see it all
     after = output_error(net, wanted, x, batch_size)
     if not after < before:
         after = before

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from rich.table import Table
 
 from sq import cli, plan, points, record
 from sq.config import nearest
@@ -32,14 +32,14 @@ def main(words: list[str] | None = None) -> int:
     try:
         jobs, parts = expected(options.name, options.results)
         known = plan.Known(jobs)
-        runs = [known.state(job) for job in jobs]
+        runs = [_named(known.state(job)) for job in jobs]
     except SqError as error:
         say(f"sq: {error}")
         return 1
     left = [run for run in runs if run.state != "done"]
     if left:
-        out.print(table(left))
-    count = Counter("missing" if run.state == "new" else run.state for run in runs)
+        out.print(plan.listing(left, left))
+    count = Counter(run.state for run in runs)
     told = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "missing"))
     guess = known.estimate([run.job for run in left])
     time = f"; the rest takes about {guess.seconds:.0f} s" if left and guess.unknown < len(left) else ""
@@ -47,6 +47,11 @@ def main(words: list[str] | None = None) -> int:
     if beside := known.records.keys() - {record.path(job.config) for job in jobs}:
         say(f"{len(beside)} records beside those: of other settings, or of earlier code")
     return 1 if left else 0
+
+
+def _named(run: Run) -> Run:
+    """Return `run`, "missing" in place of "new": a sweep is about to do it, a status finds it not done."""
+    return replace(run, state="missing") if run.state == "new" else run
 
 
 def expected(name: str, results: Path) -> tuple[list[Job], list[str]]:
@@ -62,7 +67,7 @@ def expected(name: str, results: Path) -> tuple[list[Job], list[str]]:
     for stem in files:
         if not stem.startswith(name):
             continue
-        for job in _expand(stem, results):
+        for job in jobs_of(stem, results):
             if job.config["name"] == name:
                 jobs.setdefault(record.path(job.config), job)
                 if stem not in parts:
@@ -72,7 +77,8 @@ def expected(name: str, results: Path) -> tuple[list[Job], list[str]]:
     return list(jobs.values()), parts
 
 
-def _expand(stem: str, results: Path) -> list[Job]:
+def jobs_of(stem: str, results: Path) -> list[Job]:
+    """Return the jobs of the experiment in file `stem`.yaml, with records under `results`."""
     words = [f"hydra.searchpath=[file://{cli.CONF}]", f"results={results}"]
     try:
         with hydra.initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
@@ -80,17 +86,6 @@ def _expand(stem: str, results: Path) -> list[Job]:
             return points.expand(GlobalHydra.instance().config_loader(), own)
     except (HydraException, OmegaConfBaseException) as error:
         raise SqError(f"{EXPERIMENTS / stem}.yaml: {cli.explain(error)}") from error
-
-
-def table(runs: list[Run]) -> Table:
-    """Return one line for each run: what sets it apart, how it stands, and why."""
-    shown = Table()
-    for title in ("run", "state", "record", "cause"):
-        shown.add_column(title, overflow="fold")
-    for run, words in zip(runs, plan.differing([run.job for run in runs]), strict=True):
-        state = "missing" if run.state == "new" else run.state
-        shown.add_row(words, state, record.path(run.job.config).stem, run.cause)
-    return shown
 
 
 if __name__ == "__main__":

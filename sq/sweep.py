@@ -11,13 +11,12 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
-from rich.table import Table
 
 from sq import job, plan, points, record
 from sq.config import sweep_problems
 from sq.console import out, say
 from sq.errors import SqError, one_line
-from sq.plan import Known, Run
+from sq.plan import Known
 from sq.points import Job
 
 HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process, one by one
@@ -36,15 +35,13 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     """
     settings = points.resolve(config)["sweep"]
     jobs = _jobs(loader, config, settings)
-    if bad := plan.senseless(jobs):
-        raise SqError(f"nothing was run; {len(bad)} of {len(jobs)} runs make no sense: {' | '.join(bad)}")
+    _refuse(plan.senseless(jobs), jobs)
     known = Known(jobs)
     runs = [known.state(one) for one in jobs]
-    if bad := plan.refused(runs):
-        raise SqError(f"nothing was run; {len(bad)} of {len(jobs)} runs make no sense: {' | '.join(bad)}")
+    _refuse(plan.refused(runs), jobs)
     todo = plan.chosen(runs, settings["retry"])
     if settings["dry_run"]:
-        out.print(_preview(runs, todo))
+        out.print(plan.listing(runs, todo))
         say(plan.forecast(runs, todo, known))
         return
     for folder in {record.path(one.config).parent for one in jobs}:
@@ -68,6 +65,11 @@ def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) ->
     if not jobs:
         raise SqError(f"sweep.shard={settings['shard']} of {len(every)} runs holds none")
     return jobs
+
+
+def _refuse(lines: list[str], jobs: list[Job]) -> None:
+    if lines:
+        raise SqError(f"nothing was run; {len(lines)} of {len(jobs)} runs make no sense: {' | '.join(lines)}")
 
 
 def _launch(jobs: list[Job], launcher: Launcher, *, again: bool) -> None:
@@ -139,19 +141,6 @@ def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
         else:
             failures.append(f"{where}: {found['error']}")
     return records, failures
-
-
-def _preview(runs: list[Run], todo: list[Run]) -> Table:
-    """Return the table of a dry run: how each run stands, what sets it apart, and whether it would be run."""
-    table = Table(title=None)
-    for title in ("", "run", "state", "record", "cause"):
-        table.add_column(title, overflow="fold")
-    apart = plan.differing([each.job for each in runs])
-    chosen = {id(each) for each in todo}
-    for each, words in zip(runs, apart, strict=True):
-        mark = "run" if id(each) in chosen else ""
-        table.add_row(mark, words, each.state, record.path(each.job.config).stem, each.cause)
-    return table
 
 
 def _folders(jobs: list[Job]) -> str:

@@ -40,7 +40,7 @@ def correct(
     Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576 names it too.
     """
     modules, alone = repair.called_once(net, batchnorm.find(net), batch.x[:1])
-    wanted = repair.outputs(reference, batch.x, batch_size)
+    wanted = list(repair.outputs(reference, batch.x, batch_size))
     before = repair.output_error(net, wanted, batch.x, batch_size)
     original = {name: tuple(t.clone() for t in batchnorm.running(module)) for name, module in modules.items()}
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
@@ -52,7 +52,8 @@ def correct(
         batchnorm.set_running(module, *statistics)
 
     with hooks.feeding(modules, see):
-        repair.outputs(net, batch.x, batch_size)
+        for _ in repair.outputs(net, batch.x, batch_size):
+            pass  # `see` does all
     for name, module in modules.items():
         batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / len(batch.x))
     after, kept = repair.output_error(net, wanted, batch.x, batch_size), len(modules)
