@@ -95,9 +95,14 @@ def take(file: Path) -> Claim | None:
 
 def holder(file: Path) -> dict[str, Any] | None:
     """Return who holds the run of record `file`: host, pid, since, and `job` under SLURM; None if nobody does."""
-    generation = max(_generations(file), default=0)
-    who = _read(_place(file, generation)) if generation else None
+    who = last(file)
     return who if alive(who) else None
+
+
+def last(file: Path) -> dict[str, Any] | None:
+    """Return who claimed the run of record `file` last and has not given it back, dead or alive; None if nobody."""
+    generation = max(_generations(file), default=0)
+    return _read(_place(file, generation)) if generation else None
 
 
 def alive(who: dict[str, Any] | None) -> bool:
@@ -112,8 +117,15 @@ def alive(who: dict[str, Any] | None) -> bool:
 
 def _me() -> dict[str, Any]:
     me = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
-    job = os.environ.get("SLURM_JOB_ID")
+    array = [os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK")]
+    job = "_".join(array) if all(array) else os.environ.get("SLURM_JOB_ID")  # as squeue shows it and scancel takes it
     return {**me, "job": job} if job else me
+
+
+def words(who: dict[str, Any]) -> str:
+    """Return where and since when a holder is at work, for a person."""
+    job = f", SLURM job {who['job']}" if "job" in who else ""
+    return f"on {who['host']}, process {who['pid']}{job}, since {who['since']}"
 
 
 def _machine() -> str:

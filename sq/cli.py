@@ -31,7 +31,7 @@ def task(config: DictConfig) -> None:
     own = HydraConfig.get()
     plain, choices = points.resolve(config), points.chosen(own)
     if own.mode == RunMode.MULTIRUN:
-        sweep.task(plain, choices, int(own.job.num), own.launcher._target_)
+        sweep.task(plain, choices)
         return
     one = points.Job([], plain, choices)
     if guess := plan.single(one):

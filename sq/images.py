@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sq import cores
 from sq.console import track
 from sq.errors import SqError, one_line
 from sq.samples import Batch, Images, Objects, Prepare
@@ -20,6 +20,7 @@ from sq.samples import Batch, Images, Objects, Prepare
 MOST = 256  # images in one forward pass, where nothing else decides
 TOGETHER = 32  # images in a task of a worker, where nothing else decides
 TOGETHER_ELEMENTS = 2**22  # of the images in one forward pass: activations are some tens of times as many
+MANY = 8  # processes that decode, where nothing else decides: more wait for the disk
 SHOWN = 3  # images named in a message
 
 
@@ -38,7 +39,7 @@ def batches(images: Images, chosen: Sequence[int], prepare: Prepare, size: int, 
         if an image is not what the network takes, or all are corrupt
     """
     parts = [list(chosen[i : i + size]) for i in range(0, len(chosen), size)]
-    workers = min(os.cpu_count() or 1, 8) if images.workers is None else images.workers
+    workers = min(cores.available(), MANY) if images.workers is None else images.workers
     # Every item is a batch already, so that workers share whole batches among them.
     loader: Any = DataLoader(
         _Parts(images, parts, prepare),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sq import claim, heap, record
+from sq import claim, ready, record
 from sq.build import build
 from sq.config import check
 from sq.console import say
@@ -22,11 +23,13 @@ POLL = 2.0  # seconds between two looks at a run that another process is doing
 log = logging.getLogger("sq")
 
 
-def attempt(config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool) -> tuple[record.Record | None, str]:
+def attempt(
+    config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool, seen: str | None = None
+) -> tuple[record.Record | None, str]:
     """Return the job's record, None if there is none, and why it failed ("" if it did not); see `execute`."""
     made: record.Record | None = None
     try:
-        made = execute(config, choices, wait=wait)
+        made = execute(config, choices, wait=wait, seen=seen)
         failure, trace = (made or {}).get("error", ""), (made or {}).get("traceback", "")
     except SqError as error:
         failure, trace = str(error), traceback.format_exc()
@@ -35,12 +38,15 @@ def attempt(config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool
     return made, failure
 
 
-def execute(config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool) -> record.Record | None:
+def execute(
+    config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool, seen: str | None = None
+) -> record.Record | None:
     """Return the record of `config`: the one on disk if that run is done, else that of a new run.
 
     A run that fails leaves a record too, with status "failed", its error and traceback, and the next call
     tries again. An interrupt leaves nothing. A run that another process is doing is waited for, or left to it:
-    the result is None then, unless `wait`.
+    the result is None then, unless `wait`. `seen` is the mark (`record.mark`) of what earlier attempts had left when
+    it was decided to run; an attempt since then, by whomever, is the one wanted: its record is returned.
 
     Raises
     ------
@@ -52,23 +58,21 @@ def execute(config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool
     if found and found["status"] == "done" and not config["rerun"]:
         return found
     record.probe(file.parent)
+    seen = record.mark(file) if seen is None else seen
     held = _claimed(file) if wait else claim.take(file)
     if held is None:
         return None
     try:
         record.probe(file.parent)  # which also makes an NFS client look again for files it did not find before
-        now = record.read(file)
-        if now is not None and now != found:
-            return now  # another process has done it meanwhile
+        found = record.read(file)
+        if found is not None and record.mark(file) != seen:
+            return found
         with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
             made = _run(config, choices, file.stem)
             if held.lost():
                 raise SqError(f"another launcher took this process for dead and is doing {file.stem} again")
             # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
-            spare = found is not None and found["status"] == "done" and made["status"] == "failed"
-            record.write(record.failed_rerun(file) if spare else file, made)
-            if not spare:
-                record.failed_rerun(file).unlink(missing_ok=True)
+            record.keep(file, made, spare=found is not None and found["status"] == "done")
         return made
     finally:
         held.release()
@@ -79,10 +83,37 @@ def _claimed(file: Path) -> claim.Claim:
     told = False
     while (held := claim.take(file)) is None:
         if not told and (who := claim.holder(file)):
-            say(f"    waiting for {who['host']}, process {who['pid']}, which runs it since {who['since']}")
+            say(f"    waiting for the process that runs it {claim.words(who)}")
             told = True
         time.sleep(POLL)
     return held
+
+
+def bury(config: Mapping[str, Any], choices: Mapping[str, str], seen: str, cause: str, trace: str) -> bool:
+    """Record that the process of a run ended for `cause`, unless it, or another since, left a record of the run.
+
+    Returns
+    -------
+    whether that is settled: not while a process holds the run, be it another launcher's or the one that is dying
+
+    Raises
+    ------
+    SqError : the folder cannot be written
+    """
+    file = record.path(config)
+    if record.mark(file) != seen:
+        return True
+    held = claim.take(file)
+    if held is None:
+        return False
+    try:
+        if record.mark(file) == seen:
+            made = {**_begun(config, choices, file.stem), "error": cause, "traceback": trace}
+            found = record.read(file)
+            record.keep(file, made, spare=found is not None and found["status"] == "done")
+        return True
+    finally:
+        held.release()
 
 
 def outcome(made: record.Record) -> str:
@@ -92,12 +123,12 @@ def outcome(made: record.Record) -> str:
 
 
 def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
-    made: record.Record = {"record": record.VERSION, "key": key, "name": config["name"], "status": "failed"}
-    made |= {"choices": dict(choices), "config": dict(config)}
+    made = _begun(config, choices, key)
+    log.info("begun on %s, process %s", socket.gethostname(), os.getpid())
     tracker = None
     try:
-        import_torch()
-        device = prepare(config)
+        ready.import_torch()
+        device = ready.prepare(config)
         from sq import pipeline, provenance
 
         made["provenance"] = provenance.collect(device)
@@ -113,61 +144,14 @@ def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> rec
         made["traceback"] = traceback.format_exc()
     if tracker is not None:
         tracker.close(made)
+    log.info("ended: %s", made["status"])
     return made
 
 
-def import_torch() -> None:
-    """Import torch and torchvision, and explain the one way in which that commonly fails.
-
-    Raises
-    ------
-    SqError : torchvision was built for another torch
-    """
-    # Both are read once, when the libraries start.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Threads that wait by spinning stand in each other's way where cores are shared: OBQ took 185 s beside one
-    # other busy process, 10 s with threads that sleep (results/LOG.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    heap.keep()
-    try:
-        import torch  # noqa: F401
-        import torchvision  # noqa: F401
-    except (RuntimeError, OSError) as error:
-        raise SqError(
-            f"torch and torchvision do not fit together ({one_line(error)}): install both from the same "
-            "index, python -m pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
-        ) from error
-
-
-def prepare(config: Mapping[str, Any]) -> Any:
-    """Set up PyTorch for a reproducible run and return the device (a `torch.device`).
-
-    Raises
-    ------
-    SqError : a device that does not exist here
-    """
-    import torch
-
-    name = config["device"]
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition(". ")[0]
-        raise SqError(f"device={config['device']}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward pass. It would only
-    # make the reading of memory never written repeatable, which is a fault wherever it happens.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.manual_seed(config["seed"])
-    return device
+def _begun(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
+    """Return the record of a run that has not come to its end."""
+    made: record.Record = {"record": record.VERSION, "key": key, "name": config["name"], "status": "failed"}
+    return made | {"choices": dict(choices), "config": dict(config)}
 
 
 class _LogTo:
@@ -179,7 +163,7 @@ class _LogTo:
     def __enter__(self) -> None:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.handler: logging.Handler = logging.FileHandler(self.file, mode="w")
+            self.handler: logging.Handler = logging.FileHandler(self.file, mode="a")
         except OSError:
             self.handler = logging.NullHandler()
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

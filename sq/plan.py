@@ -34,7 +34,9 @@ class Known:
     def __init__(self, jobs: list[Job]):
         self.records: dict[Path, record.Record] = {}
         self.faults: dict[Path, str] = {}
+        self.claimed: set[Path] = set()
         for folder in sorted({record.path(job.config).parent for job in jobs}):
+            self.claimed |= {folder / f"{place.name.split('.')[0]}.json" for place in (folder / "claims").glob("*.*")}
             for file in sorted(folder.glob("*.json")):
                 try:
                     found = record.read(file)
@@ -49,11 +51,13 @@ class Known:
         file = record.path(job.config)
         if file in self.faults:
             return Run(job, "damaged", self.faults[file])
-        if who := claim.holder(file):
-            return Run(job, "running", f"on {who['host']}, process {who['pid']}, since {who['since']}")
+        who = claim.last(file) if file in self.claimed else None
+        process = claim.words(who) if who else ""
+        if claim.alive(who):
+            return Run(job, "running", process)
         found = self.records.get(file)
         if found is None:
-            return Run(job, "new")
+            return Run(job, "new", f"{process}, which is gone" if who else "")
         return Run(job, found["status"], found.get("error", ""))
 
     def estimate(self, jobs: list[Job]) -> Estimate:

@@ -22,11 +22,15 @@ from sq.config import FAMILIES
 
 @dataclass
 class Job:
-    """One point of a sweep: its overrides, its resolved config and the choices made in it."""
+    """One point of a sweep: its overrides, its resolved config and the choices made in it.
+
+    `seen` is the mark of its record when the sweep decided to run it (`record.mark`); None if nobody looked.
+    """
 
     overrides: list[str]
     config: dict[str, Any]
     choices: dict[str, str]
+    seen: str | None = None
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

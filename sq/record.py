@@ -68,6 +68,28 @@ def read(file: Path) -> Record | None:
     return record
 
 
+def mark(file: Path) -> str:
+    """Return what tells whether the run of record `file` has been attempted since: a hash of what it left so far."""
+    left = hashlib.sha256()
+    for own in (file, failed_rerun(file)):
+        with contextlib.suppress(OSError):
+            left.update(own.name.encode() + own.read_bytes())
+    return left.hexdigest()
+
+
+def keep(file: Path, record: Record, *, spare: bool) -> None:
+    """Write the `record` of an attempt: to `file`, or beside the done one there if that is to be spared a failure.
+
+    Raises
+    ------
+    SqError : the folder cannot be written, or the disk is full
+    """
+    aside = spare and record["status"] == "failed"
+    write(failed_rerun(file) if aside else file, record)
+    if not aside:
+        failed_rerun(file).unlink(missing_ok=True)
+
+
 def read_all(folder: Path) -> list[Record]:
     """Return every record in `folder`, sorted by key.
 

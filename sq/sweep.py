@@ -6,23 +6,23 @@ the summary reads those when the sweep ends, wherever the jobs ran.
 
 from __future__ import annotations
 
+import time
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from sq import job, plan, points, record
+from sq import claim, job, plan, points, record
 from sq.config import sweep_problems
-from sq.console import out, say
+from sq.console import out, say, track
 from sq.errors import SqError, one_line
-from sq.plan import Known
+from sq.launch import Ended, Follower
+from sq.plan import Known, Run
 from sq.points import Job
-
-HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process, one by one
-
-announced: list[str] = []  # what to say when a job of this process begins, by its number in the sweep
-elsewhere: list[tuple[str, Job]] = []  # jobs of this process that another launcher was running at their turn
 
 
 def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
@@ -48,7 +48,7 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
         record.probe(folder)
     say(plan.forecast(runs, todo, known))
     if todo:
-        _launch([each.job for each in todo], launcher, again=settings["retry"] == "all")
+        _launch(todo, launcher, again=settings["retry"] == "all")
     summarise(jobs)
 
 
@@ -72,38 +72,76 @@ def _refuse(lines: list[str], jobs: list[Job]) -> None:
         raise SqError(f"nothing was run; {len(lines)} of {len(jobs)} runs make no sense: {' | '.join(lines)}")
 
 
-def _launch(jobs: list[Job], launcher: Launcher, *, again: bool) -> None:
-    """Run `jobs`, done ones too with `again`; those that another launcher is running come last."""
-    announced[:] = [f"[{number}/{len(jobs)}] {words}" for number, words in enumerate(plan.differing(jobs), 1)]
-    try:
-        launcher.launch([[*one.overrides, *(["rerun=true"] if again else [])] for one in jobs], initial_job_idx=0)
-    except Exception as error:  # one job that crashed, and submitit gives up all; the others have left records
-        say(f"launcher: {one_line(error)}")
-    while elsewhere:
-        words, one = elsewhere.pop(0)
-        say(words)
+def _launch(runs: list[Run], launcher: Launcher, *, again: bool) -> None:
+    """Do `runs`, done ones too with `again`, where `launcher` says."""
+    jobs = [_marked(run.job, again=again) for run in runs]
+    words = [f"[{number}/{len(jobs)}] {own}" for number, own in enumerate(plan.differing(jobs), 1)]
+    if isinstance(launcher, BasicLauncher):
+        _here(jobs, words)
+    elif isinstance(launcher, Follower):
+        _follow(jobs, words, launcher)
+    else:
+        try:
+            launcher.launch([[*one.overrides, *(["rerun=true"] if again else [])] for one in jobs], initial_job_idx=0)
+        except Exception as error:  # one job that crashed, and it gives up all; the others have left records
+            say(f"launcher: {one_line(error)}")
+
+
+def _marked(one: Job, *, again: bool) -> Job:
+    """Return job `one` with the mark of what earlier attempts left, to be run `again` even if it is done."""
+    config = {**one.config, "rerun": True} if again else one.config
+    return replace(one, config=config, seen=record.mark(record.path(config)))
+
+
+def _here(jobs: list[Job], words: list[str]) -> None:
+    """Run `jobs` in this process, one by one; those that another launcher is running come last."""
+    left = []
+    for one, own in zip(jobs, words, strict=True):
+        say(own)
+        if not finish(one, wait=False):
+            left.append((one, own))
+    for one, own in left:
+        say(own)
         finish(one)
 
 
-def task(config: dict[str, Any], choices: dict[str, str], number: int, launcher: str) -> None:
-    """Run job `number` of a sweep, in whatever process the launcher has put it.
+def _follow(jobs: list[Job], words: list[str], launcher: Follower) -> None:
+    """Let `launcher` run `jobs` elsewhere, say what came of each, and record those whose process died."""
+    with closing(launcher.run(jobs)) as ended:
+        every = track(ended, "runs", len(jobs))
+        dying = [end for end in every if not _told(jobs[end.number], words[end.number], end)]
+    until = time.monotonic() + claim.LEASE + job.POLL
+    while dying := [end for end in dying if not _told(jobs[end.number], words[end.number], end)]:
+        if time.monotonic() > until:
+            return  # another launcher runs them
+        time.sleep(job.POLL)
 
-    Where jobs follow each other in this process, one that another launcher is running is left for the end.
-    """
-    words, one = announced[number] if number < len(announced) else "", Job([], config, choices)
-    if words:
-        say(words)
-    if not finish(one, wait=launcher != HERE):
-        elsewhere.append((words, one))
+
+def _told(one: Job, words: str, end: Ended) -> bool:
+    """Say what came of job `one`, after leaving a record of it if its process died; False while that is not over."""
+    file = record.path(one.config)
+    try:
+        if end.cause and not job.bury(one.config, one.choices, one.seen or "", end.cause, end.trace):
+            return False
+        made = record.read(record.failed_rerun(file)) or record.read(file) or {"error": "left no record"}
+    except SqError as error:
+        made = {"error": str(error)}
+    say(f"{words}: " + (f"failed: {made['error']}" if "error" in made else job.outcome(made)))
+    return True
+
+
+def task(config: dict[str, Any], choices: dict[str, str]) -> None:
+    """Run a job of a sweep, in whatever process one of Hydra's own launchers has put it."""
+    finish(Job([], config, choices))
 
 
 def finish(one: Job, *, wait: bool = True) -> bool:
     """Run a job and say what came of it; return False if another process is running it and we are not to `wait`."""
-    record, failure = job.attempt(one.config, one.choices, wait=wait)
-    if record is None and not failure:
+    made, failure = job.attempt(one.config, one.choices, wait=wait, seen=one.seen)
+    if made is None and not failure:
         say("    another launcher is running it")
         return False
-    say(f"    failed: {failure}" if failure else f"    {job.outcome(record or {})}")
+    say(f"    failed: {failure}" if failure else f"    {job.outcome(made or {})}")
     return True
 
 

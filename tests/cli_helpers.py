@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import hydra
 
-from sq import cli, job, points
+from sq import cli, job, points, record
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
@@ -117,3 +117,8 @@ def error_line(done: subprocess.CompletedProcess) -> str:
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Return the bytes and the time of every record file below `folder`."""
     return {str(f.relative_to(folder)): (f.read_bytes(), f.stat().st_mtime_ns) for f in folder.rglob("*.json")}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of the runs that wrote to `folder`."""
+    return record.read_all(folder / "results" / "runs")

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 
-from sq import claim, job, plan, points, record, sweep
+from sq import claim, job, plan, points, record
 from sq.config import sweep_problems
 from sq.points import Job
 
@@ -231,8 +231,9 @@ def test_a_launcher_that_gives_up_leaves_the_summary(tmp_path, monkeypatch):
         raise RuntimeError("job 7 was killed\nby a signal")
 
     assert call(tmp_path, "bits=3", sweep=True).returncode == 0
-    monkeypatch.setattr(Plugins.instance().class_name_to_class[sweep.HERE], "launch", crash)
-    done = call(tmp_path, "bits=3,4", sweep=True)
+    submitit = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
+    monkeypatch.setattr(Plugins.instance().class_name_to_class[submitit], "launch", crash)
+    done = call(tmp_path, "bits=3,4", "hydra/launcher=submitit_local", sweep=True)
     assert done.returncode == 1
     assert "launcher: " in done.stderr
     assert "job 7 was killed" in done.stderr

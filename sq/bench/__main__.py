@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sq import job, record
+from sq import ready, record
 from sq.bench import report, settings
 from sq.console import out, say
 from sq.errors import SqError
@@ -45,11 +45,11 @@ def measure(own: settings.Settings) -> record.Record:
     ------
     SqError : settings that make no sense, or a folder that cannot be written
     """
-    job.import_torch()
+    ready.import_torch()
     methods = settings.methods(own)
     grid = settings.choose("grid", own.grid, own.seed)
     record.probe(own.file.parent)
-    device = job.prepare(settings.plain(own))
+    device = ready.prepare(settings.plain(own))
 
     from sq import provenance
     from sq.bench import measure as bench

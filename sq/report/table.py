@@ -43,8 +43,11 @@ def rows(records: list[Record]) -> list[Row]:
     return sorted(made, key=lambda row: [_rank(name, value) for name, value in row["labels"].items()])
 
 
-def build(records: list[Record]) -> pandas.DataFrame:
-    """Return the table as text cells, mean +- standard deviation where there are several seeds."""
+def build(records: list[Record], *, times: bool = True) -> pandas.DataFrame:
+    """Return the table as text cells, mean +- standard deviation where there are several seeds.
+
+    Without `times` it holds what every machine of one kind gives alike.
+    """
     import pandas
 
     made = rows(records)
@@ -61,7 +64,8 @@ def build(records: list[Record]) -> pandas.DataFrame:
             "runs": str(row["runs"]),
         }
         table.append(cells)
-    return pandas.DataFrame(table).fillna("-")
+    whole = pandas.DataFrame(table).fillna("-")
+    return whole if times else whole.drop(columns=["solve s", "speed-up"])
 
 
 def _full_precision(made: list[Row]) -> list[dict[str, str]]:

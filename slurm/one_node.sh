@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# A real SLURM of one node on this machine's loopback, with accounting, from Debian's packages: for tests, and to try
+# things before a cluster is at hand. Needs root; nothing is reachable from elsewhere.
+#   slurm/one_node.sh start DIR   install what is missing, start the daemons, return once the node is idle
+#   slurm/one_node.sh stop  DIR   end what start has started
+# DIR holds state, logs and process ids; other users must be able to enter it, and it lies outside the repository.
+set -euo pipefail
+if [[ $# -ne 2 || ! $1 =~ ^(start|stop)$ ]]; then sed -n '2,7s/^# //p' "$0" >&2; exit 2; fi
+action=$1 dir=$(realpath -m "$2") host=$(hostname -s)
+[[ $(id -u) -eq 0 ]] || { echo "slurm/one_node.sh: needs root, this is $(id -un)" >&2; exit 1; }
+
+patiently() { # patiently SECONDS COMMAND...: repeat it until it succeeds
+  local until=$((SECONDS + $1)); shift
+  until "$@" >/dev/null 2>&1; do ((SECONDS < until)) || { echo "no success: $*; logs in $dir/log" >&2; return 1; }; sleep 0.5; done
+}
+
+install_packages() {
+  command -v slurmctld slurmd slurmdbd mariadbd munged >/dev/null && return
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    slurm-wlm slurmdbd slurm-client munge mariadb-server >/dev/null
+}
+
+start_munge() { # who is who between the daemons
+  mkdir -p /run/munge; chown munge:munge /run/munge; chmod 755 /run/munge
+  [[ -f /etc/munge/munge.key ]] || mungekey -c
+  chown munge:munge /etc/munge/munge.key
+  pgrep -x munged >/dev/null || runuser -u munge -- munged --force --pid-file /run/munge/munged.pid
+}
+
+start_database() { # accounting: sacct tells what became of a job that is gone
+  mkdir -p /run/mysqld; chown mysql:mysql /run/mysqld "$dir/db"
+  [[ -d $dir/db/mysql ]] || mariadb-install-db --user=mysql --datadir="$dir/db" >"$dir/log/install.log" 2>&1
+  nohup mariadbd --user=mysql --datadir="$dir/db" --bind-address=127.0.0.1 --socket=/run/mysqld/mysqld.sock \
+    --pid-file="$dir/db/mariadbd.pid" >"$dir/log/mariadbd.log" 2>&1 &
+  patiently 60 mariadb -e 'select 1'
+  mariadb -e "create database if not exists slurm_acct_db;
+    create user if not exists 'slurm'@'localhost' identified by 'slurm';
+    grant all on slurm_acct_db.* to 'slurm'@'localhost';"
+}
+
+configure() {
+  cat >/etc/slurm/slurmdbd.conf <<CONF
+AuthType=auth/munge
+DbdHost=localhost
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm_acct_db
+LogFile=$dir/log/slurmdbd.log
+PidFile=$dir/run/slurmdbd.pid
+CONF
+  chmod 600 /etc/slurm/slurmdbd.conf
+  # A cancelled task has 5 s to end before it is killed; what is preempted is queued again, after 10 s in place of 120.
+  cat >/etc/slurm/slurm.conf <<CONF
+ClusterName=onenode
+SlurmctldHost=$host(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+ReturnToService=2
+KillWait=5
+JobRequeue=1
+AuthInfo=cred_expire=10
+SlurmctldPidFile=$dir/run/slurmctld.pid
+SlurmdPidFile=$dir/run/slurmd.pid
+SlurmdSpoolDir=$dir/spool
+StateSaveLocation=$dir/state
+SlurmctldLogFile=$dir/log/slurmctld.log
+SlurmdLogFile=$dir/log/slurmd.log
+SchedulerType=sched/backfill
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+JobAcctGatherType=jobacct_gather/linux
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(($(awk '/MemTotal/{print $2}' /proc/meminfo) / 1024 * 8 / 10)) State=UNKNOWN
+PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
+CONF
+}
+
+start() {
+  install_packages
+  mkdir -p "$dir"/{db,log,run,spool,state} /etc/slurm
+  start_munge; start_database; configure
+  slurmdbd
+  patiently 20 sacctmgr -n list cluster
+  sacctmgr -i -Q add cluster onenode >/dev/null 2>&1 || true
+  slurmctld; slurmd
+  patiently 30 bash -c 'sinfo -h -o %t | grep -q idle'
+  sinfo
+}
+
+stop() {
+  local file
+  for file in "$dir"/run/slurmd.pid "$dir"/run/slurmctld.pid "$dir"/run/slurmdbd.pid "$dir"/db/mariadbd.pid /run/munge/munged.pid; do
+    [[ -s $file ]] && kill "$(cat "$file")" 2>/dev/null || true
+  done
+}
+
+"$action"

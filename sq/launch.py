@@ -1,0 +1,44 @@
+"""Launchers of ours: they take the jobs of a sweep as they are, run them elsewhere, and notice processes that die.
+
+Hydra's own launchers compose every job again from its overrides, wait for the first crash at most, and know nothing of
+records.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+
+from sq.errors import SqError
+from sq.points import Job
+
+TAIL = 4000  # characters of a dead process's log that its run's record keeps
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of job `number`: what its process died of, "" if it did not, with the end of that process's log."""
+
+    number: int
+    cause: str = ""
+    trace: str = ""
+
+
+class Follower(Launcher):
+    """A launcher that `sq.sweep` follows job by job."""
+
+    @abstractmethod
+    def run(self, jobs: list[Job]) -> Generator[Ended, None, None]:
+        """Run `jobs`, and yield one `Ended` for each as it ends, in whatever order."""
+
+    def setup(self, **_: Any) -> None:
+        """Take what Hydra hands a launcher; none of it is needed."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Refuse a sweeper that is not ours."""
+        raise SqError("this launcher works with sq's own sweeper; remove hydra/sweeper= from the command")

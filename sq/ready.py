@@ -1,0 +1,64 @@
+"""What must be done once in a process before anything is computed: torch imported, its threads and device chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sq import heap
+from sq.errors import SqError, one_line
+
+
+def import_torch() -> None:
+    """Import torch and torchvision, and explain the one way in which that commonly fails.
+
+    Raises
+    ------
+    SqError : torchvision was built for another torch
+    """
+    # Both are read once, when the libraries start.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Threads that wait by spinning stand in each other's way where cores are shared: OBQ took 185 s beside one
+    # other busy process, 10 s with threads that sleep (results/LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    heap.keep()
+    try:
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+    except (RuntimeError, OSError) as error:
+        raise SqError(
+            f"torch and torchvision do not fit together ({one_line(error)}): install both from the same "
+            "index, python -m pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
+        ) from error
+
+
+def prepare(config: Mapping[str, Any]) -> Any:
+    """Set up PyTorch for a reproducible run and return the device (a `torch.device`).
+
+    Raises
+    ------
+    SqError : a device that does not exist here
+    """
+    import torch
+
+    name = config["device"]
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition(". ")[0]
+        raise SqError(f"device={config['device']}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward pass. It would only
+    # make the reading of memory never written repeatable, which is a fault wherever it happens.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.manual_seed(config["seed"])
+    return device
