@@ -17,6 +17,7 @@ from sq.errors import SqError
 from sq.points import Job
 
 GIB = 2**30
+SHOWN = 1000  # runs in a listing: rich takes half a second for a thousand
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Known:
         self.records: dict[Path, record.Record] = {}
         self.faults: dict[Path, str] = {}
         self.claimed: set[Path] = set()
-        for folder in sorted({record.path(job.config).parent for job in jobs}):
+        for folder in sorted({job.file.parent for job in jobs}):
             self.claimed |= {folder / f"{place.name.split('.')[0]}.json" for place in (folder / "claims").glob("*.*")}
             for file in sorted(folder.glob("*.json")):
                 try:
@@ -48,7 +49,7 @@ class Known:
 
     def state(self, job: Job) -> Run:
         """Return how `job` stands."""
-        file = record.path(job.config)
+        file = job.file
         if file in self.faults:
             return Run(job, "damaged", self.faults[file])
         who = claim.last(file) if file in self.claimed else None
@@ -129,9 +130,11 @@ def listing(runs: list[Run], todo: list[Run]) -> Table:
     for title in ("", "run", "state", "record", "cause"):
         shown.add_column(title, overflow="fold")
     marked = {id(run) for run in todo}
-    for run, words in zip(runs, differing([run.job for run in runs]), strict=True):
+    for run, words in list(zip(runs, differing([run.job for run in runs]), strict=True))[:SHOWN]:
         mark = "run" if id(run) in marked else ""
-        shown.add_row(mark, words, run.state, record.path(run.job.config).stem, run.cause)
+        shown.add_row(mark, words, run.state, run.job.file.stem, run.cause)
+    if len(runs) > SHOWN:
+        shown.caption = f"... and {len(runs) - SHOWN} more; sweep.shard=k/n shows a part of them"
     return shown
 
 

@@ -1,22 +1,22 @@
 """The points of a sweep: what a command line expands to, composed fast.
 
-Hydra composes every job anew, a tenth of a second each. Here choices of groups are composed once, and settings put into
-a copy: 500 points of one network take as long as a few jobs did.
+Hydra composes every job anew, a tenth of a second each. Here each combination of choices is composed once, and what
+each setting changes in it is found once; a point is those changes put together: ten thousand take seconds.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from sq import record
+from sq.changes import Changes, plain
 from sq.config import FAMILIES
 
 
@@ -32,13 +32,15 @@ class Job:
     choices: dict[str, str]
     seen: str | None = None
 
+    @cached_property
+    def file(self) -> Path:
+        """Return where its record belongs."""
+        return record.path(self.config)
+
 
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Return `config` as plain data, interpolations resolved, without Hydra's own part."""
-    own = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]) if "hydra" in config else config
-    plain = OmegaConf.to_container(own, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
+    return plain(OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]))
 
 
 def chosen(hydra: Any) -> dict[str, str]:
@@ -60,24 +62,25 @@ def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
     assert isinstance(task, list)
     words += [str(word) for word in task]
     parser = OverridesParser.create(config_loader=loader)
-    bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
-    groups = set(config.hydra.runtime.choices)  # what a default chooses from
-    jobs: dict[Any, Job] = {}
     parsed = cache(lambda word: parser.parse_override(word))
-    for point in BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]:
+    points = BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]
+    same = set.intersection(*map(set, points)) if points else set()
+    groups = set(config.hydra.runtime.choices)  # what a default chooses from
+    bases: dict[tuple[str, ...], tuple[Changes, dict[str, str]]] = {}
+    jobs: dict[Any, Job] = {}
+    for point in points:
         every = [o for word in point if not (o := parsed(word)).is_hydra_override()]
         # What is added with "+" may be a group that the master config knows nothing of: Hydra composes that.
         choosing = tuple(str(o.input_line) for o in every if o.key_or_group in groups or o.is_add())
+        own = [o for o in every if o.input_line not in choosing]
         if choosing not in bases:
             composed = loader.load_sweep_config(config, list(choosing))
             choices = chosen(composed.hydra)
             with flag_override(composed, ["struct", "readonly"], [False, False]):  # which settings need afterwards
                 del composed["hydra"]
-            bases[choosing] = composed, choices
+            bases[choosing] = Changes(composed, [o for o in own if o.input_line in same]), choices
         base, choices = bases[choosing]
-        own = copy.deepcopy(base)
-        ConfigLoaderImpl._apply_overrides_to_config([o for o in every if o.input_line not in choosing], own)
-        job = Job(list(point), resolve(own), choices)
+        job = Job(list(point), base.together(own), choices)
         # What makes a record's place; "~name" may have deleted parts of it, which is refused later.
         place = job.config.get("results"), job.config.get("name"), record.key(job.config)
         jobs.setdefault(place, job)

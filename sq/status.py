@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sq import cli, plan, points, record
+from sq import cli, plan, points
 from sq.config import nearest
 from sq.console import out, say
 from sq.errors import SqError
@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> int:
     guess = known.estimate([run.job for run in left])
     time = f"; the rest takes about {guess.seconds:.0f} s" if left and guess.unknown < len(left) else ""
     say(f"{options.name}: {len(runs)} runs of {', '.join(parts)}: {told}{time}")
-    if beside := known.records.keys() - {record.path(job.config) for job in jobs}:
+    if beside := known.records.keys() - {job.file for job in jobs}:
         say(f"{len(beside)} records beside those: of other settings, or of earlier code")
     return 1 if left else 0
 
@@ -69,7 +69,7 @@ def expected(name: str, results: Path) -> tuple[list[Job], list[str]]:
             continue
         for job in jobs_of(stem, results):
             if job.config["name"] == name:
-                jobs.setdefault(record.path(job.config), job)
+                jobs.setdefault(job.file, job)
                 if stem not in parts:
                     parts.append(stem)
     if not parts:

@@ -44,7 +44,7 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
         out.print(plan.listing(runs, todo))
         say(plan.forecast(runs, todo, known))
         return
-    for folder in {record.path(one.config).parent for one in jobs}:
+    for folder in {one.file.parent for one in jobs}:
         record.probe(folder)
     say(plan.forecast(runs, todo, known))
     if todo:
@@ -119,7 +119,7 @@ def _follow(jobs: list[Job], words: list[str], launcher: Follower) -> None:
 
 def _told(one: Job, words: str, end: Ended) -> bool:
     """Say what came of job `one`, after leaving a record of it if its process died; False while that is not over."""
-    file = record.path(one.config)
+    file = one.file
     try:
         if end.cause and not job.bury(one.config, one.choices, one.seen or "", end.cause, end.trace):
             return False
@@ -163,7 +163,7 @@ def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
     """Return the records of the jobs that are done, and a line for each of the others."""
     records, failures = [], []
     for one in jobs:
-        file = record.path(one.config)
+        file = one.file
         where = f"{' '.join(one.overrides)} ({file.stem})"
         try:
             found, again = record.read(file), record.read(record.failed_rerun(file))
@@ -182,4 +182,4 @@ def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
 
 
 def _folders(jobs: list[Job]) -> str:
-    return ", ".join(sorted({str(record.path(one.config).parent) for one in jobs}))
+    return ", ".join(sorted({str(one.file.parent) for one in jobs}))
