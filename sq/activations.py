@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sq import adds as additions
-from sq import hooks
+from sq import hooks, oom
 from sq import images as reading
 from sq.adds import Adds
 from sq.errors import SqError
@@ -81,14 +81,18 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
     SqError : an input holds NaN or infinity, or a module is never called: it is named; `adds`, and batches of
         different size make different additions
     """
-    found = Histograms(bins)
-    batches = reading.split(x[:images], batch_size)
-    _run(net, names, batches, adds, found.widen)
-    found.close()
-    if missing := [name for name in names if name not in found.known]:
-        raise SqError(f"layer {missing[0]} was never called on the calibration images")
-    _run(net, names, batches, adds, found.count)
-    return found.finish()
+
+    def twice(size: int) -> dict[str, Histogram]:
+        found = Histograms(bins)
+        batches = reading.split(x[:images], size)
+        _run(net, names, batches, adds, found.widen)
+        found.close()
+        if missing := [name for name in names if name not in found.known]:
+            raise SqError(f"layer {missing[0]} was never called on the calibration images")
+        _run(net, names, batches, adds, found.count)
+        return found.finish()
+
+    return oom.fitting("activation", twice, reading.together(x.shape[1:], batch_size))
 
 
 def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, see: See) -> None:

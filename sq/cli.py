@@ -33,6 +33,7 @@ def task(config: DictConfig) -> None:
     if own.mode == RunMode.MULTIRUN:
         sweep.task(plain, choices)
         return
+    points.unambiguous(list(own.overrides.task))
     one = points.Job([], plain, choices)
     if guess := plan.single(one):
         say(guess)

@@ -129,11 +129,12 @@ def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> rec
     try:
         ready.import_torch()
         device = ready.prepare(config)
-        from sq import pipeline, provenance
+        from sq import oom, pipeline, provenance
 
         made["provenance"] = provenance.collect(device)
         tracker = build(config["tracker"], "tracker")(made)
-        figures = pipeline.run(config, device)
+        with oom.explained():
+            figures = pipeline.run(config, device)
         json.dumps(figures, allow_nan=False)  # what cannot be written is a failure too
         record.keep_ids(config, figures["calibration"]["ids"], figures.pop("calibration_ids"))
         made |= figures

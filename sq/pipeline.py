@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, summary, trace
+from sq import baseline, cache, ends, fold, gate, oom, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
@@ -24,6 +24,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     ------
     SqError : what a user can fix, with the way out
     """
+    oom.halved.clear()
     part = {family: build(config[family], family) for family in FAMILIES if family != "tracker"}
     clock, size, policy = Clock(device), config["batch_size"], config["ends"]
     with clock.phase("load"):
@@ -70,5 +71,6 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         "statistics_cached": cached,
         "seconds": clock.seconds,
         "peak_bytes": clock.peak_bytes(),
+        "halved": dict(oom.halved),
     }
     return made | {"expected": expected, "folded": folded and asdict(folded), "correction": correction} | spent

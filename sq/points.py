@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from sq import record
 from sq.changes import Changes, plain
 from sq.config import FAMILIES
+from sq.errors import SqError
 
 
 @dataclass
@@ -48,20 +49,39 @@ def chosen(hydra: Any) -> dict[str, str]:
     return {name: hydra.runtime.choices[name] for name in FAMILIES if name in hydra.runtime.choices}
 
 
+def unambiguous(words: list[str]) -> dict[str, str]:
+    """Return the overrides `words` by the setting or group they name.
+
+    Raises
+    ------
+    SqError : two name the same; Hydra would take the last without a word
+    """
+    given: dict[str, str] = {}
+    for word in words:
+        name = word.partition("=")[0].lstrip("+")
+        if name in given:
+            raise SqError(f"{name} is given twice ({given[name]} and {word}): keep one")
+        given[name] = word
+    return given
+
+
 def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
     """Return the jobs that a multirun's master `config` expands to, in order, a point given twice once.
 
     Raises
     ------
     HydraException, OmegaConfBaseException : an override that Hydra refuses
+    SqError : a setting is given twice
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    words = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # interpolations are each job's own
     assert isinstance(task, list)
-    words += [str(word) for word in task]
     parser = OverridesParser.create(config_loader=loader)
+    given = unambiguous([str(word) for word in task])
+    # What the command says takes the place of what the experiment's file says.
+    params = {name: value for name, value in (config.hydra.sweeper.params or {}).items() if name not in given}
+    words = [*(f"{name}={value}" for name, value in params.items()), *given.values()]
     parsed = cache(lambda word: parser.parse_override(word))
     points = BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]
     same = set.intersection(*map(set, points)) if points else set()

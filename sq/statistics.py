@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sq import gram, hooks, images, layers, memory
+from sq import gram, hooks, images, layers, memory, oom
 from sq.console import track
 from sq.errors import SqError
 from sq.samples import Batch
@@ -41,6 +41,13 @@ def collect(model: Model, batch: Batch, *, batch_size: int | None, positions: fl
         bad = [i for i, x in zip(batch.ids, batch.x, strict=True) if not torch.isfinite(x).all()]
         raise SqError(f"calibration images hold NaN or infinity: {', '.join(bad[:3])}; remove or repair them")
     memory.check(model.layers, batch.x.device)
+    if positions < 1:  # what is drawn may depend on the batches
+        return _pass(model, batch, batch_size, positions, seed)
+    size = images.together(batch.x.shape[1:], batch_size)
+    return oom.fitting("statistics", lambda some: _pass(model, batch, some, positions, seed), size)
+
+
+def _pass(model: Model, batch: Batch, batch_size: int | None, positions: float, seed: int) -> Statistics:
     sums = {layer.name: _Sum(layer, len(batch.ids), positions, seed) for layer in model.layers}
     hooks = [
         layer.module.register_forward_hook(partial(_observe, sums[layer.name]), with_kwargs=True)

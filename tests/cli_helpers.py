@@ -42,7 +42,9 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 def command(folder: Path, *words: str, sweep: bool = False) -> list[str]:
-    return [sys.executable, str(ROOT / "run.py"), *(["-m"] if sweep else []), *settings(folder), *words]
+    given = {word.partition("=")[0] for word in words}
+    own = [word for word in settings(folder) if word.partition("=")[0] not in given]
+    return [sys.executable, str(ROOT / "run.py"), *(["-m"] if sweep else []), *own, *words]
 
 
 def run(folder: Path, *words: str, sweep: bool = False, **env: str) -> subprocess.CompletedProcess:

@@ -32,6 +32,7 @@ EARLY = {
     "no threads": (["threads=0"], ["threads=0", "at least 1"]),
     "no batch": (["batch_size=0"], ["batch_size=0", "at least 1"]),
     "name is a path": (["name=a/b"], ["name='a/b'"]),
+    "given twice": (["bits=3", "bits=4"], ["bits is given twice (bits=3 and bits=4): keep one"]),
     "no such device": (["device=gpu"], ["device=gpu", "auto, cpu, cuda"]),
     "not an override": (["nonsense"], ["nonsense"]),
     "results in /proc": (["results=/proc/nowhere"], ["/proc/nowhere", "results="]),

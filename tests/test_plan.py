@@ -240,3 +240,11 @@ def test_a_launcher_that_gives_up_leaves_the_summary(tmp_path, monkeypatch):
     assert "left no record" in done.stderr
     assert "1 of 2 runs done, 1 failed" in done.stderr
     assert done.stdout.count("│ rtn") == 1
+
+
+def test_what_the_command_says_takes_the_place_of_what_the_file_says():
+    words = ["hydra.sweeper.params={seed: '0,1,2', bits: '4,3'}", "bits=2", "seed=1,5"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        jobs = points.expand(loader, loader.load_configuration("config", words, RunMode.MULTIRUN))
+    assert [one.overrides for one in jobs] == [["bits=2", "seed=1"], ["bits=2", "seed=5"]]

@@ -103,6 +103,7 @@ def test_damaged_record_fails_its_point_and_stays(one_failing, tmp_path):
         (["bits=abc,4"], ["bits=abc"]),
         (["quantizer.solve.ordr=a,b"], ["quantizer.solve.ordr:", "nearest: quantizer.solve.order"]),
         (["quantizer=glob(x*)"], ["no run"]),
+        (["bits=3", "bits=4,5"], ["bits is given twice (bits=3 and bits=4,5): keep one"]),
     ],
 )
 def test_sweep_with_a_senseless_point_is_refused_before_anything_runs(words, expected, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import elimination, greedy
+from sq import elimination, greedy, oom
 from sq.errors import SqError
 from sq.search import lowest
 from sq.types import Count, Grid, Layer, Plan, Positive
@@ -48,15 +48,18 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
     rows = W.reshape(G * O, 1, I)
     row_grid = grid.map(lambda t: t.expand(G, O, -1).reshape(G * O, 1, -1))
     group = torch.arange(G, device=W.device).repeat_interleave(O)
-    in_flight = rows_in_flight(I, memory_gib, W.element_size())
-    quantized = []
-    for some in torch.arange(G * O, device=W.device).split(in_flight):
+
+    def solved(some: Tensor) -> Tensor:
         part = row_grid.map(partial(torch.index_select, dim=0, index=some))
         own = inverse.expand(len(some), I, I) if G == 1 else inverse[group[some]]
         limit = part.half_step().squeeze(2) * TOLERANCE if outliers else None  # (R, 1)
-        Q, _ = greedy.eliminate(rows[some], own, part, partial(pick, limit=limit), block=block)
-        quantized.append(Q)
-    return grid.encode(torch.cat(quantized).view(G, O, I))
+        return greedy.eliminate(rows[some], own, part, partial(pick, limit=limit), block=block)[0]
+
+    def every(in_flight: int) -> Tensor:
+        return torch.cat([solved(some) for some in torch.arange(G * O, device=W.device).split(in_flight)])
+
+    Q = oom.fitting(f"rows of {I} columns", every, min(G * O, rows_in_flight(I, memory_gib, W.element_size())))
+    return grid.encode(Q.view(G, O, I))
 
 
 def rows_in_flight(I: int, memory_gib: float, element_size: int) -> int:
