@@ -1,0 +1,105 @@
+"""How sq takes thousands of runs: records made up from one real one, and each command timed: ``python -m sq.bench.scale``.
+
+The records differ in their settings alone, and their layer errors a little; what is measured is sq, not quantization.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sq import job, record, status
+from sq.console import out, say, track
+from sq.points import Job
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SWEEP = """# Question  How does sq take so many runs?
+# Run       python -m sq.bench.scale
+defaults: [config, _self_]
+name: scale
+correction: none
+tracker: null
+sweep: {{max_runs: {runs}}}
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      quantizer: sensiquant,gptq,rtn,sensiquant_plus,obq
+      bits: 2,3,4,8
+      quantizer.damp: 0.01,0.02,0.03,0.04,0.05
+      seed: range({seeds})
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Make the records, time the commands, print a table; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sq.bench.scale", description=__doc__)
+    parser.add_argument("--records", type=int, default=10_000, help="how many (default: 10,000), in hundreds")
+    options = parser.parse_args(words)
+    if options.records < 100 or options.records % 100:
+        parser.error(f"--records {options.records}: hundreds, 100 or more")
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), options.records)
+    return 0
+
+
+def measure(folder: Path, runs: int) -> None:
+    """Make `runs` records in `folder`, and time each command twice: with half of them done, and with all."""
+    from rich.table import Table
+
+    (folder / "experiments").mkdir()
+    text = SWEEP.format(runs=runs, seeds=runs // 100).replace("tracker: null\n", "")
+    (folder / "experiments" / "scale.yaml").write_text(text)
+    results = folder / "results"
+    jobs, _ = status.expected("scale", results, folder / "experiments")
+    template, _ = job.attempt({**jobs[0].config, "quantizer": jobs[0].config["quantizer"]}, jobs[0].choices, wait=True)
+    assert template is not None
+    sweep = [str(ROOT / "run.py"), "-cd", str(folder / "experiments"), "-cn", "scale", f"results={results}"]
+    told = ["-m", "sq.status", "scale", "--results", str(results), "--experiments", str(folder / "experiments")]
+    shown = Table("command", "runs done", "seconds", "CPU seconds", "GiB")
+    for done in (jobs[: runs // 2], jobs[runs // 2 :]):
+        for one in track(done, "records"):
+            write(one, template)
+        number = f"{runs // 2 if done[0] is jobs[0] else runs:,}"
+        for name, command in {
+            "dry run": [*sweep, "sweep.dry_run=true"],
+            "status": told,
+            "report": ["-m", "sq.report", "scale", "--results", str(results)],
+        }.items():
+            shown.add_row(name, number, *timed(command, folder))
+    out.print(shown)
+    size = sum(file.stat().st_size for file in (results / "scale").glob("*.json"))
+    say(f"{runs:,} records, {size / runs / 1024:.1f} KiB each")
+
+
+def write(one: Job, template: record.Record) -> None:
+    """Write a record of job `one`, as if it had run: its own settings, the figures of `template` give or take."""
+    factor = 1 + int(hashlib.sha256(one.file.stem.encode()).hexdigest()[:4], 16) / 2**16
+    results = {**template["results"], "relative_error": template["results"]["relative_error"] * factor}
+    made = {**template, "key": one.file.stem, "config": one.config, "choices": one.choices, "results": results}
+    one.file.parent.mkdir(parents=True, exist_ok=True)
+    one.file.write_text(json.dumps(made, indent=1) + "\n")  # not `record.write`, which waits for the disk each time
+
+
+def timed(command: list[str], folder: Path) -> list[str]:
+    """Run `command` in a process of its own; return its seconds, those of its CPU, and GiB at most, as words."""
+    start = time.perf_counter()
+    with (folder / "out").open("w") as stream:
+        child = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream, cwd=folder)
+        _, state, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(state)
+    if child.returncode not in (0, 1):  # 1: a status of which runs are missing
+        raise SystemExit((folder / "out").read_text())
+    seconds = time.perf_counter() - start
+    return [f"{seconds:.1f}", f"{used.ru_utime + used.ru_stime:.1f}", f"{used.ru_maxrss / 2**20:.2f}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
