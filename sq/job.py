@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sq import claim, heap, record
+from sq import claim, heap, mirror, record
 from sq.build import build
 from sq.config import check
 from sq.console import say
@@ -61,11 +61,12 @@ def execute(config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool
         if now is not None and now != found:
             return now  # another process has done it meanwhile
         with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
-            made = _run(config, choices, file.stem)
+            done = found if found is not None and found["status"] == "done" else None
+            made = _run(config, choices, file.stem, done)
             if held.lost():
                 raise SqError(f"another launcher took this process for dead and is doing {file.stem} again")
             # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
-            spare = found is not None and found["status"] == "done" and made["status"] == "failed"
+            spare = done is not None and made["status"] == "failed"
             record.write(record.failed_rerun(file) if spare else file, made)
             if not spare:
                 record.failed_rerun(file).unlink(missing_ok=True)
@@ -91,7 +92,10 @@ def outcome(made: record.Record) -> str:
     return f"relative error {figures['relative_error']:.5f}, drop {figures['drop']:.3g}, {seconds:.1f} s"
 
 
-def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
+def _run(
+    config: Mapping[str, Any], choices: Mapping[str, str], key: str, earlier: record.Record | None
+) -> record.Record:
+    """Return the record of a run; its tracker keeps to the `earlier` one where that is kept."""
     made: record.Record = {"record": record.VERSION, "key": key, "name": config["name"], "status": "failed"}
     made |= {"choices": dict(choices), "config": dict(config)}
     tracker = None
@@ -112,7 +116,7 @@ def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> rec
         made["error"] = one_line(error)
         made["traceback"] = traceback.format_exc()
     if tracker is not None:
-        tracker.close(made)
+        tracker.close(mirror.kept(made, earlier))
     return made
 
 
