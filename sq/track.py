@@ -20,6 +20,7 @@ from sq import pages, record
 from sq.console import say, track
 from sq.errors import SqError, one_line
 from sq.ledger import Ledger
+from sq.mirror import Page
 from sq.pages import Item
 from sq.record import Record
 
@@ -98,7 +99,7 @@ def destination(options: argparse.Namespace, records: Sequence[Record]) -> Desti
     def agreed(knob: str) -> Any:
         if (given := getattr(options, knob)) is not None:
             return given
-        named = {own["config"]["tracker"].get(knob) for own in records if "tracker" in own["config"]} - {None}
+        named = {own.get("config", {}).get("tracker", {}).get(knob) for own in records} - {None}
         if len(named) > 1:
             raise SqError(f"the runs name {len(named)} W&B {knob}s, {', '.join(sorted(named))}: choose with --{knob}")
         return named.pop() if named else defaults[knob]
@@ -154,13 +155,14 @@ def summarise(records: Sequence[Record], failures: Sequence[str], config: Mappin
     """
     from sq.build import build
 
-    part, folder = config["tracker"], Path(config["results"]) / config["name"]
-    beside = f"{part['_target_'].rpartition('.')[0]}.summarise"
+    folder = Path(config["results"]) / config["name"]
 
-    def draw() -> pages.Page:
+    def draw() -> Page:
         return pages.read(folder, {own["key"]: own for own in records}).summary(failures)
 
     try:
+        part = config["tracker"]
+        beside = f"{part['_target_'].rpartition('.')[0]}.summarise"
         build({**part, "_target_": beside}, "tracker")(draw)
     except Exception as error:
         say(f"no summary in the tracker: {one_line(error)}")

@@ -113,12 +113,19 @@ def check(where: Destination) -> None:
     wandb = _client(where)
     if where.mode != "online":
         return
-    # Read when the server is asked; its default is that of a page a user waits for.
-    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(max(1, min(where.timeout, ANSWER))))
+    wait = max(1, min(where.timeout, ANSWER))
+
+    def ask() -> None:
+        _log_in(wandb)
+        _ = wandb.Api(timeout=wait).viewer  # `wandb.login` asks the first time only
+
     try:
-        _within(lambda: _log_in(wandb, verify=True), where.timeout)
+        _within(ask, wait)
     except Exception as error:
-        raise SqError(f"W&B takes no runs for {place(where)}: {_reason(error)}") from error
+        reason = _reason(error)
+        if isinstance(error, TimeoutError) or "did not respond in time" in reason:
+            reason = f"no answer within {wait} s; check the network, or upload with --mode offline and `wandb sync`"
+        raise SqError(f"W&B takes no runs for {place(where)}: {reason}") from error
 
 
 def upload(page: Page, where: Destination) -> None:
@@ -151,9 +158,9 @@ def _client(where: Destination) -> Any:
     return wandb
 
 
-def _log_in(wandb: Any, *, verify: bool) -> None:
+def _log_in(wandb: Any) -> None:
     """Find the key, and never ask for it: whoever could answer does not see the question."""
-    if wandb.run is None and not wandb.login(prompt=False, verify=verify):
+    if wandb.run is None and not wandb.login(prompt=False, verify=False):
         raise SqError("there is no key (run `wandb login`, or set WANDB_API_KEY), or WANDB_MODE says offline")
 
 
@@ -162,7 +169,7 @@ def _start(page: Page, where: Destination) -> Any:
     wandb = _client(where)
     Path(where.dir).mkdir(parents=True, exist_ok=True)
     if where.mode == "online":
-        _log_in(wandb, verify=False)
+        _log_in(wandb)
     return wandb.init(
         project=where.project,
         entity=where.entity,
