@@ -9,13 +9,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sq.record import Record
 
+Mode = Literal["online", "offline", "disabled"]
 TAG = 64  # characters W&B takes for one
 BARE = ("model", "dataset", "quantizer")  # choices whose word says what it is
 NAMED = ("correction", "activation")  # those whose "none" would not
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where pages go; see `sq.tracker.wandb.open`."""
+
+    mode: Mode
+    project: str
+    entity: str | None
+    dir: str
+    timeout: int
 
 
 @dataclass(frozen=True)

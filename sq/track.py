@@ -14,18 +14,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sq import pages, record
 from sq.console import say, track
 from sq.errors import SqError, one_line
 from sq.ledger import Ledger
-from sq.mirror import Page
+from sq.mirror import Destination, Page
 from sq.pages import Item
 from sq.record import Record
-
-if TYPE_CHECKING:
-    from sq.tracker.wandb import Destination
 
 DEFAULTS = Path(__file__).resolve().parent.parent / "conf" / "tracker" / "wandb.yaml"
 
@@ -91,8 +88,6 @@ def destination(options: argparse.Namespace, records: Sequence[Record]) -> Desti
     SqError : the runs name several projects or entities, the options none
     """
     import yaml
-
-    from sq.tracker.wandb import Destination
 
     defaults = yaml.safe_load(DEFAULTS.read_text())
 

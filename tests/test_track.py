@@ -13,6 +13,7 @@ from wandb_helpers import KEY, client, offline, rows, server
 
 from sq import mirror, pages, record, track
 from sq.errors import SqError
+from sq.report import figure
 from sq.tracker import wandb as adapter
 
 SOURCES = sorted((ROOT / "results" / "quickstart").glob("*.json"))[:3]
@@ -54,6 +55,12 @@ def main(folder, capsys):
     return call
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """Draw no figures, which take most of the time."""
+    monkeypatch.setattr(figure, "every", lambda _: iter(()))
+
+
 def touch(file):
     file.write_bytes(file.read_bytes() + b"\n")
 
@@ -74,7 +81,6 @@ def test_offline_once_and_what_changed_again(folder, main):
         assert code == 0
         assert "2 of 5 to upload" in said[0]
         assert ", about " in said[0]
-        assert main("--mode=offline", "--force")[1][-1].startswith("trial: 5 uploaded")
     ids = [mirror.identity("trial", stem) for stem in sorted([FAILED, *(f.stem for f in SOURCES)])]
     assert {own["run"].run_id for own in runs} == {*ids, mirror.summary_identity("trial")}
     again = [own["run"].run_id for own in offline(folder / "outputs")[5:7]]
@@ -97,7 +103,7 @@ def test_offline_once_and_what_changed_again(folder, main):
 def test_tracker_and_upload_make_the_same_page(folder):
     made = json.loads(SOURCES[0].read_text())
     begun = {k: made[k] for k in ("record", "key", "name", "choices", "config", "provenance")} | {"status": "failed"}
-    where = adapter.Destination("offline", "sq", None, str(folder / "mirror"), 30)
+    where = mirror.Destination("offline", "sq", None, str(folder / "mirror"), 30)
     with client(folder):
         own = adapter.open(begun, mode="offline", project="sq", entity=None, dir=where.dir, timeout=30)
         own.close(made)
@@ -115,7 +121,7 @@ def test_tracker_and_upload_make_the_same_page(folder):
     assert tracked["exit"] == uploaded["exit"] == 0
 
 
-def test_online_once(folder, main):
+def test_online_once(folder, main, plain):
     with server() as there, client(folder, WANDB_BASE_URL=there.url, WANDB_API_KEY=KEY):
         assert main()[0] == 0
         assert main()[1] == ["trial: 0 uploaded, 5 were there as they are, 0 not uploaded"]
@@ -130,16 +136,17 @@ def test_online_once(folder, main):
     assert {own["project"] for own in there.runs.values()} == {"sq"}
 
 
-def test_what_was_sent_offline_or_elsewhere_is_sent_here(folder, main):
+def test_what_was_sent_offline_or_elsewhere_is_sent_here(folder, main, plain):
     with server() as there, client(folder, WANDB_BASE_URL=there.url, WANDB_API_KEY=KEY):
         assert main("--mode=offline")[0] == 0
         assert there.runs == {}
         assert main()[1][-1].startswith("trial: 5 uploaded")
+        assert main("--force")[1][-1].startswith("trial: 5 uploaded")
         assert main("--project=other")[1][-1].startswith("trial: 5 uploaded")
         assert main("--project=other", "--entity=me")[1][-1].startswith("trial: 5 uploaded")
 
 
-def test_one_run_refused_does_not_stop_the_others(folder, main):
+def test_one_run_refused_does_not_stop_the_others(folder, main, plain):
     refused = mirror.identity("trial", SOURCES[0].stem)
     with server() as there, client(folder, WANDB_BASE_URL=there.url, WANDB_API_KEY=KEY):
         there.deleted.add(refused)
@@ -168,7 +175,7 @@ def test_records_that_are_none_do_not_stop_the_others(folder, main):
     assert len(offline(folder / "outputs")) == 4
 
 
-def test_connection_lost_on_the_way_ends_it_at_once(folder, main):
+def test_connection_lost_on_the_way_ends_it_at_once(folder, main, plain):
     with server() as there, client(folder, WANDB_BASE_URL=there.url, WANDB_API_KEY=KEY):
         there.most = 2
         code, said = main("--timeout=5")
@@ -240,9 +247,9 @@ def options(**more):
 
 
 def test_destination_is_that_of_the_runs():
-    assert track.destination(options(), records({})) == adapter.Destination("online", "sq", None, "o", 30)
+    assert track.destination(options(), records({})) == mirror.Destination("online", "sq", None, "o", 30)
     made = track.destination(options(timeout=3), records({"project": "p", "entity": "e"}, {}, {"project": "p"}))
-    assert made == adapter.Destination("online", "p", "e", "o", 3)
+    assert made == mirror.Destination("online", "p", "e", "o", 3)
     assert track.destination(options(project="mine"), records({"project": "p"}, {"project": "q"})).project == "mine"
 
 

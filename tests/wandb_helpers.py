@@ -176,4 +176,4 @@ def client(folder, **more):
     finally:
         wandb.teardown()
         os.environ.clear()
-        os.environ |= before
+        os.environ |= {name: value for name, value in before.items() if name != "WANDB_SERVICE"}  # it has ended

@@ -9,42 +9,20 @@ from __future__ import annotations
 import io
 import logging
 import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sq import mirror
+from sq.deadline import within
 from sq.errors import SqError
-from sq.mirror import Page
+from sq.mirror import Destination, Mode, Page
 
-Mode = Literal["online", "offline", "disabled"]
-GRACE = 5  # seconds more than the client was given itself, before it is left behind
 ANSWER = 10  # seconds at most for the server's first answer
 log = logging.getLogger("sq")
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where W&B runs go; see `open`."""
-
-    mode: Mode
-    project: str
-    entity: str | None
-    dir: str
-    timeout: int
-
-
-def open(
-    record: dict[str, Any],
-    *,
-    mode: Mode,
-    project: str,
-    entity: str | None,
-    dir: str,
-    timeout: int,
-) -> Tracker:
+def open(record: dict[str, Any], *, mode: Mode, project: str, entity: str | None, dir: str, timeout: int) -> Tracker:
     """Start a W&B run for the run whose record has begun.
 
     Parameters
@@ -64,7 +42,7 @@ def summarise(
     """Leave the page of a whole experiment when its sweep ends; `draw` is called if there is anywhere to leave it."""
     if mode != "disabled":
         where = Destination(mode, project, entity, dir, timeout)
-        _guarded("leave the summary", lambda: _finish(_start(page := draw(), where), page), 2 * timeout)
+        _guarded("leave the summary", lambda: _send(draw(), where), 2 * timeout)
 
 
 class Tracker:
@@ -110,17 +88,16 @@ def check(where: Destination) -> None:
     ------
     SqError : there is no client, no key or no answer, or the key is refused
     """
-    wandb = _client(where)
-    if where.mode != "online":
+    wandb, wait = _client(where), max(1, min(where.timeout, ANSWER))
+    if where.mode == "offline":
         return
-    wait = max(1, min(where.timeout, ANSWER))
 
     def ask() -> None:
         _log_in(wandb)
         _ = wandb.Api(timeout=wait).viewer  # `wandb.login` asks the first time only
 
     try:
-        _within(ask, wait)
+        within(ask, wait)
     except Exception as error:
         reason = _reason(error)
         if isinstance(error, TimeoutError) or "did not respond in time" in reason:
@@ -136,13 +113,11 @@ def upload(page: Page, where: Destination) -> None:
     SqError : it was not sent, or not in whole
     """
     try:
-        _within(lambda: _finish(_start(page, where), page), 2 * where.timeout)
+        within(lambda: _send(page, where), 2 * where.timeout)
     except Exception as error:  # the client may raise anything
         if "previously created and deleted" in str(error):
-            raise SqError(
-                f"run {page.id} was deleted in W&B, which keeps its id: restore it there (it can be for 7 days), "
-                "or upload to another --project"
-            ) from error
+            cure = "restore it there (it can be for 7 days), or upload to another --project"
+            raise SqError(f"run {page.id} was deleted in W&B, which keeps its id: {cure}") from error
         raise SqError(_reason(error)) from error
 
 
@@ -154,7 +129,8 @@ def _client(where: Destination) -> Any:
         import wandb
     except ImportError as error:
         raise SqError(f"W&B's client cannot be loaded ({error}): python -m pip install 'wandb>=0.30'") from error
-    wandb.setup(wandb.Settings(silent=True))
+    if where.mode == "online":
+        wandb.setup(wandb.Settings(silent=True))  # for what is asked before a run begins
     return wandb
 
 
@@ -162,6 +138,10 @@ def _log_in(wandb: Any) -> None:
     """Find the key, and never ask for it: whoever could answer does not see the question."""
     if wandb.run is None and not wandb.login(prompt=False, verify=False):
         raise SqError("there is no key (run `wandb login`, or set WANDB_API_KEY), or WANDB_MODE says offline")
+
+
+def _send(page: Page, where: Destination) -> None:
+    _finish(_start(page, where), page)
 
 
 def _start(page: Page, where: Destination) -> Any:
@@ -188,11 +168,7 @@ def _start(page: Page, where: Destination) -> Any:
 
 
 def _settings(wandb: Any, timeout: int) -> Any:
-    """Return settings with which W&B gathers nothing itself.
-
-    The record has commit, versions and machine, of the run and not of who uploads it; to look for them again takes
-    0.3 s a run, thirty times as long as all the rest.
-    """
+    """Return settings with which W&B gathers nothing itself: that takes 0.3 s a run, and may be of another machine."""
     return wandb.Settings(
         init_timeout=timeout,
         finish_timeout=timeout,
@@ -227,29 +203,10 @@ def _finish(run: Any, page: Page, begun: dict[str, Any] | None = None) -> None:
         run.finish(exit_code=page.exit_code)
 
 
-def _within(action: Callable[[], None], seconds: float) -> None:
-    """Do `action` beside this thread; raise what it raises, or a `TimeoutError` if it takes too long."""
-    raised: list[Exception] = []
-
-    def attempt() -> None:
-        try:
-            action()
-        except Exception as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=attempt, name="wandb", daemon=True)
-    thread.start()
-    thread.join(seconds + GRACE)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds + GRACE:g} s")
-    if raised:
-        raise raised[0]
-
-
 def _guarded(what: str, action: Callable[[], None], timeout: int) -> None:
     """Do `action` beside the run; log what goes wrong, and leave it behind if it takes too long."""
     try:
-        _within(action, timeout)
+        within(action, timeout)
     except TimeoutError:
         log.warning("W&B did not %s within %s s; going on without it", what, timeout)
     except Exception as error:  # the client may raise anything; none of it is the run's business
