@@ -85,7 +85,7 @@ def destination(options: argparse.Namespace, records: Sequence[Record]) -> Desti
 
     Raises
     ------
-    SqError : the runs name several projects or entities, the options none
+    SqError : the runs name several projects or entities, the options none; or no time to wait
     """
     import yaml
 
@@ -100,6 +100,8 @@ def destination(options: argparse.Namespace, records: Sequence[Record]) -> Desti
         return named.pop() if named else defaults[knob]
 
     wait = defaults["timeout"] if options.timeout is None else options.timeout
+    if wait < 1:
+        raise SqError(f"--timeout {wait}: seconds, 1 or more")
     return Destination(options.mode, agreed("project"), agreed("entity"), str(options.outputs), wait)
 
 

@@ -8,10 +8,11 @@ from argparse import Namespace
 
 import pytest
 import wandb
-from cli_helpers import ROOT
+from cli_helpers import ROOT, compose
 from wandb_helpers import KEY, client, offline, rows, server
 
 from sq import mirror, pages, record, track
+from sq.build import build
 from sq.errors import SqError
 from sq.report import figure
 from sq.tracker import wandb as adapter
@@ -256,6 +257,17 @@ def test_destination_is_that_of_the_runs():
 def test_runs_of_two_projects_are_not_guessed_about():
     with pytest.raises(SqError, match=r"2 W&B projects, p, q: choose with --project"):
         track.destination(options(), records({"project": "q"}, {"project": "p"}))
+
+
+def test_no_time_to_wait_is_refused():
+    with pytest.raises(SqError, match="--timeout 0: seconds, 1 or more"):
+        track.destination(options(timeout=0), [])
+
+
+@pytest.mark.parametrize("option", sorted(file.stem for file in (ROOT / "conf" / "tracker").glob("*.yaml")))
+def test_every_tracker_takes_summaries(option):
+    part = compose(f"tracker={option}")[0]["tracker"]
+    build({**part, "_target_": part["_target_"].removesuffix("open") + "summarise"}, "tracker")
 
 
 def test_no_such_experiment_is_one_line():
