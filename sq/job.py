@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sq import claim, ready, record
+from sq import claim, mirror, ready, record
 from sq.build import build
 from sq.config import check
 from sq.console import say
@@ -68,11 +68,12 @@ def execute(
         if found is not None and record.mark(file) != seen:
             return found
         with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
-            made = _run(config, choices, file.stem)
+            done = found if found is not None and found["status"] == "done" else None
+            made = _run(config, choices, file.stem, done)
             if held.lost():
                 raise SqError(f"another launcher took this process for dead and is doing {file.stem} again")
             # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
-            record.keep(file, made, spare=found is not None and found["status"] == "done")
+            record.keep(file, made, spare=done is not None)
         return made
     finally:
         held.release()
@@ -122,7 +123,10 @@ def outcome(made: record.Record) -> str:
     return f"relative error {figures['relative_error']:.5f}, drop {figures['drop']:.3g}, {seconds:.1f} s"
 
 
-def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
+def _run(
+    config: Mapping[str, Any], choices: Mapping[str, str], key: str, earlier: record.Record | None
+) -> record.Record:
+    """Return the record of a run; its tracker keeps to the `earlier` one where that is kept."""
     made = _begun(config, choices, key)
     log.info("begun on %s, process %s", socket.gethostname(), os.getpid())
     tracker = None
@@ -144,7 +148,7 @@ def _run(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> rec
         made["error"] = one_line(error)
         made["traceback"] = traceback.format_exc()
     if tracker is not None:
-        tracker.close(made)
+        tracker.close(mirror.kept(made, earlier))
     log.info("ended: %s", made["status"])
     return made
 

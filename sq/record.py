@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sq.config import nearest
 from sq.errors import SqError
 
 VERSION = 1
@@ -38,6 +39,22 @@ def _canonical(value: Any) -> Any:
 def path(config: Mapping[str, Any]) -> Path:
     """Return where the record of `config` belongs."""
     return Path(config["results"]) / config["name"] / f"{key(config)}.json"
+
+
+def folder(name: str, results: Path) -> Path:
+    """Return the folder of the records of experiment `name`.
+
+    Raises
+    ------
+    SqError : there is none, or it holds a benchmark
+    """
+    found = results / name
+    if not found.is_dir():
+        known = [f.name for f in results.iterdir() if f.is_dir()] if results.is_dir() else []
+        raise SqError(f"no experiment {name} in {results}; {nearest(name, known) if known else 'it is empty'}")
+    if (found / "bench.json").is_file():
+        raise SqError(f"{found} holds a benchmark: python -m sq.bench {name.removeprefix('bench_')} --report")
+    return found
 
 
 def failed_rerun(file: Path) -> Path:

@@ -16,9 +16,9 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from sq import claim, job, plan, points, record
+from sq import claim, console, job, plan, points, record, track
 from sq.config import sweep_problems
-from sq.console import out, say, track
+from sq.console import out, say
 from sq.errors import SqError, one_line
 from sq.launch import Ended, Follower
 from sq.plan import Known, Run
@@ -49,7 +49,7 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     say(plan.forecast(runs, todo, known))
     if todo:
         _launch(todo, launcher, again=settings["retry"] == "all")
-    summarise(jobs)
+    summarise(jobs, ran=bool(todo))
 
 
 def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) -> list[Job]:
@@ -108,7 +108,7 @@ def _here(jobs: list[Job], words: list[str]) -> None:
 def _follow(jobs: list[Job], words: list[str], launcher: Follower) -> None:
     """Let `launcher` run `jobs` elsewhere, say what came of each, and record those whose process died."""
     with closing(launcher.run(jobs)) as ended:
-        every = track(ended, "runs", len(jobs))
+        every = console.track(ended, "runs", len(jobs))
         dying = [end for end in every if not _told(jobs[end.number], words[end.number], end)]
     until = time.monotonic() + claim.LEASE + job.POLL
     while dying := [end for end in dying if not _told(jobs[end.number], words[end.number], end)]:
@@ -145,8 +145,11 @@ def finish(one: Job, *, wait: bool = True) -> bool:
     return True
 
 
-def summarise(jobs: list[Job]) -> None:
-    """Print one table of everything that is done, list every failure with its cause; exit 1 if there is one."""
+def summarise(jobs: list[Job], *, ran: bool) -> None:
+    """Print one table of everything that is done, list every failure with its cause; exit 1 if there is one.
+
+    Where something `ran`, the tracker gets the experiment as a whole too.
+    """
     from sq.report import table
 
     records, failures = collect(jobs)
@@ -155,6 +158,8 @@ def summarise(jobs: list[Job]) -> None:
     for line in failures:
         say(f"failed: {line}")
     say(f"{len(records)} of {len(jobs)} runs done, {len(failures)} failed; records in {_folders(jobs)}")
+    if ran:
+        track.summarise(records, failures, jobs[0].config)
     if failures:
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""How sq takes thousands of runs: records made up from one real one, and each command timed: ``python -m sq.bench.scale``.
+"""How sq takes thousands of runs: records made from one real one, each command timed: ``python -m sq.bench.scale``.
 
 The records differ in their settings alone, and their layer errors a little; what is measured is sq, not quantization.
 """

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from sq import record
-from sq.config import nearest
 from sq.console import say
 from sq.errors import SqError
 
@@ -39,12 +38,7 @@ def build(name: str, results: Path) -> list[Path]:
     ------
     SqError : no such experiment, no finished run in it, a damaged record, or a folder that cannot be written
     """
-    folder = results / name
-    if not folder.is_dir():
-        known = [f.name for f in results.iterdir() if f.is_dir()] if results.is_dir() else []
-        raise SqError(f"no experiment {name} in {results}; {nearest(name, known) if known else 'it is empty'}")
-    if (folder / "bench.json").is_file():
-        raise SqError(f"{folder} holds a benchmark: python -m sq.bench {name.removeprefix('bench_')} --report")
+    folder = record.folder(name, results)
     records = [r for r in record.read_all(folder) if r["status"] == "done"]
     if not records:
         raise SqError(f"{folder} holds failed runs only: run the experiment again")
@@ -84,17 +78,15 @@ def _write(records: list[record.Record], folder: Path) -> list[Path]:
     published = claims.table(records, claims.read(folder.parent))
     if len(published):
         texts["claims.md"] = published.to_markdown(index=False, disable_numparse=True) + "\n"
-    sensitivities = table.sensitivity(records)
-    for model, cost in sensitivities.items():
+    for model, cost in table.sensitivity(records).items():
         texts[f"sensitivity_{model}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
         texts[f"sensitivity_{model}.md"] = cost.to_markdown(floatfmt=".2e") + "\n"
     files = []
     for file, text in texts.items():
         (folder / file).write_text(text)
         files.append(folder / file)
-    files += figure.save(figure.methods(table.rows(records)), folder / "figure")
-    for model, cost in sensitivities.items():
-        files += figure.save(figure.heat(cost, f"{model}: cost by layer and bits"), folder / f"sensitivity_{model}")
+    for stem, drawn in figure.every(records):
+        files += figure.save(drawn, folder / stem)
     return files
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sq.record import Record
+from sq.report import table
 from sq.report.table import ACTIVATION, HEADLINES
 
 if TYPE_CHECKING:
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
+PNG_DPI = 150
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -29,6 +34,13 @@ STYLE = {
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
 }
+
+
+def every(records: list[Record]) -> Iterator[tuple[str, Figure]]:
+    """Yield every figure of an experiment with its name, one at a time: whoever takes one closes it."""
+    yield "figure", methods(table.rows(records))
+    for model, cost in table.sensitivity(records).items():
+        yield f"sensitivity_{model}", heat(cost, f"{model}: cost by layer and bits")
 
 
 def methods(rows: list[Row]) -> Figure:
@@ -119,6 +131,15 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None, "Producer": None})
     plt.close(figure)
     return [stem.with_suffix(".svg"), stem.with_suffix(".pdf")]
+
+
+def png(figure: Figure) -> bytes:
+    """Return `figure` as a PNG file, the same to the byte each time, and close it."""
+    plt, file = pyplot(), io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(file, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    plt.close(figure)
+    return file.getvalue()
 
 
 def _line(axes: Axes, x: list[float], y: list[list[float]], look: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Trackers: ``open(run) -> Tracker``, a mirror of records elsewhere. The record is the truth."""
+"""Trackers: ``open(run) -> Tracker``, ``summarise(draw)``, a mirror of records elsewhere. The record is the truth."""

@@ -1,29 +1,28 @@
 """Weights & Biases: one W&B run for each run of sq, offline unless asked. The record stays the truth.
 
-Nothing here may stop or fail a run: whatever the client does, it is logged and the run goes on.
+Nothing that a run calls here may stop or fail it: whatever the client does, it is logged and the run goes on.
+`python -m sq.track` sends records later, through the same code, and is told what went wrong.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from sq import mirror
+from sq.deadline import within
+from sq.errors import SqError
+from sq.mirror import Destination, Mode, Page
+
+ANSWER = 10  # seconds at most for the server's first answer
 log = logging.getLogger("sq")
 
 
-def open(
-    record: dict[str, Any],
-    *,
-    mode: Literal["online", "offline", "disabled"],
-    project: str,
-    entity: str | None,
-    dir: str,
-    timeout: int,
-) -> Tracker:
+def open(record: dict[str, Any], *, mode: Mode, project: str, entity: str | None, dir: str, timeout: int) -> Tracker:
     """Start a W&B run for the run whose record has begun.
 
     Parameters
@@ -34,86 +33,186 @@ def open(
     dir : folder for W&B's files
     timeout : seconds to wait for the client to start and, apart, to finish
     """
-    return Tracker(record, mode, project, entity, dir, timeout)
+    return Tracker(record, Destination(mode, project, entity, dir, timeout))
+
+
+def summarise(
+    draw: Callable[[], Page], *, mode: Mode, project: str, entity: str | None, dir: str, timeout: int
+) -> None:
+    """Leave the page of a whole experiment when its sweep ends; `draw` is called if there is anywhere to leave it."""
+    if mode != "disabled":
+        where = Destination(mode, project, entity, dir, timeout)
+        _guarded("leave the summary", lambda: _send(draw(), where), 2 * timeout)
 
 
 class Tracker:
     """A W&B run: config when it opens; figures, layers and status when it closes."""
 
-    def __init__(self, record: dict[str, Any], mode: str, project: str, entity: str | None, dir: str, timeout: int):
-        self.timeout = timeout
+    def __init__(self, record: dict[str, Any], where: Destination):
+        self.timeout = where.timeout
         self.run: Any = None
-        if mode == "disabled":
+        self.config: dict[str, Any] = {}
+        if where.mode == "disabled":
             return
 
         def start() -> None:
-            import wandb
+            page = mirror.run(record)
+            self.config = page.config
+            self.run = _start(page, where)
 
-            Path(dir).mkdir(parents=True, exist_ok=True)
-            # Tables wait here for `wandb sync`; by default they would wait in the user's home.
-            os.environ.setdefault("WANDB_DATA_DIR", str(Path(dir).absolute()))
-            choices, config = record["choices"], record["config"]
-            self.run = wandb.init(
-                project=project,
-                entity=entity,
-                dir=dir,
-                mode=mode,  # type: ignore[arg-type]
-                group=record["name"],
-                name=f"{choices.get('quantizer', 'run')} {config['bits']:g} bits seed {config['seed']}",
-                config={**config, "choices": choices, "key": record["key"]},
-                tags=[str(choices[family]) for family in ("model", "quantizer") if family in choices],
-                reinit="finish_previous",
-                settings=wandb.Settings(init_timeout=timeout, silent=True, console="off", x_disable_stats=True),
-            )
-
-        _guarded("start", start, timeout)
+        _guarded("start", start, self.timeout)
 
     def close(self, record: dict[str, Any]) -> None:
         """Send the figures of a finished run, or mark a failed one as failed."""
-        if self.run is None:
-            return
-
-        def finish() -> None:
-            import wandb
-
-            try:
-                if record["status"] == "done":
-                    self.run.summary.update(_figures(record))
-                    layers = record["layers"]
-                    rows = [[layer[name] for name in layers[0]] for layer in layers]
-                    table = wandb.Table(columns=list(layers[0]), data=rows)
-                    self.run.log({"layers": table, "sensitivity": _sensitivity(record["sensitivity"])})
-                else:
-                    self.run.summary.update({"status": "failed", "error": record.get("error", "")})
-            finally:  # whatever was refused, the run must not stay open
-                self.run.finish(exit_code=0 if record["status"] == "done" else 1)
-
-        _guarded("finish", finish, self.timeout)
+        if self.run is not None:
+            _guarded("finish", lambda: _finish(self.run, mirror.run(record), self.config), self.timeout)
 
 
-def _figures(record: Mapping[str, Any]) -> dict[str, Any]:
-    seconds = {f"seconds/{phase}": value for phase, value in record["seconds"].items()}
-    return {"status": "done", **record["results"], **seconds}
+def place(where: Destination) -> str:
+    """Return in words where runs go: the server, as the environment and W&B's own settings have it, or the folder.
+
+    Raises
+    ------
+    SqError : there is no client
+    """
+    project = f"{where.entity}/{where.project}" if where.entity else where.project
+    if where.mode == "offline":
+        return f"{project}, offline in {Path(where.dir).absolute() / 'wandb'}"
+    return f"{project} at {_client(where).setup().settings.base_url}"
 
 
-def _sensitivity(cost: Mapping[str, Mapping[str, float]]) -> Any:
+def check(where: Destination) -> None:
+    """Make sure that runs can be uploaded: there is a key, and the server answers and takes it.
+
+    Raises
+    ------
+    SqError : there is no client, no key or no answer, or the key is refused
+    """
+    wandb, wait = _client(where), max(1, min(where.timeout, ANSWER))
+    if where.mode == "offline":
+        return
+
+    def ask() -> None:
+        _log_in(wandb)
+        _ = wandb.Api(timeout=wait).viewer  # `wandb.login` asks the first time only
+
+    try:
+        within(ask, wait)
+    except Exception as error:
+        reason = _reason(error)
+        if isinstance(error, TimeoutError) or "did not respond in time" in reason:
+            reason = f"no answer within {wait} s; check the network, or upload with --mode offline and `wandb sync`"
+        raise SqError(f"W&B takes no runs for {place(where)}: {reason}") from error
+
+
+def upload(page: Page, where: Destination) -> None:
+    """Send one page, in place of what its id has there.
+
+    Raises
+    ------
+    SqError : it was not sent, or not in whole
+    """
+    try:
+        within(lambda: _send(page, where), 2 * where.timeout)
+    except Exception as error:  # the client may raise anything
+        if "previously created and deleted" in str(error):
+            cure = "restore it there (it can be for 7 days), or upload to another --project"
+            raise SqError(f"run {page.id} was deleted in W&B, which keeps its id: {cure}") from error
+        raise SqError(_reason(error)) from error
+
+
+def _client(where: Destination) -> Any:
+    """Return the module, quiet, its files kept in the folder they should be in."""
+    # Tables wait here for `wandb sync`; by default they would wait in the user's home.
+    os.environ.setdefault("WANDB_DATA_DIR", str(Path(where.dir).absolute()))
+    try:
+        import wandb
+    except ImportError as error:
+        raise SqError(f"W&B's client cannot be loaded ({error}): python -m pip install 'wandb>=0.30'") from error
+    if where.mode == "online":
+        wandb.setup(wandb.Settings(silent=True))  # for what is asked before a run begins
+    return wandb
+
+
+def _log_in(wandb: Any) -> None:
+    """Find the key, and never ask for it: whoever could answer does not see the question."""
+    if wandb.run is None and not wandb.login(prompt=False, verify=False):
+        raise SqError("there is no key (run `wandb login`, or set WANDB_API_KEY), or WANDB_MODE says offline")
+
+
+def _send(page: Page, where: Destination) -> None:
+    _finish(_start(page, where), page)
+
+
+def _start(page: Page, where: Destination) -> Any:
+    """Return a W&B run that has begun, with all of a page that is known before it runs."""
+    wandb = _client(where)
+    Path(where.dir).mkdir(parents=True, exist_ok=True)
+    if where.mode == "online":
+        _log_in(wandb)
+    return wandb.init(
+        project=where.project,
+        entity=where.entity,
+        dir=where.dir,
+        mode=where.mode,
+        # An id without `resume`: what is sent takes the place of what that id had. Resumed, it would be added to.
+        id=page.id,
+        group=page.group,
+        job_type=page.job_type,
+        name=page.title,
+        config=page.config,
+        tags=page.tags,
+        reinit="finish_previous",
+        settings=_settings(wandb, where.timeout),
+    )
+
+
+def _settings(wandb: Any, timeout: int) -> Any:
+    """Return settings with which W&B gathers nothing itself: that takes 0.3 s a run, and may be of another machine."""
+    return wandb.Settings(
+        init_timeout=timeout,
+        finish_timeout=timeout,
+        finish_timeout_raises=True,
+        silent=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        stop_fn=lambda: None,  # a button in W&B would interrupt the whole sweep
+    )
+
+
+def _finish(run: Any, page: Page, begun: dict[str, Any] | None = None) -> None:
+    """Send what is known when a run ends, and its config again if it is not the one it has `begun` with."""
     import wandb
+    from PIL import Image
 
-    rows = [[name, int(bits), value] for name, row in cost.items() for bits, value in row.items()]
-    return wandb.Table(columns=["layer", "bits", "cost"], data=rows)
+    try:
+        if begun is not None and begun != page.config:
+            run.config.update(page.config, allow_val_change=True)
+        run.summary.update(page.summary)
+        shown: dict[str, Any] = {name: wandb.Table(columns=t.columns, data=t.rows) for name, t in page.tables.items()}
+        shown |= {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in page.pictures.items()}
+        if shown:
+            run.log(shown)
+    finally:  # whatever was refused, the run must not stay open
+        run.finish(exit_code=page.exit_code)
 
 
 def _guarded(what: str, action: Callable[[], None], timeout: int) -> None:
     """Do `action` beside the run; log what goes wrong, and leave it behind if it takes too long."""
-
-    def attempt() -> None:
-        try:
-            action()
-        except Exception as error:  # the client may raise anything; none of it is the run's business
-            log.warning("W&B could not %s: %s", what, error)
-
-    thread = threading.Thread(target=attempt, name=f"wandb-{what}", daemon=True)
-    thread.start()
-    thread.join(timeout + 5)
-    if thread.is_alive():
+    try:
+        within(action, timeout)
+    except TimeoutError:
         log.warning("W&B did not %s within %s s; going on without it", what, timeout)
+    except Exception as error:  # the client may raise anything; none of it is the run's business
+        log.warning("W&B could not %s: %s", what, error)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what the client says; the others advise on its own settings."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,6 +1,5 @@
 """W&B: a whole mirror of each record, and no way for the client to fail or hold up a run."""
 
-import json
 import logging
 import sys
 import threading
@@ -9,12 +8,14 @@ import time
 import pytest
 import wandb
 from cli_helpers import as_it_was, compose, run, settings
-from wandb.proto import wandb_internal_pb2
+from wandb_helpers import client, offline, rows
 
-from sq import job, pipeline, record
+from sq import job, mirror, pipeline, record
+from sq.report import table
 from sq.tracker import none
 from sq.tracker import wandb as tracker
 
+TAGS = ("digits_resnet", "digits", "rtn", "bits=4", "correction=none", "activation=none")
 IMAGES = {"calibration": {"ids": "abc"}, "calibration_ids": []}
 
 
@@ -24,55 +25,21 @@ def restored():
         yield
 
 
-BLOCK = 2**15  # of LevelDB's log format, in which W&B keeps a run
-
-
-def messages(file):
-    """Yield the protocol buffers of an offline run."""
-    data, at, whole = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while at < len(data):
-        if (left := BLOCK - at % BLOCK) < 7:
-            at += left
-            continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or the last piece
-            yield wandb_internal_pb2.Record.FromString(whole)
-            whole = b""
-
-
-def mirrored(folder):
-    """Return what W&B knows of one run: its start, config, summary and exit code."""
-    (file,) = folder.glob("*.wandb")
-    seen = {"summary": {}, "exit": None}
-    for message in messages(file):
-        kind = message.WhichOneof("record_type")
-        if kind == "run":
-            seen["run"] = message.run
-            seen["config"] = {item.key: json.loads(item.value_json) for item in message.run.config.update}
-        elif kind == "summary":
-            for item in message.summary.update:
-                seen["summary"]["/".join([item.key, *item.nested_key]).strip("/")] = json.loads(item.value_json)
-        elif kind == "exit":
-            seen["exit"] = message.exit.exit_code
-    return seen
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """Return the records of two good runs and a failing one, and what W&B knows of each, by key."""
+    """Return the records of two good runs and a failing one, what W&B knows of each, by key, and of the whole."""
     folder = tmp_path_factory.mktemp("wandb")
     words = ["tracker=wandb", f"tracker.dir={folder / 'mirror'}", "name=trial"]
     done = run(folder, *words, "calibration.images=32,48,100000", sweep=True)
     records = {r["key"]: r for r in record.read_all(folder / "results" / "trial")}
-    runs = [mirrored(f) for f in (folder / "mirror" / "wandb").glob("offline-run-*")]
-    return folder, done, records, {seen["config"]["key"]: seen for seen in runs}, len(runs)
+    seen = offline(folder / "mirror")
+    runs = [own for own in seen if own["run"].job_type == "run"]
+    whole = [own for own in seen if own["run"].job_type == "summary"]
+    return folder, done, records, {own["config"]["key"]: own for own in runs}, len(runs), whole
 
 
 def test_one_offline_run_for_each_record(swept):
-    folder, done, records, runs, count = swept
+    folder, done, records, runs, count, _ = swept
     assert "2 of 3 runs done, 1 failed" in done.stderr
     assert len(records) == count == 3
     assert set(runs) == set(records)
@@ -85,14 +52,15 @@ def test_client_says_nothing(swept):
 
 
 def test_mirror_holds_config_and_figures(swept):
-    _, _, records, runs, _ = swept
+    _, _, records, runs, _, _ = swept
     done = [r for r in records.values() if r["status"] == "done"]
     assert len(done) == 2
     for made in done:
         seen = runs[made["key"]]
         assert seen["run"].run_group == "trial"
         assert seen["run"].project == "sq"
-        assert set(seen["run"].tags) == {"digits_resnet", "rtn"}
+        assert seen["run"].run_id == mirror.identity("trial", made["key"])
+        assert set(seen["run"].tags) == set(TAGS)
         assert seen["config"]["bits"] == 4
         assert seen["config"]["choices"] == made["choices"]
         assert {name: seen["config"][name] for name in made["config"]} == made["config"]
@@ -105,19 +73,57 @@ def test_mirror_holds_config_and_figures(swept):
 
 
 def test_mirror_of_a_failed_run_says_so(swept):
-    _, _, records, runs, _ = swept
+    _, _, records, runs, _, _ = swept
     (failed,) = (r for r in records.values() if r["status"] == "failed")
     seen = runs[failed["key"]]
     assert seen["exit"] not in (0, None)
     assert seen["summary"]["status"] == "failed"
     assert seen["summary"]["error"] == failed["error"]
+    assert "Traceback" in seen["summary"]["traceback"]
+    assert seen["summary"]["traceback"] == failed["traceback"]
+
+
+def test_experiment_as_a_whole_is_one_more(swept):
+    _, _, records, _, _, whole = swept
+    (seen,) = whole
+    done = [r for r in records.values() if r["status"] == "done"]
+    (failed,) = (r for r in records.values() if r["status"] == "failed")
+    assert seen["run"].run_id == mirror.summary_identity("trial")
+    assert seen["run"].run_group == "trial"
+    assert seen["exit"] == 1
+    assert {name: seen["summary"][name] for name in ("runs", "done", "failed")} == {"runs": 3, "done": 2, "failed": 1}
+    made = table.build(sorted(done, key=lambda r: r["key"]))
+    assert rows(seen, "table") == (list(made.columns), made.to_numpy().tolist())
+    ((line,),) = rows(seen, "failures")[1]
+    assert failed["key"] in line
+    assert failed["error"] in line
+    pictures = [f for name, f in seen["media"].items() if name.startswith("media/images/")]
+    assert len(pictures) == 2
+    assert all(f.read_bytes().startswith(b"\x89PNG") for f in pictures)
 
 
 def test_finished_runs_are_not_mirrored_again(swept):
-    folder, _, _, _, count = swept
+    folder, _, _, _, count, whole = swept
     words = ["tracker=wandb", f"tracker.dir={folder / 'mirror'}", "name=trial"]
     assert run(folder, *words, "calibration.images=32,48", sweep=True).returncode == 0
-    assert len(list((folder / "mirror" / "wandb").glob("offline-run-*"))) == count
+    assert len(list((folder / "mirror" / "wandb").glob("offline-run-*"))) == count + len(whole)
+
+
+def test_figures_outlive_a_failed_repetition(tmp_path, monkeypatch):
+    figures = {"results": {"top1": 1.0}, "seconds": {}, "layers": [{"name": "a"}], "sensitivity": {}}
+    words = [*settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}"]
+    with client(tmp_path):
+        monkeypatch.setattr(pipeline, "run", lambda *_: {**IMAGES, **figures})
+        assert job.execute(*compose(*words), wait=True)["status"] == "done"
+        monkeypatch.setattr(pipeline, "run", raising)
+        assert job.execute(*compose(*words, "rerun=true"), wait=True)["status"] == "failed"
+    first, second = offline(tmp_path / "mirror")
+    assert first["run"].run_id == second["run"].run_id
+    assert "repeat_error" not in first["summary"]
+    assert second["summary"]["top1"] == 1.0
+    assert second["summary"]["repeat_error"] == "RuntimeError: no service"
+    assert second["config"]["rerun"] is False, "the config is that of the figures"
+    assert second["exit"] == 0
 
 
 def test_failure_of_the_client_is_logged_for_a_run(tmp_path, monkeypatch):

@@ -1,0 +1,102 @@
+"""Pages: the same id for the same run only, the words a reader filters by, and causes that are not lost."""
+
+import json
+
+import pytest
+from cli_helpers import ROOT
+
+from sq import mirror, record
+from sq.report import table
+
+QUICKSTART = record.read_all(ROOT / "results" / "quickstart")
+DONE = QUICKSTART[0]
+FAILED = {k: DONE[k] for k in ("record", "key", "name", "choices", "config", "provenance")}
+FAILED |= {"status": "failed", "error": "too hot", "traceback": "Traceback: too hot"}
+
+
+def test_ids_are_the_same_in_every_process():
+    assert mirror.identity("quickstart", "0123456789abcdef") == "0123456789abcdef-ed4f0b24"
+    assert mirror.summary_identity("quickstart") == "summary-ed4f0b24"
+
+
+def test_ids_tell_runs_and_experiments_apart():
+    made = {mirror.identity(name, key) for name in ("a", "b") for key in ("1", "2")}
+    made |= {mirror.summary_identity(name) for name in ("a", "b")}
+    assert len(made) == 6
+
+
+@pytest.mark.parametrize("name", ["quickstart", "é#?%:*" * 40])
+def test_ids_are_such_as_the_client_takes(name):
+    for own in (mirror.identity(name, "0123456789abcdef"), mirror.summary_identity(name)):
+        assert len(own) <= 64
+        assert not set(own) & set("/\\#?%:")
+
+
+def test_tags_are_the_words_of_the_command_line():
+    made = {**DONE, "choices": {**DONE["choices"], "correction": "bias"}, "config": {**DONE["config"], "bits": 2.5}}
+    own = DONE["choices"]
+    assert mirror.tags(made) == [
+        own["model"],
+        own["dataset"],
+        own["quantizer"],
+        "bits=2.5",
+        "correction=bias",
+        "activation=none",
+    ]
+
+
+def test_tags_are_short_and_told_once():
+    choices = {"model": "m" * 100, "dataset": "same", "quantizer": "same"}
+    assert mirror.tags({"choices": choices, "config": {"bits": 4}}) == ["m" * 64, "same", "bits=4"]
+
+
+def test_done_run_has_every_figure_and_its_origin():
+    page = mirror.run(DONE)
+    assert (page.job_type, page.group, page.exit_code) == ("run", "quickstart", 0)
+    assert page.summary.items() >= DONE["results"].items()
+    assert page.config["provenance"]["commit"] == DONE["provenance"]["commit"]
+    assert len(page.tables["layers"].rows) == len(DONE["layers"]) > 0
+    name, bits, cost = page.tables["sensitivity"].rows[0]
+    assert cost == DONE["sensitivity"][name][str(bits)]
+
+
+def test_layers_that_report_different_things_share_a_table():
+    page = mirror.run({**DONE, "layers": [{"name": "a", "x": 1}, {"name": "b", "y": 2}]})
+    assert page.tables["layers"] == mirror.Table(["name", "x", "y"], [["a", 1, None], ["b", None, 2]])
+
+
+def test_failed_run_has_its_cause():
+    page = mirror.run(FAILED)
+    assert page.summary == {"status": "failed", "error": "too hot", "traceback": "Traceback: too hot"}
+    assert (page.exit_code, page.tables) == (1, {})
+
+
+def test_figures_outlive_a_failed_repetition():
+    assert mirror.kept(FAILED, None) is FAILED
+    assert mirror.kept(DONE, DONE | {"seconds": {}}) is DONE
+    page = mirror.run(mirror.kept(FAILED, DONE))
+    assert page.summary.items() >= DONE["results"].items()
+    assert page.summary["repeat_error"] == "too hot"
+    assert page.exit_code == 0
+
+
+def test_whole_experiment():
+    page = mirror.summary("quickstart", QUICKSTART, ["a (k): too hot"])
+    assert page.tables["table"].rows == table.build(QUICKSTART).to_numpy().tolist()
+    assert page.tables["failures"].rows == [["a (k): too hot"]]
+    assert page.summary == {"status": "failed", "runs": 46, "done": 45, "failed": 1, "commits": 1}
+    assert page.config["commits"] == [DONE["provenance"]["commit"]]
+    assert set(page.pictures) == {"figure", "sensitivity_digits_resnet"}
+    assert all(png.startswith(b"\x89PNG") for png in page.pictures.values())
+    assert page.exit_code == 1
+    json.dumps([page.config, page.summary], allow_nan=False)
+
+
+def test_whole_experiment_without_failures_and_one_of_failures_only():
+    done, failed = mirror.summary("a", [DONE], []), mirror.summary("a", [], ["b (k): too hot"])
+    assert (done.exit_code, set(done.tables)) == (0, {"table"})
+    assert (failed.exit_code, set(failed.tables), failed.pictures) == (1, {"failures"}, {})
+
+
+def test_pictures_are_the_same_to_the_byte():
+    assert mirror.summary("a", [DONE], []).pictures == mirror.summary("a", [DONE], []).pictures
