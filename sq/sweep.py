@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -23,6 +22,8 @@ from sq.errors import SqError, one_line
 from sq.launch import Ended, Follower
 from sq.plan import Known, Run
 from sq.points import Job
+
+HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process, one by one
 
 
 def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
@@ -76,7 +77,8 @@ def _launch(runs: list[Run], launcher: Launcher, *, again: bool) -> None:
     """Do `runs`, done ones too with `again`, where `launcher` says."""
     jobs = [_marked(run.job, again=again) for run in runs]
     words = [f"[{number}/{len(jobs)}] {own}" for number, own in enumerate(plan.differing(jobs), 1)]
-    if isinstance(launcher, BasicLauncher):
+    # By name: Hydra loads its plugins anew, so that their classes are not those one imports.
+    if f"{type(launcher).__module__}.{type(launcher).__name__}" == HERE:
         _here(jobs, words)
     elif isinstance(launcher, Follower):
         _follow(jobs, words, launcher)
@@ -95,14 +97,17 @@ def _marked(one: Job, *, again: bool) -> Job:
 
 def _here(jobs: list[Job], words: list[str]) -> None:
     """Run `jobs` in this process, one by one; those that another launcher is running come last."""
-    left = []
-    for one, own in zip(jobs, words, strict=True):
-        say(own)
-        if not finish(one, wait=False):
-            left.append((one, own))
-    for one, own in left:
-        say(own)
-        finish(one)
+    left = list(zip(jobs, words, strict=True))
+    while left:
+        begun = len(left)
+        left = [(one, own) for one, own in left if not _done(one, own, wait=False)]
+        if len(left) == begun:
+            _done(*left.pop(0), wait=True)
+
+
+def _done(one: Job, words: str, *, wait: bool) -> bool:
+    say(words)
+    return finish(one, wait=wait)
 
 
 def _follow(jobs: list[Job], words: list[str], launcher: Follower) -> None:

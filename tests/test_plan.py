@@ -3,6 +3,7 @@
 import subprocess
 import threading
 import time
+from contextlib import ExitStack
 
 import hydra
 import pytest
@@ -10,6 +11,7 @@ from cli_helpers import CONF, PATIENCE, call, command, compose, environment, set
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
+from omegaconf import open_dict
 
 from sq import claim, job, plan, points, record
 from sq.config import sweep_problems
@@ -170,28 +172,33 @@ def test_shards_and_all_again(tmp_path):
 
 
 def test_two_launchers_do_each_run_once(tmp_path):
-    words = "calibration.images=32,64,96,128,160,192"
+    sizes = [32, 64, 96, 128, 160, 192]
+    words = f"calibration.images={','.join(map(str, sizes))}"
     places = [tmp_path / "one", tmp_path / "other"]
-    every = [
-        subprocess.Popen(
-            [w if not w.startswith("outputs=") else f"outputs={own}" for w in command(tmp_path, words, sweep=True)],
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for own in places
-    ]
-    said = [process.communicate(timeout=PATIENCE) for process in every]
-    assert [process.returncode for process in every] == [0, 0], said
-    assert said[0][0] == said[1][0]  # one table
-    assert all("6 of 6 runs done, 0 failed" in err for _, err in said)
+    # Until both are there, all runs are somebody else's.
+    files = [record.path(compose(*settings(tmp_path), f"calibration.images={size}")[0]) for size in sizes]
+    held = [claim.take(file) for file in files]
+    with ExitStack() as stack:
+        every = []
+        for own in places:
+            own.mkdir()
+            out, err = (stack.enter_context((own / name).open("w")) for name in ("out", "err"))
+            mine = [f"outputs={own}" if w.startswith("outputs=") else w for w in command(tmp_path, words, sweep=True)]
+            env = environment(tmp_path)
+            every.append(stack.enter_context(subprocess.Popen(mine, cwd=tmp_path, env=env, stdout=out, stderr=err)))
+        until = time.monotonic() + PATIENCE
+        while not all((own / "err").read_text().count("another launcher") >= len(sizes) for own in places):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        for one in held:
+            one.release()
+        assert [process.wait(PATIENCE) for process in every] == [0, 0], [(own / "err").read_text() for own in places]
+    assert (places[0] / "out").read_text() == (places[1] / "out").read_text()  # one table
+    assert all("6 of 6 runs done, 0 failed" in (own / "err").read_text() for own in places)
     # a log is begun by the process that does the run
     logs = [{file.stem for file in (own / "runs").glob("*.log")} for own in places]
     assert logs[0] & logs[1] == set()
-    assert logs[0] | logs[1] == {made["key"] for made in record.read_all(tmp_path / "results" / "runs")}
-    assert len(logs[0]) + len(logs[1]) == 6
+    assert logs[0] | logs[1] == {file.stem for file in files}
     assert min(map(len, logs)) > 0
     assert list((tmp_path / "results" / "runs" / "claims").iterdir()) == []
 
@@ -243,8 +250,40 @@ def test_a_launcher_that_gives_up_leaves_the_summary(tmp_path, monkeypatch):
 
 
 def test_what_the_command_says_takes_the_place_of_what_the_file_says():
-    words = ["hydra.sweeper.params={seed: '0,1,2', bits: '4,3'}", "bits=2", "seed=1,5"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        jobs = points.expand(loader, loader.load_configuration("config", words, RunMode.MULTIRUN))
+        master = loader.load_configuration("config", ["bits=2", "seed=1,5"], RunMode.MULTIRUN)
+        with open_dict(master):
+            master.hydra.sweeper.params = {"seed": "0,1,2", "bits": "4,3"}
+        jobs = points.expand(loader, master)
     assert [one.overrides for one in jobs] == [["bits=2", "seed=1"], ["bits=2", "seed=5"]]
+
+
+@pytest.mark.parametrize("status", ["failed", "done"])
+def test_an_attempt_since_the_sweep_was_planned_is_the_one_wanted(tmp_path, monkeypatch, status):
+    config, choices = compose(*settings(tmp_path))
+    file = record.path(config)
+    theirs = {"record": record.VERSION, "status": status, "error": "theirs"}
+    monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("done a second time"))
+    planned = record.mark(file)
+    record.write(file, theirs)
+    assert job.execute({**config, "rerun": True}, choices, wait=True, seen=planned) == theirs
+
+
+def test_a_dead_process_is_recorded_unless_its_run_was_attempted_or_is_held(tmp_path):
+    config, choices = compose(*settings(tmp_path))
+    file = record.path(config)
+    seen = record.mark(file)
+    held = claim.take(file)
+    assert not job.bury(config, choices, seen, "killed", "its log"), "a process holds it"
+    assert record.read(file) is None
+    held.release()
+    assert job.bury(config, choices, seen, "killed", "its log")
+    made = record.read(file)
+    assert (made["status"], made["error"], made["traceback"]) == ("failed", "killed", "its log")
+    assert job.bury(config, choices, seen, "killed again", ""), "settled: there is a record since"
+    assert record.read(file) == made
+    record.write(file, {"record": record.VERSION, "status": "done"})
+    assert job.bury(config, choices, record.mark(file), "repeating it was killed", "")
+    assert record.read(file)["status"] == "done", "figures are spared"
+    assert record.read(record.failed_rerun(file))["error"] == "repeating it was killed"
