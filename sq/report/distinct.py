@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from sq.config import leaves
@@ -10,27 +10,33 @@ from sq.config import leaves
 ABSENT = object()
 
 
-def distinct(values: Iterable[Any]) -> tuple[list[Any], list[int]]:
+def distinct(values: Sequence[Any]) -> tuple[list[Any], list[int]]:
     """Return the distinct among `values`, in the order in which they come, and the place of each value among them.
 
-    The place of `ABSENT` is -1. Values of other types are never equal: 4.0 is not 4, nor is True 1.
+    The place of `ABSENT` is -1. Values of other types are never equal: 4.0 is not 4, nor is True 1. One object in many
+    places is read once, see `share`.
     """
     places: dict[Hashable, int] = {}
+    known: dict[int, int] = {id(ABSENT): -1}  # `values` keeps objects alive, so that ids stay theirs
     found: list[Any] = []
     of = []
     for value in values:
-        if value is ABSENT:
-            of.append(-1)
-            continue
-        token = repr(value) if isinstance(value, list | tuple | dict) else (value.__class__, value)
-        place = places.setdefault(token, len(found))
-        if place == len(found):
-            found.append(value)
+        place = known.get(id(value))
+        if place is None:
+            place = places.setdefault(_token(value), len(found))
+            known[id(value)] = place
+            if place == len(found):
+                found.append(value)
         of.append(place)
     return found, of
 
 
-def columns(runs: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def share(part: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the first of the dicts that are equal to `part`, as text, among those seen before; `known` grows."""
+    return known.setdefault(repr(part), part)
+
+
+def columns(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Turn one mapping a run, nested or not, into one column a dotted name.
 
     Returns
@@ -39,7 +45,7 @@ def columns(runs: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """
     made = {}
     for part in dict.fromkeys(name for own in runs for name in own):
-        found, of = distinct(own.get(part, ABSENT) for own in runs)
+        found, of = distinct([own.get(part, ABSENT) for own in runs])
         flat = [leaves({part: value}) for value in found]
         for name in dict.fromkeys(name for own in flat for name in own):
             made[name] = _column([own.get(name, ABSENT) for own in flat], of)
@@ -51,3 +57,7 @@ def _column(values: list[Any], of: list[int]) -> dict[str, Any]:
     mine = [*places, -1]  # what is absent has place -1, the last
     own = [mine[place] for place in of]
     return {"all": found[0]} if len(found) == 1 and -1 not in own else {"values": found, "of": own}
+
+
+def _token(value: Any) -> Hashable:
+    return repr(value) if isinstance(value, list | dict) else (value.__class__, value)

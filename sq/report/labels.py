@@ -29,8 +29,10 @@ class Labels:
         # By name of a part of the config: its distinct forms, flat, {} the last of them; and which one each run has.
         self._parts: dict[str, tuple[list[dict[str, Any]], list[int]]] = {}
         for name in dict.fromkeys(name for r in records for name in r["config"] if name not in BOOKKEEPING):
-            forms, of = distinct(_form(r, name) for r in records)
-            self._parts[name] = [*(_flat(name, *form) for form in forms), {}], of
+            settings, first = distinct([r["config"].get(name, ABSENT) for r in records])
+            options, second = distinct([r["choices"].get(name) for r in records])
+            forms, of = distinct([(a, b) if a >= 0 else ABSENT for a, b in zip(first, second, strict=True)])
+            self._parts[name] = [*(_flat(name, settings[a], options[b]) for a, b in forms), {}], of
         self._varying = sorted(name for part in self._parts for name in self._vary(part, range(len(records))))
         self._knobs = self._knobs_by_quantizer()
         activations = self._parts.get("activation", ([], []))[0]
@@ -45,8 +47,8 @@ class Labels:
             form_texts = [json.dumps(form, sort_keys=True) for form in forms]
             texts.append([form_texts[place] for place in of])
         found: dict[tuple[str, ...], list[int]] = {}
-        for i, key in enumerate(zip(*texts, strict=True)):
-            found.setdefault(key, []).append(i)
+        for i in range(len(self.records)):
+            found.setdefault(tuple([own[i] for own in texts]), []).append(i)
         return list(found.values())
 
     def of(self, i: int) -> dict[str, Any]:
@@ -104,11 +106,6 @@ def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _form(record: Record, part: str) -> Any:
-    """Return a part of the config and the choice that made it."""
-    return (record["config"][part], record["choices"].get(part)) if part in record["config"] else ABSENT
-
-
 def _flat(part: str, settings: Any, choice: str | None) -> dict[str, Any]:
     """Return the settings of a part, flat, seeds apart."""
     flat = {name: value for name, value in leaves({part: settings}).items() if name not in SEEDS}
@@ -118,7 +115,7 @@ def _flat(part: str, settings: Any, choice: str | None) -> dict[str, Any]:
 def _varying(forms: list[dict[str, Any]]) -> set[str]:
     """Return the names under which not all of `forms` have the same; absent is the same as null."""
     names = {name for form in forms for name in form} if len(forms) > 1 else ()
-    return {name for name in names if len(distinct(form.get(name) for form in forms)[0]) > 1}
+    return {name for name in names if len(distinct([form.get(name) for form in forms])[0]) > 1}
 
 
 def _activation_bits(record: Record) -> int | None:

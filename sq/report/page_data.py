@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sq.record import BOOKKEEPING, Record
@@ -37,18 +36,14 @@ APART |= {"error", "traceback"}
 def order(records: list[Record]) -> tuple[list[Record], list[dict[str, Any]]]:
     """Return `records` as the page lists them, by label, seed and key; and the labels of each."""
     found = Labels(records)
-    labels = [found.of(i) for i in range(len(records))]
-
-    @lru_cache(maxsize=None, typed=True)
-    def ranked(name: str, value: Any) -> tuple:
-        return rank(name, value)
-
-    def place(i: int) -> tuple:
-        own = [ranked(name, str(value) if isinstance(value, list) else value) for name, value in labels[i].items()]
-        return own, ranked("seed", records[i]["config"].get("seed")), records[i]["key"]
-
-    places = sorted(range(len(records)), key=place)
-    return [records[i] for i in places], [labels[i] for i in places]
+    groups = [(found.of(members[0]), members) for members in found.groups()]
+    groups.sort(key=lambda group: [rank(name, value) for name, value in group[0].items()])
+    ordered, labels = [], []
+    for own, members in groups:
+        runs = [records[i] for i in members]
+        ordered += sorted(runs, key=lambda r: (rank("seed", r["config"].get("seed")), r["key"]))
+        labels += [own] * len(members)
+    return ordered, labels
 
 
 def runs(records: list[Record], labels: list[dict[str, Any]]) -> dict[str, Any]:
@@ -61,7 +56,7 @@ def runs(records: list[Record], labels: list[dict[str, Any]]) -> dict[str, Any]:
     """
     return {
         "key": [r["key"] for r in records],
-        "labels": columns([_texts(own) for own in labels]),
+        "labels": columns(_each_once(labels)),
         "settings": _settings(records),
         "facts": columns([_facts(r) for r in records]),
         "figures": numbers([_figures(r) for r in records]),
@@ -111,6 +106,12 @@ def _texts(labels: Mapping[str, Any]) -> dict[str, str]:
     return {name: plain(value) for name, value in labels.items() if value is not None or name != "bits"}
 
 
+def _each_once(labels: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return `_texts` of labels, of which most are one object many times."""
+    made = {place: _texts(own) for place, own in {id(own): own for own in labels}.items()}
+    return [made[id(own)] for own in labels]
+
+
 def _settings(records: list[Record]) -> dict[str, Any]:
     """Return what shaped results, as it is typed: ``quantizer`` is a choice, ``quantizer.damp`` a setting."""
 
@@ -124,9 +125,6 @@ def _settings(records: list[Record]) -> dict[str, Any]:
 def _facts(record: Record) -> dict[str, Any]:
     """Return what else is in the record but figures: where it was run, on which data, what was corrected."""
     facts = {name: value for name, value in record.items() if name not in APART}
-    if "provenance" in facts:  # the start apart, which no two runs share
-        facts["provenance"] = dict(facts["provenance"])
-        facts["started"] = facts["provenance"].pop("started", None)
     return facts | {name: value for name, value in record.get("results", {}).items() if isinstance(value, str)}
 
 

@@ -10,6 +10,7 @@ import operator
 from typing import Any
 
 from sq.record import Record
+from sq.report.distinct import share
 
 SHAPE = ("name", "kind", "groups", "outputs", "inputs", "weights")  # what runs of one network share
 FIGURES = ("bits", "activation_bits", "relative_error", "solve_seconds", "damp_used", "damp_retries", "dead_inputs")
@@ -28,9 +29,19 @@ class Slim:
     def __init__(self) -> None:
         self.shapes: dict[tuple, int] = {}
         self._priced: set[tuple[str, str]] = set()
+        self._parts: dict[str, dict[str, Any]] = {}
 
     def __call__(self, record: Record) -> Record:
-        """Return `record` with `columns` (JSON, see `_columns`) for its layers, prices once for equal statistics."""
+        """Return `record` with `columns` (JSON, see `_columns`) for its layers, prices once for equal statistics.
+
+        The time when it `started` stands apart from the rest of its provenance, which many runs share.
+        """
+        if "started" in record.get("provenance", {}):
+            record["started"] = record["provenance"].pop("started")
+        for part in (record["config"], record):  # what many runs have alike is kept once
+            for name, value in part.items():
+                if value.__class__ is dict and name not in ("results", "seconds", "sensitivity", "config"):
+                    part[name] = share(value, self._parts)
         if "layers" in record:
             record["columns"] = self._columns(record.pop("layers"))
         if record["status"] == "done":

@@ -187,7 +187,7 @@ def test_rare_figures_of_layers_and_different_bits_are_kept():
     layer |= {"relative_error": 0.12345, "solve_seconds": 1.0, "damp_used": 0.01, "damp_retries": 0, "dead_inputs": 0}
     odd = layer | {"name": "b", "damp_used": 0.1, "damp_retries": 2, "dead_inputs": 3, "solve_seconds": None}
     slim = Slim()
-    own = slim({"status": "failed", "layers": [layer | {"bits": 4}, odd | {"bits": 8}]})
+    own = slim({"status": "failed", "choices": {}, "config": {}, "layers": [layer | {"bits": 4}, odd | {"bits": 8}]})
     rare = {"damp_retries": {"1": 2}, "damp_used": {"1": 0.1}, "dead_inputs": {"1": 3}}
     assert json.loads(own["columns"]) == [0, [4, 8], 32, [0.123, 0.123], [1.0, None], rare]
     assert "layers" not in own

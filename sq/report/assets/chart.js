@@ -71,7 +71,7 @@ const tickText = (scale, t) => {
   return value.toFixed(Math.max(0, Math.min(6, -Math.floor(Math.log10(step) + 1e-9)))).replace(/^-/, "−");
 };
 
-// spec: {x, y: {label, log, ticks?}, series: [{name, index, points: [{x, y, dx?, dy?, shift?, text, tip: [lines], go}]}], rule?: {y, label}}
+// spec: {x, y: {label, log, ticks?}, series: [{name, index, points: [{x, y, dx?, dy?, text, tip: [lines], go}]}], rule?: {y, label}}
 function chart(host, spec) {
   const draw = () => {
     const W = Math.max(280, host.clientWidth), H = Math.round(Math.min(380, Math.max(260, W * 0.62)));
@@ -109,7 +109,7 @@ function chart(host, spec) {
 
 function line(own, x, y, axis) {
   const group = svg("g", { class: "series", "data-name": own.name });
-  const put = own.points.map((p) => ({ p, X: x.place(p.x) + (p.shift || 0), Y: y.place(p.y) }));
+  const put = own.points.map((p) => ({ p, X: x.place(p.x), Y: y.place(p.y) }));
   if (put.length > 1) group.append(svg("path", { class: "line", d: `M${put.map((q) => `${q.X.toFixed(1)},${q.Y.toFixed(1)}`).join("L")}`, ...stroke(own.index) }));
   for (const { p, X, Y } of put) {
     const dot = svg("g", { class: "point", tabindex: "0", role: "button", "aria-label": p.tip.join("; ") });

@@ -39,7 +39,7 @@ function main() {
 
 // A table whose cells are text; columns of numbers sort as such.
 function textTable(host, { columns, rows }, label, name, more = {}) {
-  const numeric = columns.map((_, c) => rows.every((row) => row[c] === "-" || number(row[c]) !== null) && rows.some((row) => row[c] !== "-"));
+  const numeric = columns.map((_, c) => rows.every((row) => row[c] === "-" || number(row[c]) !== null));
   const labels = new Set(more.filters || []);
   return new DataTable(host, {
     name, count: rows.length, label, size: more.size || 50, row: more.row,

@@ -24,10 +24,15 @@ function figures(page, leadTo) {
     return options.length > 1 ? el("label", {}, el("span", {}, label), node) : null;
   };
   const controls = [pick("y", "vertical", measures, measures.map(title)), pick("x", "horizontal", axes, axes.map(title))];
+  // What has too many lines begins with one value of a setting, the others to be chosen.
+  let lines = new Set(groups.map((own) => own.labels.method)).size;
   for (const name of facets) {
     const values = [...new Set(groups.map((own) => own.labels[name] ?? "–"))].sort(collator.compare);
+    const single = networks.includes(name) || name === "act. bits";
     if (name === "act. bits") values.reverse();
-    controls.push(pick(name, name, networks.includes(name) || name === "act. bits" ? values : ["all", ...values]));
+    const many = !single && lines * values.length > MOST;
+    if (!single && !many) lines *= values.length;
+    controls.push(pick(name, name, single ? values : many ? [...values, "all"] : ["all", ...values]));
   }
   find("facets").replaceChildren(...controls.filter(Boolean));
 
@@ -49,13 +54,14 @@ function figures(page, leadTo) {
   function score(lines, names) {
     const byBits = chosen.x === "weight bits";
     const bits = [...new Set([...lines.values()].flat().map((own) => Number(own.labels.bits)))].sort((a, b) => a - b);
-    const step = Math.min(7, 70 / Math.max(1, names.length));
+    const gaps = bits.slice(1).map((value, i) => value - bits[i]);
+    const step = gaps.length ? Math.min(0.5 * Math.min(...gaps) / names.length, 0.02 * (bits[bits.length - 1] - bits[0])) : 0.1; // in bits
     const series = names.filter((name) => !hidden.has(name)).map((name) => {
       const shift = byBits ? step * (names.indexOf(name) - (names.length - 1) / 2) : 0;
       const points = lines.get(name).map((own) => [own, byBits ? [Number(own.labels.bits)] : values(own, chosen.x), values(own, chosen.y)])
         .filter(([, xs, ys]) => xs.length && ys.length)
-        .map(([own, xs, ys]) => point(own, xs, ys, { shift, text: byBits ? null : own.labels.bits }));
-      return { name, index: names.indexOf(name), points: points.sort((a, b) => a.x - b.x) };
+        .map(([own, xs, ys]) => point(own, xs.map((x) => x + shift), ys, { text: byBits ? null : own.labels.bits }));
+      return { name, index: names.indexOf(name), points: points.sort((a, b) => a.x - b.x) }; // bars of one line do not hide those of another
     });
     const full = [...lines.values()].flat().flatMap((own) => values(own, `${chosen.y}_full`));
     chart(find("chart-score"), {
