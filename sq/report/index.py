@@ -130,11 +130,11 @@ def _benchmark(folder: Path) -> dict[str, Any]:
 def _total(row: dict[str, Any]) -> list[str]:
     """Return method, speed-up and error ratio of a line of a benchmark's totals."""
     speedup, error = row["speedup"], row["error_ratio"]
-    return [
-        row["quantizer"],
-        "-" if speedup is None else f"{speedup:.3g}x as fast" if speedup != 1 else "reference",
-        "" if error is None else f"error {error:.3f}x",
-    ]
+    if speedup is None:
+        fast = "-"
+    else:
+        fast = "reference" if speedup == 1 else f"{speedup:.0f}x" if speedup >= 100 else f"{speedup:.3g}x"
+    return [row["quantizer"], fast, "" if error is None else f"error {error:.3f}x"]
 
 
 def _links(folder: Path, names: tuple[str, ...]) -> list[list[str]]:

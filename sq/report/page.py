@@ -77,7 +77,7 @@ def index(experiments: list[dict[str, Any]], benchmarks: list[dict[str, Any]]) -
     """Return the page over all experiments (see `sq.report.index`)."""
     data = {"experiments": experiments, "benchmarks": benchmarks}
     body = _templates().get_template("index.html").render()
-    return _page("Experiments - sq", body, ("index.js",), head={}, blocks={"index": embed(data)})
+    return _page("Results - sq", body, ("index.js",), head={}, blocks={"index": embed(data)})
 
 
 def tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
