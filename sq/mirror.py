@@ -179,6 +179,7 @@ def _report(records: Sequence[Record]) -> dict[str, Table]:
 def _pictures(records: Sequence[Record]) -> dict[str, bytes]:
     if not records:
         return {}
-    from sq.report import figure
+    from sq.report import figure, style, table
 
-    return {name: figure.png(drawn) for name, drawn in figure.every(list(records))}
+    done = list(records)
+    return {name: style.png(drawn) for name, drawn in figure.every(table.rows(done), done)}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ Record = dict[str, Any]
 
 def key(config: Mapping[str, Any]) -> str:
     """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
-    science = {name: _canonical(value) for name, value in config.items() if name not in BOOKKEEPING}
+    science = {name: canonical(value) for name, value in config.items() if name not in BOOKKEEPING}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """Return `value` with whole floats as integers, so that 1 and 1.0 are one setting."""
     if isinstance(value, Mapping):
-        return {name: _canonical(own) for name, own in value.items()}
+        return {name: canonical(own) for name, own in value.items()}
     if isinstance(value, list):
-        return [_canonical(own) for own in value]
+        return [canonical(own) for own in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -62,15 +62,19 @@ def failed_rerun(file: Path) -> Path:
     return file.parent / "failed" / file.name
 
 
-def read(file: Path) -> Record | None:
+def read(file: Path, parse: Callable[[bytes], Any] = json.loads) -> Record | None:
     """Return the record in `file`, None if there is none.
+
+    Parameters
+    ----------
+    parse : reads JSON; raises a ValueError for what is none
 
     Raises
     ------
     SqError : the file is damaged or of another version
     """
     try:
-        record = json.loads(file.read_text())
+        record = parse(file.read_bytes())
         version, status = record["record"], record.get("status")
     except FileNotFoundError:
         return None
@@ -107,14 +111,21 @@ def keep(file: Path, record: Record, *, spare: bool) -> None:
         failed_rerun(file).unlink(missing_ok=True)
 
 
-def read_all(folder: Path) -> list[Record]:
+def read_all(folder: Path, keep: Callable[[Record], Record] = lambda record: record) -> list[Record]:
     """Return every record in `folder`, sorted by key.
+
+    Parameters
+    ----------
+    keep : returns of a record what is to be kept of it; 10,000 whole ones would take gigabytes
 
     Raises
     ------
     SqError : there is none, or one is damaged
     """
-    records = [r for file in sorted(folder.glob("*.json")) if (r := read(file)) is not None]
+    from pydantic_core import from_json  # three times as fast as json
+
+    files = sorted(folder.glob("*.json"))
+    records = [keep(r) for file in files if (r := read(file, from_json)) is not None]
     if not records:
         raise SqError(f"no records in {folder}: run the experiment first")
     return records

@@ -1,4 +1,4 @@
-"""The figures of a benchmark, in the house style of `sq.report.figure`."""
+"""The figures of a benchmark, in the house style of `sq.report.style`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from sq.bench import summary
 from sq.bench.summary import Measurement
-from sq.report.figure import COLOURS, DASHES, MARKERS, STYLE, pyplot
+from sq.report.style import STYLE, look, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+MARKER = 4  # points
 
 
 def scaling(found: list[Measurement]) -> Figure:
@@ -22,12 +24,12 @@ def scaling(found: list[Measurement]) -> Figure:
         for index, law in enumerate(summary.exponents(found)):
             sizes, seconds = summary.points(found, law["quantizer"])
             names = dict.fromkeys(layers)
-            look = _look(index) | {"linestyle": "none", "label": _legend(law)}
+            own = look(index, MARKER) | {"linestyle": "none", "label": _legend(law)}
             for axes, column in ((left, 1), (right, 0)):
                 for name, size, value in zip(names, sizes, seconds, strict=True):
-                    face = "none" if (name, law["quantizer"]) in sampled else look["color"]
-                    axes.plot([size[column]], [value], **{**look, "markerfacecolor": face, "label": "_"})
-            left.plot([], [], **look)
+                    face = "none" if (name, law["quantizer"]) in sampled else own["color"]
+                    axes.plot([size[column]], [value], **{**own, "markerfacecolor": face, "label": "_"})
+            left.plot([], [], **{**own, "markerfacecolor": own["color"]})
         left.set(xlabel="columns", ylabel="solve time of a layer (s)", yscale="log")
         right.set(xlabel="rows")
         for axes in (left, right):
@@ -48,7 +50,7 @@ def tradeoff(found: list[Measurement], reference: str) -> Figure:
         for index, label in enumerate(dict.fromkeys(row["quantizer"] for row in rows)):
             own = [row for row in rows if row["quantizer"] == label and row["relative_error"] is not None]
             x, y = [row["seconds"] for row in own], [row["relative_error"] for row in own]
-            axes.plot(x, y, **_look(index), linewidth=1.2, label=label)
+            axes.plot(x, y, **look(index, MARKER), label=label)
             for row in own:
                 point = (row["seconds"], row["relative_error"])
                 axes.annotate(f"{row['bits']}", point, (4, 4), textcoords="offset points", fontsize=7)
@@ -56,15 +58,6 @@ def tradeoff(found: list[Measurement], reference: str) -> Figure:
         axes.set_title("numbers at the points: bits", fontsize=8, loc="right")
         axes.legend(frameon=False, fontsize=7)
     return figure
-
-
-def _look(index: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "markersize": 4,
-    }
 
 
 def _legend(law: dict[str, Any]) -> str:

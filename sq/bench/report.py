@@ -27,7 +27,7 @@ def build(file: Path) -> list[Path]:
     if "measurements" not in made:
         raise SqError(f"{file} is not a benchmark's record: delete it, and run the benchmark again")
     from sq.bench import figure
-    from sq.report.figure import save
+    from sq.report.style import save
 
     found, reference = made["measurements"], made["config"]["reference"]
     texts = {

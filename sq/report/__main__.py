@@ -1,27 +1,37 @@
-"""Rebuild an experiment's tables and figures from its records: ``python -m sq.report NAME``."""
+"""Rebuild an experiment's tables, figures and page from its records: ``python -m sq.report NAME``.
+
+The index over all experiments is made anew each time; ``--index`` makes it alone.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sq import record
 from sq.console import say
 from sq.errors import SqError
 
+if TYPE_CHECKING:
+    from sq.report.page import Contents
+
 
 def main(words: list[str] | None = None) -> int:
     """Parse the command line, build, return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sq.report", description=__doc__)
-    parser.add_argument("name", help="the experiment, a folder of results/")
+    parser = argparse.ArgumentParser(prog="python -m sq.report", description=(__doc__ or "").replace("``", ""))
+    parser.add_argument("name", nargs="?", help="the experiment, a folder of results/")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
     parser.add_argument("--into", type=Path, metavar="FILE", help="also put the table between its marks in FILE")
+    parser.add_argument("--index", action="store_true", help="without a name: rebuild results/index.html, no more")
     options = parser.parse_args(words)
+    if bool(options.name) == options.index or (options.into and not options.name):
+        parser.error("the name of an experiment, or --index alone")
     try:
-        files = build(options.name, options.results)
+        files = build(options.name, options.results) if options.name else [index(options.results)]
         if options.into:
-            insert(options.into, options.name, (options.results / options.name / "table.md").read_text())
+            insert(options.into, options.name, _table(options.results / options.name))
             files.append(options.into)
     except SqError as error:
         say(f"sq: {error}")
@@ -32,20 +42,49 @@ def main(words: list[str] | None = None) -> int:
 
 
 def build(name: str, results: Path) -> list[Path]:
-    """Write the tables (Markdown, LaTeX, CSV) and figures (SVG, PDF) of experiment `name`; return the files.
+    """Write tables (Markdown, LaTeX, CSV), figures (SVG, PDF) and page of experiment `name`, and the index of all.
+
+    Without a finished run there are no tables and figures; the page lists the failures.
+
+    Returns
+    -------
+    the files written, the index last
 
     Raises
     ------
-    SqError : no such experiment, no finished run in it, a damaged record, or a folder that cannot be written
+    SqError : no such experiment, no record in it, a damaged one, or a folder that cannot be written
     """
     folder = record.folder(name, results)
-    records = [r for r in record.read_all(folder) if r["status"] == "done"]
-    if not records:
-        raise SqError(f"{folder} holds failed runs only: run the experiment again")
+    from sq.report.slim import Slim
+
+    slim = Slim()
+    records = record.read_all(folder, slim)
     try:
-        return _write(records, folder)
+        return [*_write(records, list(slim.shapes), folder), index(results)]
     except OSError as error:
         raise SqError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def index(results: Path) -> Path:
+    """Write the index of all experiments from what their pages say; return the file.
+
+    Raises
+    ------
+    SqError : no such folder, a damaged record of a benchmark, or a folder that cannot be written
+    """
+    from sq.report import index as pages
+
+    if not results.is_dir():
+        raise SqError(f"no folder {results}: run an experiment first, or correct --results")
+    record.write_text(results / pages.PAGE, pages.build(results))
+    return results / pages.PAGE
+
+
+def _table(folder: Path) -> str:
+    file = folder / "table.md"
+    if not file.is_file():
+        raise SqError(f"{folder} holds failed runs only: there is no table; run the experiment again")
+    return file.read_text()
 
 
 def insert(file: Path, name: str, table: str) -> None:
@@ -63,31 +102,51 @@ def insert(file: Path, name: str, table: str) -> None:
     file.write_text(f"{before}{mark}\n{table}\n{end}{after}")
 
 
-def _write(records: list[record.Record], folder: Path) -> list[Path]:
-    from sq.report import claims, figure, table
+def _write(records: list[record.Record], shapes: list[tuple], folder: Path) -> list[Path]:
+    from sq.report import claims, experiment, index, page, table
 
-    main_table = table.build(records)
+    done = [r for r in records if r["status"] == "done"]
+    rows = table.rows(done)
+    own = page.Contents(
+        name=folder.name,
+        headers=experiment.headers(folder.name),
+        records=records,
+        shapes=shapes,
+        rows=rows,
+        table=table.cells(rows) if done else None,
+        claims=claims.table(done, claims.read(folder.parent)) if done else None,
+        files=[],
+    )
+    files = [*_texts(own, folder), *_figures(own, folder)] if done else []
+    own.files = [file.name for file in files]
+    record.write_text(folder / index.PAGE, page.experiment(own, index.summary(own)))
+    return [*files, folder / index.PAGE]
+
+
+def _texts(own: Contents, folder: Path) -> list[Path]:
+    """Write the tables."""
+    from sq.report import latex, table
+
+    assert own.table is not None
     texts = {
-        "table.md": main_table.to_markdown(index=False, disable_numparse=True) + "\n",
-        "table.tex": main_table.style.hide(axis="index")
-        .to_latex(hrules=True)
-        .replace("+-", r"$\pm$")
-        .replace("%", r"\%"),
-        "table.csv": _long(records),
+        "table.md": own.table.to_markdown(index=False, disable_numparse=True) + "\n",
+        "table.tex": latex.tabular(own.table),
+        "table.csv": _long([r for r in own.records if r["status"] == "done"]),
     }
-    published = claims.table(records, claims.read(folder.parent))
-    if len(published):
-        texts["claims.md"] = published.to_markdown(index=False, disable_numparse=True) + "\n"
-    for model, cost in table.sensitivity(records).items():
+    if own.claims is not None and len(own.claims):
+        texts["claims.md"] = own.claims.to_markdown(index=False, disable_numparse=True) + "\n"
+    for model, cost in table.sensitivity(own.records).items():
         texts[f"sensitivity_{model}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
         texts[f"sensitivity_{model}.md"] = cost.to_markdown(floatfmt=".2e") + "\n"
-    files = []
     for file, text in texts.items():
-        (folder / file).write_text(text)
-        files.append(folder / file)
-    for stem, drawn in figure.every(records):
-        files += figure.save(drawn, folder / stem)
-    return files
+        record.write_text(folder / file, text)
+    return [folder / file for file in texts]
+
+
+def _figures(own: Contents, folder: Path) -> list[Path]:
+    from sq.report import figure, style
+
+    return [file for stem, drawn in figure.every(own.rows, own.records) for file in style.save(drawn, folder / stem)]
 
 
 def _long(records: list[record.Record]) -> str:

@@ -68,7 +68,10 @@ def matching(claim: Mapping[str, Any], records: list[Record]) -> list[Record]:
 
 def _has(record: Record, when: Mapping[str, Any]) -> bool:
     """Tell whether `record` has every setting: a family's choice, a dotted setting, or a field of its own."""
-    known = {**leaves(record["config"]), **record["choices"], "image_set": record.get("image_set")}
+    choices = record["choices"]
+    if any(name in choices and choices[name] != value for name, value in when.items()):
+        return False  # most are: no need to flatten the config
+    known = {**leaves(record["config"]), **choices, "image_set": record.get("image_set")}
     return all(name in known and known[name] == value for name, value in when.items())
 
 
@@ -82,7 +85,11 @@ def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFra
     import pandas
 
     rows = []
+    choices = [r["choices"] for r in records]
+    used = {name: {own.get(name) for own in choices} for name in dict.fromkeys(name for own in choices for name in own)}
     for claim in claims:
+        if any(value not in used.get(name, (value,)) for name, value in claim["when"].items()):
+            continue  # of a network or method that none of them has
         if not (same := matching(claim, records)):
             continue
         measured = [r["results"][claim["name"]] for r in same]

@@ -1,16 +1,16 @@
-"""The figures of an experiment, in one house style that also reads in black and white."""
+"""The figures of an experiment: accuracy against bits, error against time, and the price of bits in each layer."""
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
 from sq.report import table
-from sq.report.table import ACTIVATION, HEADLINES
+from sq.report.labels import ACTIVATION, FLOAT, plain
+from sq.report.style import MOST, STYLE, look, pyplot
+from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
     import pandas
@@ -19,67 +19,91 @@ if TYPE_CHECKING:
 
     from sq.report.table import Row
 
-# Okabe and Ito's colours, told apart by the colour-blind; marker and dash tell them apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES = ("-", "--", "-.", ":")
-PNG_DPI = 150
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "svg.hashsalt": "sq",  # the same ids in every build
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-}
+NETWORK = ("model", "dataset")  # what has a row of panels to itself
+MOST_NETWORKS = 8  # rows of panels
+FULL = "full precision"
+DODGE = 0.05  # bits between two lines, so that one's bars do not hide the other's
 
 
-def every(records: list[Record]) -> Iterator[tuple[str, Figure]]:
+def every(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:
     """Yield every figure of an experiment with its name, one at a time: whoever takes one closes it."""
-    yield "figure", methods(table.rows(records))
+    yield "figure", methods(rows)
     for model, cost in table.sensitivity(records).items():
         yield f"sensitivity_{model}", heat(cost, f"{model}: cost by layer and bits")
 
 
 def methods(rows: list[Row]) -> Figure:
-    """Draw accuracy against weight bits, a panel for each activation bit-width, and layer error against solve time.
+    """Draw accuracy against weight bits, and mean layer error against solve time; a row of panels for each network.
 
-    One line a method, bars for seeds; the last panel shows the first activation bit-width, for layer errors do not
-    depend on it.
+    One line a method, bars for seeds (standard deviation); a panel for each bit-width of activations. The last panel
+    shows the highest of these, for layer errors do not depend on it. What is too much for one figure is left to the
+    page, and the figure says so.
     """
     plt = pyplot()
-    panels: dict[Any, list[Row]] = {}
-    for row in rows:
-        panels.setdefault(row["labels"].get(ACTIVATION), []).append(row)
-    names = list(dict.fromkeys(name for own in panels.values() for name in _by_method(own)))
+    networks = _by(rows, _network)
+    shown = dict(list(networks.items())[:MOST_NETWORKS])
+    inputs = sorted({row["labels"].get(ACTIVATION, FLOAT) for row in rows}, reverse=True)
+    names = list(dict.fromkeys(_line_name(row) for own in shown.values() for row in own))[:MOST]
+    widths = [2.2 + 0.5 * len(_bits(own)) for own in _by(rows, _activation_bits, inputs).values()]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(panels) + 1, figsize=(3.6 * (len(panels) + 1), 3.0), layout="constrained", squeeze=False
+            len(shown),
+            len(inputs) + 1,
+            figsize=(sum(widths) + 3.6, 2.7 * len(shown) + 0.3 + 0.18 * (1 + len(names) // 6)),
+            layout="constrained",
+            squeeze=False,
+            width_ratios=[*widths, 3.6],
         )
-        for panel, (bits, own) in zip(axes[0], panels.items(), strict=False):
-            _accuracy(panel, own, names)
-            if bits is not None:
-                panel.set_title(f"activations: {bits:g} bits", fontsize=8, loc="left")
-        _tradeoff(axes[0, -1], next(iter(panels.values())), names)
-        axes[0, 0].legend(frameon=False, fontsize=8)
+        for panels, (network, own) in zip(axes, shown.items(), strict=True):
+            _row(panels, network, own, inputs, names)
+        _legend(figure, axes)
+        if note := _left_out(networks, names):
+            figure.suptitle(note, fontsize=8)
     return figure
 
 
+def _legend(figure: Figure, axes: Any) -> None:
+    """Put the names of all panels' lines below them, each once, full precision last."""
+    lines: dict[str, Any] = {}
+    for panel in axes.flat:
+        lines |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    names = sorted(lines, key=lambda name: name == FULL)
+    handles = [lines[name] for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=8)
+
+
+def _row(panels: Any, network: str, rows: list[Row], inputs: list[int], names: list[str]) -> None:
+    """Draw the panels of one network."""
+    for panel, (bits, own) in zip(panels, _by(rows, _activation_bits, inputs).items(), strict=False):
+        if not own:
+            panel.set_axis_off()
+            continue
+        _accuracy(panel, own, names)
+        words = [network, f"activations: {bits:g} bits" if len(inputs) > 1 or bits != FLOAT else ""]
+        panel.set_title(", ".join(word for word in words if word), fontsize=8, loc="left")
+    highest = max(_activation_bits(row) for row in rows)
+    _tradeoff(panels[-1], [row for row in rows if _activation_bits(row) == highest], names)
+
+
 def _accuracy(axes: Axes, rows: list[Row], names: list[str]) -> None:
-    for name, own in _by_method(rows).items():
-        _line(axes, [row["labels"]["bits"] for row in own], [row["score"] for row in own], _look(name, names))
+    ticks = _bits(rows)
+    dodge = DODGE if len(ticks) > 1 else 3 * DODGE
+    for name, own in _lines(rows, names).items():
+        shift = dodge * (names.index(name) - (len(names) - 1) / 2)
+        own = sorted(own, key=lambda row: row["labels"]["bits"])
+        _line(axes, [row["labels"]["bits"] + shift for row in own], [row["score"] for row in own], name, names)
     full = statistics.fmean([s + d for row in rows for s, d in zip(row["score"], row["drop"], strict=True)])
-    axes.axhline(full, color="0.4", linewidth=0.8, label="full precision")
+    axes.axhline(full, color="0.4", linewidth=0.8, label=FULL)
+    axes.margins(x=0.06 if len(ticks) > 1 else 0.15)
     axes.set(xlabel="weight bits", ylabel=HEADLINES[rows[0]["headline"]][0])
-    axes.set_xticks(sorted({row["labels"]["bits"] for row in rows}))
+    axes.set_xticks(ticks)
+    axes.grid(visible=False, axis="x")
 
 
 def _tradeoff(axes: Axes, rows: list[Row], names: list[str]) -> None:
-    for name, own in _by_method(rows).items():
+    for name, own in _lines(rows, names).items():
         seconds = [statistics.fmean(row["solve_seconds"]) for row in own]
-        _line(axes, seconds, [row["relative_error"] for row in own], _look(name, names))
+        _line(axes, seconds, [row["relative_error"] for row in own], name, names)
         for row, x in zip(own, seconds, strict=True):
             point = (x, statistics.fmean(row["relative_error"]))
             axes.annotate(f"{row['labels']['bits']:g}", point, (4, 4), textcoords="offset points", fontsize=7)
@@ -87,17 +111,10 @@ def _tradeoff(axes: Axes, rows: list[Row], names: list[str]) -> None:
     axes.set_title("numbers at the points: bits", fontsize=8, loc="right")
 
 
-def _look(name: str, names: list[str]) -> dict[str, Any]:
-    index = names.index(name)
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "markersize": 5,
-        "linewidth": 1.2,
-        "capsize": 2,
-        "label": name,
-    }
+def _line(axes: Axes, x: list[float], y: list[list[float]], name: str, names: list[str]) -> None:
+    mean = [statistics.fmean(values) for values in y]
+    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in y]
+    axes.errorbar(x, mean, yerr=spread if any(spread) else None, capsize=2, label=name, **look(names.index(name)))
 
 
 def heat(cost: pandas.DataFrame, title: str) -> Figure:
@@ -115,7 +132,8 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
         image = axes.imshow(values.clip(min=floor), norm=norm, cmap="cividis", aspect="auto")
         for (y, x), value in _cells(values):
             dark = norm(max(value, floor)) < 0.5
-            axes.text(x, y, f"{value:.1e}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
+            text = axes.text(x, y, f"{value:.1e}", ha="center", va="center", fontsize=6)
+            text.set(color="white" if dark else "black", in_layout=False)  # inside its cell: costs half the time
         axes.set_xticks(range(len(cost.columns)), cost.columns)
         axes.set_yticks(range(len(cost)), cost.index, fontsize=7)
         axes.set(xlabel="bits", title=title)
@@ -123,49 +141,45 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `figure` as SVG and PDF, without dates, and close it; return the files."""
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    plt.close(figure)
-    return [stem.with_suffix(".svg"), stem.with_suffix(".pdf")]
-
-
-def png(figure: Figure) -> bytes:
-    """Return `figure` as a PNG file, the same to the byte each time, and close it."""
-    plt, file = pyplot(), io.BytesIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(file, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    plt.close(figure)
-    return file.getvalue()
-
-
-def _line(axes: Axes, x: list[float], y: list[list[float]], look: dict[str, Any]) -> None:
-    mean = [statistics.fmean(values) for values in y]
-    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in y]
-    axes.errorbar(x, mean, yerr=spread if any(spread) else None, **look)
-
-
-def _by_method(rows: list[Row]) -> dict[str, list[Row]]:
-    """Group rows by every label but bits and activation bits, in the order in which they stand."""
-    groups: dict[str, list[Row]] = {}
+def _by(rows: list[Row], what: Any, order: list[Any] | None = None) -> dict[Any, list[Row]]:
+    """Group `rows` by what `what` returns of them, in `order` or else as they stand."""
+    groups: dict[Any, list[Row]] = {value: [] for value in order or []}
     for row in rows:
-        name = " ".join(str(v) for k, v in row["labels"].items() if k not in ("bits", ACTIVATION))
-        groups.setdefault(name, []).append(row)
+        groups.setdefault(what(row), []).append(row)
     return groups
+
+
+def _lines(rows: list[Row], names: list[str]) -> dict[str, list[Row]]:
+    return {name: own for name, own in _by(rows, _line_name).items() if name in names}
+
+
+def _network(row: Row) -> str:
+    return " ".join(plain(row["labels"][name]) for name in NETWORK if name in row["labels"])
+
+
+def _activation_bits(row: Row) -> int:
+    return row["labels"].get(ACTIVATION, FLOAT)
+
+
+def _line_name(row: Row) -> str:
+    """Return every label but those of panels and the bits, in one name."""
+    apart = ("bits", ACTIVATION, *NETWORK)
+    return " ".join(str(value) for name, value in row["labels"].items() if name not in apart)
+
+
+def _bits(rows: list[Row]) -> list[float]:
+    return sorted({row["labels"]["bits"] for row in rows})
+
+
+def _left_out(networks: dict[str, list[Row]], names: list[str]) -> str:
+    """Return what the figure does not show; "" if it shows everything."""
+    lines = {_line_name(row) for own in networks.values() for row in own}
+    parts = [
+        f"{len(names)} of {len(lines)} lines" if len(lines) > len(names) else "",
+        f"{MOST_NETWORKS} of {len(networks)} networks" if len(networks) > MOST_NETWORKS else "",
+    ]
+    return " and ".join(part for part in parts if part) + " shown; all: index.html" if any(parts) else ""
 
 
 def _cells(values: Any) -> list[tuple[tuple[int, int], float]]:
     return [((y, x), float(values[y, x])) for y in range(values.shape[0]) for x in range(values.shape[1])]
-
-
-def pyplot() -> Any:
-    """Return matplotlib.pyplot, set to draw without a display."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

@@ -1,5 +1,6 @@
 import copy
 import math
+import time
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_bookkeeping_splits_nothing():
 
 def test_speedup_is_over_obq_on_the_same_problem_and_machine():
     fast = record("sensiquant", seconds=0.5)
-    assert table.speedup(fast, [fast, record("obq", seconds=10.0)]) == pytest.approx(20)
+    assert table.speedup(fast, table.yardsticks([fast, record("obq", seconds=10.0)])) == pytest.approx(20)
     for stranger in (
         record("obq", statistics="s1"),
         record("obq", machine="other"),
@@ -77,7 +78,7 @@ def test_speedup_is_over_obq_on_the_same_problem_and_machine():
         record("obq", grid={"range": "minmax"}),
         record("gptq"),
     ):
-        assert table.speedup(fast, [fast, stranger]) is None
+        assert table.speedup(fast, table.yardsticks([fast, stranger])) is None
     assert table.build([fast]).iloc[1]["speed-up"] == "-"
 
 
@@ -113,3 +114,17 @@ def test_sensitivity_averages_distinct_statistics_and_sorts_bits_as_numbers():
     mean = table.sensitivity([one, record("gptq"), two])["digits_resnet"]
     assert list(mean.columns) == ["2", "10"]
     assert mean.loc["a", "2"] == pytest.approx(0.3)
+
+
+def test_time_grows_as_the_number_of_runs():
+    many = [
+        record(q, bits=float(b), seed=s, statistics=f"s{s}")
+        for q in ("rtn", "obq")
+        for b in (2, 3)
+        for s in range(1500)
+    ]
+    started = time.process_time()
+    made = table.rows(many)
+    assert time.process_time() - started < 2  # a look at every pair of them takes 8, this one 0.2
+    assert [row["runs"] for row in made] == [1500] * 4
+    assert {len(row["speedup"]) for row in made} == {1500}

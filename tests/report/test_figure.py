@@ -1,0 +1,86 @@
+"""Figures: told apart without colour, with bars for seeds, and honest about what they leave out."""
+
+import itertools
+
+import pytest
+from matplotlib.container import ErrorbarContainer
+from report_pages import RESULTS
+from test_table import record
+
+from sq import record as records
+from sq.report import figure, style, table
+
+
+def lines(axes):
+    return {c.get_label(): c for c in axes.containers if isinstance(c, ErrorbarContainer)}
+
+
+@pytest.fixture
+def closed():
+    yield
+    style.pyplot().close("all")
+
+
+def test_looks_differ_in_black_and_white():
+    looks = [style.look(i) for i in range(style.MOST)]
+    grey = {(own["marker"], own["markerfacecolor"] == "white") for own in looks}
+    assert len(grey) == style.MOST
+    for one, two in itertools.pairwise(looks):
+        assert one["linestyle"] != two["linestyle"]
+
+
+def luminance(colour):
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+
+
+def test_no_colour_is_lost_on_white_paper():
+    for colour in style.COLOURS:
+        assert 1.05 / (luminance(colour) + 0.05) > 2, colour
+
+
+@pytest.mark.usefixtures("closed")
+def test_real_experiment_has_a_row_for_each_network_and_bars_for_seeds():
+    rows = table.rows(records.read_all(RESULTS / "cifar10"))
+    made = figure.methods(rows)
+    panels = [axes for axes in made.axes if axes.axison]
+    assert len(panels) == 2 * 4  # networks x (32, 8, 4 bits of inputs, error against time)
+    methods = {"gptq", "obq", "rtn", "sensiquant", "sensiquant_plus"}
+    for axes in panels:
+        own = lines(axes)
+        assert set(own) == methods
+        looks = {(o[0].get_marker(), o[0].get_markerfacecolor(), o[0].get_linestyle()) for o in own.values()}
+        assert len(looks) == len(methods)
+    first = lines(panels[0])
+    assert sum(bool(own.has_yerr) for own in first.values()) >= 4
+    gptq = [
+        row
+        for row in rows
+        if row["labels"] | {"bits": 0} == {"method": "gptq", "bits": 0, "act. bits": 32, "model": "resnet20"}
+    ]
+    line = first["gptq"][0]
+    drawn = {round(float(x)): float(y) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
+    assert drawn == pytest.approx({row["labels"]["bits"]: sum(row["score"]) / 3 for row in gptq})
+    names = [text.get_text() for text in made.legends[0].get_texts()]
+    assert names == [*sorted(methods), "full precision"]
+
+
+@pytest.mark.usefixtures("closed")
+def test_what_is_left_out_is_said():
+    many = []
+    for rankings in range(20):
+        own = record("sensiquant", top1=90.0 + rankings / 10)
+        own["config"]["quantizer"]["solve"]["rankings"] = rankings
+        many.append(own)
+    made = figure.methods(table.rows(many))
+    assert made.get_suptitle() == "16 of 20 lines shown; all: index.html"
+    assert len(lines(made.axes[0])) == 16
+    assert figure.methods(table.rows(many[:3])).get_suptitle() == ""
+
+
+@pytest.mark.usefixtures("closed")
+def test_pictures_are_the_same_each_time(tmp_path):
+    rows = table.rows(records.read_all(RESULTS / "quickstart"))
+    first, second = (style.save(figure.methods(rows), tmp_path / name) for name in ("a", "b"))
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+    assert b"Date" not in first[1].read_bytes()
