@@ -9,6 +9,7 @@ from typing import Any
 
 from sq import cli, plan, record, status
 from sq.bench import settings
+from sq.console import track
 from sq.errors import SqError
 from sq.experiments import Experiment
 from sq.plan import Known
@@ -41,7 +42,8 @@ def survey(chosen: list[Experiment], results: Path, words: list[str]) -> list[Ta
     ------
     SqError : an experiment that cannot be composed
     """
-    jobs = {one: status.jobs_of(one.stem, results, one.file.parent, words) for one in chosen if not one.is_bench}
+    sweeps = track([one for one in chosen if not one.is_bench], "experiments")
+    jobs = {one: status.jobs_of(one.stem, results, one.file.parent, words) for one in sweeps}
     known = Known([job for own in jobs.values() for job in own])
     tasks = [
         _bench(one, results) if one.is_bench else _sweep(one, jobs[one], known, _words(one, results, words))

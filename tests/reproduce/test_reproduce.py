@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,3 +275,10 @@ def test_the_parent_needs_no_torch(tmp_path):
     code += "assert 'torch' not in sys.modules"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, env=env)
+
+
+def test_make_paper_is_the_same_command():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    said = subprocess.run(["make", "-n", "paper"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert said == "python -m sq.reproduce\n"
