@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
+LEGEND = 6  # lines whose names fit into a panel; those of more stand beside it
+WIDE = 16  # numbers whose largest is this many times the smallest are drawn on a logarithmic axis
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -35,44 +37,59 @@ def methods(rows: list[Row]) -> Figure:
     """Draw accuracy against weight bits, a panel for each activation bit-width, and layer error against solve time.
 
     One line a method, bars for seeds; the last panel shows the first activation bit-width, for layer errors do not
-    depend on it.
+    depend on it. Where weight bits are the same throughout, accuracy stands against what does vary.
     """
     plt = pyplot()
+    along = varied(rows)
     panels: dict[Any, list[Row]] = {}
     for row in rows:
-        panels.setdefault(row["labels"].get(ACTIVATION), []).append(row)
-    names = list(dict.fromkeys(name for own in panels.values() for name in _by_method(own)))
+        panels.setdefault(row["labels"].get(ACTIVATION) if along != ACTIVATION else None, []).append(row)
+    names = list(dict.fromkeys(name for own in panels.values() for name in _by_method(own, along)))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(panels) + 1, figsize=(3.6 * (len(panels) + 1), 3.0), layout="constrained", squeeze=False
         )
         for panel, (bits, own) in zip(axes[0], panels.items(), strict=False):
-            _accuracy(panel, own, names)
+            _accuracy(panel, own, names, along)
             if bits is not None:
                 panel.set_title(f"activations: {bits:g} bits", fontsize=8, loc="left")
-        _tradeoff(axes[0, -1], next(iter(panels.values())), names)
-        axes[0, 0].legend(frameon=False, fontsize=8)
+        _tradeoff(axes[0, -1], next(iter(panels.values())), names, along)
+        if len(names) <= LEGEND:
+            axes[0, 0].legend(frameon=False, fontsize=8)
+        else:
+            figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside right upper")
     return figure
 
 
-def _accuracy(axes: Axes, rows: list[Row], names: list[str]) -> None:
-    for name, own in _by_method(rows).items():
-        _line(axes, [row["labels"]["bits"] for row in own], [row["score"] for row in own], _look(name, names))
+def varied(rows: list[Row]) -> str:
+    """Return the label that rows differ in along an axis: weight bits, else the number that takes the most values."""
+    values = {name: {row["labels"].get(name) for row in rows} for name in rows[0]["labels"]}
+    numbers = {name: own for name, own in values.items() if all(type(v) in (int, float) for v in own) and len(own) > 1}
+    return "bits" if "bits" in numbers or not numbers else max(numbers, key=lambda name: len(numbers[name]))
+
+
+def _accuracy(axes: Axes, rows: list[Row], names: list[str], along: str) -> None:
+    for name, own in _by_method(rows, along).items():
+        _line(axes, [row["labels"][along] for row in own], [row["score"] for row in own], _look(name, names))
     full = statistics.fmean([s + d for row in rows for s, d in zip(row["score"], row["drop"], strict=True)])
     axes.axhline(full, color="0.4", linewidth=0.8, label="full precision")
-    axes.set(xlabel="weight bits", ylabel=HEADLINES[rows[0]["headline"]][0])
-    axes.set_xticks(sorted({row["labels"]["bits"] for row in rows}))
+    axes.set(xlabel={"bits": "weight bits"}.get(along, along), ylabel=HEADLINES[rows[0]["headline"]][0])
+    places = sorted({row["labels"][along] for row in rows})
+    if places[0] > 0 and places[-1] >= WIDE * places[0]:
+        axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.minorticks_off()
 
 
-def _tradeoff(axes: Axes, rows: list[Row], names: list[str]) -> None:
-    for name, own in _by_method(rows).items():
+def _tradeoff(axes: Axes, rows: list[Row], names: list[str], along: str) -> None:
+    for name, own in _by_method(rows, along).items():
         seconds = [statistics.fmean(row["solve_seconds"]) for row in own]
         _line(axes, seconds, [row["relative_error"] for row in own], _look(name, names))
         for row, x in zip(own, seconds, strict=True):
             point = (x, statistics.fmean(row["relative_error"]))
-            axes.annotate(f"{row['labels']['bits']:g}", point, (4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(f"{row['labels'][along]:g}", point, (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="solve time (s), all layers", ylabel="mean relative output error", xscale="log", yscale="log")
-    axes.set_title("numbers at the points: bits", fontsize=8, loc="right")
+    axes.set_title(f"numbers at the points: {along}", fontsize=8, loc="right")
 
 
 def _look(name: str, names: list[str]) -> dict[str, Any]:
@@ -127,11 +144,11 @@ def _line(axes: Axes, x: list[float], y: list[list[float]], look: dict[str, Any]
     axes.errorbar(x, mean, yerr=spread if any(spread) else None, **look)
 
 
-def _by_method(rows: list[Row]) -> dict[str, list[Row]]:
-    """Group rows by every label but bits and activation bits, in the order in which they stand."""
+def _by_method(rows: list[Row], along: str) -> dict[str, list[Row]]:
+    """Group rows by every label but bits, activation bits and the one they differ in `along` a line, as they stand."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        name = " ".join(str(v) for k, v in row["labels"].items() if k not in ("bits", ACTIVATION))
+        name = " ".join(str(v) for k, v in row["labels"].items() if k not in ("bits", ACTIVATION, along))
         groups.setdefault(name, []).append(row)
     return groups
 
