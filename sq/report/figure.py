@@ -45,19 +45,19 @@ def methods(rows: list[Row]) -> Figure:
     for row in rows:
         panels.setdefault(row["labels"].get(ACTIVATION) if along != ACTIVATION else None, []).append(row)
     names = list(dict.fromkeys(name for own in panels.values() for name in _by_method(own, along)))
+    many = len(names) > LEGEND
+    size = (3.6 * (len(panels) + 1) + (3.0 if many else 0.0), max(3.0, 0.17 * len(names) if many else 0.0))  # inches
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(panels) + 1, figsize=(3.6 * (len(panels) + 1), 3.0), layout="constrained", squeeze=False
-        )
+        figure, axes = plt.subplots(1, len(panels) + 1, figsize=size, layout="constrained", squeeze=False)
         for panel, (bits, own) in zip(axes[0], panels.items(), strict=False):
             _accuracy(panel, own, names, along)
             if bits is not None:
                 panel.set_title(f"activations: {bits:g} bits", fontsize=8, loc="left")
         _tradeoff(axes[0, -1], next(iter(panels.values())), names, along)
-        if len(names) <= LEGEND:
-            axes[0, 0].legend(frameon=False, fontsize=8)
-        else:
+        if many:
             figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside right upper")
+        else:
+            axes[0, 0].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -97,7 +97,7 @@ def _look(name: str, names: list[str]) -> dict[str, Any]:
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
+        "linestyle": DASHES[(index + index // len(COLOURS)) % len(DASHES)],  # another one when colours begin again
         "markersize": 5,
         "linewidth": 1.2,
         "capsize": 2,
