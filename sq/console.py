@@ -32,11 +32,16 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 def _shown(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    with bar() as progress:
+        yield from progress.track(items, total=total, description=what)
+
+
+def bar() -> Progress:
+    """Return a bar that shows how far along something is, then is gone; nothing where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
+    return Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
-    ) as bar:
-        yield from bar.track(items, total=total, description=what)
+    )
 
 
 def say(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sq import cli, plan, points
+from sq import cli, experiments, plan, points
 from sq.config import nearest
 from sq.console import out, say
 from sq.errors import SqError
 from sq.plan import Run
 from sq.points import Job
-
-EXPERIMENTS = Path(cli.CONF).parent / "experiments"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -28,9 +27,10 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sq.status", description=__doc__)
     parser.add_argument("name", help="the experiment: what its records are kept under in results/")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
+    parser.add_argument("--experiments", type=Path, default=experiments.FOLDER, help="where the questions are")
     options = parser.parse_args(words)
     try:
-        jobs, parts = expected(options.name, options.results)
+        jobs, parts = expected(options.name, options.results, options.experiments.absolute())
         known = plan.Known(jobs)
         runs = [_named(known.state(job)) for job in jobs]
     except SqError as error:
@@ -54,38 +54,42 @@ def _named(run: Run) -> Run:
     return replace(run, state="missing") if run.state == "new" else run
 
 
-def expected(name: str, results: Path) -> tuple[list[Job], list[str]]:
+def expected(name: str, results: Path, folder: Path = experiments.FOLDER) -> tuple[list[Job], list[str]]:
     """Return the jobs of all experiments that keep their records under `name`, and the names of those experiments.
 
     Raises
     ------
     SqError : there is no such experiment, or one cannot be composed
     """
-    files = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if not file.stem.startswith("bench_"))
-    jobs: dict[Path, Job] = {}
-    parts: list[str] = []
-    for stem in files:
-        if not stem.startswith(name):
-            continue
-        for job in jobs_of(stem, results):
-            if job.config["name"] == name:
-                jobs.setdefault(job.file, job)
-                if stem not in parts:
-                    parts.append(stem)
+    found = [one for one in experiments.read(folder) if not one.is_bench]
+    parts = [one.stem for one in found if one.name == name]
     if not parts:
-        raise SqError(f"no experiment {name} in {EXPERIMENTS}; {nearest(name, files)}")
+        raise SqError(f"no experiment {name} in {folder}; {nearest(name, {one.name for one in found})}")
+    jobs: dict[Path, Job] = {}
+    for stem in parts:
+        for job in jobs_of(stem, results, folder):
+            jobs.setdefault(job.file, job)
     return list(jobs.values()), parts
 
 
-def jobs_of(stem: str, results: Path) -> list[Job]:
-    """Return the jobs of the experiment in file `stem`.yaml, with records under `results`."""
-    words = [f"hydra.searchpath=[file://{cli.CONF}]", f"results={results}"]
+def jobs_of(stem: str, results: Path, folder: Path = experiments.FOLDER, more: Sequence[str] = ()) -> list[Job]:
+    """Return the jobs of the experiment in file `stem`.yaml of `folder`, with records under `results`.
+
+    Parameters
+    ----------
+    more : overrides, such as tracker=none
+
+    Raises
+    ------
+    SqError : it cannot be composed
+    """
+    words = [f"hydra.searchpath=[file://{cli.CONF}]", f"results={results}", *more]
     try:
-        with hydra.initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             own = hydra.compose(stem, overrides=words, return_hydra_config=True)
             return points.expand(GlobalHydra.instance().config_loader(), own)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SqError(f"{EXPERIMENTS / stem}.yaml: {cli.explain(error)}") from error
+        raise SqError(f"{folder / stem}.yaml: {cli.explain(error)}") from error
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from sq import build, record, status
 from sq.config import FAMILIES, Config, check, leaves, nearest, problems
 from sq.errors import SqError
+from sq.experiments import header
 
 GOOD = compose()[0]
 
@@ -157,19 +158,6 @@ def test_one_seed_serves_all():
 NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if not file.stem.startswith("bench_"))
 
 
-def header(name):
-    """Return the header of an experiment's file, by the word that each of its parts begins with."""
-    lines = [line for line in (EXPERIMENTS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
-    parts, word = {}, None
-    for line in lines:
-        if found := re.match(r"# (\w+) {2,}(.+)", line):
-            word = found[1]
-            parts[word] = found[2]
-        else:
-            parts[word] += " " + line.removeprefix("#").strip()
-    return parts
-
-
 @functools.cache
 def expanded(name):
     """Return the jobs of an experiment."""
@@ -182,8 +170,8 @@ def test_there_are_experiments():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_experiment_is_what_its_header_says(name):
-    parts = header(name)
-    assert {"Question", "Run", "Cost", "Expect"} <= set(parts)
+    parts = header(EXPERIMENTS / f"{name}.yaml")
+    assert {"Question", "Run", "Cost", "Expect", "Source"} <= set(parts)
     assert parts["Question"].endswith("?")
     assert parts["Run"].startswith(f"python run.py -cd experiments -cn {name}")
     assert len(expanded(name)) == int(re.match(r"(\d+) runs?\b", parts["Cost"])[1])

@@ -12,6 +12,7 @@ from sq import ready, record
 from sq.bench import report, settings
 from sq.console import out, say
 from sq.errors import SqError
+from sq.experiments import FOLDER
 
 
 def main(words: list[str] | None = None) -> int:
@@ -20,9 +21,12 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("name", help=f"one of experiments/bench_*.yaml: {', '.join(settings.known())}")
     parser.add_argument("overrides", nargs="*", help="settings of that file: repeats=1 bits=[4]")
     parser.add_argument("--report", action="store_true", help="rebuild tables and figures from the record, no more")
+    parser.add_argument(
+        "--experiments", type=Path, default=FOLDER, help="the folder of bench_*.yaml (default: sq's own)"
+    )
     options = parser.parse_intermixed_args(words)
     try:
-        own = settings.load(options.name, options.overrides)
+        own = settings.load(options.name, options.overrides, options.experiments.resolve())
         if not options.report:
             measure(own)
         files = report.build(own.file)

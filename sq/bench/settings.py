@@ -20,9 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from sq import build, config, points
 from sq.cli import CONF, explain
 from sq.errors import SqError, one_line
+from sq.experiments import BENCH, FOLDER
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-PREFIX = "bench_"
 Count = Annotated[int, Ge(1)]  # that of sq.types, which needs torch
 SAMPLE = ("quantizer", "sample_rows", "above")  # the keys of an entry of `quantizers` that is a mapping
 
@@ -65,24 +64,24 @@ class Method:
         return outputs if self.sample_rows is None or inputs <= self.above else min(self.sample_rows, outputs)
 
 
-def known() -> list[str]:
-    """List the benchmarks there are, without their prefix."""
-    return sorted(file.stem.removeprefix(PREFIX) for file in EXPERIMENTS.glob(f"{PREFIX}*.yaml"))
+def known(folder: Path = FOLDER) -> list[str]:
+    """List the benchmarks there are in `folder`, without their prefix."""
+    return sorted(file.stem.removeprefix(BENCH) for file in folder.glob(f"{BENCH}*.yaml"))
 
 
-def load(name: str, overrides: list[str]) -> Settings:
-    """Return the settings of benchmark `name` with `overrides` in Hydra's grammar.
+def load(name: str, overrides: list[str], folder: Path = FOLDER) -> Settings:
+    """Return the settings of benchmark `name`, a file of `folder`, with `overrides` in Hydra's grammar.
 
     Raises
     ------
     SqError : no such benchmark or setting, or a value that makes no sense
     """
-    name = name.removeprefix(PREFIX)
-    if name not in known():
-        raise SqError(f"{name}: no such benchmark; {config.nearest(name, known())} (all: {', '.join(known())})")
-    own = OmegaConf.load(EXPERIMENTS / f"{PREFIX}{name}.yaml")
+    name, there = name.removeprefix(BENCH), known(folder)
+    if name not in there:
+        raise SqError(f"{name}: no such benchmark; {config.nearest(name, there)} (all: {', '.join(there)})")
+    own = OmegaConf.load(folder / f"{BENCH}{name}.yaml")
     names = list(config.leaves(OmegaConf.to_container(own)))
-    plain = _compose(EXPERIMENTS, f"{PREFIX}{name}", overrides, lambda error: _explain(error, names))
+    plain = _compose(folder, f"{BENCH}{name}", overrides, lambda error: _explain(error, names))
     return check(plain)
 
 
@@ -108,8 +107,8 @@ def check(plain: Mapping[str, Any]) -> Settings:
             wanted = error.errors()[0]["msg"].replace("Input should be", "should be")
             raise SqError(f"{name}={plain[name]}: {wanted}") from error
     settings = Settings(**{name: plain[name] for name in names})
-    if not settings.name.startswith(PREFIX):
-        raise SqError(f"name={settings.name}: a benchmark's begins with {PREFIX}")
+    if not settings.name.startswith(BENCH):
+        raise SqError(f"name={settings.name}: a benchmark's begins with {BENCH}")
     for part in ("quantizers", "bits"):
         if not (values := getattr(settings, part)) or any(values.count(value) > 1 for value in values):
             raise SqError(f"{part}={values}: at least one, and none twice")
@@ -146,13 +145,23 @@ def choose(family: str, words: str, seed: int) -> dict[str, Any]:
     ------
     SqError : no such choice or knob
     """
+    part = compose(family, words, seed)
+    build.check(part, family)
+    return part
+
+
+def compose(family: str, words: str, seed: int) -> dict[str, Any]:
+    """Return what `choose` does, its knobs not checked against the code, which would import torch.
+
+    Raises
+    ------
+    SqError : no such choice or knob
+    """
     if not words.split():
         raise SqError(f"{family}: no choice was made")
     choice, *knobs = words.split()
     overrides = [f"{family}={choice}", *(f"{family}.{knob}" for knob in knobs), f"seed={seed}"]
-    part = _compose(Path(CONF), "config", overrides, explain)[family]
-    build.check(part, family)
-    return part
+    return _compose(Path(CONF), "config", overrides, explain)[family]
 
 
 def _method(entry: str | dict[str, Any], seed: int) -> Method:

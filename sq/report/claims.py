@@ -2,7 +2,7 @@
 
 ``results/claims.yaml`` holds them: by source, with the full-precision figure they start from. A record is compared
 with a claim if every setting the claim names is the record's, and its full precision is the claim's within
-`SAME_BASELINE`: rows of different checkpoints are never mixed.
+`SAME_BASELINE`: rows of different checkpoints are never mixed. A claim is a figure, or a range: [20, 200].
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from sq.config import leaves
 from sq.errors import SqError, one_line
 from sq.record import Record
+from sq.report.table import HEADLINES, speedup, yardsticks
 
 if TYPE_CHECKING:
     import pandas
 
 FILE = "claims.yaml"
-SAME_BASELINE = 0.3  # points of top-1 between the claim's full precision and ours
+SAME_BASELINE = {"top1": 0.3, "map": 0.003}  # between the claim's full precision and ours: points, and share
+FIGURES = ("top1", "map", "drop", "speedup")  # what is claimed; "drop" of the record's headline, "speedup" over OBQ
 KEYS = {"source", "evidence", "setting", "when", "full", "figures"}
 
 
@@ -30,7 +32,7 @@ def read(results: Path) -> list[dict[str, Any]]:
     Returns
     -------
     each with `source`, `evidence`, `setting` (words), `when` (what a record must have), `full`, `name` and `value`
-    (the figure claimed)
+    (the figure claimed, or its lowest and highest)
 
     Raises
     ------
@@ -55,7 +57,7 @@ def _spread(group: Mapping[str, Any]) -> list[dict[str, Any]]:
     claims = []
     for figure in group["figures"]:
         when = {**group["when"], **figure}
-        claimed = {name: when.pop(name) for name in [*when] if name in ("top1", "map", "drop")}
+        claimed = {name: when.pop(name) for name in [*when] if name in FIGURES}
         ((name, value),) = claimed.items()
         claims.append(common | {"when": when, "full": group["full"][when["model"]], "name": name, "value": value})
     return claims
@@ -76,8 +78,14 @@ def _has(record: Record, when: Mapping[str, Any]) -> bool:
 
 
 def _same_baseline(record: Record, claim: Mapping[str, Any]) -> bool:
-    full = record["results"].get(f"{claim['name'] if claim['name'] != 'drop' else 'top1'}_full")
-    return full is not None and abs(full - claim["full"]) <= SAME_BASELINE
+    headline = _headline(record)
+    if claim["name"] in HEADLINES and claim["name"] != headline:
+        return False
+    return abs(record["results"][f"{headline}_full"] - claim["full"]) <= SAME_BASELINE[headline]
+
+
+def _headline(record: Record) -> str:
+    return record["results"].get("headline", "top1")  # older records have no other
 
 
 def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFrame:
@@ -90,10 +98,11 @@ def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFra
     for claim in claims:
         if any(value not in used.get(name, (value,)) for name, value in claim["when"].items()):
             continue  # of a network or method that none of them has
-        if not (same := matching(claim, records)):
+        same = matching(claim, records)
+        if not (measured := _measured(claim, same, records)):
             continue
-        measured = [r["results"][claim["name"]] for r in same]
-        when = claim["when"]
+        when, mean = claim["when"], statistics.fmean(measured)
+        form = ".1f" if claim["name"] == "speedup" else HEADLINES[_headline(same[0])][1]
         rows.append(
             {
                 "source": claim["source"],
@@ -101,11 +110,30 @@ def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFra
                 "method": when["quantizer"],
                 "bits": f"{when['bits']:g}",
                 "figure": claim["name"],
-                "claimed": f"{claim['value']:.2f}",
-                "measured": f"{statistics.fmean(measured):.2f}",
-                "gap": f"{statistics.fmean(measured) - claim['value']:+.2f}",
-                "runs": str(len(same)),
+                "claimed": _words(claim["value"], form),
+                "measured": f"{mean:{form}}",
+                "gap": _gap(mean, claim["value"], form),
+                "runs": str(len(measured)),
                 "setting": claim["setting"],
             }
         )
     return pandas.DataFrame(rows)
+
+
+def _measured(claim: Mapping[str, Any], same: list[Record], records: list[Record]) -> list[float]:
+    if claim["name"] == "speedup":  # known only beside OBQ's runs on the same machine
+        obq = yardsticks(records)
+        return [times for r in same if (times := speedup(r, obq)) is not None]
+    return [r["results"][claim["name"]] for r in same]
+
+
+def _words(value: float | list[float], form: str) -> str:
+    return " to ".join(f"{end:{form}}" for end in value) if isinstance(value, list) else f"{value:{form}}"
+
+
+def _gap(mean: float, value: float | list[float], form: str) -> str:
+    """Return how far `mean` is from the claim; of a range, from its nearest end outside."""
+    if isinstance(value, list):
+        low, high = value
+        return "within" if low <= mean <= high else f"{mean - (low if mean < low else high):+{form}}"
+    return f"{mean - value:+{form}}"

@@ -23,6 +23,7 @@ NETWORK = ("model", "dataset")  # what has a row of panels to itself
 MOST_NETWORKS = 8  # rows of panels
 FULL = "full precision"
 DODGE = 0.05  # bits between two lines, so that one's bars do not hide the other's
+WIDE = 16  # numbers whose largest is this many times the smallest are drawn on a logarithmic axis
 
 
 def every(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:
@@ -36,15 +37,17 @@ def methods(rows: list[Row]) -> Figure:
     """Draw accuracy against weight bits, and mean layer error against solve time; a row of panels for each network.
 
     One line a method, bars for seeds (standard deviation); a panel for each bit-width of activations. The last panel
-    shows the highest of these, for layer errors do not depend on it. What is too much for one figure is left to the
-    page, and the figure says so.
+    shows the highest of these, for layer errors do not depend on it. Where weight bits are the same throughout,
+    accuracy stands against what does vary. What is too much for one figure is left to the page, and the figure says so.
     """
     plt = pyplot()
+    along = varied(rows)
     networks = _by(rows, _network)
     shown = dict(list(networks.items())[:MOST_NETWORKS])
-    inputs = sorted({row["labels"].get(ACTIVATION, FLOAT) for row in rows}, reverse=True)
-    names = list(dict.fromkeys(_line_name(row) for own in shown.values() for row in own))[:MOST]
-    widths = [2.2 + 0.5 * len(_bits(own)) for own in _by(rows, _activation_bits, inputs).values()]
+    inputs = sorted({_panel(row, along) for row in rows}, reverse=True)
+    names = list(dict.fromkeys(_line_name(row, along) for own in shown.values() for row in own))[:MOST]
+    columns = _by(rows, lambda row: _panel(row, along), inputs)
+    widths = [2.2 + 0.5 * min(8, len(_places(own, along))) for own in columns.values()]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(shown),
@@ -55,9 +58,10 @@ def methods(rows: list[Row]) -> Figure:
             width_ratios=[*widths, 3.6],
         )
         for panels, (network, own) in zip(axes, shown.items(), strict=True):
-            _row(panels, network, own, inputs, names)
+            words = {bits: _title(network, bits if len(inputs) > 1 or bits != FLOAT else None) for bits in inputs}
+            _row(panels, own, words, names, along)
         _legend(figure, axes)
-        if note := _left_out(networks, names):
+        if note := _left_out(networks, names, along):
             figure.suptitle(note, fontsize=8)
     return figure
 
@@ -72,43 +76,53 @@ def _legend(figure: Figure, axes: Any) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=8)
 
 
-def _row(panels: Any, network: str, rows: list[Row], inputs: list[int], names: list[str]) -> None:
-    """Draw the panels of one network."""
-    for panel, (bits, own) in zip(panels, _by(rows, _activation_bits, inputs).items(), strict=False):
-        if not own:
+def varied(rows: list[Row]) -> str:
+    """Return the label that rows differ in along an axis: weight bits, else the number that takes the most values."""
+    values = {name: {row["labels"].get(name) for row in rows} for name in rows[0]["labels"]}
+    numbers = {name: own for name, own in values.items() if all(type(v) in (int, float) for v in own) and len(own) > 1}
+    return "bits" if "bits" in numbers or not numbers else max(numbers, key=lambda name: len(numbers[name]))
+
+
+def _row(panels: Any, rows: list[Row], titles: dict[int, str], names: list[str], along: str) -> None:
+    """Draw the panels of one network, by their bits of activations."""
+    groups = _by(rows, lambda row: _panel(row, along), list(titles))
+    for panel, (bits, own) in zip(panels, groups.items(), strict=False):
+        if own:
+            _accuracy(panel, own, names, along)
+            panel.set_title(titles[bits], fontsize=8, loc="left")
+        else:
             panel.set_axis_off()
-            continue
-        _accuracy(panel, own, names)
-        words = [network, f"activations: {bits:g} bits" if len(inputs) > 1 or bits != FLOAT else ""]
-        panel.set_title(", ".join(word for word in words if word), fontsize=8, loc="left")
-    highest = max(_activation_bits(row) for row in rows)
-    _tradeoff(panels[-1], [row for row in rows if _activation_bits(row) == highest], names)
+    _tradeoff(panels[-1], groups[max(bits for bits, own in groups.items() if own)], names, along)
 
 
-def _accuracy(axes: Axes, rows: list[Row], names: list[str]) -> None:
-    ticks = _bits(rows)
-    dodge = DODGE if len(ticks) > 1 else 3 * DODGE
-    for name, own in _lines(rows, names).items():
+def _accuracy(axes: Axes, rows: list[Row], names: list[str], along: str) -> None:
+    ticks = _places(rows, along)
+    wide = ticks[0] > 0 and ticks[-1] >= WIDE * ticks[0]
+    dodge = 0.0 if along != "bits" else DODGE if len(ticks) > 1 else 3 * DODGE
+    for name, own in _lines(rows, names, along).items():
         shift = dodge * (names.index(name) - (len(names) - 1) / 2)
-        own = sorted(own, key=lambda row: row["labels"]["bits"])
-        _line(axes, [row["labels"]["bits"] + shift for row in own], [row["score"] for row in own], name, names)
+        own = sorted(own, key=lambda row: row["labels"][along])
+        _line(axes, [row["labels"][along] + shift for row in own], [row["score"] for row in own], name, names)
     full = statistics.fmean([s + d for row in rows for s, d in zip(row["score"], row["drop"], strict=True)])
     axes.axhline(full, color="0.4", linewidth=0.8, label=FULL)
     axes.margins(x=0.06 if len(ticks) > 1 else 0.15)
-    axes.set(xlabel="weight bits", ylabel=HEADLINES[rows[0]["headline"]][0])
-    axes.set_xticks(ticks)
+    axes.set(xlabel={"bits": "weight bits"}.get(along, along), ylabel=HEADLINES[rows[0]["headline"]][0])
+    if wide:
+        axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{place:g}" for place in ticks])
+    axes.minorticks_off()
     axes.grid(visible=False, axis="x")
 
 
-def _tradeoff(axes: Axes, rows: list[Row], names: list[str]) -> None:
-    for name, own in _lines(rows, names).items():
+def _tradeoff(axes: Axes, rows: list[Row], names: list[str], along: str) -> None:
+    for name, own in _lines(rows, names, along).items():
         seconds = [statistics.fmean(row["solve_seconds"]) for row in own]
         _line(axes, seconds, [row["relative_error"] for row in own], name, names)
         for row, x in zip(own, seconds, strict=True):
             point = (x, statistics.fmean(row["relative_error"]))
-            axes.annotate(f"{row['labels']['bits']:g}", point, (4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(f"{row['labels'][along]:g}", point, (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="solve time (s), all layers", ylabel="mean relative output error", xscale="log", yscale="log")
-    axes.set_title("numbers at the points: bits", fontsize=8, loc="right")
+    axes.set_title(f"numbers at the points: {along}", fontsize=8, loc="right")
 
 
 def _line(axes: Axes, x: list[float], y: list[list[float]], name: str, names: list[str]) -> None:
@@ -149,31 +163,37 @@ def _by(rows: list[Row], what: Any, order: list[Any] | None = None) -> dict[Any,
     return groups
 
 
-def _lines(rows: list[Row], names: list[str]) -> dict[str, list[Row]]:
-    return {name: own for name, own in _by(rows, _line_name).items() if name in names}
+def _lines(rows: list[Row], names: list[str], along: str) -> dict[str, list[Row]]:
+    return {name: own for name, own in _by(rows, lambda row: _line_name(row, along)).items() if name in names}
 
 
 def _network(row: Row) -> str:
     return " ".join(plain(row["labels"][name]) for name in NETWORK if name in row["labels"])
 
 
-def _activation_bits(row: Row) -> int:
-    return row["labels"].get(ACTIVATION, FLOAT)
+def _title(network: str, activation_bits: int | None) -> str:
+    words = "" if activation_bits is None else f"activations: {activation_bits:g} bits"
+    return ", ".join(text for text in (network, words) if text)
 
 
-def _line_name(row: Row) -> str:
-    """Return every label but those of panels and the bits, in one name."""
-    apart = ("bits", ACTIVATION, *NETWORK)
+def _panel(row: Row, along: str) -> int:
+    """Return the bits of activations, whose runs share a panel, unless they are what accuracy stands against."""
+    return FLOAT if along == ACTIVATION else row["labels"].get(ACTIVATION, FLOAT)
+
+
+def _line_name(row: Row, along: str) -> str:
+    """Return every label but those of panels, the bits, and what accuracy stands against, in one name."""
+    apart = ("bits", ACTIVATION, along, *NETWORK)
     return " ".join(str(value) for name, value in row["labels"].items() if name not in apart)
 
 
-def _bits(rows: list[Row]) -> list[float]:
-    return sorted({row["labels"]["bits"] for row in rows})
+def _places(rows: list[Row], along: str) -> list[float]:
+    return sorted({row["labels"][along] for row in rows})
 
 
-def _left_out(networks: dict[str, list[Row]], names: list[str]) -> str:
+def _left_out(networks: dict[str, list[Row]], names: list[str], along: str) -> str:
     """Return what the figure does not show; "" if it shows everything."""
-    lines = {_line_name(row) for own in networks.values() for row in own}
+    lines = {_line_name(row, along) for own in networks.values() for row in own}
     parts = [
         f"{len(names)} of {len(lines)} lines" if len(lines) > len(names) else "",
         f"{MOST_NETWORKS} of {len(networks)} networks" if len(networks) > MOST_NETWORKS else "",

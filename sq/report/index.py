@@ -109,8 +109,7 @@ def _told(file: Path) -> dict[str, Any] | None:
 
 def _benchmark(folder: Path) -> dict[str, Any]:
     made = read(folder / "bench.json") or {}
-    text = experiment.FOLDER / f"{folder.name}.yaml"
-    question = experiment.header(text.read_text(encoding="utf-8")).get("question", "") if text.is_file() else ""
+    question = next((own.get("question", "") for own in experiment.headers(folder.name)), "")
     found, commit = made.get("measurements", []), (made.get("provenance", {}).get("commit") or "")[:8]
     totals = bench.totals(found, made["config"]["reference"]) if found else []
     most = max((row["bits"] for row in totals), default=0)

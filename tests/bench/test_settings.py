@@ -13,6 +13,7 @@ from sq.bench import __main__ as bench
 from sq.bench import settings
 from sq.build import build
 from sq.errors import SqError
+from sq.experiments import header
 
 FILES = sorted(EXPERIMENTS.glob("bench_*.yaml"))
 
@@ -33,9 +34,8 @@ def test_there_are_benchmarks():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_benchmark_is_what_its_header_says(file):
     name = file.stem.removeprefix("bench_")
-    head = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    parts = {found[1]: found[2] for line in head if (found := re.match(r"# (\w+) {2,}(.+)", line))}
-    assert {"Question", "Run", "Cost", "Expect"} <= set(parts)
+    parts = header(file)
+    assert {"Question", "Run", "Cost", "Expect", "Source"} <= set(parts)
     assert parts["Question"].endswith("?")
     assert parts["Run"] == f"python -m sq.bench {name}"
     own = settings.load(name, [])

@@ -10,20 +10,14 @@ name: {name}
 """
 
 
-def test_header_is_the_comment_that_begins_the_file():
-    assert experiment.header(HEADER.format(name="a")) == {
-        "question": "Why not?",
-        "run": "python run.py -cn a",
-        "cost": "2 runs",
-    }
-    assert experiment.header("name: a\n") == {}
-
-
 def test_headers_are_those_of_all_files_of_the_name(tmp_path):
     for stem, name in (("a_more", "a"), ("a", "a  # why"), ("b", "b"), ("aa", "aa")):
-        (tmp_path / f"{stem}.yaml").write_text(HEADER.format(name=name))
+        (tmp_path / f"{stem}.yaml").write_text(HEADER.replace("name: {name}", f"name: {name}"))
     assert [own["file"] for own in experiment.headers("a", tmp_path)] == ["a.yaml", "a_more.yaml"]
     assert experiment.headers("c", tmp_path) == []
+    (own,) = experiment.headers("b", tmp_path)
+    told = {"question": "Why not?", "run": "python run.py -cn {name}", "cost": "2 runs"}
+    assert own == {"file": "b.yaml", **told}, "what follows the header is no part of it"
 
 
 def test_committed_experiments_are_found():

@@ -1,0 +1,48 @@
+"""What an experiment needs that is not on this machine: data, weights, packages of extras.
+
+Looked for as the runs themselves will look, before hours are spent on the way there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from sq import data
+from sq.config import leaves
+from sq.errors import SqError
+
+FILES = {"model": "weights", "dataset": "root"}  # the knobs that name files of the user's
+# What pip install sq does not bring along, by the setting that asks for it and how its value begins.
+DETECTION = 'python -m pip install -e ".[detection]"'
+PACKAGES = (
+    ("model._target_", "sq.model.yolov5.", "ultralytics", DETECTION),
+    ("model._target_", "sq.model.ultralytics.", "ultralytics", DETECTION),
+    ("metric.evaluator", "faster", "faster_coco_eval", DETECTION),
+    ("metric.evaluator", "pycocotools", "pycocotools", DETECTION),
+    ("quantizer.solve._target_", "sq.solver.brevitas_gptq.", "brevitas", "python -m pip install 'brevitas>=0.13.4'"),
+)
+
+
+def lacking(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each thing that runs of these `configs` need and that is not here, with what to do about it.
+
+    Parameters
+    ----------
+    configs : resolved configs, or parts of them
+    """
+    lines: dict[str, None] = {}
+    for config in configs:
+        for family, knob in FILES.items():
+            path = (config.get(family) or {}).get(knob)
+            if isinstance(path, str):
+                try:
+                    data.find(path, f"{family}.{knob}")
+                except SqError as error:
+                    lines[str(error)] = None
+        flat = leaves(config)
+        for setting, start, package, install in PACKAGES:
+            if str(flat.get(setting, "")).startswith(start) and find_spec(package) is None:
+                lines[f"{package} is not installed: {install}"] = None
+    return list(lines)

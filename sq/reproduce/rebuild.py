@@ -1,0 +1,56 @@
+"""Tables and figures of results/, from records alone; and those tables again where the README shows them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from sq.console import track
+from sq.errors import SqError
+
+
+def rebuild(names: list[str], results: Path) -> tuple[list[Path], list[str]]:
+    """Build the report of each folder in `names` that holds records; return the files changed, and what went wrong."""
+    changed, faults = [], []
+    for name in track(names, "tables and figures"):
+        if not any((results / name).glob("*.json")):
+            continue
+        before = _digests(results / name)
+        try:
+            built = _build(name, results)
+        except SqError as error:
+            faults.append(f"{name}: {error}")
+            continue
+        changed += [file for file in built if before.get(file) != _digest(file)]
+    return changed, faults
+
+
+def refresh(page: Path, names: list[str], results: Path) -> bool:
+    """Put the tables of `names` between their marks in `page`, where it has such marks; return whether it changed."""
+    from sq.report.__main__ import insert
+
+    if not page.is_file():
+        return False
+    before = page.read_text()
+    for name in re.findall(r"^<!-- table: (\S+) -->$", before, re.MULTILINE):
+        table = results / name / "table.md"
+        if name in names and table.is_file():
+            insert(page, name, table.read_text())
+    return page.read_text() != before
+
+
+def _build(name: str, results: Path) -> list[Path]:
+    from sq.bench import report as bench
+    from sq.report.__main__ import build
+
+    record = results / name / "bench.json"
+    return bench.build(record) if record.is_file() else build(name, results)
+
+
+def _digests(folder: Path) -> dict[Path, str]:
+    return {file: _digest(file) for file in folder.rglob("*") if file.is_file()}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
