@@ -14,6 +14,8 @@ patiently() { # patiently SECONDS COMMAND...: repeat it until it succeeds
   until "$@" >/dev/null 2>&1; do ((SECONDS < until)) || { echo "no success: $*; logs in $dir/log" >&2; return 1; }; sleep 0.5; done
 }
 
+gone() { ! kill -0 "$1"; }
+
 install_packages() {
   command -v slurmctld slurmd slurmdbd mariadbd munged >/dev/null && return
   apt-get update -qq
@@ -98,7 +100,10 @@ start() {
 stop() {
   local file
   for file in "$dir"/run/slurmd.pid "$dir"/run/slurmctld.pid "$dir"/run/slurmdbd.pid "$dir"/db/mariadbd.pid /run/munge/munged.pid; do
-    [[ -s $file ]] && kill "$(cat "$file")" 2>/dev/null || true
+    [[ -s $file ]] || continue
+    local pid; pid=$(cat "$file")
+    kill "$pid" 2>/dev/null || true
+    patiently 30 gone "$pid" || true # so that another start finds the place free
   done
 }
 
