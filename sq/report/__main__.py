@@ -150,6 +150,7 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
 
 
 def _figures(own: Contents, folder: Path) -> list[Path]:
+    """Draw the figures."""
     from sq.report import figure, style, table
 
     files = style.save(figure.methods(own.rows), folder / "figure")

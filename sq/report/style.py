@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, their yellow, which grey print loses, replaced by Tol's wine; marker and dash tell lines
@@ -57,6 +58,19 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         FigureCanvasPdf(figure).print_pdf(pages, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     plt.close(figure)
     return [vectors, pages]
+
+
+def plain_decades(*axes: Axis) -> None:
+    """Label logarithmic axes 0.01, 0.1, 1: shorter than powers of ten, and drawn in a fraction of the time."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""  # it leaves out what would crowd the axis
+
+    for axis in axes:
+        axis.set_major_formatter(Plain())
+        axis.set_minor_formatter(Plain())
 
 
 def pyplot() -> Any:
