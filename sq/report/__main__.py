@@ -144,6 +144,7 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
 
 
 def _figures(own: Contents, folder: Path) -> list[Path]:
+    """Draw the figures."""
     from sq.report import figure, style
 
     return [file for stem, drawn in figure.every(own.rows, own.records) for file in style.save(drawn, folder / stem)]

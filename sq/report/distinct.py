@@ -16,19 +16,15 @@ def distinct(values: Sequence[Any]) -> tuple[list[Any], list[int]]:
     The place of `ABSENT` is -1. Values of other types are never equal: 4.0 is not 4, nor is True 1. One object in many
     places is read once, see `share`.
     """
+    ids = list(map(id, values))  # `values` keeps objects alive, so that ids stay theirs
     places: dict[Hashable, int] = {}
-    known: dict[int, int] = {id(ABSENT): -1}  # `values` keeps objects alive, so that ids stay theirs
+    known: dict[int, int] = {}
     found: list[Any] = []
-    of = []
-    for value in values:
-        place = known.get(id(value))
-        if place is None:
-            place = places.setdefault(_token(value), len(found))
-            known[id(value)] = place
-            if place == len(found):
-                found.append(value)
-        of.append(place)
-    return found, of
+    for own, value in dict(zip(ids, values, strict=True)).items():
+        known[own] = -1 if value is ABSENT else places.setdefault(_token(value), len(found))
+        if known[own] == len(found):
+            found.append(value)
+    return found, [known[own] for own in ids]
 
 
 def share(part: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:

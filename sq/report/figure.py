@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sq.record import Record
 from sq.report import table
 from sq.report.labels import ACTIVATION, FLOAT, plain
-from sq.report.style import MOST, STYLE, look, pyplot
+from sq.report.style import MOST, STYLE, look, plain_decades, pyplot
 from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def _tradeoff(axes: Axes, rows: list[Row], names: list[str], along: str) -> None
             point = (x, statistics.fmean(row["relative_error"]))
             axes.annotate(f"{row['labels'][along]:g}", point, (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="solve time (s), all layers", ylabel="mean relative output error", xscale="log", yscale="log")
+    plain_decades(axes.xaxis, axes.yaxis)
     axes.set_title(f"numbers at the points: {along}", fontsize=8, loc="right")
 
 
@@ -151,7 +152,7 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
         axes.set_xticks(range(len(cost.columns)), cost.columns)
         axes.set_yticks(range(len(cost)), cost.index, fontsize=7)
         axes.set(xlabel="bits", title=title)
-        figure.colorbar(image, ax=axes, label="cost")
+        plain_decades(figure.colorbar(image, ax=axes, label="cost").ax.yaxis)
     return figure
 
 
