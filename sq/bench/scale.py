@@ -22,10 +22,8 @@ from sq.points import Job
 ROOT = Path(__file__).resolve().parent.parent.parent
 SWEEP = """# Question  How does sq take so many runs?
 # Run       python -m sq.bench.scale
-defaults: [config, _self_]
+defaults: [config, override correction: none, override tracker: none, _self_]
 name: scale
-correction: none
-tracker: null
 sweep: {{max_runs: {runs}}}
 hydra:
   mode: MULTIRUN
@@ -35,6 +33,18 @@ hydra:
       bits: 2,3,4,8
       quantizer.damp: 0.01,0.02,0.03,0.04,0.05
       seed: range({seeds})
+"""
+# Runs a command as Python would, and leaves the most memory it had: that of `os.wait4` counts the parent's as well.
+PEAK = """
+import atexit, re, runpy, sys
+peak, *command = sys.argv[1:]
+atexit.register(lambda: open(peak, "w").write(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]))
+if command[0] == "-m":
+    sys.argv = command[1:]
+    runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+else:
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 """
 
 
@@ -55,12 +65,13 @@ def measure(folder: Path, runs: int) -> None:
     from rich.table import Table
 
     (folder / "experiments").mkdir()
-    text = SWEEP.format(runs=runs, seeds=runs // 100).replace("tracker: null\n", "")
+    text = SWEEP.format(runs=runs, seeds=runs // 100)
     (folder / "experiments" / "scale.yaml").write_text(text)
     results = folder / "results"
     jobs, _ = status.expected("scale", results, folder / "experiments")
-    template, _ = job.attempt({**jobs[0].config, "quantizer": jobs[0].config["quantizer"]}, jobs[0].choices, wait=True)
-    assert template is not None
+    template, failure = job.attempt(jobs[0].config, jobs[0].choices, wait=True)
+    if template is None or failure:
+        raise SystemExit(f"sq: the run that records are made from failed: {failure}")
     sweep = [str(ROOT / "run.py"), "-cd", str(folder / "experiments"), "-cn", "scale", f"results={results}"]
     told = ["-m", "sq.status", "scale", "--results", str(results), "--experiments", str(folder / "experiments")]
     shown = Table("command", "runs done", "seconds", "CPU seconds", "GiB")
@@ -92,13 +103,15 @@ def timed(command: list[str], folder: Path) -> list[str]:
     """Run `command` in a process of its own; return its seconds, those of its CPU, and GiB at most, as words."""
     start = time.perf_counter()
     with (folder / "out").open("w") as stream:
-        child = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream, cwd=folder)
+        whole = [sys.executable, "-c", PEAK, str(folder / "peak"), *command]
+        child = subprocess.Popen(whole, stdout=stream, stderr=stream, cwd=folder)
         _, state, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(state)
     if child.returncode not in (0, 1):  # 1: a status of which runs are missing
         raise SystemExit((folder / "out").read_text())
     seconds = time.perf_counter() - start
-    return [f"{seconds:.1f}", f"{used.ru_utime + used.ru_stime:.1f}", f"{used.ru_maxrss / 2**20:.2f}"]
+    kib = int((folder / "peak").read_text())
+    return [f"{seconds:.1f}", f"{used.ru_utime + used.ru_stime:.1f}", f"{kib / 2**20:.2f}"]
 
 
 if __name__ == "__main__":
