@@ -12,18 +12,17 @@ from sq.errors import SqError
 
 def rebuild(names: list[str], results: Path) -> tuple[list[Path], list[str]]:
     """Build the report of each folder in `names` that holds records; return the files changed, and what went wrong."""
-    changed, faults = [], []
+    faults: list[str] = []
+    built: dict[Path, None] = {}  # each once: the index over all experiments is written beside every one
+    before = {file: _digest(file) for file in results.rglob("*") if file.is_file() and file.suffix != ".json"}
     for name in track(names, "tables and figures"):
         if not any((results / name).glob("*.json")):
             continue
-        before = _digests(results / name)
         try:
-            built = _build(name, results)
+            built |= dict.fromkeys(_build(name, results))
         except SqError as error:
             faults.append(f"{name}: {error}")
-            continue
-        changed += [file for file in built if before.get(file) != _digest(file)]
-    return changed, faults
+    return [file for file in built if before.get(file) != _digest(file)], faults
 
 
 def refresh(page: Path, names: list[str], results: Path) -> bool:
@@ -46,10 +45,6 @@ def _build(name: str, results: Path) -> list[Path]:
 
     record = results / name / "bench.json"
     return bench.build(record) if record.is_file() else build(name, results)
-
-
-def _digests(folder: Path) -> dict[Path, str]:
-    return {file: _digest(file) for file in folder.rglob("*") if file.is_file()}
 
 
 def _digest(file: Path) -> str:

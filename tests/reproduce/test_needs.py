@@ -51,7 +51,7 @@ def test_every_optional_import_of_the_code_is_looked_for():
     guarded = set()
     for file in (ROOT / "sq").rglob("*.py"):
         text = file.read_text()
-        if "except ImportError" in text:
+        if "except ImportError" in text and file.name != "cluster.py":  # a launcher's need is no experiment's
             imported = re.findall(r"^ {8,}(?:from|import) (\w+)", text, re.MULTILINE)
             guarded |= {name for name in imported if name not in ("sq", "torch", "torchvision", "wandb")}
     optional = {package for _, _, package, _ in needs.PACKAGES}
