@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sq import config as settings
 from sq import job, plan, points, sweep
 from sq.console import out, say
-from sq.errors import one_line
+from sq.errors import SqError, one_line
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 settings.register()
@@ -33,11 +33,15 @@ def task(config: DictConfig) -> None:
     if own.mode == RunMode.MULTIRUN:
         sweep.task(plain, choices)
         return
-    points.unambiguous(list(own.overrides.task))
-    one = points.Job([], plain, choices)
-    if guess := plan.single(one):
-        say(guess)
-    record, failure = job.attempt(plain, choices, wait=True)
+    one, record = points.Job([], plain, choices), None
+    try:
+        points.unambiguous(list(own.overrides.task))
+    except SqError as error:
+        failure = str(error)
+    else:
+        if guess := plan.single(one):
+            say(guess)
+        record, failure = job.attempt(plain, choices, wait=True)
     if failure or record is None:
         say(f"sq: {failure}")
         raise SystemExit(1)  # not an exception, on which Hydra would comment

@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from omegaconf import OmegaConf
 from sq import images
 from sq.build import build
 from sq.model import digits_resnet
+
+# Where the tests are started in the background, the shell has SIGINT ignored, in every process they start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

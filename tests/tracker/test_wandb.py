@@ -148,7 +148,8 @@ def test_no_tracker_writes_nothing(words, tmp_path, monkeypatch):
     made = job.execute(config, choices, wait=True)
     assert made["status"] == "done"
     assert {f.name for f in tmp_path.iterdir()} == {"results", "outputs"}
-    assert (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text() == ""
+    lines = (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text().splitlines()
+    assert [" begun on " in lines[0], " ended: done" in lines[1], len(lines)] == [True, True, 2]
 
 
 def test_none_keeps_nothing():
