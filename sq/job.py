@@ -9,6 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ def execute(
         found = record.read(file)
         if found is not None and record.mark(file) != seen:
             return found
-        with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
-            done = found if found is not None and found["status"] == "done" else None
-            made = _run(config, choices, file.stem, done)
+        done = found if found is not None and found["status"] == "done" else None
+        # Trackers are left last: they can take a minute, and whatever happens meanwhile must not cost the result.
+        with _LogTo(_log(config, file)), ExitStack() as trackers:
+            made = _run(config, choices, file.stem, done, trackers)
             if held.lost():
                 raise SqError(f"another launcher took this process for dead and is doing {file.stem} again")
             # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
@@ -124,9 +126,13 @@ def outcome(made: record.Record) -> str:
 
 
 def _run(
-    config: Mapping[str, Any], choices: Mapping[str, str], key: str, earlier: record.Record | None
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    key: str,
+    earlier: record.Record | None,
+    trackers: ExitStack,
 ) -> record.Record:
-    """Return the record of a run; its tracker keeps to the `earlier` one where that is kept."""
+    """Return the record of a run; `trackers` sends it when it closes, or the `earlier` one where that is kept."""
     made = _begun(config, choices, key)
     log.info("begun on %s, process %s", socket.gethostname(), os.getpid())
     tracker = None
@@ -148,9 +154,14 @@ def _run(
         made["error"] = one_line(error)
         made["traceback"] = traceback.format_exc()
     if tracker is not None:
-        tracker.close(mirror.kept(made, earlier))
+        trackers.callback(tracker.close, mirror.kept(made, earlier))
     log.info("ended: %s", made["status"])
     return made
+
+
+def _log(config: Mapping[str, Any], file: Path) -> Path:
+    """Return where the run of record `file` logs."""
+    return Path(config["outputs"]) / config["name"] / f"{file.stem}.log"
 
 
 def _begun(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
