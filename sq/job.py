@@ -95,6 +95,8 @@ def _claimed(file: Path) -> claim.Claim:
 def bury(config: Mapping[str, Any], choices: Mapping[str, str], seen: str, cause: str, trace: str) -> bool:
     """Record that the process of a run ended for `cause`, unless it, or another since, left a record of the run.
 
+    The run's own log and its tracker, where all looks as if it were still on, are told too.
+
     Returns
     -------
     whether that is settled: not while a process holds the run, be it another launcher's or the one that is dying
@@ -113,10 +115,22 @@ def bury(config: Mapping[str, Any], choices: Mapping[str, str], seen: str, cause
         if record.mark(file) == seen:
             made = {**_begun(config, choices, file.stem), "error": cause, "traceback": trace}
             found = record.read(file)
-            record.keep(file, made, spare=found is not None and found["status"] == "done")
+            done = found if found is not None and found["status"] == "done" else None
+            with _LogTo(_log(config, file)):
+                log.error("failed: %s; the last it said:\n%s", cause, trace)
+                record.keep(file, made, spare=done is not None)
+                _leave(config["tracker"], made, done)
         return True
     finally:
         held.release()
+
+
+def _leave(part: Mapping[str, Any], made: record.Record, earlier: record.Record | None) -> None:
+    """Leave the page of a run whose process could not; the record stands, whatever goes wrong here."""
+    try:
+        build(part, "tracker")(made).close(mirror.kept(made, earlier))
+    except Exception as error:
+        log.warning("no page in the tracker: %s", one_line(error))
 
 
 def outcome(made: record.Record) -> str:
