@@ -1,7 +1,8 @@
 """Runs on a SLURM cluster, through submitit: tasks of job arrays, followed from the login node.
 
 A task whose time runs out, or that is preempted, is queued again: its runs that are done are not run again. One that
-dies (killed, out of memory, its node lost) leaves no record, so its end is told by SLURM's accounting.
+dies (killed, out of memory, its node lost) leaves no record, so its end is told by SLURM's accounting: the run it died
+in has failed, those it had not come to are still missing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sq import claim
 from sq.console import say
 from sq.errors import SqError
 from sq.launch import TAIL, Ended
@@ -65,7 +67,7 @@ def run(jobs: list[Job], settings: dict[str, Any]) -> Generator[Ended, None, Non
                 part = tasks.pop(task)
                 cause, trace = _death(task)
                 for run_number in part:
-                    yield Ended(run_number, cause, trace)
+                    yield Ended(run_number, cause, trace, not cause or _begun(jobs[run_number], task.job_id))
         looked = time.monotonic() if due else looked
         time.sleep(min(1.0, settings["poll_s"]))
 
@@ -117,6 +119,12 @@ def _partitions() -> str:
 
 def _reason_of(done: subprocess.CompletedProcess) -> str:
     return " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+
+
+def _begun(one: Job, task: str) -> bool:
+    """Return whether job `one` was being done by `task` when that died: then its claim is still there."""
+    who = claim.last(one.file)
+    return who is not None and who.get("job") == task
 
 
 def _death(task: Any) -> tuple[str, str]:

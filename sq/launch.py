@@ -22,11 +22,15 @@ TAIL = 4000  # characters of a dead process's log that its run's record keeps
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of job `number`: what its process died of, "" if it did not, with the end of that process's log."""
+    """The end of job `number`: what its process died of, "" if it did not, with the end of that process's log.
+
+    `begun` is False where the process died before it came to this job.
+    """
 
     number: int
     cause: str = ""
     trace: str = ""
+    begun: bool = True
 
 
 class Follower(Launcher):

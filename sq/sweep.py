@@ -123,10 +123,13 @@ def _follow(jobs: list[Job], words: list[str], launcher: Follower) -> None:
 
 
 def _told(one: Job, words: str, end: Ended) -> bool:
-    """Say what came of job `one`, after leaving a record of it if its process died; False while that is not over."""
+    """Say what came of job `one`, after leaving a record of it if its process died in it; False while that goes on."""
     file = one.file
     try:
-        if end.cause and not job.bury(one.config, one.choices, one.seen or "", end.cause, end.trace):
+        if end.cause and not end.begun and record.mark(file) == one.seen:
+            say(f"{words}: not done: {end.cause}")
+            return True
+        if end.cause and end.begun and not job.bury(one.config, one.choices, one.seen or "", end.cause, end.trace):
             return False
         made = record.read(record.failed_rerun(file)) or record.read(file) or {"error": "left no record"}
     except SqError as error:
@@ -181,7 +184,9 @@ def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
             failures.append(f"{where}: {error}")
             continue
         if found is None:
-            failures.append(f"{where}: left no record: it was killed or could not write; run the same command again")
+            failures.append(
+                f"{where}: left no record: never begun, killed or unable to write; run the same command again"
+            )
         elif found["status"] == "done":
             records.append(found)
             if again:
