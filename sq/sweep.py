@@ -57,11 +57,9 @@ def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) ->
     """Return the jobs of this launcher's share of the sweep."""
     if found := sweep_problems(settings):
         raise SqError("; ".join(found))
-    every = points.expand(loader, config)
+    every = points.expand(loader, config, settings["max_runs"])
     if not every:
         raise SqError("the sweep expands to no run at all")
-    if len(every) > settings["max_runs"]:
-        raise SqError(f"nothing was run: {len(every)} runs, more than sweep.max_runs={settings['max_runs']}")
     jobs = plan.share(every, settings["shard"])
     if not jobs:
         raise SqError(f"sweep.shard={settings['shard']} of {len(every)} runs holds none")
