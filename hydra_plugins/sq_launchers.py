@@ -15,6 +15,8 @@ from sq.points import Job
 class Local(Follower):
     """Runs on this machine, several at a time; see `sq.pool.run`."""
 
+    here = True
+
     def __init__(self, processes: int | None, folder: str):
         self.processes, self.folder = processes, Path(folder)
 

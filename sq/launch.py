@@ -36,6 +36,8 @@ class Ended:
 class Follower(Launcher):
     """A launcher that `sq.sweep` follows job by job."""
 
+    here = False  # whether its runs are on this machine
+
     @abstractmethod
     def run(self, jobs: list[Job]) -> Generator[Ended, None, None]:
         """Run `jobs`, and yield one `Ended` for each as it ends, in whatever order."""

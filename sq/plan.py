@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from sq import claim, record
-from sq.build import check
-from sq.config import FAMILIES, problems
+from sq.config import problems
 from sq.errors import SqError
 from sq.points import Job
 
@@ -147,35 +144,6 @@ def single(job: Job) -> str:
         return ""
     guess = known.estimate([job])
     return "" if guess.unknown else f"about {guess.seconds:.0f} s{guess.memory}, by earlier records"
-
-
-def senseless(jobs: list[Job]) -> list[str]:
-    """Return a line for each thing wrong with the settings of a job that can be seen without loading anything."""
-    return [f"{' '.join(job.overrides)}: {line}" for job in jobs for line in problems(job.config)]
-
-
-def refused(runs: list[Run]) -> list[str]:
-    """Return a line for each choice of a run that does not fit the code it names; finished runs are not looked at."""
-    lines: list[str] = []
-    faults: dict[str, str] = {}  # equal parts are checked once: the first check of a family imports torch
-    for run in runs:
-        if run.state == "done":
-            continue
-        for family in FAMILIES:
-            part = json.dumps([family, run.job.config[family]], sort_keys=True)
-            if part not in faults:
-                faults[part] = _fault(run.job.config[family], family)
-            if faults[part]:
-                lines.append(f"{' '.join(run.job.overrides)}: {faults[part]}")
-    return lines
-
-
-def _fault(part: Any, family: str) -> str:
-    try:
-        check(part, family)
-    except SqError as error:
-        return str(error)
-    return ""
 
 
 def differing(jobs: list[Job]) -> list[str]:

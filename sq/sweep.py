@@ -15,12 +15,12 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from sq import claim, console, job, plan, points, record, track
+from sq import claim, console, experiments, job, plan, points, preview, record, track
 from sq.config import sweep_problems
 from sq.console import out, say
 from sq.errors import SqError, one_line
 from sq.launch import Ended, Follower
-from sq.plan import Known, Run
+from sq.plan import Run
 from sq.points import Job
 
 HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process, one by one
@@ -34,18 +34,17 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     SqError : the sweep makes no sense, in whole or in part; nothing was run then
     HydraException, OmegaConfBaseException : an override that Hydra refuses
     """
-    settings = points.resolve(config)["sweep"]
+    every = points.resolve(config)
+    settings = every["sweep"]
+    if wrong := experiments.misplaced(config.hydra, every["name"]):
+        raise SqError(f"nothing was run: {wrong}")
     jobs = _jobs(loader, config, settings)
-    _refuse(plan.senseless(jobs), jobs)
-    known = Known(jobs)
-    runs = [known.state(one) for one in jobs]
-    _refuse(plan.refused(runs), jobs)
-    todo = plan.chosen(runs, settings["retry"])
+    here = _is_here(launcher) or (isinstance(launcher, Follower) and launcher.here)
+    known, runs, todo = preview.look(jobs, settings["retry"], here=here)
     if settings["dry_run"]:
-        out.print(plan.listing(runs, todo))
-        say(plan.forecast(runs, todo, known))
+        preview.show(known, runs, todo)
         return
-    for folder in {one.file.parent for one in jobs}:
+    for folder in {run.job.file.parent for run in todo}:
         record.probe(folder)
     say(plan.forecast(runs, todo, known))
     if todo:
@@ -66,17 +65,17 @@ def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) ->
     return jobs
 
 
-def _refuse(lines: list[str], jobs: list[Job]) -> None:
-    if lines:
-        raise SqError(f"nothing was run; {len(lines)} of {len(jobs)} runs make no sense: {' | '.join(lines)}")
+def _is_here(launcher: Launcher) -> bool:
+    """Return whether `launcher` is Hydra's own, which runs jobs in this process."""
+    # By name: Hydra loads its plugins anew, so that their classes are not those one imports.
+    return f"{type(launcher).__module__}.{type(launcher).__name__}" == HERE
 
 
 def _launch(runs: list[Run], launcher: Launcher, *, again: bool) -> None:
     """Do `runs`, done ones too with `again`, where `launcher` says."""
     jobs = [_marked(run.job, again=again) for run in runs]
     words = [f"[{number}/{len(jobs)}] {own}" for number, own in enumerate(plan.differing(jobs), 1)]
-    # By name: Hydra loads its plugins anew, so that their classes are not those one imports.
-    if f"{type(launcher).__module__}.{type(launcher).__name__}" == HERE:
+    if _is_here(launcher):
         _here(jobs, words)
     elif isinstance(launcher, Follower):
         _follow(jobs, words, launcher)

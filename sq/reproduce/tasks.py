@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sq import cli, plan, record, status
+from sq import cli, needs, plan, record, status
 from sq.bench import settings
 from sq.console import track
 from sq.errors import SqError
 from sq.experiments import Experiment
 from sq.plan import Known
 from sq.points import Job
-from sq.reproduce import needs
 
 
 @dataclass(frozen=True)
