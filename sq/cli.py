@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sq import config as settings
-from sq import job, plan, points, sweep
+from sq import experiments, job, plan, points, preview, sweep
 from sq.console import out, say
 from sq.errors import SqError, one_line
 
@@ -35,7 +36,10 @@ def task(config: DictConfig) -> None:
         return
     one, record = points.Job([], plain, choices), None
     try:
-        points.unambiguous(list(own.overrides.task))
+        _check_alone(own, plain["name"])
+        if plain["sweep"]["dry_run"]:
+            preview.show(*preview.look([one], "failed", here=True))
+            return
     except SqError as error:
         failure = str(error)
     else:
@@ -48,6 +52,15 @@ def task(config: DictConfig) -> None:
     from sq.report import table
 
     out.print(table.for_terminal(table.build([record])))
+
+
+def _check_alone(own: Any, name: str) -> None:
+    """Refuse what a single run, with `own` of Hydra's, cannot be asked for."""
+    given = points.unambiguous(list(own.overrides.task))
+    if many := [word for setting, word in given.items() if setting.startswith("sweep.") and setting != "sweep.dry_run"]:
+        raise SqError(f"{many[0]}: of a sweep, and this is one run: add -m, or leave it out")
+    if wrong := experiments.misplaced(own, name):
+        raise SqError(wrong)
 
 
 def main() -> None:
