@@ -90,6 +90,8 @@ def explain(error: Exception) -> str:
         )
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text):
         name = found[1] or found[2]
+        if full := re.search(r"full_key: (hydra\.\S+)", text):
+            return _unknown_of_hydra(full[1])
         return f"{name}: no such setting; {settings.nearest(name, _names())}"
     if found := re.search(
         r"Error merging override (\S+).* (?:could not be converted to|is not a valid) (\w+)", text, re.DOTALL
@@ -101,6 +103,20 @@ def explain(error: Exception) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(text.split())
     return one_line(error)
+
+
+def _unknown_of_hydra(name: str) -> str:
+    """Return what to say of the setting `name` of Hydra's own part, which does not exist."""
+    import yaml
+
+    start, _, own = name.rpartition(".")
+    if start != "hydra.launcher":
+        return f"{name}: no such setting of Hydra"
+    known = {file.stem: yaml.safe_load(file.read_text()) for file in Path(CONF, "hydra", "launcher").glob("*.yaml")}
+    near = settings.nearest(own, {setting for knobs in known.values() for setting in knobs if setting[0] != "_"})
+    whose = sorted(launcher for launcher, knobs in known.items() if near.removeprefix("nearest: ") in knobs)
+    of = f", of hydra/launcher={' and '.join(whose)}" if whose else ""
+    return f"{name}: no such setting of the launcher in use; {near}{of}"
 
 
 def _names() -> list[str]:

@@ -38,6 +38,8 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     settings = every["sweep"]
     if wrong := experiments.misplaced(config.hydra, every["name"]):
         raise SqError(f"nothing was run: {wrong}")
+    if isinstance(launcher, Follower):
+        launcher.check()
     jobs = _jobs(loader, config, settings)
     here = _is_here(launcher) or (isinstance(launcher, Follower) and launcher.here)
     known, runs, todo = preview.look(jobs, settings["retry"], here=here)
