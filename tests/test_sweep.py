@@ -125,6 +125,12 @@ def test_sweep_into_a_folder_that_is_a_file_is_refused(tmp_path):
     assert (tmp_path / "results").read_text() == "precious"
 
 
+def test_finished_sweep_needs_no_place_to_write(one_failing, monkeypatch):
+    folder, _ = one_failing
+    monkeypatch.setattr(record, "probe", lambda folder: pytest.fail("a read-only disk would be refused"))
+    assert call(folder, "calibration.images=32,48", sweep=True).returncode == 0
+
+
 def test_failed_rerun_in_a_sweep_is_a_failure_and_keeps_the_record(tmp_path):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(WEIGHTS.read_bytes())
