@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sq import pages, record
+from sq import record, tracked
 from sq.console import say, track
 from sq.errors import SqError, one_line
 from sq.ledger import Ledger
 from sq.mirror import Destination, Page
-from sq.pages import Item
 from sq.record import Record
+from sq.tracked import Item
 
 DEFAULTS = Path(__file__).resolve().parent.parent / "conf" / "tracker" / "wandb.yaml"
 
@@ -59,7 +59,7 @@ def upload(options: argparse.Namespace) -> bool:
     from sq.tracker import wandb as client
 
     name = options.name
-    found = pages.read(record.folder(name, options.results))
+    found = tracked.read(record.folder(name, options.results))
     if not found.records and not found.damaged:
         raise SqError(f"no records in {options.results / name}: run the experiment first")
     where = destination(options, list(found.records.values()))
@@ -155,7 +155,7 @@ def summarise(records: Sequence[Record], failures: Sequence[str], config: Mappin
     folder = Path(config["results"]) / config["name"]
 
     def draw() -> Page:
-        return pages.read(folder, {own["key"]: own for own in records}).summary(failures)
+        return tracked.read(folder, {own["key"]: own for own in records}).summary(failures)
 
     try:
         part = config["tracker"]

@@ -72,12 +72,13 @@ def index(results: Path) -> Path:
     ------
     SqError : no such folder, a damaged record of a benchmark, or a folder that cannot be written
     """
-    from sq.report import index as pages
+    from sq.report.index import PAGE
+    from sq.report.index import build as drawn
 
     if not results.is_dir():
         raise SqError(f"no folder {results}: run an experiment first, or correct --results")
-    record.write_text(results / pages.PAGE, pages.build(results))
-    return results / pages.PAGE
+    record.write_text(results / PAGE, drawn(results))
+    return results / PAGE
 
 
 def _table(folder: Path) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 from cli_helpers import ROOT
 
-from sq import mirror, pages, record
+from sq import mirror, record, tracked
 
 SOURCES = sorted((ROOT / "results" / "quickstart").glob("*.json"))[:2]
 
@@ -25,11 +25,11 @@ def change(file, **more):
 
 
 def digests(folder):
-    return {item.id: item.digest for item in pages.read(folder).items()}
+    return {item.id: item.digest for item in tracked.read(folder).items()}
 
 
 def test_an_item_for_each_record_and_the_whole_at_the_end(folder):
-    found = pages.read(folder)
+    found = tracked.read(folder)
     ids = [mirror.identity("trial", file.stem) for file in SOURCES]
     assert [item.id for item in found.items()] == [*ids, mirror.summary_identity("trial")]
     made = [item.draw() for item in found.items()]
@@ -53,7 +53,7 @@ def test_digests_follow_the_bytes(folder):
 def test_failed_repetition_is_told_beside_the_figures(folder):
     before = digests(folder)
     change(record.failed_rerun(folder / SOURCES[0].name), status="failed", error="too hot", traceback="T")
-    found = pages.read(folder)
+    found = tracked.read(folder)
     page, other, whole = (item.draw() for item in found.items())
     assert (page.summary["status"], page.summary["repeat_error"]) == ("done", "too hot")
     assert "repeat_error" not in other.summary
@@ -64,7 +64,7 @@ def test_failed_repetition_is_told_beside_the_figures(folder):
 def test_failures_and_damage_are_in_the_whole(folder):
     change(folder / "0123.json", status="failed", error="too hot")
     (folder / "4567.json").write_text("{")
-    found = pages.read(folder)
+    found = tracked.read(folder)
     assert [item.id.partition("-")[0] for item in found.items()] == ["0123", *(f.stem for f in SOURCES), "summary"]
     lines = [line for (line,) in found.summary().tables["failures"].rows]
     assert len(lines) == 2
@@ -74,11 +74,11 @@ def test_failures_and_damage_are_in_the_whole(folder):
 
 def test_failure_known_from_elsewhere_is_told_once_and_in_those_words(folder):
     change(folder / "0123.json", status="failed", error="too hot")
-    rows = pages.read(folder).summary(["bits=3 (0123): too hot", "bits=2 (4567): left no record"]).tables["failures"]
+    rows = tracked.read(folder).summary(["bits=3 (0123): too hot", "bits=2 (4567): left no record"]).tables["failures"]
     assert rows.rows == [["bits=3 (0123): too hot"], ["bits=2 (4567): left no record"]]
 
 
 def test_known_records_are_not_parsed_again(folder, monkeypatch):
     known = {file.stem: record.read(file) for file in SOURCES}
     monkeypatch.setattr(record, "read", lambda file: None if file.parent.name == "failed" else pytest.fail("parsed"))
-    assert pages.read(folder, known).records.keys() == known.keys()
+    assert tracked.read(folder, known).records.keys() == known.keys()

@@ -1,4 +1,4 @@
-"""The pages of an experiment: one for each record in its folder, and one for the experiment as a whole."""
+"""What of an experiment is tracked: a page for each record in its folder, and one for the whole."""
 
 from __future__ import annotations
 
