@@ -292,9 +292,11 @@ def config(folder, **knobs):
 
 
 def test_sweep_leaves_the_whole_experiment(folder):
-    known = [record.read(file) for file in SOURCES[:1]]
+    place, other = folder / "results" / "trial", folder / "results" / "other"
+    known = {place / file.name: record.read(file) for file in SOURCES[:1]}
+    failures = {place / "4567.json": "bits=3 (4567): left no record", other / "89.json": "of another experiment"}
     with client(folder):
-        track.summarise(known, ["bits=3 (4567): left no record"], config(folder))
+        track.summarise(known, failures, config(folder))
     (seen,) = offline(folder / "mirror")
     assert seen["run"].run_id == mirror.summary_identity("trial")
     assert (seen["summary"]["done"], seen["summary"]["failed"]) == (3, 2)
@@ -306,7 +308,7 @@ def test_sweep_without_a_tracker_draws_nothing(part, folder, monkeypatch):
     monkeypatch.setattr(tracked, "read", lambda *_: pytest.fail("read"))
     own = config(folder)
     own["tracker"] = part if "_target_" in part else own["tracker"] | part
-    track.summarise([], [], own)
+    track.summarise({}, {}, own)
     assert not (folder / "mirror").exists()
 
 
@@ -325,5 +327,5 @@ def test_summary_that_cannot_be_left_does_not_fail_the_sweep(change, said, folde
     monkeypatch.setattr(tracked, "read", broken)
     monkeypatch.setattr(adapter.log, "propagate", True)
     with client(folder):
-        track.summarise([], [], config(folder, **change))
+        track.summarise({}, {}, config(folder, **change))
     assert said in capsys.readouterr().err + caplog.text

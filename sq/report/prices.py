@@ -32,7 +32,7 @@ def tables(records: list[Record]) -> dict[str, pandas.DataFrame]:
 
     models: dict[str, dict[str, Record]] = {}
     for record in records:
-        if record["status"] == "done":
+        if record["status"] == "done" and "sensitivity" in record:
             models.setdefault(record["choices"]["model"], {}).setdefault(origin(record), record)
     frames: dict[str, list[pandas.DataFrame]] = {}
     for model, priced in models.items():

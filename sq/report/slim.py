@@ -39,16 +39,16 @@ class Slim:
         """
         if "started" in record.get("provenance", {}):
             record["started"] = record["provenance"].pop("started")
-        for part in (record["config"], record):  # what many runs have alike is kept once
+        for part in (record.get("config", {}), record):  # what many runs have alike is kept once
             for name, value in part.items():
                 if value.__class__ is dict and name not in ("results", "seconds", "sensitivity", "config"):
                     part[name] = share(value, self._parts)
         if "layers" in record:
             record["columns"] = self._columns(record.pop("layers"))
-        if record["status"] == "done":
+        if record["status"] == "done" and "sensitivity" in record:
             priced = prices.origin(record)
             if priced in self._priced:  # the tables of prices take each once
-                record.pop("sensitivity", None)
+                del record["sensitivity"]
             self._priced.add(priced)
         return record
 
