@@ -42,13 +42,14 @@ def main(words: list[str] | None = None) -> int:
 
 
 def build(name: str, results: Path) -> list[Path]:
-    """Write tables (Markdown, LaTeX, CSV), figures (SVG, PDF) and page of experiment `name`, and the index of all.
+    """Write what `report` does, and the index of all experiments; return the files, the index last."""
+    return [*report(name, results), index(results)]
+
+
+def report(name: str, results: Path) -> list[Path]:
+    """Write tables (Markdown, LaTeX, CSV), figures (SVG, PDF) and page of experiment `name`; return the files.
 
     Without a finished run there are no tables and figures; the page lists the failures.
-
-    Returns
-    -------
-    the files written, the index last
 
     Raises
     ------
@@ -60,7 +61,7 @@ def build(name: str, results: Path) -> list[Path]:
     slim = Slim()
     records = record.read_all(folder, slim)
     try:
-        return [*_write(records, list(slim.shapes), folder), index(results)]
+        return _write(records, list(slim.shapes), folder)
     except OSError as error:
         raise SqError(f"cannot write to {folder}: {error.strerror}") from error
 
