@@ -43,14 +43,16 @@ def main(words: list[str] | None = None) -> int:
         say(f"sq: {error}")
         return 1
     left = [run for run in runs if run.state != "done"]
-    if left:
-        out.print(plan.listing(left, left))
+    if shown := [run for run in runs if run.state != "done" or run.cause]:
+        out.print(plan.listing(shown, left))
     count = Counter(run.state for run in runs)
     told = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "missing"))
+    if repeats := sum(run.state == "done" and bool(run.cause) for run in runs):
+        told += f", {repeats} of the done could not be repeated"
     guess = known.estimate([run.job for run in left])
     time = f"; the rest takes about {guess.seconds:.0f} s" if left and guess.unknown < len(left) else ""
     say(f"{options.name}: {len(runs)} runs of {', '.join(parts)}: {told}{time}")
-    if beside := known.records.keys() - {job.file for job in jobs}:
+    if beside := known.standings.keys() - {job.file for job in jobs}:
         say(f"{len(beside)} records beside those: of other settings, or of earlier code")
     return 1 if left else 0
 

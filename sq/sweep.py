@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from sq import claim, console, experiments, job, plan, points, preview, record, track
+from sq import claim, console, experiments, job, plan, points, preview, record, standing, track
 from sq.config import sweep_problems
 from sq.console import out, say
 from sq.errors import SqError, one_line
@@ -24,6 +25,7 @@ from sq.plan import Run
 from sq.points import Job
 
 HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process, one by one
+LOST = "left no record: never begun, killed or unable to write; run the same command again"
 
 
 def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
@@ -51,7 +53,7 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     say(plan.forecast(runs, todo, known))
     if todo:
         _launch(todo, launcher, again=settings["retry"] == "all")
-    summarise(jobs, ran=bool(todo))
+    summarise(jobs, [run.job for run in todo])
 
 
 def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) -> list[Job]:
@@ -152,46 +154,46 @@ def finish(one: Job, *, wait: bool = True) -> bool:
     return True
 
 
-def summarise(jobs: list[Job], *, ran: bool) -> None:
-    """Print one table of everything that is done, list every failure with its cause; exit 1 if there is one.
+def summarise(jobs: list[Job], tried: list[Job]) -> None:
+    """Print one table of everything that is done, list every failure with its cause.
 
-    Where something `ran`, the tracker gets the experiment as a whole too.
+    Exit 1 if a run is not done, or one of those just `tried` could not be repeated. Where anything was tried, the
+    tracker gets the experiment as a whole too.
     """
     from sq.report import table
 
     records, failures = collect(jobs)
     if records:
-        out.print(table.for_terminal(table.build(records)))
-    for line in failures:
-        say(f"failed: {line}")
-    say(f"{len(records)} of {len(jobs)} runs done, {len(failures)} failed; records in {_folders(jobs)}")
-    if ran:
+        out.print(table.for_terminal(table.build(list(records.values()))))
+    for file, line in failures.items():
+        say(f"{'not repeated' if file in records else 'failed'}: {line}")
+    repeats = len(failures.keys() & records.keys())
+    say(
+        f"{len(records)} of {len(jobs)} runs done, {len(failures) - repeats} failed"
+        + (f", {repeats} could not be repeated" if repeats else "")
+        + f"; records in {_folders(jobs)}"
+    )
+    if tried:
         track.summarise(records, failures, jobs[0].config)
-    if failures:
+    if len(records) < len(jobs) or any(one.file in failures for one in tried):
         raise SystemExit(1)
 
 
-def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
-    """Return the records of the jobs that are done, and a line for each of the others."""
-    records, failures = [], []
+def collect(jobs: list[Job]) -> tuple[dict[Path, record.Record], dict[Path, str]]:
+    """Return the records of the jobs that are done, as reports read them, and a line for each failure; by file.
+
+    A run that could not be repeated has both: its earlier record counts.
+    """
+    from sq.report.slim import Slim
+
+    records, failures, slim = {}, {}, Slim()
     for one in jobs:
-        file = one.file
-        where = f"{' '.join(one.overrides)} ({file.stem})"
-        try:
-            found, again = record.read(file), record.read(record.failed_rerun(file))
-        except SqError as error:
-            failures.append(f"{where}: {error}")
-            continue
-        if found is None:
-            failures.append(
-                f"{where}: left no record: never begun, killed or unable to write; run the same command again"
-            )
-        elif found["status"] == "done":
-            records.append(found)
-            if again:
-                failures.append(f"{where}: {again['error']} (repeating it failed; the earlier record was kept)")
-        else:
-            failures.append(f"{where}: {found['error']}")
+        found = standing.find(one.file, keep=slim)
+        if found.state == "done" and found.record is not None:
+            records[one.file] = found.record
+        cause = LOST if found.state == "new" else found.cause
+        if cause:
+            failures[one.file] = f"{' '.join(one.overrides)} ({one.file.stem}): {cause}"
     return records, failures
 
 

@@ -48,6 +48,19 @@ def test_how_runs_stand(tmp_path):
     assert stand(jobs)[4].state == "new"
 
 
+def test_plans_keep_of_a_record_what_they_go_by_alone(tmp_path):
+    jobs = [fake(tmp_path, 0, "done", layers=[{"name": "a"}] * 9, config={"bits": 4}), fake(tmp_path, 1, "failed")]
+    kept = plan.Known(jobs).standings.values()
+    assert {name for own in kept for name in own.record} == {"choices", "seconds"}
+
+
+def test_a_single_run_that_is_done_reads_its_own_record_alone(tmp_path, monkeypatch):
+    done, new = fake(tmp_path, 0, "done"), fake(tmp_path, 1)
+    assert plan.single(new) == "about 4 s, by earlier records"
+    monkeypatch.setattr(plan, "Known", lambda jobs: pytest.fail("read the whole folder"))
+    assert plan.single(done) == ""
+
+
 @pytest.mark.parametrize(("retry", "wanted"), [("failed", [1, 2]), ("none", [2]), ("all", [0, 1, 2])])
 def test_what_is_tried_again(tmp_path, retry, wanted):
     runs = stand([fake(tmp_path, 0, "done"), fake(tmp_path, 1, "failed", error=""), fake(tmp_path, 2)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sq import cli, needs, plan, record, status
+from sq import cli, needs, plan, record, standing, status
 from sq.bench import settings
 from sq.console import track
 from sq.errors import SqError
@@ -55,7 +55,7 @@ def left(task: Task, results: Path) -> list[Path]:
     """Return which of the records of `task` are missing now."""
     if task.experiment.is_bench:
         return _bench(task.experiment, results).missing
-    return [file for file in task.records if not _is_done(file)]
+    return [file for file in task.records if standing.find(file).state != "done"]
 
 
 def beside(every: list[Task], results: Path) -> list[str]:
@@ -109,11 +109,3 @@ def _parts(own: settings.Settings) -> list[dict[str, Any]]:
     ]
     words += [("quantizer", entry if isinstance(entry, str) else entry["quantizer"]) for entry in own.quantizers]
     return [{family: settings.compose(family, choice, own.seed)} for family, choice in words]
-
-
-def _is_done(file: Path) -> bool:
-    try:
-        found = record.read(file)
-    except SqError:
-        return False
-    return found is not None and found["status"] == "done"
