@@ -41,7 +41,7 @@ def task(config: DictConfig) -> None:
     else:
         if guess := plan.single(one):
             say(guess)
-        record, failure = job.attempt(plain, choices, wait=True)
+        record, failure = job.attempt(one, wait=True)
     if failure or record is None:
         say(f"sq: {failure}")
         raise SystemExit(1)  # not an exception, on which Hydra would comment

@@ -36,9 +36,9 @@ def canonical(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def path(config: Mapping[str, Any]) -> Path:
-    """Return where the record of `config` belongs."""
-    return Path(config["results"]) / config["name"] / f"{key(config)}.json"
+def path(config: Mapping[str, Any], known: str | None = None) -> Path:
+    """Return where the record of `config` belongs; its key takes a while to find, unless it is `known`."""
+    return Path(config["results"]) / config["name"] / f"{known or key(config)}.json"
 
 
 def folder(name: str, results: Path) -> Path:
@@ -143,7 +143,7 @@ def write(file: Path, record: Record) -> None:
 
 def keep_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
     """Keep the ids of calibration images beside the records that name their hash, one a line."""
-    file = path(config).parent / "calibration" / f"{name}.txt"
+    file = Path(config["results"]) / config["name"] / "calibration" / f"{name}.txt"
     if not file.is_file():
         write_text(file, "\n".join(ids) + "\n")
 

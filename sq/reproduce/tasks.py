@@ -85,8 +85,7 @@ def _sweep(one: Experiment, jobs: list[Job], known: Known, command: list[str]) -
     seconds: float | None = guess.seconds
     if guess.unknown:  # of the same choices there is no earlier record: the header knows the mean
         seconds = None if one.seconds is None else guess.seconds + guess.unknown * one.seconds / len(jobs)
-    files = [record.path(job.config) for job in jobs]
-    missing = [record.path(job.config) for job in left]
+    files, missing = ([job.file for job in own] for own in (jobs, left))
     return Task(one, command, files, missing, seconds, needs.lacking(job.config for job in left))
 
 
