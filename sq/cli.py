@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,11 +17,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sq import config as settings
-from sq import job, plan, points, sweep
+from sq import job, plan, points, root, sweep
 from sq.console import out, say
 from sq.errors import SqError, one_line
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
+CONF = str(root.CONF)
 settings.register()
 
 

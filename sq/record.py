@@ -57,6 +57,16 @@ def folder(name: str, results: Path) -> Path:
     return found
 
 
+def beside(wanted: set[Path]) -> list[str]:
+    """Return a line for each folder of the records `wanted` that holds others."""
+    places = {file.parent: file.parent.glob("*.json") for file in sorted(wanted)}
+    return [
+        f"{place.name}: {len(others)} records beside, of other settings or of earlier code, are in its tables"
+        for place, files in places.items()
+        if (others := {*files} - wanted)
+    ]
+
+
 def failed_rerun(file: Path) -> Path:
     """Return where a failed attempt to repeat the done run of `file` is kept."""
     return file.parent / "failed" / file.name

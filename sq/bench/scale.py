@@ -18,8 +18,8 @@ from pathlib import Path
 from sq import job, record, status
 from sq.console import out, say, track
 from sq.points import Job
+from sq.root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SWEEP = """# Question  How does sq take so many runs?
 # Run       python -m sq.bench.scale
 defaults: [config, override correction: none, override tracker: none, _self_]
