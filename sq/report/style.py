@@ -17,6 +17,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 MOST = 2 * len(MARKERS)  # lines in one panel: beyond it two would have the same marker
 PNG_DPI = 150
+PLACES = 6  # of a position in a figure, in its sizes: a hundredth of a thousandth of an inch
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -55,6 +56,10 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         if (layout := figure.get_layout_engine()) is not None:
             layout.execute(figure)
             figure.set_layout_engine("none")
+            for (
+                axes
+            ) in figure.axes:  # the layout's last digits differ from process to process, and ids follow from them
+                axes.set_position([round(number, PLACES) for number in axes.get_position(original=True).bounds])
         vectors, pages = stem.with_suffix(".svg"), stem.with_suffix(".pdf")
         FigureCanvasSVG(figure).print_svg(vectors, metadata={"Date": None, "Creator": None})
         FigureCanvasPdf(figure).print_pdf(pages, metadata={"CreationDate": None, "Creator": None, "Producer": None})

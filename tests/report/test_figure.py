@@ -128,3 +128,12 @@ def test_activation_bits_are_panels_unless_they_are_all_that_varies():
     assert [axes.get_xlabel() for axes in drawn(both).axes[:-1]] == ["weight bits", "weight bits"]
     alone = drawn([row(range=r, act_bits=a) for r in ("mse", "kl") for a in (8, 4)])
     assert [axes.get_xlabel() for axes in alone.axes[:-1]] == ["act. bits"]
+
+
+@pytest.mark.usefixtures("closed")
+def test_layouts_that_differ_in_their_last_digits_are_one(tmp_path):
+    drawn = figure.methods(table.rows(records.read_all(RESULTS / "quickstart")))
+    style.save(drawn, tmp_path / "a")
+    for axes in drawn.axes:
+        places = axes.get_position(original=True).bounds
+        assert places == pytest.approx([round(number, style.PLACES) for number in places], abs=1e-12)
