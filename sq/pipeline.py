@@ -13,6 +13,7 @@ from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
 from sq.console import say
+from sq.costs import Budget
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.types import Problem
 
@@ -51,20 +52,24 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         collected, cached = cache.collect(model, batch, **kept, **how)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    problem = Problem(model, batch, collected, part["grid"], activations=inputs)
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs)
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
+        cost.check()
     with clock.phase("allocation"):
-        bits = part["allocation"](cost, model.layers, config["bits"]) | fixed
+        wide = {layer.name: inputs.bits.get(layer.name, summary.FLOAT) for layer in model.layers}
+        widths = part["allocation"](cost, model.layers, Budget(config["bits"], fixed, wide))
+    with clock.phase("activation"):
+        problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
     with clock.phase("quantize"):
-        quantized = part["quantizer"](replace(problem, bits=bits))
+        quantized = part["quantizer"](problem)
     with clock.phase("correct"):
         correction = part["correction"](quantized.net, whole.net, batch)
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)
-    made = summary.summarise(whole, replace(problem, bits=bits), quantized)
+    made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
-    made["sensitivity"] = {name: {str(b): c for b, c in row.items()} for name, row in cost.items()}
+    made |= summary.costs(cost, widths)
     made |= summary.images(dataset, batch, evaluation.left_out)
     spent = {
         "full_precision_cached": known,

@@ -18,13 +18,32 @@ VERSION = 1
 # Settings that say where and how a run is kept, not what it computes.
 BOOKKEEPING = ("name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers")
 
+# Settings that came after the first records, with the value that says what those runs did. At it they are no part of a
+# key, so that no earlier run is done again for them.
+SINCE: dict[str, Any] = {
+    "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
+    "sensitivity.input_bits": [],
+}
+
 Record = dict[str, Any]
 
 
 def key(config: Mapping[str, Any]) -> str:
     """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
-    science = {name: canonical(value) for name, value in config.items() if name not in BOOKKEEPING}
+    science = {name: canonical(value) for name, value in _first(config).items() if name not in BOOKKEEPING}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _first(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `config` without the settings of `SINCE` that say what runs without them did."""
+    for setting, value in SINCE.items():
+        family, _, knob = setting.partition(".")
+        own = config.get(family)
+        if knob and isinstance(own, Mapping) and own.get(knob) == value:
+            config = {**config, family: {name: kept for name, kept in own.items() if name != knob}}
+        elif not knob and own == value:
+            config = {name: kept for name, kept in config.items() if name != family}
+    return config
 
 
 def canonical(value: Any) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+from sq.costs import Cost, Rows, Widths
 from sq.evaluation import Measured
 from sq.samples import Calibration, Dataset, without
 from sq.types import Layer, Model, Problem, QuantizedModel
@@ -60,6 +61,19 @@ def compare(found: Measured, full: Measured) -> dict[str, Any]:
     headline = next(iter(found.figures))
     named = {f"{name}_full": value for name, value in full.figures.items()}
     return {"headline": headline} | found.figures | named | found.against(full)
+
+
+def costs(cost: Cost, widths: Widths) -> dict[str, Any]:
+    """Return what bits were said to cost, and what the allocation says of how it chose."""
+
+    def plain(rows: Rows) -> dict[str, dict[str, float]]:
+        return {name: {str(bits): value for bits, value in row.items()} for name, row in rows.items()}
+
+    priced = all(bits in cost.weights[name] for name, bits in widths.weights.items())  # uniform bits need no price
+    predicted = cost.of(widths.weights, widths.inputs) if priced else None
+    about = {"unit": cost.unit, "predicted": predicted, "unruly": cost.unruly()}
+    about |= {"inputs": plain(cost.inputs), "standard_errors": plain(cost.errors)} | cost.about
+    return {"sensitivity": plain(cost.weights), "cost": about, "allocation": widths.report}
 
 
 def images(dataset: Dataset, batch: Calibration, left_out: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sq.build import check_type
 from sq.errors import SqError
-from sq.types import Count, Positive, Share
+from sq.knobs import Count, Positive, Share
 
 # Settings of `Evaluation` and what they may be: timm itself takes a mistyped crop_mode, or a crop_pct of 0, for its
 # default.

@@ -402,3 +402,12 @@ def test_full_precision_that_is_not_as_expected_stops_a_run_before_it_quantizes(
     assert found["status"] == "failed"
     assert "full precision: top1 is 99.16 on digits_every_3, expected 98 +- 0.3" in found["error"]
     assert "results" not in found
+
+
+def test_settings_that_came_later_leave_keys_as_they_were(config):
+    old = {name: value for name, value in config.items() if name != "trials"}
+    old["sensitivity"] = {name: value for name, value in config["sensitivity"].items() if name != "input_bits"}
+    assert record.key(config) == record.key(old)
+    changed = {**config, "sensitivity": {**config["sensitivity"], "input_bits": [4]}}
+    assert record.key(changed) != record.key(config)
+    assert record.key({**config, "trials": {"_target_": "sq.trials.other"}}) != record.key(config)

@@ -8,8 +8,9 @@ from sq import layers
 from sq.config import nearest
 from sq.data import find
 from sq.errors import SqError, one_line
+from sq.knobs import Expected
 from sq.transforms import Evaluation, check
-from sq.types import Expected, Model
+from sq.types import Model
 from sq.weights import load_into
 
 SETTINGS = ("input_size", "interpolation", "crop_pct", "mean", "std")

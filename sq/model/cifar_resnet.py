@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from sq import layers
 from sq.data import find
+from sq.knobs import Expected, Positive
 from sq.transforms import Normalise
-from sq.types import Expected, Model, Positive
+from sq.types import Model
 from sq.weights import load_into
 
 

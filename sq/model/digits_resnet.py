@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from sq import layers
 from sq.errors import SqError
-from sq.types import Expected, Model
+from sq.knobs import Expected
+from sq.types import Model
 from sq.weights import load_into
 
 WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")

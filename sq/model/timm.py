@@ -15,8 +15,9 @@ from sq.config import nearest
 from sq.console import say
 from sq.data import find
 from sq.errors import SqError, one_line
+from sq.knobs import Expected
 from sq.transforms import Evaluation, check
-from sq.types import Expected, Model, digest
+from sq.types import Model, digest
 from sq.weights import load_into
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sq import hub, layers, yolo
 from sq.data import find
 from sq.errors import SqError
-from sq.types import Count, Expected, Model
+from sq.knobs import Count, Expected
+from sq.types import Model
 from sq.weights import load_into
 
 BINS = 16  # of the distribution of each distance, one stride apart

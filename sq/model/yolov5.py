@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sq import layers, yolo
 from sq.data import find
-from sq.types import Count, Expected, Model
+from sq.knobs import Count, Expected
+from sq.types import Model
 from sq.weights import load_into
 
 CLASSES, SHAPES = 80, 3  # classes of COCO; anchor boxes per cell

@@ -22,7 +22,7 @@ def problem():
 
 
 def test_cost_is_the_error_measured_on_the_layer_itself(problem):
-    cost = output_error.score(problem, bits=[2, 4])
+    cost = output_error.score(problem, bits=[2, 4], input_bits=[]).weights
     seen = {}
     second = problem.model.net[2]
     second.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
@@ -36,7 +36,7 @@ def test_cost_is_the_error_measured_on_the_layer_itself(problem):
 
 
 def test_every_layer_is_priced_at_every_width_and_more_bits_cost_less(problem):
-    cost = output_error.score(problem, bits=[2, 3, 4, 8])
+    cost = output_error.score(problem, bits=[2, 3, 4, 8], input_bits=[]).weights
     assert list(cost) == ["0", "2"]
     for row in cost.values():
         assert list(row) == [2, 3, 4, 8]
