@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, oom, summary, trace
+from sq import baseline, cache, ends, fold, gate, oom, record, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
 from sq.console import say
 from sq.costs import Budget
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
+from sq.store import Store
+from sq.trial import Trial
 from sq.types import Problem
+
+PRICED = ("bits", "sensitivity", "allocation", "correction", "metric")  # settings that trials do not depend on
 
 
 def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -63,13 +67,18 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
     with clock.phase("quantize"):
         quantized = part["quantizer"](problem)
+    with clock.phase("trials"):
+        origin = {name: value for name, value in config.items() if name not in (*record.BOOKKEEPING, *PRICED)}
+        store = Store(config["cache"], config["cache_gib"])
+        front = widths.report.get("front", [])
+        tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, store, origin, front))
     with clock.phase("correct"):
         correction = part["correction"](quantized.net, whole.net, batch)
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
-    made |= summary.costs(cost, widths)
+    made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out)
     spent = {
         "full_precision_cached": known,

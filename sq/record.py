@@ -105,7 +105,22 @@ def read(file: Path, parse: Callable[[bytes], Any] = json.loads) -> Record | Non
         raise SqError(f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use that sq")
     if status not in ("done", "failed"):
         raise SqError(f"{file} is not a whole record (status {status}): delete it, and the run is done again")
+    _complete(record)
     return record
+
+
+def _complete(record: Record) -> None:
+    """Give a record from before some settings were there the values that say what its run did."""
+    config = record.get("config")
+    if not isinstance(config, dict) or "choices" not in record:
+        return  # of a benchmark
+    for setting, value in SINCE.items():
+        family, _, knob = setting.partition(".")
+        if not knob:
+            config.setdefault(family, value)
+            record["choices"].setdefault(family, "none")
+        elif isinstance(config.get(family), dict):
+            config[family].setdefault(knob, value)
 
 
 def mark(file: Path) -> str:

@@ -76,6 +76,13 @@ def costs(cost: Cost, widths: Widths) -> dict[str, Any]:
     return {"sensitivity": plain(cost.weights), "cost": about, "allocation": widths.report}
 
 
+def trials(results: dict[str, Any], tried: dict[str, Any]) -> dict[str, Any]:
+    """Put the figures of trials among the `results`; return what else the record says of them, if there were any."""
+    results |= {name: value for name, value in tried.items() if name.startswith(("spearman", "kendall"))}
+    rest = {name: value for name, value in tried.items() if name not in results}
+    return {"trials": rest} if tried else {}
+
+
 def images(dataset: Dataset, batch: Calibration, left_out: list[str]) -> dict[str, Any]:
     """Return which images were used: the set, how many, hashes of their ids, and those that could not be read."""
     evaluated = without(dataset.test.ids, left_out)

@@ -125,7 +125,7 @@ def _write(records: list[record.Record], shapes: list[tuple], folder: Path) -> l
 
 def _texts(own: Contents, folder: Path) -> list[Path]:
     """Write the tables."""
-    from sq.report import latex, table
+    from sq.report import latex, mixed, table
 
     assert own.table is not None
     texts = {
@@ -135,6 +135,9 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
     }
     if own.claims is not None and len(own.claims):
         texts["claims.md"] = own.claims.to_markdown(index=False, disable_numparse=True) + "\n"
+    if (ranks := mixed.correlations(own.records)) is not None:
+        texts["correlation.md"] = ranks.to_markdown(index=False, disable_numparse=True) + "\n"
+        texts["correlation.tex"] = latex.tabular(ranks)
     for model, cost in table.sensitivity(own.records).items():
         texts[f"sensitivity_{model}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
         texts[f"sensitivity_{model}.md"] = cost.to_markdown(floatfmt=".2e") + "\n"
