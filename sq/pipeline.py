@@ -15,6 +15,7 @@ from sq.config import FAMILIES
 from sq.console import say
 from sq.costs import Budget
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
+from sq.store import Store
 from sq.types import Problem
 
 
@@ -33,7 +34,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         model.net.to(device, memory_format=torch.channels_last)
         dataset = part["dataset"]().read_by(config["workers"])
     with clock.phase("calibrate"):
-        batch = part["calibration"](model, dataset)
+        kept = Store(config["cache"], config["cache_gib"], config["model"])
+        batch = part["calibration"](model, dataset, kept)
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
         batch = replace(batch, x=to(batch.x, device))
@@ -47,9 +49,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         expected = gate.check(whole, dataset.name, full.figures)
     model, fixed = ends.leave(whole, policy), ends.widths(whole, policy)
     with clock.phase("statistics"):
-        kept = {"folder": config["cache"], "limit_gib": config["cache_gib"], "origin": config["model"]}
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
-        collected, cached = cache.collect(model, batch, **kept, **how)
+        collected, cached = cache.collect(model, batch, kept, **how)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
     problem = Problem(model, batch, collected, part["grid"], inputs=inputs)
