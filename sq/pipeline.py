@@ -37,7 +37,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         model.net.to(device, memory_format=torch.channels_last)
         dataset = part["dataset"]().read_by(config["workers"])
     with clock.phase("calibrate"):
-        batch = part["calibration"](model, dataset)
+        kept = Store(config["cache"], config["cache_gib"], config["model"])
+        batch = part["calibration"](model, dataset, kept)
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
         batch = replace(batch, x=to(batch.x, device))
@@ -51,9 +52,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         expected = gate.check(whole, dataset.name, full.figures)
     model, fixed = ends.leave(whole, policy), ends.widths(whole, policy)
     with clock.phase("statistics"):
-        kept = {"folder": config["cache"], "limit_gib": config["cache_gib"], "origin": config["model"]}
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
-        collected, cached = cache.collect(model, batch, **kept, **how)
+        collected, cached = cache.collect(model, batch, kept, **how)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
     problem = Problem(model, batch, collected, part["grid"], inputs=inputs)
@@ -67,15 +67,14 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
     with clock.phase("quantize"):
         quantized = part["quantizer"](problem)
-    with clock.phase("trials"):
-        origin = {name: value for name, value in config.items() if name not in (*record.BOOKKEEPING, *PRICED)}
-        store = Store(config["cache"], config["cache_gib"])
-        front = widths.report.get("front", [])
-        tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, store, origin, front))
     with clock.phase("correct"):
         correction = part["correction"](quantized.net, whole.net, batch)
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)
+    with clock.phase("trials"):
+        origin = {name: value for name, value in config.items() if name not in (*record.BOOKKEEPING, *PRICED)}
+        front = widths.report.get("front", [])
+        tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, kept, origin, front))
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +17,10 @@ from sq.costs import Cost
 from sq.errors import SqError
 from sq.mixture import Mixture, Quantize
 from sq.samples import Batch, Images
-from sq.store import Store
+from sq.store import Kind, Store, name
 from sq.types import Problem, digest
 
+KIND = Kind("trials", "measuring them", ("losses",))  # of entries on disk
 Mix = tuple[dict[str, int], dict[str, int]]  # bits of weights and of inputs, by layer name
 
 
@@ -67,12 +67,11 @@ def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
     places = torch.linspace(0, every - 1, min(images, every)).round().long().tolist()
     say(f"trials: {len(mixes)} bit assignments on {len(places)} images, unless another run has measured them")
     parts = [source.digest(), *_shaping(trial), mixes, places]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {"losses": torch.tensor(_measure(trial, mixes, places), dtype=torch.float64)}, {}
 
-    kept, _, cached = trial.store.kept(key, "trials", make, torch.device("cpu"))
+    kept, _, cached = trial.store.kept(name([json.dumps(parts)]), KIND, make, torch.device("cpu"))
     full, *found = [(loss, top1) for loss, top1 in kept["losses"].tolist()]
     return Losses(full, found, len(places), cached)
 
