@@ -1,0 +1,46 @@
+"""Random estimates, averaged until their standard error is small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sq.console import track
+
+LEAST = 4  # draws before one may stop: a spread seen in fewer says little
+
+
+def average(draw: Callable[[int], Tensor], draws: int, tolerance: float) -> tuple[Tensor, Tensor, int]:
+    """Return the mean of ``draw(0)``, ``draw(1)``, ..., its standard error, and how many draws that took.
+
+    It stops when the standard error of each of them is at most `tolerance` of the mean's size, or after `draws`.
+
+    Parameters
+    ----------
+    draw : the estimates (n,) of draw number 0, 1, ...
+    draws : at most, 1 or more; of a single one there is no standard error, it is NaN
+    tolerance : relative
+    """
+    made: list[Tensor] = []
+    mean = error = torch.empty(0)
+    for number in track(range(draws), "sensitivity"):
+        made.append(draw(number).double().cpu())
+        values = torch.stack(made)
+        mean = values.mean(0)
+        error = standard_error(values)
+        if len(made) >= LEAST and bool((error <= tolerance * mean.abs()).all()):
+            break
+    return mean, error, len(made)
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Return (n,) the standard error of the mean over draws, for `values` (draws, n)."""
+    return values.std(0) / len(values) ** 0.5 if len(values) > 1 else torch.full_like(values[0], torch.nan)
+
+
+def signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return independent +1 and -1 (Rademacher) of the shape, type and place of `like`."""
+    drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return (2 * drawn - 1).to(like)
