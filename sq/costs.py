@@ -50,6 +50,12 @@ class Cost:
                     f"the cost of {bits} bits in the {what} of layer {name} is {value}: no allocation can use it; "
                     "choose another sensitivity, or more calibration images"
                 )
+        if self.pairs is not None and not np.isfinite(self.pairs).all():
+            first, second = (self.choices()[k][0] for k in np.argwhere(~np.isfinite(self.pairs))[0])
+            raise SqError(
+                f"what bits of layers {first} and {second} cost together is not a number: no allocation can use it; "
+                "choose another sensitivity, or more calibration images"
+            )
 
     def unruly(self) -> list[str]:
         """Return a line for each cost that is negative, or higher than that of fewer bits: noise, or a layer apart."""
@@ -77,6 +83,7 @@ class Budget:
     bits: float  # as asked for: of every weight, or their mean
     fixed: dict[str, int] = field(default_factory=dict)  # layers whose weights' and inputs' bits are settled
     inputs: dict[str, int] = field(default_factory=dict)  # bits of layers' inputs where the allocation leaves them
+    rest: dict[str, int] = field(default_factory=dict)  # "bytes" and "bops" of all that stays in full precision
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, oom, record, summary, trace
+from sq import baseline, cache, ends, fold, gate, oom, record, resources, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
@@ -61,8 +61,9 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         cost = part["sensitivity"](problem)
         cost.check()
     with clock.phase("allocation"):
-        wide = {layer.name: inputs.bits.get(layer.name, summary.FLOAT) for layer in model.layers}
-        widths = part["allocation"](cost, model.layers, Budget(config["bits"], fixed, wide))
+        wide = {layer.name: inputs.bits.get(layer.name, resources.FLOAT) for layer in model.layers}
+        budget = Budget(config["bits"], fixed, wide, resources.rest(whole, model.layers))
+        widths = part["allocation"](cost, model.layers, budget)
     with clock.phase("activation"):
         problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
     with clock.phase("quantize"):

@@ -8,10 +8,9 @@ from typing import Any
 
 from sq.costs import Cost, Rows, Widths
 from sq.evaluation import Measured
+from sq.resources import FLOAT, bops, code_bytes, rest
 from sq.samples import Calibration, Dataset, without
 from sq.types import Layer, Model, Problem, QuantizedModel
-
-FLOAT = 32  # bits of a number that stays unquantized
 
 
 def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
     left = [layer for layer in whole.layers if layer.name not in done]
     weights = sum(layer["weights"] for layer in layers)
     numbers = sum(t.numel() for t in whole.net.state_dict().values() if t.is_floating_point())
-    stored = sum(layer["bytes"] for layer in layers) + (numbers - weights) * FLOAT // 8
+    beside = rest(whole, problem.model.layers)
 
     def total(what: str) -> float:
         return sum(layer[what] for layer in layers)
@@ -40,10 +39,10 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
         "solve_seconds": total("solve_seconds"),
         "fit_seconds": total("fit_seconds"),
         "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / weights,
-        "bytes": stored,
+        "bytes": total("bytes") + beside["bytes"],
         "bytes_full": numbers * FLOAT // 8,
-        "bops": total("bops") + sum(layer.macs for layer in left) * FLOAT**2,
-        "bops_full": sum(layer.macs for layer in whole.layers) * FLOAT**2,
+        "bops": total("bops") + beside["bops"],
+        "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),
     }
     return {
@@ -103,7 +102,7 @@ def _describe(layer: Layer, problem: Problem, quantized: QuantizedModel) -> dict
     inputs = problem.activations.get(layer.name)
     wide = FLOAT if inputs is None else (inputs.levels - 1).bit_length()
     shape = {"groups": layer.groups, "outputs": layer.outputs, "inputs": layer.inputs}
-    size = -(-layer.weights * bits // 8) + done.grid.parameters() * FLOAT // 8
+    size = code_bytes(layer, bits) + done.grid.parameters() * FLOAT // 8
     sizes = {"bits": bits, "activation_bits": wide, "weights": layer.weights, "bytes": size}
-    costs = {"macs": layer.macs, "bops": layer.macs * bits * wide}
+    costs = {"macs": layer.macs, "bops": bops(layer, bits, wide)}
     return {"name": layer.name, "kind": layer.kind, **shape, **sizes, **costs, **done.report}
