@@ -50,6 +50,19 @@ def columns(programme: Programme) -> Columns:
     return Columns(costs, constant, one, np.ones(count))
 
 
+def limits(programme: Programme) -> list[tuple[np.ndarray, float]]:
+    """Return (row, most) for each limit that can bind: row @ x <= most, in units in which whole uses stay whole."""
+    found = []
+    for name, limit in programme.limits.items():
+        use, least = programme.above_least(programme.uses[name])
+        whole = np.issubdtype(use.dtype, np.integer)
+        unit = np.gcd.reduce(use) if whole else use.max()
+        if unit > 0:
+            room = (ceiling(limit) - least) / unit
+            found.append((use / unit, float(np.floor(room)) if whole else room))
+    return found
+
+
 def solve(programme: Programme, effort: Effort, made: Columns | None = None, method: str = "ilp") -> Solution | None:
     """Return the choice of least cost within the limits, None if no choice keeps to all of them.
 
@@ -95,13 +108,7 @@ class _Calls:
         self.programme, self.made, self.effort = programme, made, effort
         self.deadline = None if effort.time_limit is None else time.monotonic() + effort.time_limit
         self.rows = [LinearConstraint(made.equal, made.right, made.right)]
-        for name, limit in programme.limits.items():
-            use, least = programme.above_least(programme.uses[name])
-            whole = np.issubdtype(use.dtype, np.integer)
-            unit = np.gcd.reduce(use) if whole else use.max()
-            if unit > 0:
-                room = (ceiling(limit) - least) / unit
-                self.rows.append(self._at_most(use / unit, np.floor(room) if whole else room))
+        self.rows += [self._at_most(row, most) for row, most in limits(programme)]
 
     def least(self, costs: np.ndarray, allowed: np.ndarray, *more: Any) -> tuple[np.ndarray, float] | None:
         """Return the choice of least `costs` and a lower bound of these; None if no choice keeps to the limits.

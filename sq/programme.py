@@ -66,7 +66,7 @@ class Effort:
     gap: float = 0.0  # share of the cost at which the search may stop; 0 goes on until the least is proven
     time_limit: float | None = None  # seconds; None is no limit
     products: int = 0  # of two layers' options, up to which quadratic costs are solved exactly
-    steps: int = 0  # of the search for a lower bound of quadratic costs, at each temperature
+    steps: int = 0  # of the search for a lower bound of quadratic costs, at most
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
-from sq import exchange, highs, lagrangian
+from sq import convex, exchange, highs
 from sq.errors import SqError
 from sq.programme import Effort, Programme, Solution
+
+START = 1e-3  # gap at which a choice is good enough to start from
 
 
 def solve(programme: Programme, effort: Effort) -> Solution | None:
@@ -78,25 +82,43 @@ def linearise(programme: Programme) -> highs.Columns:
 
 
 def search(programme: Programme, effort: Effort) -> Solution | None:
-    """Return the best of two local searches, and the lower bound of `sq/lagrangian.py`; None if none can start.
+    """Return the best of local searches, and the lower bound of `sq/convex.py`; None if nothing keeps to the limits.
 
-    They start from what is best without pairs, and from what is best by the costs that the bound moves pairs' to.
+    They start from what is best without pairs, from what is best by the tangent of the bound, and from the choice
+    nearest to where that touches; and from what is best by costs as the best choice so far sees them, while that helps.
 
     Raises
     ------
     SqError : the time ran out before any choice was found
     """
-    started = time.monotonic()
-    first = highs.solve(replace(programme, pairs=None), effort)
+    deadline = time.monotonic() + (math.inf if effort.time_limit is None else effort.time_limit)
+    alone = replace(programme, pairs=None)
+    first = highs.solve(alone, effort)
     if first is None:
         return None
-    relaxed, constant = lagrangian.relax(programme, effort.steps)
-    left = None if effort.time_limit is None else max(started + effort.time_limit - time.monotonic(), 1.0)
-    second = highs.solve(relaxed, replace(effort, time_limit=left))
-    assert second is not None
-    best = min((exchange.improve(programme, found.chosen) for found in (first, second)), key=programme.cost)
+    pairs = programme.pairs
+    assert pairs is not None
+    tangent = convex.relax(programme, effort.steps, deadline)
+
+    def start(costs: np.ndarray, gap: float = START) -> Solution | None:
+        """Solve for other costs, without pairs, in what is left of the time and at least a second."""
+        left = None if effort.time_limit is None else max(deadline - time.monotonic(), 1.0)
+        with suppress(SqError):
+            return highs.solve(replace(alone, costs=costs), replace(effort, gap=max(effort.gap, gap), time_limit=left))
+        return None
+
+    lowest = start(tangent.costs, 0.0)
+    starts = [found.chosen for found in (first, lowest, start(-tangent.point)) if found is not None]
+    best = min((exchange.improve(programme, chosen) for chosen in starts), key=programme.cost)
+    while time.monotonic() < deadline:
+        seen = start(programme.costs + pairs[:, programme.states[best]].sum(1)[programme.states])
+        other = best if seen is None else exchange.improve(programme, seen.chosen)
+        if programme.cost(other) >= programme.cost(best):
+            break
+        best = other
     cost = programme.cost(best)
-    return Solution(best, cost, min(second.bound + constant, cost), "local search")
+    bound = tangent.bound if lowest is None else lowest.bound + tangent.constant
+    return Solution(best, cost, min(bound, cost), "local search")
 
 
 def _blocks(programme: Programme) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -77,10 +77,11 @@ def networks(draw, most=6, mixed=False, paired=False, fixed=True):
     count = draw(st.integers(1, most))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     whole = draw(st.booleans())  # whole costs: many choices cost the same
+    less = draw(st.sampled_from([0.0, 0.05]))  # some cost less than nothing, as noise makes them
 
     def row(widths):
         values = random.exponential() * 4.0 ** -np.array(widths) * np.exp(0.3 * random.normal(size=len(widths)))
-        values = np.ceil(values * 60) if whole else values
+        values = np.ceil(values * 60) if whole else values - less
         return dict(zip(map(int, widths), values.tolist(), strict=True))
 
     widths = draw(st.lists(st.sampled_from(WIDTHS), min_size=2, max_size=2 if mixed else 4, unique=True))

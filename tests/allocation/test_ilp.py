@@ -88,6 +88,7 @@ def test_costs_of_pairs_and_inputs_against_every_choice(case, bops):
     agrees(case, ["bops"], [bops], products=10**6)
 
 
+@settings(max_examples=20)
 @given(networks(paired=True), SHARE)
 def test_search_keeps_to_the_budget_and_its_gap_is_true(case, share):
     cost, layers, budget = case
@@ -101,7 +102,7 @@ def test_search_keeps_to_the_budget_and_its_gap_is_true(case, share):
     assert least >= found - made.report["gap"] * abs(found) - 1e-9 * abs(found)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(networks(), st.lists(SHARE, min_size=2, max_size=3), st.randoms())
 def test_cost_never_rises_with_the_budget_nor_changes_with_the_order_of_prices(case, shares, random):
     cost, layers, budget = case
@@ -114,7 +115,7 @@ def test_cost_never_rises_with_the_budget_nor_changes_with_the_order_of_prices(c
         random.shuffle(names)
         shuffled = Cost({name: dict(reversed(cost.weights[name].items())) for name in names})
         assert allocate(shuffled, layers, budget, average_bits=limits["bits"]).weights == made.weights
-    assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(costs))
+    assert all(after <= before + 1e-9 * abs(before) for before, after in itertools.pairwise(costs))
 
 
 # HAWQ-V3's ResNet-18 (its notebook ILP.ipynb): normalised traces, ||dW||^2 at 8 and at 4 bits, weights, MACs.
