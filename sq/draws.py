@@ -44,3 +44,33 @@ def signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """Return independent +1 and -1 (Rademacher) of the shape, type and place of `like`."""
     drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
     return (2 * drawn - 1).to(like)
+
+
+def average_each(
+    draw: Callable[[int, list[int]], list[float]], count: int, draws: int, tolerance: float
+) -> tuple[list[float], list[float], list[int]]:
+    """Do what `average` does for `count` estimates, of which each stops on its own.
+
+    Parameters
+    ----------
+    draw : ``draw(number, places)`` gives draw `number` of the estimates at `places`, which are still wanted
+    """
+    made: list[list[float]] = [[] for _ in range(count)]
+    wanted = list(range(count))
+    for number in track(range(draws), "sensitivity"):
+        for place, value in zip(wanted, draw(number, wanted), strict=True):
+            made[place].append(value)
+        if number + 1 >= LEAST:
+            wanted = [place for place in wanted if not _settled(made[place], tolerance)]
+        if not wanted:
+            break
+    means = [sum(values) / len(values) for values in made]
+    return means, [_error(values) for values in made], [len(values) for values in made]
+
+
+def _settled(values: list[float], tolerance: float) -> bool:
+    return _error(values) <= tolerance * abs(sum(values) / len(values))
+
+
+def _error(values: list[float]) -> float:
+    return float(standard_error(torch.tensor(values, dtype=torch.float64).unsqueeze(1)))
