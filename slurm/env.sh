@@ -11,4 +11,4 @@ if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 export SQ_DATA
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"          # not the node's cores: the task's
 export WANDB_MODE="${WANDB_MODE:-offline}"                  # nodes often have no way out; python -m sq.track NAME uploads later
-export MPLCONFIGDIR="${MPLCONFIGDIR:-${TMPDIR:-/tmp}/mpl-$USER}"  # home folders may be read-only on nodes
+export MPLCONFIGDIR="${MPLCONFIGDIR:-${TMPDIR:-/tmp}/mpl-$(id -u)}"  # home folders may be read-only on nodes

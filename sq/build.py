@@ -52,6 +52,16 @@ def check(part: Mapping[str, Any], path: str) -> None:
             check_type(hints[name], value, f"{path}.{name}")
 
 
+def check_settings(given: Mapping[str, Any], hints: Mapping[str, Any], path: str) -> None:
+    """Raise an `SqError` unless `given` has a value of the right type for each name of `hints`, and no other."""
+    if missing := [name for name in hints if name not in given]:
+        raise SqError(f"{path}: no value for {', '.join(missing)}")
+    for name, value in given.items():
+        if name not in hints:
+            raise SqError(f"{path}.{name}: no such setting; {nearest(name, hints)}")
+        check_type(hints[name], value, f"{path}.{name}")
+
+
 def _find(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
     target = part.get("_target_")
     if not isinstance(target, str) or not target.startswith("sq."):

@@ -2,9 +2,9 @@
 
 A claim is a file of the run's key and a generation, ``claims/KEY.1``, ``claims/KEY.2`` ..., beside the records; the
 highest holds. It appears whole, by a hard link, which file servers make atomically (NFS included), for one of several
-who ask. A holder counts beats in it. Whether it is still alive is told by its process, where that is on this machine;
-elsewhere by its beats, timed by the reader's own clock: clocks of machines and file servers differ, so no time stamp
-is looked at. A dead claim is never removed, which two could do at once, but outdone: the first to link the next
+who ask. A holder counts beats in it. Whether it is still alive is told by its process, where that is on this machine
+and shown; else by its beats, timed by the reader's own clock: clocks of machines and file servers differ, so no time
+stamp is looked at. A dead claim is never removed, which two could do at once, but outdone: the first to link the next
 generation holds the run, and whoever holds it reads the record again before it does anything.
 """
 
@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 from sq.errors import SqError
 
 BEAT = 10.0  # seconds between two beats of a holder
+HIDDEN = "hidden"  # a process of another user, of which the system shows only that it is there (hidepid)
 LEASE = 90.0  # seconds without a beat after which a holder on another machine counts as dead
 
 _watched: dict[tuple[str, int], float] = {}  # (token, beat) of claims of other machines: when it was first read here
@@ -63,7 +65,8 @@ class Claim:
                 if self._stop.is_set() or self.lost():
                     return
                 self.who["beat"] += 1
-                _write(self.file, self.who).replace(_place(self.file, self.generation))
+                with _written(self.file, self.who) as part:
+                    part.replace(_place(self.file, self.generation))
 
 
 def take(file: Path) -> Claim | None:
@@ -79,8 +82,9 @@ def take(file: Path) -> Claim | None:
         if generation and ((seen := _read(_place(file, generation))) is None or alive(seen)):
             return None  # held; or given back since it was listed, so that its number says nothing: ask again
         who = {**_me(), "token": uuid.uuid4().hex, "beat": 0, "since": time.strftime("%Y-%m-%d %H:%M:%S%z")}
-        if not _link(_write(file, who), _place(file, generation + 1)):
-            return None
+        with _written(file, who) as part:
+            if not _link(part, _place(file, generation + 1)):
+                return None
         if any(alive(_read(_place(file, other))) for other in _generations(file) if other != generation + 1):
             _place(file, generation + 1).unlink(missing_ok=True)  # two at once, by listings of different age
             return None
@@ -109,8 +113,8 @@ def alive(who: dict[str, Any] | None) -> bool:
     """Return whether the holder `who` of a claim may still be at work; None is a claim gone since it was listed."""
     if who is None:
         return False
-    if who["machine"] == _machine():
-        return _started(who["pid"]) == who["started"]
+    if who["machine"] == _machine() and (started := _started(who["pid"])) != HIDDEN:
+        return started == who["started"]
     first = _watched.setdefault((who["token"], who["beat"]), time.monotonic())
     return time.monotonic() - first < LEASE
 
@@ -143,15 +147,13 @@ def _started(pid: int) -> str:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if words[0] in "ZX" else words[19]
     except OSError:
-        if Path("/proc/self/stat").exists():
-            return ""
-    try:  # no /proc on this system: an id given to a new process looks like the old one
-        os.kill(pid, 0)
+        shown = Path("/proc/self/stat").exists()
+    try:
+        with contextlib.suppress(PermissionError):
+            os.kill(pid, 0)
     except ProcessLookupError:
         return ""
-    except PermissionError:
-        pass
-    return "alive"
+    return HIDDEN if shown else "alive"  # no /proc on this system: an id given to a new process looks like the old one
 
 
 def _place(file: Path, generation: int) -> Path:
@@ -178,18 +180,23 @@ def _read(place: Path) -> dict[str, Any] | None:
     return who
 
 
-def _write(file: Path, who: dict[str, Any]) -> Path:
-    """Write `who` to a file of this process alone, and return it."""
-    part = file.parent / "claims" / f".{file.stem}.{who['token']}.{who['beat']}"
-    with part.open("w") as stream:
-        json.dump(who, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return part
+@contextlib.contextmanager
+def _written(file: Path, who: dict[str, Any]) -> Iterator[Path]:
+    """Give a file of this process alone that holds `who`; nothing is left of it, not on a full disk either."""
+    part = file.parent / "claims" / f".{file.stem}.{who['token']}"
+    try:
+        with part.open("w") as stream:
+            json.dump(who, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield part
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _link(part: Path, place: Path) -> bool:
-    """Give `part` the name `place` unless that exists, and return whether it was us; `part` is gone afterwards."""
+    """Give `part` the name `place` as well unless that exists, and return whether it was us."""
     try:
         os.link(part, place)
     except OSError as error:
@@ -201,10 +208,7 @@ def _link(part: Path, place: Path) -> bool:
         if error.errno != errno.EEXIST:
             raise
         return False
-    else:
-        return True
-    finally:
-        part.unlink(missing_ok=True)
+    return True
 
 
 def _create(part: Path, place: Path) -> bool:

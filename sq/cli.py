@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sq import config as settings
-from sq import job, plan, points, sweep
+from sq import experiments, job, plan, points, preview, sweep
 from sq.console import out, say
 from sq.errors import SqError, one_line
 
@@ -35,7 +36,10 @@ def task(config: DictConfig) -> None:
         return
     one, record = points.Job([], plain, choices), None
     try:
-        points.unambiguous(list(own.overrides.task))
+        _check_alone(own, plain["name"])
+        if plain["sweep"]["dry_run"]:
+            preview.show(*preview.look([one], "failed", here=True))
+            return
     except SqError as error:
         failure = str(error)
     else:
@@ -48,6 +52,15 @@ def task(config: DictConfig) -> None:
     from sq.report import table
 
     out.print(table.for_terminal(table.build([record])))
+
+
+def _check_alone(own: Any, name: str) -> None:
+    """Refuse what a single run, with `own` of Hydra's, cannot be asked for."""
+    given = points.unambiguous(list(own.overrides.task))
+    if many := [word for setting, word in given.items() if setting.startswith("sweep.") and setting != "sweep.dry_run"]:
+        raise SqError(f"{many[0]}: of a sweep, and this is one run: add -m, or leave it out")
+    if wrong := experiments.misplaced(own, name):
+        raise SqError(wrong)
 
 
 def main() -> None:
@@ -77,6 +90,8 @@ def explain(error: Exception) -> str:
         )
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text):
         name = found[1] or found[2]
+        if full := re.search(r"full_key: (hydra\.\S+)", text):
+            return _unknown_of_hydra(full[1])
         return f"{name}: no such setting; {settings.nearest(name, _names())}"
     if found := re.search(
         r"Error merging override (\S+).* (?:could not be converted to|is not a valid) (\w+)", text, re.DOTALL
@@ -88,6 +103,20 @@ def explain(error: Exception) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(text.split())
     return one_line(error)
+
+
+def _unknown_of_hydra(name: str) -> str:
+    """Return what to say of the setting `name` of Hydra's own part, which does not exist."""
+    import yaml
+
+    start, _, own = name.rpartition(".")
+    if start != "hydra.launcher":
+        return f"{name}: no such setting of Hydra"
+    known = {file.stem: yaml.safe_load(file.read_text()) for file in Path(CONF, "hydra", "launcher").glob("*.yaml")}
+    near = settings.nearest(own, {setting for knobs in known.values() for setting in knobs if setting[0] != "_"})
+    whose = sorted(launcher for launcher, knobs in known.items() if near.removeprefix("nearest: ") in knobs)
+    of = f", of hydra/launcher={' and '.join(whose)}" if whose else ""
+    return f"{name}: no such setting of the launcher in use; {near}{of}"
 
 
 def _names() -> list[str]:

@@ -9,8 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 _busy = False  # a progress bar is there
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+# What is shown is text of errors and files: "[enforce fail at ...]" is no markup, ":cpp:" no picture.
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+out = Console(highlight=False, markup=False, emoji=False)
 if not out.is_terminal:
     out.width = 160  # a file or a pipe has no width: do not cut tables to 80 columns
 
@@ -38,12 +39,12 @@ def _shown(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
 
 def bar() -> Progress:
     """Return a bar that shows how far along something is, then is gone; nothing where there is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     return Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
     )
 
 
 def say(text: str) -> None:
-    """Print one line for a person to standard error, as it is (no markup)."""
-    err.print(text, markup=False, soft_wrap=True)
+    """Print one line for a person to standard error, as it is."""
+    err.print(text, soft_wrap=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from sq.errors import SqError, one_line
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+DEFAULT = FOLDER.parent / "conf" / "config.yaml"  # its name is that of runs which answer no question
 BENCH = "bench_"  # files of benchmarks begin with it: those are measured by sq.bench, not swept
 UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0}
 
@@ -98,6 +100,24 @@ def misnamed(experiments: list[Experiment]) -> list[str]:
             "or for a second part of one question call the file NAME_PART.yaml"
         )
     return lines
+
+
+def misplaced(hydra: Any, name: str) -> str:
+    """Return why the question that a command asks may not keep its records under `name`, "" if it may.
+
+    Parameters
+    ----------
+    hydra : Hydra's own part of the command's config; a name that the command gives is the user's own affair
+    """
+    stem = Path(hydra.job.config_name).name
+    given = any(word.startswith("name=") for word in hydra.overrides.task)
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    file = next((found for folder in folders if (found := folder / f"{hydra.job.config_name}.yaml").is_file()), None)
+    if name == stem or given or file is None or name == _name(DEFAULT):
+        return ""
+    namesake = file.with_name(f"{name}.yaml")
+    others = [Experiment(namesake, name, {})] if namesake.is_file() else []
+    return "; ".join(misnamed([Experiment(file, name, {}), *others]))
 
 
 def _name(file: Path) -> str:

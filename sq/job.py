@@ -9,6 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ def execute(
         found = record.read(file)
         if found is not None and record.mark(file) != seen:
             return found
-        with _LogTo(Path(config["outputs"]) / config["name"] / f"{file.stem}.log"):
-            done = found if found is not None and found["status"] == "done" else None
-            made = _run(config, choices, file.stem, done)
+        done = found if found is not None and found["status"] == "done" else None
+        # Trackers are left last: they can take a minute, and whatever happens meanwhile must not cost the result.
+        with _LogTo(_log(config, file)), ExitStack() as trackers:
+            made = _run(config, choices, file.stem, done, trackers)
             if held.lost():
                 raise SqError(f"another launcher took this process for dead and is doing {file.stem} again")
             # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
@@ -93,6 +95,8 @@ def _claimed(file: Path) -> claim.Claim:
 def bury(config: Mapping[str, Any], choices: Mapping[str, str], seen: str, cause: str, trace: str) -> bool:
     """Record that the process of a run ended for `cause`, unless it, or another since, left a record of the run.
 
+    The run's own log and its tracker, where all looks as if it were still on, are told too.
+
     Returns
     -------
     whether that is settled: not while a process holds the run, be it another launcher's or the one that is dying
@@ -111,10 +115,22 @@ def bury(config: Mapping[str, Any], choices: Mapping[str, str], seen: str, cause
         if record.mark(file) == seen:
             made = {**_begun(config, choices, file.stem), "error": cause, "traceback": trace}
             found = record.read(file)
-            record.keep(file, made, spare=found is not None and found["status"] == "done")
+            done = found if found is not None and found["status"] == "done" else None
+            with _LogTo(_log(config, file)):
+                log.error("failed: %s; the last it said:\n%s", cause, trace)
+                record.keep(file, made, spare=done is not None)
+                _leave(config["tracker"], made, done)
         return True
     finally:
         held.release()
+
+
+def _leave(part: Mapping[str, Any], made: record.Record, earlier: record.Record | None) -> None:
+    """Leave the page of a run whose process could not; the record stands, whatever goes wrong here."""
+    try:
+        build(part, "tracker")(made).close(mirror.kept(made, earlier))
+    except Exception as error:
+        log.warning("no page in the tracker: %s", one_line(error))
 
 
 def outcome(made: record.Record) -> str:
@@ -124,9 +140,13 @@ def outcome(made: record.Record) -> str:
 
 
 def _run(
-    config: Mapping[str, Any], choices: Mapping[str, str], key: str, earlier: record.Record | None
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    key: str,
+    earlier: record.Record | None,
+    trackers: ExitStack,
 ) -> record.Record:
-    """Return the record of a run; its tracker keeps to the `earlier` one where that is kept."""
+    """Return the record of a run; `trackers` sends it when it closes, or the `earlier` one where that is kept."""
     made = _begun(config, choices, key)
     log.info("begun on %s, process %s", socket.gethostname(), os.getpid())
     tracker = None
@@ -148,9 +168,14 @@ def _run(
         made["error"] = one_line(error)
         made["traceback"] = traceback.format_exc()
     if tracker is not None:
-        tracker.close(mirror.kept(made, earlier))
+        trackers.callback(tracker.close, mirror.kept(made, earlier))
     log.info("ended: %s", made["status"])
     return made
+
+
+def _log(config: Mapping[str, Any], file: Path) -> Path:
+    """Return where the run of record `file` logs."""
+    return Path(config["outputs"]) / config["name"] / f"{file.stem}.log"
 
 
 def _begun(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:

@@ -78,27 +78,34 @@ def run(record: Record) -> Page:
     )
 
 
-def summary(name: str, records: Sequence[Record], failures: Sequence[str]) -> Page:
+def summary(name: str, records: Sequence[Record], failures: Mapping[str, str]) -> Page:
     """Return the page of experiment `name` as a whole: its table, its figures, what failed, and which code ran.
 
     Parameters
     ----------
     records : those of runs that are done
-    failures : a line each, with the cause
+    failures : by key, a line each, with the cause; a run that is done and has one could not be repeated
     """
     commits = sorted({str(record.get("provenance", {}).get("commit")) for record in records})
-    counts = {"runs": len(records) + len(failures), "done": len(records), "failed": len(failures)}
+    keys = sorted(record["key"] for record in records)
+    failed = len(failures.keys() - {*keys})
+    counts = {"runs": len(keys) + failed, "done": len(keys), "failed": failed}
     return Page(
         id=summary_identity(name),
         title=f"{name}: summary",
         group=name,
         job_type="summary",
         tags=["summary"],
-        config={"name": name, "keys": sorted(record["key"] for record in records), "commits": commits},
-        summary={"status": "failed" if failures else "done", **counts, "commits": len(commits)},
-        tables=_report(records) | _causes(failures),
+        config={"name": name, "keys": keys, "commits": commits},
+        summary={
+            "status": "failed" if failed else "done",
+            **counts,
+            "not_repeated": len(failures) - failed,
+            "commits": len(commits),
+        },
+        tables=_report(records) | _causes(list(failures.values())),
         pictures=_pictures(records),
-        exit_code=1 if failures else 0,
+        exit_code=1 if failed else 0,
     )
 
 

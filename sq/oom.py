@@ -15,6 +15,10 @@ from sq.errors import SqError
 
 T = TypeVar("T")
 
+# How libraries below PyTorch say it: its own allocator raises an OutOfMemoryError, but cuBLAS, cuDNN, cuSOLVER (as
+# CUBLAS_STATUS_ALLOC_FAILED) and the CUDA driver take memory beside it.
+WORDS = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")
+
 halved: dict[str, int] = {}  # of the run in this process: work that did not fit in memory, and the size at which it did
 
 
@@ -53,7 +57,7 @@ def forward(what: str, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def is_out(error: BaseException) -> bool:
     """Return whether `error` says that memory, a GPU's or the machine's, did not suffice."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in WORDS)
 
 
 @contextmanager

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from sq import claim, record
-from sq.build import check
-from sq.config import FAMILIES, problems
-from sq.errors import SqError
+from sq import claim, standing
+from sq.config import problems
 from sq.points import Job
+from sq.record import Record
+from sq.standing import Standing
 
 GIB = 2**30
+KEPT = ("choices", "seconds", "peak_bytes")  # of a record: what estimates go by
 SHOWN = 1000  # runs in a listing: rich takes half a second for a thousand
 
 
 @dataclass(frozen=True)
 class Run:
-    """A job as it stands: "done", "failed", "running", "new" or "damaged", and why where that says something."""
+    """A job as it stands: "running", or a state of `sq.standing.Standing`; and why, where that says something."""
 
     job: Job
     state: str
@@ -30,43 +29,32 @@ class Run:
 
 
 class Known:
-    """The records in the folders of `jobs`, each file read once; those that cannot be read are told by `Run`s alone."""
+    """How all runs in the folders of `jobs` stand, each file read once; kept is what plans need, not whole records."""
 
     def __init__(self, jobs: list[Job]):
-        self.records: dict[Path, record.Record] = {}
-        self.faults: dict[Path, str] = {}
+        self.standings: dict[Path, Standing] = {}
         self.claimed: set[Path] = set()
         for folder in sorted({job.file.parent for job in jobs}):
             self.claimed |= {folder / f"{place.name.split('.')[0]}.json" for place in (folder / "claims").glob("*.*")}
-            for file in sorted(folder.glob("*.json")):
-                try:
-                    found = record.read(file)
-                except SqError as error:
-                    self.faults[file] = str(error)
-                else:
-                    if found is not None:
-                        self.records[file] = found
+            self.standings |= {file: standing.find(file, keep=_kept) for file in sorted(folder.glob("*.json"))}
 
     def state(self, job: Job) -> Run:
         """Return how `job` stands."""
-        file = job.file
-        if file in self.faults:
-            return Run(job, "damaged", self.faults[file])
-        who = claim.last(file) if file in self.claimed else None
+        found = self.standings.get(job.file, Standing("new"))
+        if found.state == "damaged":
+            return Run(job, found.state, found.cause)
+        who = claim.last(job.file) if job.file in self.claimed else None
         process = claim.words(who) if who else ""
         if claim.alive(who):
             return Run(job, "running", process)
-        found = self.records.get(file)
-        if found is None:
-            return Run(job, "new", f"{process}, which is gone" if who else "")
-        return Run(job, found["status"], found.get("error", ""))
+        return Run(job, found.state, f"{process}, which is gone" if found.state == "new" and who else found.cause)
 
     def estimate(self, jobs: list[Job]) -> Estimate:
         """Return what `jobs` should take, by earlier runs of the same choices."""
         seconds: dict[tuple, list[float]] = {}
         peaks: dict[tuple, float] = {}
-        for found in self.records.values():
-            if found["status"] == "done" and {"choices", "seconds"} <= found.keys():
+        for own in self.standings.values():
+            if own.state == "done" and (found := own.record) and {"choices", "seconds"} <= found.keys():
                 kind = _alike(found["choices"])
                 seconds.setdefault(kind, []).append(sum(found["seconds"].values()))
                 peaks[kind] = max(peaks.get(kind, 0.0), *found.get("peak_bytes", {}).values(), 0.0)
@@ -140,48 +128,22 @@ def listing(runs: list[Run], todo: list[Run]) -> Table:
 
 def single(job: Job) -> str:
     """Return what a run that is not part of a sweep should take; "" if it is done, cannot run, or nothing is known."""
-    if problems(job.config):
+    if problems(job.config) or (standing.find(job.file).state == "done" and not job.config["rerun"]):
         return ""
     known = Known([job])
-    if known.state(job).state == "done" and not job.config["rerun"]:
-        return ""
     guess = known.estimate([job])
     return "" if guess.unknown else f"about {guess.seconds:.0f} s{guess.memory}, by earlier records"
-
-
-def senseless(jobs: list[Job]) -> list[str]:
-    """Return a line for each thing wrong with the settings of a job that can be seen without loading anything."""
-    return [f"{' '.join(job.overrides)}: {line}" for job in jobs for line in problems(job.config)]
-
-
-def refused(runs: list[Run]) -> list[str]:
-    """Return a line for each choice of a run that does not fit the code it names; finished runs are not looked at."""
-    lines: list[str] = []
-    faults: dict[str, str] = {}  # equal parts are checked once: the first check of a family imports torch
-    for run in runs:
-        if run.state == "done":
-            continue
-        for family in FAMILIES:
-            part = json.dumps([family, run.job.config[family]], sort_keys=True)
-            if part not in faults:
-                faults[part] = _fault(run.job.config[family], family)
-            if faults[part]:
-                lines.append(f"{' '.join(run.job.overrides)}: {faults[part]}")
-    return lines
-
-
-def _fault(part: Any, family: str) -> str:
-    try:
-        check(part, family)
-    except SqError as error:
-        return str(error)
-    return ""
 
 
 def differing(jobs: list[Job]) -> list[str]:
     """Return each job's overrides without those that all share."""
     same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     return [" ".join(word for word in job.overrides if word not in same) for job in jobs]
+
+
+def _kept(record: Record) -> Record:
+    """Return what plans need of a record: thousands of whole ones would take gigabytes."""
+    return {name: record[name] for name in KEPT if name in record}
 
 
 def _alike(choices: dict[str, str]) -> tuple:

@@ -6,6 +6,7 @@ each setting changes in it is found once; a point is those changes put together:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from sq import record
@@ -65,13 +67,17 @@ def unambiguous(words: list[str]) -> dict[str, str]:
     return given
 
 
-def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
+def expand(loader: ConfigLoader, config: DictConfig, most: int | None = None) -> list[Job]:
     """Return the jobs that a multirun's master `config` expands to, in order, a point given twice once.
+
+    Parameters
+    ----------
+    most : jobs, counted before any is composed; None sets no limit
 
     Raises
     ------
     HydraException, OmegaConfBaseException : an override that Hydra refuses
-    SqError : a setting is given twice
+    SqError : a setting is given twice, or there are too many jobs
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -83,16 +89,19 @@ def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
     params = {name: value for name, value in (config.hydra.sweeper.params or {}).items() if name not in given}
     words = [*(f"{name}={value}" for name, value in params.items()), *given.values()]
     parsed = cache(lambda word: parser.parse_override(word))
-    points = BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]
+    every = parser.parse_overrides(words)
+    if most is not None and (number := math.prod(map(_values, every))) > most:
+        raise SqError(f"nothing was run: up to {number} runs, more than sweep.max_runs={most}")
+    points = BasicSweeper.split_arguments(every, None)[0]
     same = set.intersection(*map(set, points)) if points else set()
     groups = set(config.hydra.runtime.choices)  # what a default chooses from
     bases: dict[tuple[str, ...], tuple[Changes, dict[str, str]]] = {}
     jobs: dict[Any, Job] = {}
     for point in points:
-        every = [o for word in point if not (o := parsed(word)).is_hydra_override()]
+        ours = [o for word in point if not (o := parsed(word)).is_hydra_override()]
         # What is added with "+" may be a group that the master config knows nothing of: Hydra composes that.
-        choosing = tuple(str(o.input_line) for o in every if o.key_or_group in groups or o.is_add())
-        own = [o for o in every if o.input_line not in choosing]
+        choosing = tuple(str(o.input_line) for o in ours if o.key_or_group in groups or o.is_add())
+        own = [o for o in ours if o.input_line not in choosing]
         if choosing not in bases:
             composed = loader.load_sweep_config(config, list(choosing))
             choices = chosen(composed.hydra)
@@ -105,3 +114,15 @@ def expand(loader: ConfigLoader, config: DictConfig) -> list[Job]:
         place = job.config.get("results"), job.config.get("name"), record.key(job.config)
         jobs.setdefault(place, job)
     return list(jobs.values())
+
+
+def _values(override: Override) -> int:
+    """Return how many values `override` goes through."""
+    if not override.is_sweep_override() or not override.is_discrete_sweep():
+        return 1
+    sweep = override.value()
+    if isinstance(sweep, RangeSweep) and sweep.step:  # a range may be long: it is not gone through
+        assert sweep.start is not None
+        assert sweep.stop is not None
+        return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))
+    return len(set(override.sweep_string_iterator()))

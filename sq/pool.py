@@ -11,16 +11,20 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import TypedDict
 
 from sq import cores
 from sq.console import say
+from sq.knobs import Count
 from sq.launch import TAIL, Ended
 from sq.points import Job
 
@@ -28,25 +32,39 @@ CORES = 4  # of a process, where neither GPUs nor threads= decide
 Place = dict[str, str]  # environment variables that give a process its GPU or its cores
 
 
+class Settings(TypedDict):
+    """Types of ``conf/hydra/launcher/local.yaml``."""
+
+    processes: Count | None
+    folder: str
+
+
 @dataclass
 class Worker:
-    """A process, the line to it, and the job it does: its number, or None."""
+    """A process, the line to it, and the job it does: its number, or None.
+
+    `log` is where it prints, which had `before` bytes when it began, of the process whose place it took.
+    """
 
     place: Place
     log: Path
+    before: int
     process: SpawnProcess
     line: Connection
     number: int | None = None
 
 
-def run(jobs: list[Job], processes: int | None, folder: Path) -> Generator[Ended, None, None]:
-    """Run `jobs` in `processes` (None: `places` decides), whose output goes to `folder`; yield each job's end.
+def run(jobs: list[Job], settings: Settings) -> Generator[Ended, None, None]:
+    """Run `jobs`, one or more, with the `settings` of ``conf/hydra/launcher/local.yaml``; yield each job's end.
 
     A run that another launcher is doing is tried again when no other is left, and then waited for.
     """
-    given = places(jobs, processes)
-    say(f"{len(given)} processes on this machine" + (f", {_words(given[0])} each" if given else ""))
+    given = places(jobs, settings["processes"])
+    # Of this command alone: another one at the same time would print to the same files.
+    own = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
+    folder = Path(settings["folder"]) / own
     folder.mkdir(parents=True, exist_ok=True)
+    say(f"{len(given)} processes on this machine, {_words(given[0])} each; what they print is in {folder}")
     queue = deque((number, False) for number in range(len(jobs)))
     workers = [_start(place, folder / f"{number}.log") for number, place in enumerate(given)]
     try:
@@ -82,9 +100,10 @@ def places(jobs: list[Job], processes: int | None) -> list[Place]:
     """
     gpus = _gpus() if any(one.config["device"] in ("auto", "cuda") for one in jobs) else []
     threads = max((one.config["threads"] or CORES for one in jobs), default=CORES)
-    number = processes or len(gpus) or max(1, cores.available() // threads)
+    # Not what OMP_NUM_THREADS leaves: that is of one process, and each gets its own here.
+    number = processes or len(gpus) or max(1, cores.own() // threads)
     number = min(number, len(jobs))
-    share = {"OMP_NUM_THREADS": str(max(1, cores.available() // max(1, number)))}
+    share = {"OMP_NUM_THREADS": str(max(1, cores.own() // number))}
     return [{**share, **({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})} for i in range(number)]
 
 
@@ -104,12 +123,13 @@ def _words(place: Place) -> str:
 
 
 def _start(place: Place, log: Path) -> Worker:
+    before = log.stat().st_size if log.is_file() else 0
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, place, log))
     process.start()
     theirs.close()  # so that its end is the end of the line
-    return Worker(place, log, process, ours)
+    return Worker(place, log, before, process, ours)
 
 
 def _give(worker: Worker, jobs: list[Job], queue: deque[tuple[int, bool]]) -> None:
@@ -132,7 +152,8 @@ def _death(worker: Worker) -> tuple[str, str]:
     )
     if code == -signal.SIGKILL:
         cause += "; the system does that when memory runs out"
-    return cause, worker.log.read_text(errors="replace")[-TAIL:]
+    printed = worker.log.read_bytes()[worker.before :] if worker.log.is_file() else b""  # it may die before it prints
+    return cause, printed.decode(errors="replace")[-TAIL:]
 
 
 def _work(line: Connection, place: Place, log: Path) -> None:
@@ -140,13 +161,23 @@ def _work(line: Connection, place: Place, log: Path) -> None:
     from sq import sweep
 
     os.environ.update(place)
-    with log.open("w") as stream:
+    with log.open("a") as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
     faulthandler.enable()
-    try:
-        while True:
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve(line, sweep.finish)
+
+
+def _serve(line: Connection, finish: Callable[..., bool]) -> None:
+    """Let `finish` do the jobs that come in; only the end of the line is the end of the sweep, not an error in one."""
+    while True:
+        try:
             one, again = line.recv()
-            line.send(sweep.finish(one, wait=again))
-    except (EOFError, OSError, KeyboardInterrupt):
-        return  # the sweep has ended, or was interrupted
+        except (EOFError, OSError):
+            return
+        over = finish(one, wait=again)
+        try:
+            line.send(over)
+        except OSError:
+            return

@@ -9,6 +9,8 @@ from typing import Any
 from sq import heap
 from sq.errors import SqError, one_line
 
+_threads = 0  # PyTorch's own number, once it is known
+
 
 def import_torch() -> None:
     """Import torch and torchvision, and explain the one way in which that commonly fails.
@@ -51,8 +53,9 @@ def prepare(config: Mapping[str, Any]) -> Any:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition(". ")[0]
         raise SqError(f"device={config['device']}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
+    global _threads
+    _threads = _threads or torch.get_num_threads()  # before anything has changed it
+    torch.set_num_threads(config["threads"] or _threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""How the runs of an experiment stand: ``python -m sq.status NAME``."""
+"""How the runs of an experiment, or in a folder of results/, stand: ``python -m sq.status NAME``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ from sq.plan import Run
 from sq.points import Job
 
 
+class NoQuestion(SqError):
+    """A name that no file of experiments/ has."""
+
+
 def main(words: list[str] | None = None) -> int:
     """Parse the command line, tell how runs stand; return 0 if all are done, else 1."""
     parser = argparse.ArgumentParser(prog="python -m sq.status", description=__doc__)
@@ -33,20 +37,37 @@ def main(words: list[str] | None = None) -> int:
         jobs, parts = expected(options.name, options.results, options.experiments.absolute())
         known = plan.Known(jobs)
         runs = [_named(known.state(job)) for job in jobs]
+    except NoQuestion as error:
+        return _unasked(options.results / options.name, error)
     except SqError as error:
         say(f"sq: {error}")
         return 1
     left = [run for run in runs if run.state != "done"]
-    if left:
-        out.print(plan.listing(left, left))
+    if shown := [run for run in runs if run.state != "done" or run.cause]:
+        out.print(plan.listing(shown, left))
     count = Counter(run.state for run in runs)
     told = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "missing"))
+    if repeats := sum(run.state == "done" and bool(run.cause) for run in runs):
+        told += f", {repeats} of the done could not be repeated"
     guess = known.estimate([run.job for run in left])
     time = f"; the rest takes about {guess.seconds:.0f} s" if left and guess.unknown < len(left) else ""
     say(f"{options.name}: {len(runs)} runs of {', '.join(parts)}: {told}{time}")
-    if beside := known.records.keys() - {job.file for job in jobs}:
+    if beside := known.standings.keys() - {job.file for job in jobs}:
         say(f"{len(beside)} records beside those: of other settings, or of earlier code")
     return 1 if left else 0
+
+
+def _unasked(folder: Path, error: SqError) -> int:
+    """Tell of records that are kept in `folder` without a question, or else that there is an `error`."""
+    from sq import unasked
+
+    try:
+        if not folder.is_dir():
+            raise error
+        return unasked.tell(folder)
+    except SqError as other:
+        say(f"sq: {other}")
+        return 1
 
 
 def _named(run: Run) -> Run:
@@ -59,12 +80,13 @@ def expected(name: str, results: Path, folder: Path = experiments.FOLDER) -> tup
 
     Raises
     ------
-    SqError : there is no such experiment, or one cannot be composed
+    NoQuestion : there is no such experiment
+    SqError : one cannot be composed
     """
     found = [one for one in experiments.read(folder) if not one.is_bench]
     parts = [one.stem for one in found if one.name == name]
     if not parts:
-        raise SqError(f"no experiment {name} in {folder}; {nearest(name, {one.name for one in found})}")
+        raise NoQuestion(f"no experiment {name} in {folder}; {nearest(name, {one.name for one in found})}")
     jobs: dict[Path, Job] = {}
     for stem in parts:
         for job in jobs_of(stem, results, folder):

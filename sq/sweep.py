@@ -9,21 +9,23 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from sq import claim, console, job, plan, points, record, track
+from sq import claim, console, experiments, job, plan, points, preview, record, standing, track
 from sq.config import sweep_problems
 from sq.console import out, say
 from sq.errors import SqError, one_line
 from sq.launch import Ended, Follower
-from sq.plan import Known, Run
+from sq.plan import Run
 from sq.points import Job
 
 HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process, one by one
+LOST = "left no record: never begun, killed or unable to write; run the same command again"
 
 
 def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
@@ -34,51 +36,50 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     SqError : the sweep makes no sense, in whole or in part; nothing was run then
     HydraException, OmegaConfBaseException : an override that Hydra refuses
     """
-    settings = points.resolve(config)["sweep"]
+    every = points.resolve(config)
+    settings = every["sweep"]
+    if wrong := experiments.misplaced(config.hydra, every["name"]):
+        raise SqError(f"nothing was run: {wrong}")
+    if isinstance(launcher, Follower):
+        launcher.check()
     jobs = _jobs(loader, config, settings)
-    _refuse(plan.senseless(jobs), jobs)
-    known = Known(jobs)
-    runs = [known.state(one) for one in jobs]
-    _refuse(plan.refused(runs), jobs)
-    todo = plan.chosen(runs, settings["retry"])
+    here = _is_here(launcher) or (isinstance(launcher, Follower) and launcher.here)
+    known, runs, todo = preview.look(jobs, settings["retry"], here=here)
     if settings["dry_run"]:
-        out.print(plan.listing(runs, todo))
-        say(plan.forecast(runs, todo, known))
+        preview.show(known, runs, todo)
         return
-    for folder in {one.file.parent for one in jobs}:
+    for folder in {run.job.file.parent for run in todo}:
         record.probe(folder)
     say(plan.forecast(runs, todo, known))
     if todo:
         _launch(todo, launcher, again=settings["retry"] == "all")
-    summarise(jobs, ran=bool(todo))
+    summarise(jobs, [run.job for run in todo])
 
 
 def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) -> list[Job]:
     """Return the jobs of this launcher's share of the sweep."""
     if found := sweep_problems(settings):
         raise SqError("; ".join(found))
-    every = points.expand(loader, config)
+    every = points.expand(loader, config, settings["max_runs"])
     if not every:
         raise SqError("the sweep expands to no run at all")
-    if len(every) > settings["max_runs"]:
-        raise SqError(f"nothing was run: {len(every)} runs, more than sweep.max_runs={settings['max_runs']}")
     jobs = plan.share(every, settings["shard"])
     if not jobs:
         raise SqError(f"sweep.shard={settings['shard']} of {len(every)} runs holds none")
     return jobs
 
 
-def _refuse(lines: list[str], jobs: list[Job]) -> None:
-    if lines:
-        raise SqError(f"nothing was run; {len(lines)} of {len(jobs)} runs make no sense: {' | '.join(lines)}")
+def _is_here(launcher: Launcher) -> bool:
+    """Return whether `launcher` is Hydra's own, which runs jobs in this process."""
+    # By name: Hydra loads its plugins anew, so that their classes are not those one imports.
+    return f"{type(launcher).__module__}.{type(launcher).__name__}" == HERE
 
 
 def _launch(runs: list[Run], launcher: Launcher, *, again: bool) -> None:
     """Do `runs`, done ones too with `again`, where `launcher` says."""
     jobs = [_marked(run.job, again=again) for run in runs]
     words = [f"[{number}/{len(jobs)}] {own}" for number, own in enumerate(plan.differing(jobs), 1)]
-    # By name: Hydra loads its plugins anew, so that their classes are not those one imports.
-    if f"{type(launcher).__module__}.{type(launcher).__name__}" == HERE:
+    if _is_here(launcher):
         _here(jobs, words)
     elif isinstance(launcher, Follower):
         _follow(jobs, words, launcher)
@@ -123,10 +124,13 @@ def _follow(jobs: list[Job], words: list[str], launcher: Follower) -> None:
 
 
 def _told(one: Job, words: str, end: Ended) -> bool:
-    """Say what came of job `one`, after leaving a record of it if its process died; False while that is not over."""
+    """Say what came of job `one`, after leaving a record of it if its process died in it; False while that goes on."""
     file = one.file
     try:
-        if end.cause and not job.bury(one.config, one.choices, one.seen or "", end.cause, end.trace):
+        if end.cause and not end.begun and record.mark(file) == one.seen:
+            say(f"{words}: not done: {end.cause}")
+            return True
+        if end.cause and end.begun and not job.bury(one.config, one.choices, one.seen or "", end.cause, end.trace):
             return False
         made = record.read(record.failed_rerun(file)) or record.read(file) or {"error": "left no record"}
     except SqError as error:
@@ -150,44 +154,46 @@ def finish(one: Job, *, wait: bool = True) -> bool:
     return True
 
 
-def summarise(jobs: list[Job], *, ran: bool) -> None:
-    """Print one table of everything that is done, list every failure with its cause; exit 1 if there is one.
+def summarise(jobs: list[Job], tried: list[Job]) -> None:
+    """Print one table of everything that is done, list every failure with its cause.
 
-    Where something `ran`, the tracker gets the experiment as a whole too.
+    Exit 1 if a run is not done, or one of those just `tried` could not be repeated. Where anything was tried, the
+    tracker gets the experiment as a whole too.
     """
     from sq.report import table
 
     records, failures = collect(jobs)
     if records:
-        out.print(table.for_terminal(table.build(records)))
-    for line in failures:
-        say(f"failed: {line}")
-    say(f"{len(records)} of {len(jobs)} runs done, {len(failures)} failed; records in {_folders(jobs)}")
-    if ran:
+        out.print(table.for_terminal(table.build(list(records.values()))))
+    for file, line in failures.items():
+        say(f"{'not repeated' if file in records else 'failed'}: {line}")
+    repeats = len(failures.keys() & records.keys())
+    say(
+        f"{len(records)} of {len(jobs)} runs done, {len(failures) - repeats} failed"
+        + (f", {repeats} could not be repeated" if repeats else "")
+        + f"; records in {_folders(jobs)}"
+    )
+    if tried:
         track.summarise(records, failures, jobs[0].config)
-    if failures:
+    if len(records) < len(jobs) or any(one.file in failures for one in tried):
         raise SystemExit(1)
 
 
-def collect(jobs: list[Job]) -> tuple[list[record.Record], list[str]]:
-    """Return the records of the jobs that are done, and a line for each of the others."""
-    records, failures = [], []
+def collect(jobs: list[Job]) -> tuple[dict[Path, record.Record], dict[Path, str]]:
+    """Return the records of the jobs that are done, as reports read them, and a line for each failure; by file.
+
+    A run that could not be repeated has both: its earlier record counts.
+    """
+    from sq.report.slim import Slim
+
+    records, failures, slim = {}, {}, Slim()
     for one in jobs:
-        file = one.file
-        where = f"{' '.join(one.overrides)} ({file.stem})"
-        try:
-            found, again = record.read(file), record.read(record.failed_rerun(file))
-        except SqError as error:
-            failures.append(f"{where}: {error}")
-            continue
-        if found is None:
-            failures.append(f"{where}: left no record: it was killed or could not write; run the same command again")
-        elif found["status"] == "done":
-            records.append(found)
-            if again:
-                failures.append(f"{where}: {again['error']} (repeating it failed; the earlier record was kept)")
-        else:
-            failures.append(f"{where}: {found['error']}")
+        found = standing.find(one.file, keep=slim)
+        if found.state == "done" and found.record is not None:
+            records[one.file] = found.record
+        cause = LOST if found.state == "new" else found.cause
+        if cause:
+            failures[one.file] = f"{' '.join(one.overrides)} ({one.file.stem}): {cause}"
     return records, failures
 
 

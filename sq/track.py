@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sq import pages, record
+from sq import record, tracked
 from sq.console import say, track
 from sq.errors import SqError, one_line
 from sq.ledger import Ledger
 from sq.mirror import Destination, Page
-from sq.pages import Item
 from sq.record import Record
+from sq.tracked import Item
 
 DEFAULTS = Path(__file__).resolve().parent.parent / "conf" / "tracker" / "wandb.yaml"
 
@@ -59,7 +59,7 @@ def upload(options: argparse.Namespace) -> bool:
     from sq.tracker import wandb as client
 
     name = options.name
-    found = pages.read(record.folder(name, options.results))
+    found = tracked.read(record.folder(name, options.results))
     if not found.records and not found.damaged:
         raise SqError(f"no records in {options.results / name}: run the experiment first")
     where = destination(options, list(found.records.values()))
@@ -67,7 +67,7 @@ def upload(options: argparse.Namespace) -> bool:
     ledger = Ledger(options.outputs / "tracked" / f"{name}.json", place)
     items = found.items()
     todo = [item for item in items if options.force or not ledger.has(item.id, item.digest)]
-    failed = list(found.damaged)
+    failed = list(found.damaged.values())
     if todo:
         client.check(where)
         time_told = f", about {len(todo) * ledger.seconds:.0f} s by the last time" if ledger.seconds else ""
@@ -141,21 +141,25 @@ def _lost(where: Destination) -> str:
     return ""
 
 
-def summarise(records: Sequence[Record], failures: Sequence[str], config: Mapping[str, Any]) -> None:
+def summarise(records: Mapping[Path, Record], failures: Mapping[Path, str], config: Mapping[str, Any]) -> None:
     """Leave the page of a whole experiment where its runs were tracked; whatever goes wrong, the sweep does not fail.
 
     Parameters
     ----------
-    records : of the sweep that ends; its folder may hold more, of other sweeps and launchers, which are shown too
-    failures : a line for each run of the sweep that left no good record
+    records : of the sweep that ends, by file; its folder may hold more, of other sweeps and launchers, which are shown
+        too
+    failures : by file, a line for each run of the sweep that left no good record or could not be repeated
     config : of one of its runs
     """
     from sq.build import build
 
     folder = Path(config["results"]) / config["name"]
 
+    def own(found: Mapping[Path, Any]) -> dict[str, Any]:
+        return {file.stem: value for file, value in found.items() if file.parent == folder}
+
     def draw() -> Page:
-        return pages.read(folder, {own["key"]: own for own in records}).summary(failures)
+        return tracked.read(folder, own(records)).summary(own(failures))
 
     try:
         part = config["tracker"]

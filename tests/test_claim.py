@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -202,3 +203,51 @@ def test_a_link_that_is_refused_is_no_claim_of_another(file, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(SqError, match="cannot claim a run"):
         claim.take(file)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_beat_that_cannot_be_written_leaves_nothing(file, monkeypatch, step):
+    refused = []
+
+    def refuse(*_):
+        refused.append(1)
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(claim, "BEAT", 0.01)
+    mine = claim.take(file)
+    with monkeypatch.context() as full:
+        full.setattr(*(("os.fsync", refuse) if step == "fsync" else ("pathlib.Path.replace", refuse)))
+        until = time.monotonic() + 20
+        while len(refused) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert len(refused) >= 3
+    with mine._writing:
+        assert claims(file) == [f"{file.stem}.1"]
+    mine.release()
+    assert claims(file) == []
+
+
+def test_a_process_that_the_system_hides_counts_as_alive_while_it_beats(file, monkeypatch):
+    # hidepid: /proc has no file of another user's process, and no signal may be sent to it
+    now = 1000.0
+    monkeypatch.setattr(claim.time, "monotonic", lambda: now)
+    real = Path.read_text
+
+    def hide(path, *args, **more):
+        if path == Path("/proc/4321/stat"):
+            raise FileNotFoundError(errno.ENOENT, "hidden")
+        return real(path, *args, **more)
+
+    def kill(pid, signal):
+        raise PermissionError(errno.EPERM, "not yours") if pid == 4321 else ProcessLookupError(errno.ESRCH, "none")
+
+    monkeypatch.setattr(Path, "read_text", hide)
+    monkeypatch.setattr(os, "kill", kill)
+    elsewhere(file, 1, machine=claim._machine(), pid=4321, token="hidden")
+    assert claim.take(file) is None
+    now += 2 * claim.LEASE
+    assert claim.holder(file) is None
+    elsewhere(file, 1, machine=claim._machine(), pid=4321, token="hidden", beat=1)
+    assert claim.holder(file)["pid"] == 4321
+    elsewhere(file, 1, machine=claim._machine(), pid=999999, token="gone")
+    assert claim.holder(file) is None

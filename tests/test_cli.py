@@ -233,3 +233,19 @@ def test_one_run_prints_its_table_and_a_finished_one_does_not_load_torch(tmp_pat
     assert again.stderr == ""
     assert left(tmp_path, before) == []
     assert len(before) == 1
+
+
+def test_dry_run_of_one_run_runs_nothing(tmp_path):
+    with patch.object(job, "_run", side_effect=AssertionError("it was run")):
+        done = call(tmp_path, "sweep.dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "1 runs, 0 done, 1 to do" in done.stderr
+    assert "│ run │" in done.stdout
+    assert snapshot(tmp_path / "results") == {}
+    assert "bits=0: allowed" in error_line(call(tmp_path, "sweep.dry_run=true", "bits=0"))
+
+
+@pytest.mark.parametrize("word", ["sweep.retry=all", "sweep.shard=1/2", "sweep.max_runs=3"])
+def test_settings_of_a_sweep_are_refused_without_one(word, tmp_path):
+    assert error_line(call(tmp_path, word)) == f"sq: {word}: of a sweep, and this is one run: add -m, or leave it out"
+    assert snapshot(tmp_path / "results") == {}

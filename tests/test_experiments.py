@@ -1,5 +1,5 @@
 import pytest
-from cli_helpers import EXPERIMENTS
+from cli_helpers import CONF, EXPERIMENTS, call, error_line, snapshot
 
 from sq import experiments
 from sq.errors import SqError
@@ -90,3 +90,40 @@ def test_files_that_are_none(text, message, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(SqError, match=message):
         experiments.read(tmp_path)
+
+
+QUESTION = "defaults: [config, _self_]\nname: {name}\nhydra: {{mode: {mode}}}\n"
+
+
+@pytest.mark.parametrize("mode", ["RUN", "MULTIRUN"])
+@pytest.mark.parametrize(
+    ("stem", "names", "words", "fine"),
+    [
+        ("warm", {"warm": "warm"}, [], True),
+        ("warm_too", {"warm_too": "warm", "warm": "warm"}, [], True),
+        ("mine", {"mine": "warm"}, [], False),
+        ("mine", {"mine": "warm", "warm": "warm"}, [], False),
+        ("warm_too", {"warm_too": "warm"}, [], False),
+        ("mine", {"mine": "warm"}, ["name=cold"], True),
+        ("mine", {"mine": "runs"}, [], True),
+    ],
+)
+def test_command_keeps_the_records_of_a_question_in_its_own_folder(mode, stem, names, words, fine, tmp_path):
+    places = tmp_path / "e"
+    places.mkdir()
+    for own, name in names.items():
+        (places / f"{own}.yaml").write_text(QUESTION.format(name=name, mode=mode))
+    done = call(tmp_path, "sweep.dry_run=true", *words, "-cd", str(places), "-cn", stem)
+    if fine:
+        assert done.returncode == 0, done.stderr
+        assert "1 to do" in done.stderr
+        return
+    line = error_line(done)
+    assert f"{stem}.yaml: name: warm" in line
+    assert f"set name: {stem}" in line
+    assert ("two questions would share results/warm" in line) is ("warm" in names)
+    assert snapshot(tmp_path / "results") == {}
+
+
+def test_default_name_is_that_of_the_config():
+    assert experiments.DEFAULT == CONF / "config.yaml"

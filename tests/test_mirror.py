@@ -81,10 +81,11 @@ def test_figures_outlive_a_failed_repetition():
 
 
 def test_whole_experiment():
-    page = mirror.summary("quickstart", QUICKSTART, ["a (k): too hot"])
+    page = mirror.summary("quickstart", QUICKSTART, {"k": "a (k): too hot"})
     assert page.tables["table"].rows == table.build(QUICKSTART).to_numpy().tolist()
     assert page.tables["failures"].rows == [["a (k): too hot"]]
-    assert page.summary == {"status": "failed", "runs": 46, "done": 45, "failed": 1, "commits": 1}
+    counts = {"runs": 46, "done": 45, "failed": 1, "not_repeated": 0, "commits": 1}
+    assert page.summary == {"status": "failed", **counts}
     assert page.config["commits"] == [DONE["provenance"]["commit"]]
     assert set(page.pictures) == {"figure", "sensitivity_digits_resnet"}
     assert all(png.startswith(b"\x89PNG") for png in page.pictures.values())
@@ -93,10 +94,10 @@ def test_whole_experiment():
 
 
 def test_whole_experiment_without_failures_and_one_of_failures_only():
-    done, failed = mirror.summary("a", [DONE], []), mirror.summary("a", [], ["b (k): too hot"])
+    done, failed = mirror.summary("a", [DONE], {}), mirror.summary("a", [], {"k": "b (k): too hot"})
     assert (done.exit_code, set(done.tables)) == (0, {"table"})
     assert (failed.exit_code, set(failed.tables), failed.pictures) == (1, {"failures"}, {})
 
 
 def test_pictures_are_the_same_to_the_byte():
-    assert mirror.summary("a", [DONE], []).pictures == mirror.summary("a", [DONE], []).pictures
+    assert mirror.summary("a", [DONE], {}).pictures == mirror.summary("a", [DONE], {}).pictures

@@ -64,6 +64,23 @@ def test_real_errors_of_cpu_memory_are_known():
     assert not oom.is_out(RuntimeError("shapes differ"))
 
 
+@pytest.mark.parametrize(
+    ("text", "out"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`", True),
+        ("cuFFT error: CUFFT_ALLOC_FAILED", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("unable to mmap 4096 bytes from file <x>: Cannot allocate memory (12)", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", False),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_libraries_that_take_memory_beside_pytorch(text, out):
+    assert oom.is_out(RuntimeError(text)) is out
+
+
 def test_statistics_in_halves_are_those_of_the_whole(resnet, digits_train):
     model, batch = resnet, digits_train
     whole = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import hydra
 import pytest
-from cli_helpers import CONF, PATIENCE, call, command, compose, environment, settings, snapshot
+from cli_helpers import CONF, PATIENCE, call, command, compose, environment, error_line, settings, snapshot
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
@@ -45,6 +46,19 @@ def test_how_runs_stand(tmp_path):
     assert "not a whole record" in states[3].cause
     assert "process" in states[4].cause
     assert stand(jobs)[4].state == "new"
+
+
+def test_plans_keep_of_a_record_what_they_go_by_alone(tmp_path):
+    jobs = [fake(tmp_path, 0, "done", layers=[{"name": "a"}] * 9, config={"bits": 4}), fake(tmp_path, 1, "failed")]
+    kept = plan.Known(jobs).standings.values()
+    assert {name for own in kept for name in own.record} == {"choices", "seconds"}
+
+
+def test_a_single_run_that_is_done_reads_its_own_record_alone(tmp_path, monkeypatch):
+    done, new = fake(tmp_path, 0, "done"), fake(tmp_path, 1)
+    assert plan.single(new) == "about 4 s, by earlier records"
+    monkeypatch.setattr(plan, "Known", lambda jobs: pytest.fail("read the whole folder"))
+    assert plan.single(done) == ""
 
 
 @pytest.mark.parametrize(("retry", "wanted"), [("failed", [1, 2]), ("none", [2]), ("all", [0, 1, 2])])
@@ -140,7 +154,7 @@ def test_dry_run_says_what_makes_no_sense(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["seed=range(5)", "sweep.max_runs=4"], "nothing was run: 5 runs, more than sweep.max_runs=4"),
+        (["seed=range(5)", "sweep.max_runs=4"], "nothing was run: up to 5 runs, more than sweep.max_runs=4"),
         (["bits=3", "sweep.shard=2/2"], "sweep.shard=2/2 of 1 runs holds none"),
         (["bits=3", "sweep.shard=2of2"], "sweep.shard=2of2: k/n"),
         (["bits=3", "sweep.retry=sometimes"], "sweep.retry=sometimes: "),
@@ -152,6 +166,26 @@ def test_sweep_that_makes_no_sense_as_a_whole(tmp_path, words, message):
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert snapshot(tmp_path / "results") == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (["seed=range(40000)", "bits=4,3"], 80_000),
+        (["seed=range(0,10000000,3)"], 3_333_334),
+        (["quantizer.damp=range(0.01,1,0.0001)", "bits=range(8,1,-1)"], 69_300),
+        (["quantizer=glob([r*,g*])", "seed=range(1000000000)"], 2_000_000_000),
+    ],
+)
+def test_slip_of_the_keyboard_is_refused_before_it_is_expanded(tmp_path, words, number, monkeypatch):
+    monkeypatch.setattr(BasicSweeper, "split_arguments", lambda *_: pytest.fail("expanded"))
+    done = call(tmp_path, *words, sweep=True)
+    assert error_line(done) == f"sq: nothing was run: up to {number} runs, more than sweep.max_runs=1000"
+
+
+def test_limit_counts_values_given_twice_once(tmp_path):
+    words = ["seed=1,1", "bits=4,3", "sweep.max_runs=2", "sweep.dry_run=true"]
+    assert "2 runs" in call(tmp_path, *words, sweep=True).stderr
 
 
 def test_shards_and_all_again(tmp_path):

@@ -66,9 +66,8 @@ def test_killed_process_costs_its_run_alone_and_is_replaced(tmp_path):
     words = [SLOW, "bits=5,4,3,2"]
     with start(tmp_path, *words) as sweeping:
         victim = holders(tmp_path, 2)[0]
-        logs = [tmp_path / "outputs" / "local" / f"{number}.log" for number in range(2)]
         until = time.monotonic() + PATIENCE
-        while not all("GFLOP" in log.read_text() for log in logs):
+        while sum("GFLOP" in log.read_text() for log in (tmp_path / "outputs" / "local").glob("*/*.log")) < 2:
             assert time.monotonic() < until
             time.sleep(0.02)
         os.kill(victim, signal.SIGKILL)
@@ -118,7 +117,7 @@ def job(device="auto", threads=None):
 
 
 def test_processes_share_gpus_and_cores(monkeypatch):
-    monkeypatch.setattr(cores, "available", lambda: 8)
+    monkeypatch.setattr(cores, "own", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-7f")
     eight = [job() for _ in range(8)]
     assert pool.places(eight, None) == [
@@ -134,14 +133,91 @@ def test_processes_share_gpus_and_cores(monkeypatch):
     assert pool.places([job()], 5) == [{"OMP_NUM_THREADS": "8"}], "no more processes than runs"
 
 
+def test_threads_that_are_exported_do_not_take_processes_away(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert pool.places([job("cpu")] * 99, None) == [{"OMP_NUM_THREADS": "4"}] * 16
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert pool.places([job("cpu")] * 99, None) == [{"OMP_NUM_THREADS": "4"}] * 2
+
+
+def test_two_commands_at_a_time_print_to_files_of_their_own(tmp_path):
+    every = [start(tmp_path, "bits=4,3"), start(tmp_path, "bits=5,2")]
+    for sweeping in every:
+        told, _ = sweeping.communicate(timeout=PATIENCE)
+        assert sweeping.returncode == 0, told
+    folders = list((tmp_path / "outputs" / "local").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert {file.name for file in folder.iterdir()} == {"0.log", "1.log"}
+        assert sum(file.read_text().count("relative error") for file in folder.iterdir()) == 2
+
+
+class Dead:
+    """A process that has ended."""
+
+    exitcode = -signal.SIGKILL
+
+    def join(self):
+        pass
+
+
+def test_last_words_are_those_of_the_process_that_died(tmp_path):
+    log = tmp_path / "0.log"
+    worker = pool.Worker({}, log, 0, Dead(), None)
+    cause, said = pool._death(worker)
+    assert cause.startswith("its process was killed by signal 9 (SIGKILL)")
+    assert said == "", "it may die before it opens its log"
+    log.write_text("of the one before\nof this one\n")
+    worker.before = len("of the one before\n")
+    assert pool._death(worker)[1] == "of this one\n"
+
+
+class Line:
+    """The end of a line to a process that is given one job."""
+
+    def __init__(self, closed=False):
+        self.closed, self.sent = closed, []
+        self.jobs = [("job", False)]
+
+    def recv(self):
+        if not self.jobs:
+            raise EOFError
+        return self.jobs.pop()
+
+    def send(self, answer):
+        if self.closed:
+            raise BrokenPipeError
+        self.sent.append(answer)
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), EOFError("cut")])
+def test_error_in_a_run_is_not_the_end_of_the_sweep(error):
+    def finish(one, wait):
+        raise error
+
+    line = Line()
+    with pytest.raises(type(error)):
+        pool._serve(line, finish)
+    assert line.sent == []
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_end_of_the_line_ends_a_process(closed):
+    line = Line(closed)
+    pool._serve(line, lambda one, wait: True)
+    assert line.sent == ([] if closed else [True])
+
+
 def test_cores_of_a_process(monkeypatch):
     for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert cores.available() == 8
+    assert (cores.own(), cores.available()) == (8, 8)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
-    assert cores.available() == 4
+    assert (cores.own(), cores.available()) == (4, 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert cores.available() == 2
+    assert (cores.own(), cores.available()) == (4, 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "0")
-    assert cores.available() == 1
+    assert (cores.own(), cores.available()) == (4, 1)

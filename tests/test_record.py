@@ -15,6 +15,7 @@ from cli_helpers import ROOT, as_it_was, compose, environment, settings, snapsho
 from sq import claim, job, pipeline, record
 from sq.config import leaves
 from sq.errors import SqError
+from sq.tracker import none
 
 BOOKKEEPING = {"name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers"}
 
@@ -239,6 +240,26 @@ def test_run_that_fails_leaves_its_error_and_is_done_again(made, tmp_path, monke
     assert (tmp_path / "results" / "runs" / "calibration" / "abc.txt").read_text() == "i/1\ni/7\n"
     assert "traceback" not in done
     assert record.read(record.path(config)) == done
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_record_is_kept_before_the_tracker_is_left(works, made, monkeypatch):
+    config, choices = made
+    seen = []
+
+    def close(_, kept):
+        seen.append((kept, record.read(record.path(config)), claim.holder(record.path(config))))
+        raise KeyboardInterrupt  # the process dies while it waits
+
+    monkeypatch.setattr(none.Tracker, "close", close)
+    if not works:
+        monkeypatch.setattr(pipeline, "run", boom)
+    with pytest.raises(KeyboardInterrupt):
+        job.execute(config, choices, wait=True)
+    ((shown, on_disk, holder),) = seen
+    assert on_disk == shown
+    assert on_disk["status"] == ("done" if works else "failed")
+    assert holder["pid"] == os.getpid(), "nobody else may send the same page meanwhile"
 
 
 def test_done_run_is_not_done_again_unless_asked(made, monkeypatch):

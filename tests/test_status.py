@@ -1,10 +1,12 @@
+import json
 import subprocess
 import sys
 
 import pytest
-from cli_helpers import ROOT, as_it_was
+from cli_helpers import ROOT, as_it_was, compose, settings
 
 from sq import claim, record, status
+from sq.points import Job
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,47 @@ def test_no_such_experiment_is_one_line():
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "nearest: quickstart" in done.stderr
+
+
+def test_folder_without_a_question(tmp_path, capsys):
+    def told():
+        code = status.main(["runs", "--results", str(tmp_path / "results")])
+        return code, capsys.readouterr()
+
+    jobs = []
+    for seed in range(4):
+        config, choices = compose(*settings(tmp_path), f"seed={seed}")
+        jobs.append(Job([], config, choices))
+    folder = jobs[0].file.parent
+    code, said = told()
+    assert code == 1
+    assert said.err.startswith("sq: no experiment runs in ")
+    folder.mkdir(parents=True)
+    code, said = told()
+    assert code == 1
+    assert "holds no record and no claim" in said.err
+    for job in jobs[:2]:
+        write(job, "done", config=job.config)
+    assert told()[0] == 0
+    write(jobs[1], "failed", config=jobs[1].config, error="too hot [/x]")
+    (folder / "0123456789abcdef.json").write_text("{")
+    held = claim.take(jobs[2].file)
+    (folder / "claims" / f"{jobs[3].file.stem}.1").write_text(json.dumps(held.who | {"pid": 999999999}))
+    code, said = told()
+    held.release()
+    assert code == 1
+    assert "runs: 5 runs: 1 done, 1 running, 1 failed, 1 damaged, 1 ended; no experiment has this name" in said.err
+    lines = {line.split("│")[3].strip(): line for line in said.out.splitlines() if line.count("│") == 5}
+    assert jobs[0].file.stem not in lines
+    assert "digits_resnet rtn 4 bits seed 1" in lines[jobs[1].file.stem]
+    assert "too hot [/x]" in lines[jobs[1].file.stem]
+    assert "running" in lines[jobs[2].file.stem]
+    assert "which is gone" in "".join(said.out.split()).replace("whichisgone", "which is gone")
+    assert "damaged" in lines["0123456789abcdef"]
+
+
+def test_folder_of_a_benchmark(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "bench.json").write_text("{}")
+    assert status.main(["mine", "--results", str(tmp_path)]) == 1
+    assert "holds a benchmark" in capsys.readouterr().err

@@ -125,6 +125,12 @@ def test_sweep_into_a_folder_that_is_a_file_is_refused(tmp_path):
     assert (tmp_path / "results").read_text() == "precious"
 
 
+def test_finished_sweep_needs_no_place_to_write(one_failing, monkeypatch):
+    folder, _ = one_failing
+    monkeypatch.setattr(record, "probe", lambda folder: pytest.fail("a read-only disk would be refused"))
+    assert call(folder, "calibration.images=32,48", sweep=True).returncode == 0
+
+
 def test_failed_rerun_in_a_sweep_is_a_failure_and_keeps_the_record(tmp_path):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(WEIGHTS.read_bytes())
@@ -135,7 +141,9 @@ def test_failed_rerun_in_a_sweep_is_a_failure_and_keeps_the_record(tmp_path):
     after = snapshot(tmp_path / "results")
     assert {name: after[name] for name in before} == before
     assert done.returncode == 1
-    assert any(line.startswith("failed: ") and str(file) in line for line in done.stderr.splitlines()), done.stderr
+    assert any(line.startswith("not repeated: ") and str(file) in line for line in done.stderr.splitlines()), (
+        done.stderr
+    )
 
 
 def test_point_that_is_not_a_number_is_named(tmp_path):
@@ -218,10 +226,12 @@ def test_forecast_counts_done_runs_that_are_asked_for_again(tmp_path):
 def test_collect_tells_what_became_of_each_job(tmp_path):
     jobs = [fake_job(tmp_path, 0, 4.0), fake_job(tmp_path, 1, error="too hot"), fake_job(tmp_path, 2)]
     found, failures = sweep.collect(jobs)
-    assert [r["key"] for r in found] == [record.key(jobs[0].config)]
-    assert [line.split()[0] for line in failures] == ["seed=1", "seed=2"]
-    assert failures[0].endswith("too hot")
-    assert "no record" in failures[1]
+    assert [*found] == [record.path(jobs[0].config)]
+    hot, lost = failures.values()
+    assert hot.startswith("seed=1 (")
+    assert hot.endswith("too hot")
+    assert lost.startswith("seed=2 (")
+    assert "no record" in lost
 
 
 def test_records_are_plain_json(one_failing):

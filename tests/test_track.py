@@ -11,7 +11,7 @@ import wandb
 from cli_helpers import ROOT, compose
 from wandb_helpers import KEY, client, offline, rows, server
 
-from sq import mirror, pages, record, track
+from sq import mirror, record, track, tracked
 from sq.build import build
 from sq.errors import SqError
 from sq.report import figure
@@ -97,7 +97,9 @@ def test_offline_once_and_what_changed_again(folder, main):
     assert own["exit"] == 1
     whole = seen[mirror.summary_identity("trial")]
     assert rows(whole, "failures")[1][0][0].endswith(f"({FAILED}): too hot")
-    assert len(rows(whole, "table")[1]) == len(pages.read(folder / "results" / "trial").summary().tables["table"].rows)
+    assert len(rows(whole, "table")[1]) == len(
+        tracked.read(folder / "results" / "trial").summary().tables["table"].rows
+    )
     assert len([name for name in whole["media"] if name.endswith(".png")]) == 2
 
 
@@ -290,9 +292,11 @@ def config(folder, **knobs):
 
 
 def test_sweep_leaves_the_whole_experiment(folder):
-    known = [record.read(file) for file in SOURCES[:1]]
+    place, other = folder / "results" / "trial", folder / "results" / "other"
+    known = {place / file.name: record.read(file) for file in SOURCES[:1]}
+    failures = {place / "4567.json": "bits=3 (4567): left no record", other / "89.json": "of another experiment"}
     with client(folder):
-        track.summarise(known, ["bits=3 (4567): left no record"], config(folder))
+        track.summarise(known, failures, config(folder))
     (seen,) = offline(folder / "mirror")
     assert seen["run"].run_id == mirror.summary_identity("trial")
     assert (seen["summary"]["done"], seen["summary"]["failed"]) == (3, 2)
@@ -301,10 +305,10 @@ def test_sweep_leaves_the_whole_experiment(folder):
 
 @pytest.mark.parametrize("part", [{"_target_": "sq.tracker.none.open", "_partial_": True}, {"mode": "disabled"}])
 def test_sweep_without_a_tracker_draws_nothing(part, folder, monkeypatch):
-    monkeypatch.setattr(pages, "read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(tracked, "read", lambda *_: pytest.fail("read"))
     own = config(folder)
     own["tracker"] = part if "_target_" in part else own["tracker"] | part
-    track.summarise([], [], own)
+    track.summarise({}, {}, own)
     assert not (folder / "mirror").exists()
 
 
@@ -320,8 +324,8 @@ def test_summary_that_cannot_be_left_does_not_fail_the_sweep(change, said, folde
     def broken(*_):
         raise RuntimeError("too hot")
 
-    monkeypatch.setattr(pages, "read", broken)
+    monkeypatch.setattr(tracked, "read", broken)
     monkeypatch.setattr(adapter.log, "propagate", True)
     with client(folder):
-        track.summarise([], [], config(folder, **change))
+        track.summarise({}, {}, config(folder, **change))
     assert said in capsys.readouterr().err + caplog.text

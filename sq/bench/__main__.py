@@ -36,7 +36,7 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("sq: interrupted; nothing was recorded")
         return 130
-    out.print((own.file.parent / "table.md").read_text(), markup=False, soft_wrap=True)
+    out.print((own.file.parent / "table.md").read_text(), soft_wrap=True)
     for file in files:
         say(str(file))
     return 0

@@ -42,13 +42,14 @@ def main(words: list[str] | None = None) -> int:
 
 
 def build(name: str, results: Path) -> list[Path]:
-    """Write tables (Markdown, LaTeX, CSV), figures (SVG, PDF) and page of experiment `name`, and the index of all.
+    """Write what `report` does, and the index of all experiments; return the files, the index last."""
+    return [*report(name, results), index(results)]
+
+
+def report(name: str, results: Path) -> list[Path]:
+    """Write tables (Markdown, LaTeX, CSV), figures (SVG, PDF) and page of experiment `name`; return the files.
 
     Without a finished run there are no tables and figures; the page lists the failures.
-
-    Returns
-    -------
-    the files written, the index last
 
     Raises
     ------
@@ -60,7 +61,7 @@ def build(name: str, results: Path) -> list[Path]:
     slim = Slim()
     records = record.read_all(folder, slim)
     try:
-        return [*_write(records, list(slim.shapes), folder), index(results)]
+        return _write(records, list(slim.shapes), folder)
     except OSError as error:
         raise SqError(f"cannot write to {folder}: {error.strerror}") from error
 
@@ -72,12 +73,13 @@ def index(results: Path) -> Path:
     ------
     SqError : no such folder, a damaged record of a benchmark, or a folder that cannot be written
     """
-    from sq.report import index as pages
+    from sq.report.index import PAGE
+    from sq.report.index import build as drawn
 
     if not results.is_dir():
         raise SqError(f"no folder {results}: run an experiment first, or correct --results")
-    record.write_text(results / pages.PAGE, pages.build(results))
-    return results / pages.PAGE
+    record.write_text(results / PAGE, drawn(results))
+    return results / PAGE
 
 
 def _table(folder: Path) -> str:
@@ -125,7 +127,7 @@ def _write(records: list[record.Record], shapes: list[tuple], folder: Path) -> l
 
 def _texts(own: Contents, folder: Path) -> list[Path]:
     """Write the tables."""
-    from sq.report import latex, mixed, table
+    from sq.report import latex, mixed, prices
 
     assert own.table is not None
     texts = {
@@ -138,9 +140,9 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
     if (ranks := mixed.correlations(own.records)) is not None:
         texts["correlation.md"] = ranks.to_markdown(index=False, disable_numparse=True) + "\n"
         texts["correlation.tex"] = latex.tabular(ranks)
-    for model, cost in table.sensitivity(own.records).items():
-        texts[f"sensitivity_{model}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
-        texts[f"sensitivity_{model}.md"] = cost.to_markdown(floatfmt=".2e") + "\n"
+    for name, cost in prices.tables(own.records).items():
+        texts[f"{prices.stem(name)}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
+        texts[f"{prices.stem(name)}.md"] = cost.to_markdown(floatfmt=".2e") + "\n"
     for file, text in texts.items():
         record.write_text(folder / file, text)
     return [folder / file for file in texts]

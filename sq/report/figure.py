@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
-from sq.report import mixed, table
+from sq.report import mixed, prices
 from sq.report.labels import ACTIVATION, FLOAT, plain
 from sq.report.style import MOST, STYLE, look, plain_decades, pyplot
 from sq.report.table import HEADLINES
@@ -29,8 +29,8 @@ WIDE = 16  # numbers whose largest is this many times the smallest are drawn on 
 def every(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:
     """Yield every figure of an experiment with its name, one at a time: whoever takes one closes it."""
     yield "figure", methods(rows)
-    for model, cost in table.sensitivity(records).items():
-        yield f"sensitivity_{model}", heat(cost, f"{model}: cost by layer and bits")
+    for name, cost in prices.tables(records).items():
+        yield prices.stem(name), heat(cost, f"{name}: cost by layer and bits")
     yield from mixed.figures(records)
 
 

@@ -10,6 +10,7 @@ import operator
 from typing import Any
 
 from sq.record import Record
+from sq.report import prices
 from sq.report.distinct import share
 
 SHAPE = ("name", "kind", "groups", "outputs", "inputs", "weights")  # what runs of one network share
@@ -28,26 +29,26 @@ class Slim:
 
     def __init__(self) -> None:
         self.shapes: dict[tuple, int] = {}
-        self._priced: set[tuple[str, str]] = set()
+        self._priced: set[str] = set()
         self._parts: dict[str, dict[str, Any]] = {}
 
     def __call__(self, record: Record) -> Record:
-        """Return `record` with `columns` (JSON, see `_columns`) for its layers, prices once for equal statistics.
+        """Return `record` with `columns` (JSON, see `_columns`) for its layers, prices once for those of one origin.
 
         The time when it `started` stands apart from the rest of its provenance, which many runs share.
         """
         if "started" in record.get("provenance", {}):
             record["started"] = record["provenance"].pop("started")
-        for part in (record["config"], record):  # what many runs have alike is kept once
+        for part in (record.get("config", {}), record):  # what many runs have alike is kept once
             for name, value in part.items():
                 if value.__class__ is dict and name not in ("results", "seconds", "sensitivity", "config"):
                     part[name] = share(value, self._parts)
         if "layers" in record:
             record["columns"] = self._columns(record.pop("layers"))
-        if record["status"] == "done":
-            priced = record["choices"]["model"], record["statistics"]
-            if priced in self._priced:  # the table of sensitivities takes each once
-                record.pop("sensitivity", None)
+        if record["status"] == "done" and "sensitivity" in record:
+            priced = prices.origin(record)
+            if priced in self._priced:  # the tables of prices take each once
+                del record["sensitivity"]
             self._priced.add(priced)
         return record
 

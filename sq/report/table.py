@@ -145,21 +145,3 @@ def _cell(values: list[float], form: str, unit: str = "") -> str:
     if float(mean) == 0:  # no "-0.00"
         mean = mean.lstrip("-")
     return f"{mean} +- {statistics.stdev(values):{form}}{unit}" if len(values) > 1 else mean + unit
-
-
-def sensitivity(records: list[Record]) -> Mapping[str, pandas.DataFrame]:
-    """Return, by model, each layer's cost at each bit-width, averaged over distinct statistics."""
-    import pandas
-
-    tables: dict[str, dict[str, Record]] = {}
-    for record in records:
-        if record["status"] == "done":
-            tables.setdefault(record["choices"]["model"], {}).setdefault(record["statistics"], record)
-    mean = {}
-    for model, by_statistics in tables.items():
-        frames = [
-            pandas.DataFrame(r["sensitivity"]).T.sort_index(axis=1, key=lambda bits: bits.astype(int))
-            for r in by_statistics.values()
-        ]
-        mean[model] = sum(frames[1:], frames[0]) / len(frames)
-    return mean

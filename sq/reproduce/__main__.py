@@ -80,10 +80,11 @@ def reproduce(options: argparse.Namespace, words: list[str]) -> int:
     say(forecast(every, todo, barred))
     if options.dry_run:
         return 1 if todo or barred else 0
+    left = {task.experiment: len(task.missing) for task in every}
     for number, task in enumerate(todo, 1):
         say(f"[{number}/{len(todo)}] {_line(task)}")
-        _run(task, options.results, words)
-    whole = _finish(every, options.results)
+        left[task.experiment] = _run(task, options.results, words)
+    whole = _finish(every, left, options.results)
     if chosen == found:  # else records of parts that were not asked for would look like strangers
         for line in tasks.beside(every, options.results):
             say(line)
@@ -156,7 +157,8 @@ def _line(task: Task) -> str:
     return f"{task.experiment.stem}: {what}, about {duration(task.seconds)}"
 
 
-def _run(task: Task, results: Path, words: list[str]) -> None:
+def _run(task: Task, results: Path, words: list[str]) -> int:
+    """Run what is missing of `task`; return how many of its records are missing then."""
     outputs = next((Path(w.partition("=")[2]) for w in words if w.startswith("outputs=")), Path("outputs"))
     log = outputs / "reproduce" / f"{task.experiment.stem}.log"
     start = time.monotonic()
@@ -165,11 +167,16 @@ def _run(task: Task, results: Path, words: list[str]) -> None:
     if cause or left:
         done = f"{len(task.missing) - left} of {len(task.missing)} done in {duration(time.monotonic() - start)}"
         say(f"    {done}; {cause or 'no failure was told'} (all of it: {log})")
+    return left
 
 
-def _finish(every: list[Task], results: Path) -> bool:
-    """Rebuild tables and figures, say how everything stands; return whether everything is there."""
-    left = {task.experiment: len(tasks.left(task, results)) for task in every}
+def _finish(every: list[Task], left: dict[Experiment, int], results: Path) -> bool:
+    """Rebuild tables and figures, say how everything stands; return whether everything is there.
+
+    Parameters
+    ----------
+    left : how many records of each experiment are missing
+    """
     names = sorted({one.name for one in left})
     changed, faults = rebuild(names, results)
     whole = [name for name in names if not any(count for one, count in left.items() if one.name == name)]

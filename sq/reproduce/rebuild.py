@@ -11,17 +11,29 @@ from sq.errors import SqError
 
 
 def rebuild(names: list[str], results: Path) -> tuple[list[Path], list[str]]:
-    """Build the report of each folder in `names` that holds records; return the files changed, and what went wrong."""
+    """Build the report of each folder in `names` that holds records, then the index of all.
+
+    Returns
+    -------
+    the files changed, and a line for each report that could not be built
+    """
+    from sq.report.__main__ import index
+
     faults: list[str] = []
-    built: dict[Path, None] = {}  # each once: the index over all experiments is written beside every one
+    built: list[Path] = []
     before = {file: _digest(file) for file in results.rglob("*") if file.is_file() and file.suffix != ".json"}
     for name in track(names, "tables and figures"):
         if not any((results / name).glob("*.json")):
             continue
         try:
-            built |= dict.fromkeys(_build(name, results))
+            built += _build(name, results)
         except SqError as error:
             faults.append(f"{name}: {error}")
+    if built:
+        try:
+            built.append(index(results))
+        except SqError as error:
+            faults.append(f"index: {error}")
     return [file for file in built if before.get(file) != _digest(file)], faults
 
 
@@ -41,10 +53,10 @@ def refresh(page: Path, names: list[str], results: Path) -> bool:
 
 def _build(name: str, results: Path) -> list[Path]:
     from sq.bench import report as bench
-    from sq.report.__main__ import build
+    from sq.report.__main__ import report
 
     record = results / name / "bench.json"
-    return bench.build(record) if record.is_file() else build(name, results)
+    return bench.build(record) if record.is_file() else report(name, results)
 
 
 def _digest(file: Path) -> str:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sq import cli, plan, record, status
+from sq import cli, needs, plan, record, standing, status
 from sq.bench import settings
 from sq.console import track
 from sq.errors import SqError
 from sq.experiments import Experiment
 from sq.plan import Known
 from sq.points import Job
-from sq.reproduce import needs
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def left(task: Task, results: Path) -> list[Path]:
     """Return which of the records of `task` are missing now."""
     if task.experiment.is_bench:
         return _bench(task.experiment, results).missing
-    return [file for file in task.records if not _is_done(file)]
+    return [file for file in task.records if standing.find(file).state != "done"]
 
 
 def beside(every: list[Task], results: Path) -> list[str]:
@@ -110,11 +109,3 @@ def _parts(own: settings.Settings) -> list[dict[str, Any]]:
     ]
     words += [("quantizer", entry if isinstance(entry, str) else entry["quantizer"]) for entry in own.quantizers]
     return [{family: settings.compose(family, choice, own.seed)} for family, choice in words]
-
-
-def _is_done(file: Path) -> bool:
-    try:
-        found = record.read(file)
-    except SqError:
-        return False
-    return found is not None and found["status"] == "done"

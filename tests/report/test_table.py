@@ -108,14 +108,6 @@ def test_no_negative_zero():
     assert table.build([record(top1=99.0 + 1e-9)]).iloc[1]["drop"] == "0.00"
 
 
-def test_sensitivity_averages_distinct_statistics_and_sorts_bits_as_numbers():
-    one, two = record(), record(seed=1, statistics="s1")
-    two["sensitivity"] = {"a": {"2": 0.4, "10": 0.3}, "b": {"2": 0.8, "10": 0.5}}
-    mean = table.sensitivity([one, record("gptq"), two])["digits_resnet"]
-    assert list(mean.columns) == ["2", "10"]
-    assert mean.loc["a", "2"] == pytest.approx(0.3)
-
-
 def test_time_grows_as_the_number_of_runs():
     many = [
         record(q, bits=float(b), seed=s, statistics=f"s{s}")

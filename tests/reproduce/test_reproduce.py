@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from cli_helpers import PATIENCE, ROOT, as_it_was, environment
 
 from sq import claim, record, status
+from sq.report import index
 from sq.reproduce import __main__ as reproduce
 from sq.reproduce import children
 from sq.reproduce.tasks import Task
@@ -281,3 +283,23 @@ def test_make_paper_is_the_same_command():
         pytest.skip("make is not installed")
     said = subprocess.run(["make", "-n", "paper"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert said == "python -m sq.reproduce\n"
+
+
+def test_what_is_done_is_read_once_to_plan_and_once_to_report_and_there_is_one_index(tmp_path, capsys, monkeypatch):
+    for name in ("one", "two"):
+        write(tmp_path, name)
+    jobs = [job for name in ("one", "two") for job in jobs_of(tmp_path, name)]
+    template = record.read(next((ROOT / "results" / "quickstart").glob("*.json")))
+    for job in jobs:
+        made = {"key": job.file.stem, "config": job.config, "choices": job.choices, "name": job.config["name"]}
+        record.write(job.file, template | made)
+    seen, indices = [], []
+    read, draw = Path.read_bytes, index.build
+    monkeypatch.setattr(Path, "read_bytes", lambda file: seen.append(file) or read(file))
+    monkeypatch.setattr(index, "build", lambda results: indices.append(results) or draw(results))
+    code, said = called(tmp_path, capsys)
+    assert code == 0, said.err
+    assert "2 of 2 experiments complete" in said.err
+    assert [seen.count(job.file) for job in jobs] == [2] * len(jobs)
+    assert len(indices) == 1
+    assert all(f"{name}/index.html" in (tmp_path / "results" / "index.html").read_text() for name in ("one", "two"))

@@ -240,3 +240,31 @@ def test_run_is_finished_even_if_its_figures_cannot_be_sent(tmp_path, monkeypatc
     opened(tmp_path).close(DONE)
     assert codes == [0]
     assert "no service" in logged.text
+
+
+def test_run_whose_process_died_is_shown_as_failed_in_log_and_mirror(tmp_path):
+    words = ["tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}", "name=trial"]
+    config, choices = compose(*settings(tmp_path), *words)
+    file = record.path(config)
+    with client(tmp_path):
+        assert job.bury(config, choices, record.mark(file), "killed by signal 9", "the end of\nits log")
+    (seen,) = offline(tmp_path / "mirror")
+    assert seen["run"].run_id == mirror.identity("trial", file.stem)
+    assert seen["summary"].items() >= {"status": "failed", "error": "killed by signal 9"}.items()
+    assert seen["exit"] == 1
+    log = (tmp_path / "outputs" / "trial" / f"{file.stem}.log").read_text()
+    assert "ERROR failed: killed by signal 9" in log
+    assert log.endswith("the end of\nits log\n")
+
+
+def test_tracker_that_breaks_does_not_cost_the_record_of_a_dead_process(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("too hot")
+
+    config, choices = compose(*settings(tmp_path))
+    file = record.path(config)
+    monkeypatch.setattr(none.Tracker, "close", broken)
+    assert job.bury(config, choices, record.mark(file), "killed", "")
+    assert record.read(file)["error"] == "killed"
+    log = (tmp_path / "outputs" / "runs" / f"{file.stem}.log").read_text()
+    assert "no page in the tracker: RuntimeError: too hot" in log

@@ -4,7 +4,7 @@ import re
 import pytest
 from cli_helpers import ROOT, compose
 
-from sq.reproduce import needs
+from sq import needs
 
 
 def test_the_embedded_default_needs_nothing(monkeypatch):

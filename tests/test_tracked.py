@@ -1,11 +1,14 @@
 """The pages of a folder of records: all that stand there, as they stand."""
 
 import json
+from pathlib import Path
 
 import pytest
 from cli_helpers import ROOT
 
-from sq import mirror, pages, record
+from sq import mirror, record, standing, tracked
+from sq.errors import SqError
+from sq.report.slim import Slim
 
 SOURCES = sorted((ROOT / "results" / "quickstart").glob("*.json"))[:2]
 
@@ -25,18 +28,18 @@ def change(file, **more):
 
 
 def digests(folder):
-    return {item.id: item.digest for item in pages.read(folder).items()}
+    return {item.id: item.digest for item in tracked.read(folder).items()}
 
 
 def test_an_item_for_each_record_and_the_whole_at_the_end(folder):
-    found = pages.read(folder)
+    found = tracked.read(folder)
     ids = [mirror.identity("trial", file.stem) for file in SOURCES]
     assert [item.id for item in found.items()] == [*ids, mirror.summary_identity("trial")]
     made = [item.draw() for item in found.items()]
     assert [page.id for page in made] == [item.id for item in found.items()]
     assert {page.group for page in made} == {"trial"}, "records belong to the folder they are in"
     assert made[-1].summary["done"] == 2
-    assert found.damaged == []
+    assert found.damaged == {}
 
 
 def test_digests_follow_the_bytes(folder):
@@ -53,18 +56,20 @@ def test_digests_follow_the_bytes(folder):
 def test_failed_repetition_is_told_beside_the_figures(folder):
     before = digests(folder)
     change(record.failed_rerun(folder / SOURCES[0].name), status="failed", error="too hot", traceback="T")
-    found = pages.read(folder)
+    found = tracked.read(folder)
     page, other, whole = (item.draw() for item in found.items())
     assert (page.summary["status"], page.summary["repeat_error"]) == ("done", "too hot")
     assert "repeat_error" not in other.summary
-    assert (whole.summary["done"], whole.summary["failed"]) == (2, 1)
+    assert [whole.summary[name] for name in ("runs", "done", "failed", "not_repeated")] == [2, 2, 0, 1]
+    ((line,),) = whole.tables["failures"].rows
+    assert f"({SOURCES[0].stem}): repeating it failed: too hot" in line
     assert digests(folder)[page.id] != before[page.id]
 
 
 def test_failures_and_damage_are_in_the_whole(folder):
     change(folder / "0123.json", status="failed", error="too hot")
     (folder / "4567.json").write_text("{")
-    found = pages.read(folder)
+    found = tracked.read(folder)
     assert [item.id.partition("-")[0] for item in found.items()] == ["0123", *(f.stem for f in SOURCES), "summary"]
     lines = [line for (line,) in found.summary().tables["failures"].rows]
     assert len(lines) == 2
@@ -74,11 +79,35 @@ def test_failures_and_damage_are_in_the_whole(folder):
 
 def test_failure_known_from_elsewhere_is_told_once_and_in_those_words(folder):
     change(folder / "0123.json", status="failed", error="too hot")
-    rows = pages.read(folder).summary(["bits=3 (0123): too hot", "bits=2 (4567): left no record"]).tables["failures"]
-    assert rows.rows == [["bits=3 (0123): too hot"], ["bits=2 (4567): left no record"]]
+    rows = tracked.read(folder).summary({"0123": "bits=3: too hot", "4567": "left no record"}).tables["failures"]
+    assert rows.rows == [["bits=3: too hot"], ["left no record"]]
 
 
-def test_known_records_are_not_parsed_again(folder, monkeypatch):
-    known = {file.stem: record.read(file) for file in SOURCES}
-    monkeypatch.setattr(record, "read", lambda file: None if file.parent.name == "failed" else pytest.fail("parsed"))
-    assert pages.read(folder, known).records.keys() == known.keys()
+def test_known_records_are_not_read_again(folder, monkeypatch):
+    slim = Slim()
+    known = {file.stem: slim(record.read(file)) for file in reversed(SOURCES)}
+    whole = tracked.read(folder).summary()
+    monkeypatch.setattr(standing, "find", lambda *_: pytest.fail("read"))
+    found = tracked.read(folder, known)
+    assert found.records.keys() == known.keys()
+    assert found.summary() == whole, "whichever of equal prices was kept"
+
+
+def test_each_file_is_read_once_and_layers_are_not_kept(folder, monkeypatch):
+    seen = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda file: seen.append(file.name) or read(file))
+    found = tracked.read(folder)
+    assert seen.count(SOURCES[0].name) == 2, "the record, and its failed repetition, which is not there"
+    assert all("layers" not in own for own in found.records.values())
+    assert found.items()[0].draw().tables["layers"].rows, "a page has them all the same"
+
+
+def test_what_changed_or_went_since_is_told_when_its_page_is_drawn(folder):
+    first, second, _ = tracked.read(folder).items()
+    (folder / SOURCES[0].name).unlink()
+    (folder / SOURCES[1].name).write_text("{")
+    with pytest.raises(SqError, match="is gone"):
+        first.draw()
+    with pytest.raises(SqError, match="not a whole record"):
+        second.draw()

@@ -1,4 +1,4 @@
-"""What an experiment needs that is not on this machine: data, weights, packages of extras.
+"""What runs need that is not on this machine: data, weights, packages of extras.
 
 Looked for as the runs themselves will look, before hours are spent on the way there.
 """
@@ -14,6 +14,7 @@ from sq.config import leaves
 from sq.errors import SqError
 
 FILES = {"model": "weights", "dataset": "root"}  # the knobs that name files of the user's
+FAMILIES = ("model", "dataset", "metric", "quantizer")  # whose choices need something
 # What pip install sq does not bring along, by the setting that asks for it and how its value begins.
 DETECTION = 'python -m pip install -e ".[detection]"'
 PACKAGES = (

@@ -1,0 +1,79 @@
+"""The price of bits in each layer: a table for each network and each way of pricing, averaged over calibrations."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from sq.config import leaves
+from sq.record import Record, canonical
+
+if TYPE_CHECKING:
+    import pandas
+
+# What a price follows from, beside the statistics: weights, how they are rounded, and what is asked.
+SETTINGS = ("model", "fold", "grid", "sensitivity")
+
+
+def origin(record: Record) -> str:
+    """Return what the prices of a finished run follow from, as text: where that is equal, they are."""
+    return json.dumps([record["choices"]["model"], record["statistics"], _settings(record)], sort_keys=True)
+
+
+def tables(records: list[Record]) -> dict[str, pandas.DataFrame]:
+    """Return each layer's cost at each bit-width, averaged over distinct statistics.
+
+    Returns
+    -------
+    by name: the model, and those `SETTINGS` in which its runs differ, as ``resnet20 range=mse``; a row a layer
+    """
+    import pandas
+
+    models: dict[str, dict[str, Record]] = {}
+    for record in records:
+        if record["status"] == "done" and "sensitivity" in record:
+            models.setdefault(record["choices"]["model"], {}).setdefault(origin(record), record)
+    frames: dict[str, list[pandas.DataFrame]] = {}
+    for model, priced in models.items():
+        own = list(priced.values())
+        for record, words in zip(own, _apart([_settings(one) for one in own]), strict=True):
+            frame = pandas.DataFrame(record["sensitivity"]).T
+            frames.setdefault(" ".join([model, *words]), []).append(frame)
+    return {name: _mean(own) for name, own in frames.items()}
+
+
+def stem(name: str) -> str:
+    """Return what the files of the table `name` are called."""
+    return "sensitivity_" + re.sub(r"[^\w.+-]+", "_", name)
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Return what shapes prices, by dotted name. What a network is expected to reach is no part of it."""
+    found = leaves({name: canonical(record["config"].get(name)) for name in SETTINGS})
+    return {name: value for name, value in found.items() if not name.startswith("model.expected")}
+
+
+def _apart(every: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the words that tell each of `every` settings from the others: those that differ where they are."""
+    values: dict[str, set[str]] = {}
+    for own in every:
+        for name, value in own.items():
+            values.setdefault(name, set()).add(str(value))
+    differing = [name for name, own in values.items() if len(own) > 1]
+    return [[_word(name, own[name]) for name in differing if name in own] for own in every]
+
+
+def _word(name: str, value: Any) -> str:
+    *parents, last = name.split(".")
+    if last == "_target_":  # which choice of the family it is: the module says that
+        last, value = parents[-1], str(value).split(".")[-2]
+    return f"{last}={value}"
+
+
+def _mean(frames: list[pandas.DataFrame]) -> pandas.DataFrame:
+    """Return the mean of `frames`, of a layer over those that have it, bits in order."""
+    import pandas
+
+    whole = pandas.concat(frames).groupby(level=0, sort=False).mean()
+    return whole.sort_index(axis=1, key=lambda bits: bits.astype(int))

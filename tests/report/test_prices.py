@@ -1,0 +1,83 @@
+"""Prices of bits: averaged over calibrations alone, never over grids, which set them."""
+
+import statistics
+
+import pytest
+from report_pages import RESULTS
+from test_table import record
+
+from sq import record as records
+from sq.report import prices
+from sq.report.slim import Slim
+
+MSE, MINMAX = {"range": "mse", "steps": 8}, {"range": "minmax", "steps": 8}
+
+
+def priced(cost, **more):
+    return record(**more) | {"sensitivity": {"a": {"2": cost, "10": cost / 2}}}
+
+
+def test_the_mean_is_over_distinct_statistics_and_bits_sort_as_numbers():
+    one, two = record(), record(seed=1, statistics="s1")
+    two["sensitivity"] = {"a": {"2": 0.4, "10": 0.3}, "b": {"2": 0.8, "10": 0.5}}
+    mean = prices.tables([one, record("gptq"), two])["digits_resnet"]
+    assert list(mean.columns) == ["2", "10"]
+    assert mean.loc["a", "2"] == pytest.approx(0.3)
+
+
+def test_a_layer_that_some_runs_leave_out_has_the_mean_of_the_others():
+    two = record(seed=1, statistics="s1") | {"sensitivity": {"b": {"2": 0.8, "10": 0.5}}}
+    mean = prices.tables([record(), two])["digits_resnet"]
+    assert list(mean["2"]) == pytest.approx([0.2, 0.6])
+    assert list(mean.index) == ["a", "b"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("kept", ["whole", "slim"])
+def test_each_grid_has_a_table_whichever_key_is_lowest(order, kept):
+    keep = Slim() if kept == "slim" else lambda r: r
+    made = [
+        priced(0.1, grid=MSE),
+        priced(0.3, grid=MSE, seed=1, statistics="s1"),
+        priced(0.8, grid=MINMAX),
+        priced(0.9, grid=MINMAX, quantizer="obq"),  # priced already
+    ]
+    found = prices.tables([keep(one) for one in made[::order]])
+    assert set(found) == {"digits_resnet range=mse", "digits_resnet range=minmax"}
+    assert found["digits_resnet range=mse"].loc["a", "2"] == pytest.approx(0.2)
+    assert found["digits_resnet range=minmax"].loc["a", "2"] == (0.8 if order == 1 else 0.9)
+
+
+def test_ways_of_pricing_and_networks_of_one_choice_are_apart():
+    ours, theirs = ({"_target_": f"sq.sensitivity.{name}.score"} for name in ("output_error", "hessian"))
+    assert set(prices.tables([priced(0.1, sensitivity=ours), priced(0.2, sensitivity=theirs)])) == {
+        "digits_resnet sensitivity=output_error",
+        "digits_resnet sensitivity=hessian",
+    }
+    two = [priced(0.1, model={"name": name, "expected": {name: 1}}, statistics=name) for name in ("r18", "r34")]
+    assert set(prices.tables(two)) == {"digits_resnet name=r18", "digits_resnet name=r34"}
+    gates = [priced(0.1, model={"expected": {"top1": top1}}, statistics=str(top1)) for top1 in (1, 2)]
+    assert set(prices.tables(gates)) == {"digits_resnet"}
+
+
+def test_names_make_file_names():
+    assert prices.stem("resnet20 range=mse bits=[2, 3]") == "sensitivity_resnet20_range_mse_bits_2_3_"
+
+
+def test_committed_tables_of_grid_range_are_each_of_one_grid():
+    whole = records.read_all(RESULTS / "grid_range")
+    every: dict[str, dict[str, float]] = {}
+    for one in whole:
+        grid = one["config"]["grid"]
+        name = f"{one['choices']['model']} symmetric={grid['symmetric']} range={grid['range']}"
+        every.setdefault(name, {})[one["statistics"]] = next(iter(one["sensitivity"].values()))["2"]
+    slim = Slim()
+    found = prices.tables([slim(one) for one in whole])
+    assert {name.removeprefix("resnet20 ") for name in found if name.startswith("resnet20 ")} == {
+        "range=mse",
+        "range=minmax",
+    }
+    for name, cost in found.items():
+        name = name if "symmetric" in name else name.replace("range", "symmetric=False range")
+        assert cost["2"].iloc[0] == pytest.approx(statistics.fmean(every.pop(name).values()))
+    assert every == {}
