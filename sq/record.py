@@ -167,6 +167,11 @@ def keep_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
         write_text(file, "\n".join(ids) + "\n")
 
 
+def sheet(config: Mapping[str, Any], key: str) -> Path:
+    """Return where the picture of the images belongs that a run made to calibrate with: beside its log."""
+    return Path(config["outputs"]) / config["name"] / f"{key}.images.png"
+
+
 def write_text(file: Path, text: str) -> None:
     """Write `text` to `file`, whole or not at all; what was there survives a failure.
 
@@ -174,11 +179,16 @@ def write_text(file: Path, text: str) -> None:
     ------
     SqError : the folder cannot be written, or the disk is full
     """
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write `content` to `file`; see `write_text`."""
     part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part")  # process ids of containers are alike
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w") as stream:
-            stream.write(text)
+        with part.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(file)
