@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, oom, record, resources, summary, trace
+from sq import baseline, cache, ends, fold, gate, oom, record, resources, sheet, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
@@ -80,6 +80,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out)
+    made["sheet"] = sheet.draw(model, batch) if batch.made else None
     spent = {
         "full_precision_cached": known,
         "statistics_cached": cached,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sq import since
 from sq.config import nearest
 from sq.errors import SqError
 
@@ -18,32 +19,13 @@ VERSION = 1
 # Settings that say where and how a run is kept, not what it computes.
 BOOKKEEPING = ("name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers")
 
-# Settings that came after the first records, with the value that says what those runs did. At it they are no part of a
-# key, so that no earlier run is done again for them.
-SINCE: dict[str, Any] = {
-    "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
-    "sensitivity.input_bits": [],
-}
-
 Record = dict[str, Any]
 
 
 def key(config: Mapping[str, Any]) -> str:
     """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
-    science = {name: canonical(value) for name, value in _first(config).items() if name not in BOOKKEEPING}
+    science = {name: canonical(value) for name, value in since.stripped(config).items() if name not in BOOKKEEPING}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _first(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `config` without the settings of `SINCE` that say what runs without them did."""
-    for setting, value in SINCE.items():
-        family, _, knob = setting.partition(".")
-        own = config.get(family)
-        if knob and isinstance(own, Mapping) and own.get(knob) == value:
-            config = {**config, family: {name: kept for name, kept in own.items() if name != knob}}
-        elif not knob and own == value:
-            config = {name: kept for name, kept in config.items() if name != family}
-    return config
 
 
 def canonical(value: Any) -> Any:
@@ -105,22 +87,8 @@ def read(file: Path, parse: Callable[[bytes], Any] = json.loads) -> Record | Non
         raise SqError(f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use that sq")
     if status not in ("done", "failed"):
         raise SqError(f"{file} is not a whole record (status {status}): delete it, and the run is done again")
-    _complete(record)
+    since.complete(record)
     return record
-
-
-def _complete(record: Record) -> None:
-    """Give a record from before some settings were there the values that say what its run did."""
-    config = record.get("config")
-    if not isinstance(config, dict) or "choices" not in record:
-        return  # of a benchmark
-    for setting, value in SINCE.items():
-        family, _, knob = setting.partition(".")
-        if not knob:
-            config.setdefault(family, value)
-            record["choices"].setdefault(family, "none")
-        elif isinstance(config.get(family), dict):
-            config[family].setdefault(knob, value)
 
 
 def mark(file: Path) -> str:
@@ -182,6 +150,11 @@ def keep_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
         write_text(file, "\n".join(ids) + "\n")
 
 
+def sheet(config: Mapping[str, Any], key: str) -> Path:
+    """Return where the picture of the images belongs that a run made to calibrate with: beside its log."""
+    return Path(config["outputs"]) / config["name"] / f"{key}.images.png"
+
+
 def write_text(file: Path, text: str) -> None:
     """Write `text` to `file`, whole or not at all; what was there survives a failure.
 
@@ -189,11 +162,16 @@ def write_text(file: Path, text: str) -> None:
     ------
     SqError : the folder cannot be written, or the disk is full
     """
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write `content` to `file`; see `write_text`."""
     part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part")  # process ids of containers are alike
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w") as stream:
-            stream.write(text)
+        with part.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(file)

@@ -93,7 +93,7 @@ def name(parts: Iterable[str]) -> str:
 def describe(model: Model) -> tuple[list[str], list[str]]:
     """Return all that the outputs of a network depend on, to the last bit: its code, and what it is made of."""
     state = model.net.state_dict() | dict(model.net.named_buffers())  # some buffers are not part of the state
-    kinds = sorted({_source(type(module)) for module in model.net.modules()})  # type: ignore[arg-type] # hashable
+    kinds = sorted({source(type(module)) for module in model.net.modules()})  # type: ignore[arg-type] # hashable
     code = [*kinds, repr(model.net), repr([module.training for module in model.net.modules()])]
     return code, [repr([*state]), digest(state.values())]
 
@@ -104,8 +104,8 @@ def place(device: torch.device) -> str:
 
 
 @functools.cache  # what was read first is what runs: an edit must not name what the old code computes
-def _source(kind: type) -> str:
-    """Return the code of a module's class, "" where there is none to read; torch's own goes by its version."""
+def source(kind: type | Callable[..., Any]) -> str:
+    """Return the code of the file a class or function is in; "" where none can be read, or torch's version tells it."""
     if kind.__module__.startswith("torch."):
         return ""
     try:

@@ -87,7 +87,8 @@ def images(dataset: Dataset, batch: Calibration, left_out: list[str]) -> dict[st
     evaluated = without(dataset.test.ids, left_out)
     return {
         "image_set": dataset.name,
-        "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)},
+        "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)}
+        | ({"made": batch.made} if batch.made else {}),
         "calibration_ids": sorted(batch.ids),
         "evaluation": {"images": len(evaluated), "ids": _hash(evaluated), "left_out": left_out},
     }

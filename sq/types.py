@@ -21,6 +21,8 @@ from sq.samples import Calibration, Prepare
 # decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
 Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
 
+Span = tuple[tuple[float, ...], tuple[float, ...]]  # of an image, its lowest and highest values: one, or one a channel
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -59,6 +61,7 @@ class Model:
     expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by image set; see sq/gate.py
     decode: Decode | None = None  # of a detector
     ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
+    span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values
 
 
 @dataclass(frozen=True)

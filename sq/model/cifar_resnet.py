@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sq import layers
 from sq.data import find
 from sq.knobs import Expected, Positive
-from sq.transforms import Normalise
+from sq.transforms import Normalise, span
 from sq.types import Model
 from sq.weights import load_into
 
@@ -95,4 +95,4 @@ def load(
     checkpoint = load_into(net, find(weights, "model.weights"))
     found, skipped = layers.find(net)
     prepare = Normalise((32, 32), tuple(mean), tuple(std))
-    return Model(net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {})
+    return Model(net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {}, span=span(mean, std))

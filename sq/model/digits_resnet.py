@@ -110,4 +110,4 @@ def load(*, weights: str | None, expected: Expected) -> Model:
     net = DigitsResNet().eval()
     checkpoint = load_into(net, Path(weights) if weights else WEIGHTS)
     found, skipped = layers.find(net)
-    return Model(net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {})
+    return Model(net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {}, span=((-1.0,), (1.0,)))

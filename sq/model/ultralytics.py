@@ -121,7 +121,7 @@ def load(
     last = [f"model.{len(net.model) - 1}.{kind}.{i}.2" for kind in ("cv2", "cv3") for i in range(len(yolo.STRIDES))]
     prepare, decoder = partial(yolo.prepare, size=image), partial(decode, **_rows(image))
     ends = (found[0].name, *last)
-    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends)
+    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends, yolo.SPAN)
 
 
 def _drop_bins(head: Any, path: Path | None) -> None:

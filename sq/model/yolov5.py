@@ -117,4 +117,4 @@ def load(
     ends = (found[0].name, *(f"{head}.m.{i}" for i in range(len(yolo.STRIDES))))
     decoder = partial(decode, **_rows(net.get_buffer(f"{head}.anchors").clone(), image))
     prepare = partial(yolo.prepare, size=image)
-    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends)
+    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends, yolo.SPAN)

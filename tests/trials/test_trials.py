@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from cli_helpers import compose
-from sq.store import Store
 from torch.nn import functional as F
 
 from sq import images, layers, trace
@@ -13,6 +12,7 @@ from sq.build import build
 from sq.errors import SqError
 from sq.mixture import Mixture
 from sq.samples import Objects
+from sq.store import Store
 from sq.trial import Trial, losses
 from sq.trials import front, none, random
 from sq.types import Problem
