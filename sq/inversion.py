@@ -39,8 +39,9 @@ def search(
     """Return images (N, C, H, W) on the CPU, as the network takes them, of little loss.
 
     Adam on the waves that images are sums of (`sq.canvas`), its step falling to 0 along a cosine. At each step the
-    network sees the images moved and mirrored at random, so that what it likes does not depend on single pixels; that
-    fades out as the step does. Values stay within `model.span`.
+    network sees the images moved and mirrored at random, so that what it likes does not depend on single pixels. That
+    fades out over the first half: what suits the network moved by anything suits it too well as it is, and would stay
+    beyond the loss aimed at. Values stay within `model.span`.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ def search(
     ------
     Yin et al. 2020 (DeepInversion, arXiv 1912.08795): images by gradients, jitter and flips. Olah et al. 2017 (Feature
     Visualization, doi 10.23915/distill.00007): gradients in a decorrelated space, whose slope follows natural images
-    (Field 1987: about 1). Beginning there, what fades, and the cosine are ours.
+    (Field 1987: about 1). Beginning there, the fading, and the cosine are ours.
     """
     device, knobs = next(model.net.parameters()).device, {"slope": slope, "grey": grey, "contrast": contrast}
     x, left = torch.empty(len(request.y), *model.input), torch.arange(len(request.y))
@@ -77,9 +78,9 @@ def search(
                 y, random = request.y[parts[number]].to(device), _random(request.seed, attempt, number)
                 made = Canvas(model, len(y), random, **knobs)
                 adam = torch.optim.Adam(made.waves, lr=lr)
-            fade = (1 + math.cos(math.pi * step / steps)) / 2
-            adam.param_groups[0]["lr"] = lr * fade
-            seen = moved(made.images(), random, jitter=fade * jitter, flips=fade / 2 if flips else 0.0)
+            adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            moving = max(0.0, 1 - 2 * step / steps)
+            seen = moved(made.images(), random, jitter=moving * jitter, flips=moving / 2 if flips else 0.0)
             _descend(adam, made.waves, request.method.loss(seen, y))
             told.see(place)
             if step == steps - 1:

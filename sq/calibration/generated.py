@@ -42,10 +42,11 @@ def draw(
 
     Of each image x with label y, of p(y) the network's probability of it, small is made
 
-        |log(confidence) - log p(y)| + tv * TV(x) + l2 * mean(x^2) + bn_weight * distance of BatchNorm statistics
+        |log-odds of p(y) - log-odds of confidence| + tv * TV(x) + l2 * mean(x^2) + bn_weight * BatchNorm distance
 
-    The first term holds the cross-entropy at a level that images of data have, instead of 0: where p(y) is near 1, the
-    gradients vanish that metrics of sensitivity live on. Without `bn_weight` no operation is relied on.
+    The first term holds the cross-entropy, -log p(y), at a level that images of data have instead of 0: where p(y) is
+    near 1, the gradients vanish that metrics of sensitivity live on. They would vanish here as well, and leave images
+    there once they are; those of log-odds, log p / (1 - p), do not. Without `bn_weight` no operation is relied on.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ def draw(
     device = next(model.net.parameters()).device
     with torch.no_grad():
         outputs = model.net(to(torch.zeros(1, *model.input), device))
-    if model.decode is not None or outputs.ndim != 2:
+    if model.decode is not None or outputs.ndim != 2 or outputs.shape[1] < 2:
         raise SqError(
             "calibration=generated makes images of given classes, which only a classifier has: choose "
             "calibration=bn_matched, or calibration=subset"
@@ -99,7 +100,7 @@ class Labelled:
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of images x (B, C, H, W) with labels y (B,), summed over images."""
         logits, distance = batchnorm.seen(self.net, x) if self.bn_weight else (self.net(x), None)
-        loss = (F.cross_entropy(logits, y, reduction="none") + math.log(self.confidence)).abs()
+        loss = (log_odds(logits, y) - math.log(self.confidence / (1 - self.confidence))).abs()
         if self.tv:
             loss = loss + self.tv * total_variation(x)
         if self.l2:
@@ -124,6 +125,12 @@ def balanced(images: int, classes: int, random: torch.Generator) -> Tensor:
     """Return (images,) labels: every class in turn, each turn in an order of its own."""
     turns = [torch.randperm(classes, generator=random) for _ in range(-(-images // classes))]
     return torch.cat(turns)[:images]
+
+
+def log_odds(logits: Tensor, y: Tensor) -> Tensor:
+    """Return (B,): log p / (1 - p), where p is the probability of label y (B,) by logits (B, K)."""
+    others = logits.scatter(1, y[:, None], -math.inf)
+    return logits.gather(1, y[:, None])[:, 0] - others.logsumexp(1)
 
 
 def total_variation(x: Tensor) -> Tensor:
