@@ -41,6 +41,15 @@ class Pass:
         of, by = zip(*curved, strict=True)
         return list(torch.autograd.grad(of, self.at, by, retain_graph=True, materialize_grads=True))
 
+    def curvatures(self, gradients: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
+        """Return each d * (H d) with all other directions zero, by way of gradients that were taken with `again`."""
+        made = []
+        for own, g, d in zip(self.at, gradients, directions, strict=True):
+            curved = g.requires_grad
+            product = torch.autograd.grad(g, own, d, retain_graph=True, materialize_grads=True)[0] if curved else 0 * d
+            made.append(d * product)
+        return made
+
     def errors(self, bits: int) -> list[Tensor]:
         """Return D = Q(at) - at at this width."""
         return [self.sites.error(layer, bits, own) for layer, own in zip(self.layers, self.at, strict=True)]
@@ -97,12 +106,13 @@ def _by_inputs(sites: Sites, bits: int | None, x: Tensor) -> Pass:
     return Pass(sites, outputs, found, at, moved)
 
 
-def total(x: Tensor, of: Callable[[Tensor, slice], list[Tensor]]) -> list[Tensor]:
+def total(x: Tensor, of: Callable[[Tensor, slice], list[Tensor]], together: int | None = None) -> list[Tensor]:
     """Return the sum of ``of(part, place)`` over images `x` (B, ...), some at a time, `place` saying which they are.
 
     Parameters
     ----------
-    of : its sum over parts must not depend on how large they are (beyond rounding)
+    of : its sum over parts must not depend on how large they are (beyond rounding, or chance)
+    together : at most so many images at a time; None for what suits their size
     """
 
     def attempt(size: int) -> list[Tensor]:
@@ -113,4 +123,5 @@ def total(x: Tensor, of: Callable[[Tensor, slice], list[Tensor]]) -> list[Tensor
             sums = [a + b for a, b in zip(sums, made, strict=True)] if sums else made
         return sums
 
-    return oom.fitting("sensitivity", attempt, max(1, reading.together(x.shape[1:], None) // HEAVIER))
+    most = max(1, reading.together(x.shape[1:], None) // HEAVIER)
+    return oom.fitting("sensitivity", attempt, min(most, together or most))

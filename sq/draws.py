@@ -20,24 +20,20 @@ def average(draw: Callable[[int], Tensor], draws: int, tolerance: float) -> tupl
     Parameters
     ----------
     draw : the estimates (n,) of draw number 0, 1, ...
-    draws : at most, 1 or more; of a single one there is no standard error, it is NaN
+    draws : at most, 2 or more
     tolerance : relative
     """
     made: list[Tensor] = []
-    mean = error = torch.empty(0)
     for number in track(range(draws), "sensitivity"):
         made.append(draw(number).double().cpu())
-        values = torch.stack(made)
-        mean = values.mean(0)
-        error = standard_error(values)
-        if len(made) >= LEAST and bool((error <= tolerance * mean.abs()).all()):
+        if len(made) >= LEAST and bool((standard_error(made) <= tolerance * torch.stack(made).mean(0).abs()).all()):
             break
-    return mean, error, len(made)
+    return torch.stack(made).mean(0), standard_error(made), len(made)
 
 
-def standard_error(values: Tensor) -> Tensor:
-    """Return (n,) the standard error of the mean over draws, for `values` (draws, n)."""
-    return values.std(0) / len(values) ** 0.5 if len(values) > 1 else torch.full_like(values[0], torch.nan)
+def standard_error(made: list[Tensor]) -> Tensor:
+    """Return (n,) the standard error of the mean over draws (n,), of which there are 2 or more."""
+    return torch.stack(made).std(0) / len(made) ** 0.5
 
 
 def signs(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -73,4 +69,4 @@ def _settled(values: list[float], tolerance: float) -> bool:
 
 
 def _error(values: list[float]) -> float:
-    return float(standard_error(torch.tensor(values, dtype=torch.float64).unsqueeze(1)))
+    return float(standard_error(list(torch.tensor(values, dtype=torch.float64))))

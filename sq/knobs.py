@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Interval
 
 Count = Annotated[int, Ge(1)]
+Draws = Annotated[int, Ge(2)]  # of random estimates: one alone has no standard error
 Whole = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]

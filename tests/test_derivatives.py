@@ -38,10 +38,16 @@ def test_gradient_and_product_against_the_whole_hessian(own):
         gradients = found.gradients(F.cross_entropy(found.outputs, own.batch.y, reduction="sum"), again=True)
         directions = found.errors(2)
         products = found.product(gradients, directions)
+        alone = found.curvatures(gradients, directions)
     flat = torch.cat([d.flatten() for d in directions])
     wanted = torch.autograd.functional.jacobian(loss, start)
     torch.testing.assert_close(torch.cat([g.detach().flatten() for g in gradients]), wanted)
     torch.testing.assert_close(torch.cat([p.flatten() for p in products]), hessian @ flat)
+    start_of = 0
+    for d, own_product in zip(directions, alone, strict=True):
+        block = hessian[start_of : start_of + d.numel(), start_of : start_of + d.numel()]
+        torch.testing.assert_close(own_product.flatten(), d.flatten() * (block @ d.flatten()))
+        start_of += d.numel()
 
 
 def test_gradient_by_inputs_is_of_what_each_layer_is_fed(own):

@@ -38,12 +38,6 @@ def test_estimates_stop_on_their_own():
     assert mean[0] == pytest.approx(10, abs=4 * error[0])
 
 
-def test_one_draw_has_no_standard_error():
-    found, error, made = draws.average(normal(torch.ones(1), 0.0), 1, 0.1)
-    assert (float(found), made) == (1.0, 1)
-    assert torch.isnan(error).all()
-
-
 def test_signs_are_plus_and_minus_one_alike_everywhere():
     drawn = draws.signs(torch.empty(1000, dtype=torch.float64), torch.Generator().manual_seed(0))
     assert set(drawn.tolist()) == {-1.0, 1.0}

@@ -9,6 +9,8 @@ share, and no label is looked at. With E[v v^T] = I,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from sq import draws as random
 from sq.console import track
 from sq.costs import Cost, Rows
 from sq.derivatives import Pass, watched
-from sq.knobs import Count, Positive
+from sq.knobs import Count, Draws, Positive
 from sq.sites import Sites, price, weight
 from sq.types import Problem
 
@@ -28,7 +30,7 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     input_bits: list[int],
     images: Count,
     together: Count,
-    draws: Count,
+    draws: Draws,
     tolerance: Positive,
     seed: int,
 ) -> Cost:
@@ -57,7 +59,9 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     They score an activation by its largest channel; that its elements are weighed one by one with their own squared
     error, that v is Rademacher for weights too, and one gradient for several images, are ours.
     """
-    x, about, errors = problem.batch.x[:images], {}, {}
+    x = problem.batch.x[:images]
+    about: dict[str, Any] = {}
+    errors: dict[str, Rows] = {}
 
     def one(sites: Sites) -> Rows:
         estimate = _weights if sites.kind == "weights" else _inputs
@@ -68,12 +72,12 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 
         mean, error, made = random.average(draw, draws, tolerance)
         about[f"draws_{sites.kind}"] = made
-        if sites.kind == "weights":
-            errors.update(sites.rows(error.tolist()))
+        errors[sites.kind] = sites.rows(error.tolist())
         return sites.rows(mean.tolist())
 
     weights, inputs = price(problem, bits, input_bits, one)
-    return Cost(weights, inputs, "outputs", errors, about=about)
+    about["errors_inputs"] = errors.get("inputs", {})
+    return Cost(weights, inputs, "outputs", errors.get("weights", {}), about=about)
 
 
 def _gradients(own: Pass, generator: torch.Generator) -> list[Tensor]:

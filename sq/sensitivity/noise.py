@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from sq import draws as random
 from sq import loss
 from sq.alone import Change, measure
 from sq.costs import Cost, Rows
-from sq.knobs import Count, Positive
+from sq.knobs import Count, Draws, Positive
 from sq.sites import Sites, price
 from sq.types import Grid, Layer, Problem
 
@@ -24,7 +25,7 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     input_bits: list[int],
     images: Count,
     bins: Count,
-    draws: Count,
+    draws: Draws,
     tolerance: Positive,
     seed: int,
 ) -> Cost:
@@ -56,8 +57,8 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     bins. The price E[l(w + eps Delta)] - l is our reading of it for trained networks.
     """
     x, y = problem.batch.x[:images], loss.labels(problem.batch, images, "noise")
-    about: dict[str, float] = {}
-    errors: Rows = {}
+    about: dict[str, Any] = {}
+    errors: dict[str, Rows] = {}
 
     def increase(outputs: Tensor, reference: Tensor, place: slice) -> Tensor:
         return loss.cross_entropy(outputs, y[place]) - loss.cross_entropy(reference, y[place])
@@ -76,12 +77,12 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 
         mean, error, made = random.average_each(draw, len(choices), draws, tolerance)
         about[f"draws_{sites.kind}"] = sum(made) / len(made)
-        if sites.kind == "weights":
-            errors.update(sites.rows(error))
+        errors[sites.kind] = sites.rows(error)
         return sites.rows(mean)
 
     weights, inputs = price(problem, bits, input_bits, one)
-    return Cost(weights, inputs, "loss", errors, about=about)
+    about["errors_inputs"] = errors.get("inputs", {})
+    return Cost(weights, inputs, "loss", errors.get("weights", {}), about=about)
 
 
 def _on_weight(grid: Grid, layer: Layer, bins: int, seed: int) -> Callable[[Tensor], Tensor]:
@@ -111,7 +112,7 @@ def noisy(values: Tensor, grid: Grid, bins: int, generator: torch.Generator) -> 
     within = (values >= low) & (values <= high)
     seen = ((grid.nearest(values) - values) / step)[within]
     counts = torch.bincount(((seen + 0.5) * bins).long().clamp_(0, bins - 1), minlength=bins)
-    share = counts.double().cumsum(0) / max(1, int(counts.sum()))
+    share = counts.cumsum(0).double() / max(1, int(counts.sum()))
     at, inside = (torch.rand(values.shape, generator=generator).to(values.device) for _ in range(2))
     drawn = torch.searchsorted(share.to(values.dtype), at.to(values.dtype)).clamp_(max=bins - 1)
     eps = (drawn + inside) / bins - 0.5

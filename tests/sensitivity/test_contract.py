@@ -98,7 +98,7 @@ def test_inputs_in_full_precision_have_no_price(name):
 @pytest.fixture(scope="module")
 def digits_problem(resnet, digits_train, fit):
     found, _ = layers.find(resnet.net)
-    some = slice(0, 64)
+    some = slice(0, 32)
     batch = Calibration(digits_train.x[some], digits_train.y[some], digits_train.ids[some])
     model = trace.settle(replace(resnet, layers=found), batch.x[:1])
     return Problem(model, batch, statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0), fit)
@@ -107,7 +107,7 @@ def digits_problem(resnet, digits_train, fit):
 @pytest.mark.parametrize("name", EVERY)
 def test_more_bits_cost_less_on_a_trained_network(digits_problem, name):
     """Estimates with a sign, and those at a gradient that is all but noise, may say otherwise here and there."""
-    cost = metric(name, bits=[2, 4, 8], images=64, draws=4)(digits_problem)
+    cost = metric(name, bits=[2, 4, 8], images=32, draws=4)(digits_problem)
     rows = cost.weights.values()
     falling = [abs(row[2]) > abs(row[4]) > abs(row[8]) for row in rows]
     assert sum(falling) >= 0.6 * len(falling)

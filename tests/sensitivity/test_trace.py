@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from sq.sensitivity import trace
 from sq.sites import Sites, weight
 
-KNOBS = {"images": 100, "tolerance": 1e-9, "seed": 0}
+KNOBS = {"images": 100, "together": 2, "tolerance": 1e-9, "seed": 0}
 
 
 @pytest.fixture
@@ -16,9 +16,8 @@ def own():
 
 
 def test_cost_is_the_exact_trace_within_its_standard_error(own):
-    cost = trace.score(own, bits=[2, 3], input_bits=[], draws=300, **KNOBS)
+    cost = trace.score(own, bits=[2, 3], input_bits=[], draws=120, **KNOBS)
     sites = Sites(own, "weights", [2, 3])
-    exacts = []
     for layer in sites.layers:
 
         def loss(w, layer=layer):
@@ -30,13 +29,12 @@ def test_cost_is_the_exact_trace_within_its_standard_error(own):
         wanted = exact * float(sites.error(layer, 3, w).square().mean())
         error = cost.errors[layer.name][3]
         assert abs(cost.weights[layer.name][3] - wanted) < 4 * error
-        exacts.append((abs(wanted), error))
-    assert max(exacts)[1] < 0.2 * max(exacts)[0]
-    assert cost.about == {"draws_weights": 300}
+        assert layer.name != "head" or error < 0.1 * wanted  # where the loss is convex
+    assert cost.about["draws_weights"] == 120
 
 
 def test_trace_by_inputs_is_the_mean_of_the_images_own(own):
-    cost = trace.score(own, bits=[2], input_bits=[3], draws=200, **KNOBS)
+    cost = trace.score(own, bits=[2], input_bits=[3], draws=100, **KNOBS)
     pooled = own.model.net
     with torch.no_grad():
         fed = []
