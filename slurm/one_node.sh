@@ -4,10 +4,12 @@
 #   slurm/one_node.sh start DIR   install what is missing, start the daemons, return once the node is idle
 #   slurm/one_node.sh stop  DIR   end what start has started
 # DIR holds state, logs and process ids; other users must be able to enter it, and it lies outside the repository.
+# A SLURM or a database that is here already is left alone: start refuses then. A munged is used, and left running.
 set -euo pipefail
-if [[ $# -ne 2 || ! $1 =~ ^(start|stop)$ ]]; then sed -n '2,7s/^# //p' "$0" >&2; exit 2; fi
+if [[ $# -ne 2 || ! $1 =~ ^(start|stop)$ ]]; then sed -n '2,8s/^# //p' "$0" >&2; exit 2; fi
 action=$1 dir=$(realpath -m "$2") host=$(hostname -s)
-[[ $(id -u) -eq 0 ]] || { echo "slurm/one_node.sh: needs root, this is $(id -un)" >&2; exit 1; }
+fail() { echo "slurm/one_node.sh: $*" >&2; exit 1; }
+[[ $(id -u) -eq 0 ]] || fail "needs root, this is $(id -un)"
 
 patiently() { # patiently SECONDS COMMAND...: repeat it until it succeeds
   local until=$((SECONDS + $1)); shift
@@ -16,18 +18,36 @@ patiently() { # patiently SECONDS COMMAND...: repeat it until it succeeds
 
 gone() { ! kill -0 "$1"; }
 
+leave_alone() { # refuse to touch what this script has not made
+  local name file
+  for name in slurmctld slurmd slurmdbd mariadbd mysqld; do
+    ! pgrep -x "$name" >/dev/null || fail "$name runs here already: end it (slurm/one_node.sh stop DIR, if that was ours), or take another machine"
+  done
+  grep -qsx ClusterName=onenode /etc/slurm/slurm.conf && return
+  for file in /etc/slurm/slurm.conf /etc/slurm/slurmdbd.conf; do
+    [[ ! -e $file ]] || fail "$file is there and not ours: move it away, or take another machine"
+  done
+}
+
 install_packages() {
   command -v slurmctld slurmd slurmdbd mariadbd munged >/dev/null && return
+  local policy=/usr/sbin/policy-rc.d # says whether packages may start their services: these would be in our way
+  if [[ ! -e $policy ]]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod 755 "$policy"
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     slurm-wlm slurmdbd slurm-client munge mariadb-server >/dev/null
 }
 
 start_munge() { # who is who between the daemons
+  ! pgrep -x munged >/dev/null || return 0
   mkdir -p /run/munge; chown munge:munge /run/munge; chmod 755 /run/munge
   [[ -f /etc/munge/munge.key ]] || mungekey -c
   chown munge:munge /etc/munge/munge.key
-  pgrep -x munged >/dev/null || runuser -u munge -- munged --force --pid-file /run/munge/munged.pid
+  runuser -u munge -- munged --force --pid-file /run/munge/munged.pid
+  cp /run/munge/munged.pid "$dir/run/munged.pid" # what stop is to end
 }
 
 start_database() { # accounting: sacct tells what became of a job that is gone
@@ -86,6 +106,7 @@ CONF
 }
 
 start() {
+  leave_alone
   install_packages
   mkdir -p "$dir"/{db,log,run,spool,state} /etc/slurm
   start_munge; start_database; configure
@@ -99,11 +120,12 @@ start() {
 
 stop() {
   local file
-  for file in "$dir"/run/slurmd.pid "$dir"/run/slurmctld.pid "$dir"/run/slurmdbd.pid "$dir"/db/mariadbd.pid /run/munge/munged.pid; do
+  for file in "$dir"/run/slurmd.pid "$dir"/run/slurmctld.pid "$dir"/run/slurmdbd.pid "$dir"/db/mariadbd.pid "$dir"/run/munged.pid; do
     [[ -s $file ]] || continue
     local pid; pid=$(cat "$file")
     kill "$pid" 2>/dev/null || true
     patiently 30 gone "$pid" || true # so that another start finds the place free
+    rm -f "$file"                    # the number may be another's the next time
   done
 }
 

@@ -19,11 +19,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sq import config as settings
-from sq import experiments, job, plan, points, preview, sweep
+from sq import experiments, job, plan, points, preview, root, sweep
 from sq.console import out, say
 from sq.errors import SqError, one_line
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
+CONF = str(root.CONF)
 settings.register()
 
 
@@ -45,7 +45,7 @@ def task(config: DictConfig) -> None:
     else:
         if guess := plan.single(one):
             say(guess)
-        record, failure = job.attempt(plain, choices, wait=True)
+        record, failure = job.attempt(one, wait=True)
     if failure or record is None:
         say(f"sq: {failure}")
         raise SystemExit(1)  # not an exception, on which Hydra would comment

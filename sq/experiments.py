@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from sq.errors import SqError, one_line
+from sq.root import CONF
+from sq.root import EXPERIMENTS as FOLDER
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments"
-DEFAULT = FOLDER.parent / "conf" / "config.yaml"  # its name is that of runs which answer no question
+DEFAULT = CONF / "config.yaml"  # its name is that of runs which answer no question
 BENCH = "bench_"  # files of benchmarks begin with it: those are measured by sq.bench, not swept
 UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0}
 
@@ -54,13 +55,22 @@ def read(folder: Path = FOLDER) -> list[Experiment]:
     ------
     SqError : there is none, one cannot be read, or two of different questions would keep their records together
     """
-    files = sorted(folder.glob("*.yaml"))
-    if not files:
+    found = listed(folder)
+    if not found:
         raise SqError(f"no experiments in {folder}: it should hold files NAME.yaml, each a question")
-    found = [Experiment(file, _name(file), header(file)) for file in files]
     if wrong := misnamed(found):
         raise SqError("; ".join(wrong))
     return found
+
+
+def listed(folder: Path = FOLDER) -> list[Experiment]:
+    """Return the experiments of `folder`, if there are any, as they are, sorted by file.
+
+    Raises
+    ------
+    SqError : one cannot be read
+    """
+    return [Experiment(file, _name(file), header(file)) for file in sorted(folder.glob("*.yaml"))]
 
 
 def header(file: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sq import claim, mirror, ready, record
 from sq.build import build
@@ -19,18 +19,19 @@ from sq.config import check
 from sq.console import say
 from sq.errors import SqError, one_line
 
+if TYPE_CHECKING:
+    from sq.points import Job
+
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")  # what the user asked for, before sq.cli sets it
 POLL = 2.0  # seconds between two looks at a run that another process is doing
 log = logging.getLogger("sq")
 
 
-def attempt(
-    config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool, seen: str | None = None
-) -> tuple[record.Record | None, str]:
-    """Return the job's record, None if there is none, and why it failed ("" if it did not); see `execute`."""
+def attempt(one: Job, *, wait: bool) -> tuple[record.Record | None, str]:
+    """Return the record of job `one`, None if there is none, and why it failed ("" if it did not); see `execute`."""
     made: record.Record | None = None
     try:
-        made = execute(config, choices, wait=wait, seen=seen)
+        made = execute(one, wait=wait)
         failure, trace = (made or {}).get("error", ""), (made or {}).get("traceback", "")
     except SqError as error:
         failure, trace = str(error), traceback.format_exc()
@@ -39,27 +40,25 @@ def attempt(
     return made, failure
 
 
-def execute(
-    config: Mapping[str, Any], choices: Mapping[str, str], *, wait: bool, seen: str | None = None
-) -> record.Record | None:
-    """Return the record of `config`: the one on disk if that run is done, else that of a new run.
+def execute(one: Job, *, wait: bool) -> record.Record | None:
+    """Return the record of job `one`: the one on disk if that run is done, else that of a new run.
 
     A run that fails leaves a record too, with status "failed", its error and traceback, and the next call
     tries again. An interrupt leaves nothing. A run that another process is doing is waited for, or left to it:
-    the result is None then, unless `wait`. `seen` is the mark (`record.mark`) of what earlier attempts had left when
-    it was decided to run; an attempt since then, by whomever, is the one wanted: its record is returned.
+    the result is None then, unless `wait`. An attempt since the job was `seen`, by whomever, is the one wanted: its
+    record is returned.
 
     Raises
     ------
     SqError : no run was possible: settings that make no sense, a damaged record, a folder that cannot be written
     """
+    config, file = one.config, one.file
     check(config)
-    file = record.path(config)
     found = record.read(file)
     if found and found["status"] == "done" and not config["rerun"]:
         return found
     record.probe(file.parent)
-    seen = record.mark(file) if seen is None else seen
+    seen = record.mark(file) if one.seen is None else one.seen
     held = _claimed(file) if wait else claim.take(file)
     if held is None:
         return None
@@ -71,7 +70,7 @@ def execute(
         done = found if found is not None and found["status"] == "done" else None
         # Trackers are left last: they can take a minute, and whatever happens meanwhile must not cost the result.
         with _LogTo(_log(config, file)), ExitStack() as trackers:
-            made = _run(config, choices, file.stem, done, trackers)
+            made = _run(config, one.choices, file.stem, done, trackers)
             if held.lost():
                 raise SqError(f"another launcher took this process for dead and is doing {file.stem} again")
             # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
@@ -92,8 +91,8 @@ def _claimed(file: Path) -> claim.Claim:
     return held
 
 
-def bury(config: Mapping[str, Any], choices: Mapping[str, str], seen: str, cause: str, trace: str) -> bool:
-    """Record that the process of a run ended for `cause`, unless it, or another since, left a record of the run.
+def bury(one: Job, cause: str, trace: str) -> bool:
+    """Record that the process of job `one` ended for `cause`, unless it, or another since, left a record of the run.
 
     The run's own log and its tracker, where all looks as if it were still on, are told too.
 
@@ -105,7 +104,7 @@ def bury(config: Mapping[str, Any], choices: Mapping[str, str], seen: str, cause
     ------
     SqError : the folder cannot be written
     """
-    file = record.path(config)
+    config, file, seen = one.config, one.file, one.seen or ""
     if record.mark(file) != seen:
         return True
     held = claim.take(file)
@@ -113,7 +112,7 @@ def bury(config: Mapping[str, Any], choices: Mapping[str, str], seen: str, cause
         return False
     try:
         if record.mark(file) == seen:
-            made = {**_begun(config, choices, file.stem), "error": cause, "traceback": trace}
+            made = {**_begun(config, one.choices, file.stem), "error": cause, "traceback": trace}
             found = record.read(file)
             done = found if found is not None and found["status"] == "done" else None
             with _LogTo(_log(config, file)):

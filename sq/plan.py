@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sq import claim, standing
+from sq import claim, durations, standing
 from sq.config import problems
 from sq.points import Job
 from sq.record import Record
@@ -75,10 +75,10 @@ class Estimate:
     gib: float
     unknown: int
 
-    @property
-    def memory(self) -> str:
-        """Return the GiB in words, "" if they are not known."""
-        return f" and {self.gib:.1f} GiB" if self.gib else ""
+    def words(self, runs: int) -> str:
+        """Return what so many runs should take: how many of them are done at a time is the launcher's affair."""
+        order = " one after the other" if runs > 1 else ""
+        return f"about {durations.words(self.seconds)}{order}" + (f" and {self.gib:.1f} GiB" if self.gib else "")
 
 
 def share(jobs: list[Job], shard: str | None) -> list[Job]:
@@ -107,13 +107,18 @@ def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
     guess = known.estimate([run.job for run in todo])
     if guess.unknown == len(todo):
         return f"{line}; no earlier record to estimate their time from"
-    return f"{line}, about {guess.seconds:.0f} s{guess.memory} by earlier records" + (
+    return f"{line}, {guess.words(len(todo))} by earlier records" + (
         f", {guess.unknown} of them unknown" if guess.unknown else ""
     )
 
 
-def listing(runs: list[Run], todo: list[Run]) -> Table:
-    """Return a table of `runs`: which are `todo`, what sets each apart, how it stands, its record's key, and why."""
+def listing(runs: list[Run], todo: list[Run], part: str = "sweep.shard=k/n shows a part of them") -> Table:
+    """Return a table of `runs`: which are `todo`, what sets each apart, how it stands, its record's key, and why.
+
+    Parameters
+    ----------
+    part : how to see the runs that are too many for a table
+    """
     shown = Table()
     for title in ("", "run", "state", "record", "cause"):
         shown.add_column(title, overflow="fold")
@@ -122,7 +127,7 @@ def listing(runs: list[Run], todo: list[Run]) -> Table:
         mark = "run" if id(run) in marked else ""
         shown.add_row(mark, words, run.state, run.job.file.stem, run.cause)
     if len(runs) > SHOWN:
-        shown.caption = f"... and {len(runs) - SHOWN} more; sweep.shard=k/n shows a part of them"
+        shown.caption = f"... and {len(runs) - SHOWN} more; {part}"
     return shown
 
 
@@ -132,7 +137,7 @@ def single(job: Job) -> str:
         return ""
     known = Known([job])
     guess = known.estimate([job])
-    return "" if guess.unknown else f"about {guess.seconds:.0f} s{guess.memory}, by earlier records"
+    return "" if guess.unknown else f"{guess.words(1)}, by earlier records"
 
 
 def differing(jobs: list[Job]) -> list[str]:

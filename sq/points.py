@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,23 @@ from sq.errors import SqError
 class Job:
     """One point of a sweep: its overrides, its resolved config and the choices made in it.
 
-    `seen` is the mark of its record when the sweep decided to run it (`record.mark`); None if nobody looked.
+    `seen` is the mark of its record when the sweep decided to run it (`record.mark`); None if nobody looked. `key` is
+    the hash of its config (`record.key`), found here unless it is given: that takes longer than most else of a job.
     """
 
     overrides: list[str]
     config: dict[str, Any]
     choices: dict[str, str]
     seen: str | None = None
+    key: str = ""
 
-    @cached_property
+    def __post_init__(self) -> None:
+        self.key = self.key or record.key(self.config)
+
+    @property
     def file(self) -> Path:
         """Return where its record belongs."""
-        return record.path(self.config)
+        return record.path(self.config, self.key)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def expand(loader: ConfigLoader, config: DictConfig, most: int | None = None) ->
         base, choices = bases[choosing]
         job = Job(list(point), base.together(own), choices)
         # What makes a record's place; "~name" may have deleted parts of it, which is refused later.
-        place = job.config.get("results"), job.config.get("name"), record.key(job.config)
+        place = job.config.get("results"), job.config.get("name"), job.key
         jobs.setdefault(place, job)
     return list(jobs.values())
 

@@ -37,9 +37,9 @@ def canonical(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def path(config: Mapping[str, Any]) -> Path:
-    """Return where the record of `config` belongs."""
-    return Path(config["results"]) / config["name"] / f"{key(config)}.json"
+def path(config: Mapping[str, Any], known: str | None = None) -> Path:
+    """Return where the record of `config` belongs; its key takes a while to find, unless it is `known`."""
+    return Path(config["results"]) / config["name"] / f"{known or key(config)}.json"
 
 
 def folder(name: str, results: Path) -> Path:
@@ -56,6 +56,16 @@ def folder(name: str, results: Path) -> Path:
     if (found / "bench.json").is_file():
         raise SqError(f"{found} holds a benchmark: python -m sq.bench {name.removeprefix('bench_')} --report")
     return found
+
+
+def beside(wanted: set[Path]) -> list[str]:
+    """Return a line for each folder of the records `wanted` that holds others."""
+    places = {file.parent: file.parent.glob("*.json") for file in sorted(wanted)}
+    return [
+        f"{place.name}: {len(others)} records beside, of other settings or of earlier code, are in its tables"
+        for place, files in places.items()
+        if (others := {*files} - wanted)
+    ]
 
 
 def failed_rerun(file: Path) -> Path:
@@ -145,7 +155,7 @@ def write(file: Path, record: Record) -> None:
 
 def keep_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
     """Keep the ids of calibration images beside the records that name their hash, one a line."""
-    file = path(config).parent / "calibration" / f"{name}.txt"
+    file = Path(config["results"]) / config["name"] / "calibration" / f"{name}.txt"
     if not file.is_file():
         write_text(file, "\n".join(ids) + "\n")
 

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sq import cli, experiments, plan, points
+from sq import cli, experiments, plan, points, record
 from sq.config import nearest
 from sq.console import out, say
 from sq.errors import SqError
@@ -44,16 +44,16 @@ def main(words: list[str] | None = None) -> int:
         return 1
     left = [run for run in runs if run.state != "done"]
     if shown := [run for run in runs if run.state != "done" or run.cause]:
-        out.print(plan.listing(shown, left))
+        out.print(plan.listing(shown, left, f"python -m sq.report {options.name} lists all that failed"))
     count = Counter(run.state for run in runs)
     told = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "missing"))
     if repeats := sum(run.state == "done" and bool(run.cause) for run in runs):
         told += f", {repeats} of the done could not be repeated"
     guess = known.estimate([run.job for run in left])
-    time = f"; the rest takes about {guess.seconds:.0f} s" if left and guess.unknown < len(left) else ""
+    time = f"; the rest takes {guess.words(len(left))}" if left and guess.unknown < len(left) else ""
     say(f"{options.name}: {len(runs)} runs of {', '.join(parts)}: {told}{time}")
-    if beside := known.standings.keys() - {job.file for job in jobs}:
-        say(f"{len(beside)} records beside those: of other settings, or of earlier code")
+    for line in record.beside({job.file for job in jobs}):
+        say(line)
     return 1 if left else 0
 
 

@@ -93,7 +93,7 @@ def _launch(runs: list[Run], launcher: Launcher, *, again: bool) -> None:
 def _marked(one: Job, *, again: bool) -> Job:
     """Return job `one` with the mark of what earlier attempts left, to be run `again` even if it is done."""
     config = {**one.config, "rerun": True} if again else one.config
-    return replace(one, config=config, seen=record.mark(record.path(config)))
+    return replace(one, config=config, seen=record.mark(one.file))
 
 
 def _here(jobs: list[Job], words: list[str]) -> None:
@@ -130,7 +130,7 @@ def _told(one: Job, words: str, end: Ended) -> bool:
         if end.cause and not end.begun and record.mark(file) == one.seen:
             say(f"{words}: not done: {end.cause}")
             return True
-        if end.cause and end.begun and not job.bury(one.config, one.choices, one.seen or "", end.cause, end.trace):
+        if end.cause and end.begun and not job.bury(one, end.cause, end.trace):
             return False
         made = record.read(record.failed_rerun(file)) or record.read(file) or {"error": "left no record"}
     except SqError as error:
@@ -146,7 +146,7 @@ def task(config: dict[str, Any], choices: dict[str, str]) -> None:
 
 def finish(one: Job, *, wait: bool = True) -> bool:
     """Run a job and say what came of it; return False if another process is running it and we are not to `wait`."""
-    made, failure = job.attempt(one.config, one.choices, wait=wait, seen=one.seen)
+    made, failure = job.attempt(one, wait=wait)
     if made is None and not failure:
         say("    another launcher is running it")
         return False

@@ -16,15 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sq import record, tracked
+from sq import durations, record, tracked
 from sq.console import say, track
 from sq.errors import SqError, one_line
 from sq.ledger import Ledger
 from sq.mirror import Destination, Page
 from sq.record import Record
+from sq.root import CONF
 from sq.tracked import Item
 
-DEFAULTS = Path(__file__).resolve().parent.parent / "conf" / "tracker" / "wandb.yaml"
+DEFAULTS = CONF / "tracker" / "wandb.yaml"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def upload(options: argparse.Namespace) -> bool:
     failed = list(found.damaged.values())
     if todo:
         client.check(where)
-        time_told = f", about {len(todo) * ledger.seconds:.0f} s by the last time" if ledger.seconds else ""
+        time_told = f", about {durations.words(len(todo) * ledger.seconds)} by the last time" if ledger.seconds else ""
         say(f"{name}: {len(todo)} of {len(items)} to upload to {place} (records, and a summary){time_told}")
         failed += _send(todo, where, ledger)
     for line in failed:

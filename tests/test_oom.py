@@ -6,6 +6,7 @@ from cli_helpers import compose, settings
 
 from sq import job, oom, statistics
 from sq.errors import SqError
+from sq.points import Job
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_statistics_in_halves_are_those_of_the_whole(resnet, digits_train):
 def test_a_run_in_halves_leaves_the_figures_of_a_whole_one(tmp_path, monkeypatch):
     words = ["quantizer=obq", "activation=mse", "activation.observe.images=32", "cache=null"]
     config, choices = compose(*settings(tmp_path), *words)
-    whole = job.execute(config, choices, wait=True)
+    whole = job.execute(Job([], config, choices), wait=True)
     assert whole["halved"] == {}
     from sq.solver import obq
 
@@ -114,7 +115,7 @@ def test_a_run_in_halves_leaves_the_figures_of_a_whole_one(tmp_path, monkeypatch
         lambda module, args: cramped(100)(module, args) if isinstance(module, torch.nn.Conv2d) else None
     )
     try:
-        parts = job.execute({**config, "rerun": True}, choices, wait=True)
+        parts = job.execute(Job([], {**config, "rerun": True}, choices), wait=True)
     finally:
         handle.remove()
     assert parts["status"] == "done", parts.get("traceback")
@@ -128,7 +129,7 @@ def test_a_run_that_cannot_fit_fails_with_advice(tmp_path):
     config, choices = compose(*settings(tmp_path), "cache=null")
     handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, args: cramped(0)(module, args))
     try:
-        made = job.execute(config, choices, wait=True)
+        made = job.execute(Job([], config, choices), wait=True)
     finally:
         handle.remove()
     assert made["status"] == "failed"

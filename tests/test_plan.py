@@ -109,6 +109,14 @@ def test_settings_that_make_no_sense(settings, message):
     assert line.startswith(message)
 
 
+def test_a_key_is_found_once_for_a_run_of_a_sweep(tmp_path, monkeypatch):
+    hashed = []
+    key = record.key
+    monkeypatch.setattr(record, "key", lambda config: hashed.append(config["bits"]) or key(config))
+    assert call(tmp_path, "bits=3,4", sweep=True).returncode == 0
+    assert sorted(hashed) == [3, 4]
+
+
 def test_points_are_those_that_hydra_composes():
     words = [
         "quantizer=rtn,sensiquant",
@@ -243,7 +251,7 @@ def test_a_run_that_another_process_does_is_left_or_waited_for(tmp_path, monkeyp
     monkeypatch.setattr(job, "POLL", 0.02)
     monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("run although another process does it"))
     held = claim.take(file)
-    assert job.execute(config, choices, wait=False) is None
+    assert job.execute(Job([], config, choices), wait=False) is None
     theirs = {"record": record.VERSION, "status": "done", "by": "another"}
 
     def finish():
@@ -253,7 +261,7 @@ def test_a_run_that_another_process_does_is_left_or_waited_for(tmp_path, monkeyp
 
     other = threading.Thread(target=finish)
     other.start()
-    assert job.execute(config, choices, wait=True) == theirs
+    assert job.execute(Job([], config, choices), wait=True) == theirs
     other.join()
 
 
@@ -261,7 +269,7 @@ def test_a_run_that_was_taken_over_is_not_recorded(tmp_path, monkeypatch):
     config, choices = compose(*settings(tmp_path))
     monkeypatch.setattr(job, "_run", lambda *_: {"record": record.VERSION, "status": "done"})
     monkeypatch.setattr(claim.Claim, "lost", lambda self: True)
-    made, failure = job.attempt(config, choices, wait=True)
+    made, failure = job.attempt(Job([], config, choices), wait=True)
     assert made is None
     assert "another launcher took this process for dead" in failure
     assert record.read(record.path(config)) is None
@@ -301,7 +309,7 @@ def test_an_attempt_since_the_sweep_was_planned_is_the_one_wanted(tmp_path, monk
     monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("done a second time"))
     planned = record.mark(file)
     record.write(file, theirs)
-    assert job.execute({**config, "rerun": True}, choices, wait=True, seen=planned) == theirs
+    assert job.execute(Job([], {**config, "rerun": True}, choices, planned), wait=True) == theirs
 
 
 def test_a_dead_process_is_recorded_unless_its_run_was_attempted_or_is_held(tmp_path):
@@ -309,15 +317,15 @@ def test_a_dead_process_is_recorded_unless_its_run_was_attempted_or_is_held(tmp_
     file = record.path(config)
     seen = record.mark(file)
     held = claim.take(file)
-    assert not job.bury(config, choices, seen, "killed", "its log"), "a process holds it"
+    assert not job.bury(Job([], config, choices, seen), "killed", "its log"), "a process holds it"
     assert record.read(file) is None
     held.release()
-    assert job.bury(config, choices, seen, "killed", "its log")
+    assert job.bury(Job([], config, choices, seen), "killed", "its log")
     made = record.read(file)
     assert (made["status"], made["error"], made["traceback"]) == ("failed", "killed", "its log")
-    assert job.bury(config, choices, seen, "killed again", ""), "settled: there is a record since"
+    assert job.bury(Job([], config, choices, seen), "killed again", ""), "settled: there is a record since"
     assert record.read(file) == made
     record.write(file, {"record": record.VERSION, "status": "done"})
-    assert job.bury(config, choices, record.mark(file), "repeating it was killed", "")
+    assert job.bury(Job([], config, choices, record.mark(file)), "repeating it was killed", "")
     assert record.read(file)["status"] == "done", "figures are spared"
     assert record.read(record.failed_rerun(file))["error"] == "repeating it was killed"

@@ -15,6 +15,7 @@ from cli_helpers import ROOT, as_it_was, compose, environment, settings, snapsho
 from sq import claim, job, pipeline, record
 from sq.config import leaves
 from sq.errors import SqError
+from sq.points import Job
 from sq.tracker import none
 
 BOOKKEEPING = {"name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers"}
@@ -225,7 +226,7 @@ def made(tmp_path, monkeypatch):
 def test_run_that_fails_leaves_its_error_and_is_done_again(made, tmp_path, monkeypatch):
     config, choices = made
     monkeypatch.setattr(pipeline, "run", boom)
-    failed = job.execute(config, choices, wait=True)
+    failed = job.execute(Job([], config, choices), wait=True)
     assert record.read(record.path(config)) == failed
     assert failed["status"] == "failed"
     assert failed["error"] == "RuntimeError: out of memory"
@@ -233,7 +234,7 @@ def test_run_that_fails_leaves_its_error_and_is_done_again(made, tmp_path, monke
     assert "results" not in failed
     assert failed["provenance"]["commit"]
     monkeypatch.setattr(pipeline, "run", lambda *_: copy.deepcopy(FOUND))
-    done = job.execute(config, choices, wait=True)
+    done = job.execute(Job([], config, choices), wait=True)
     assert done["status"] == "done"
     assert "error" not in done
     assert "calibration_ids" not in done
@@ -255,7 +256,7 @@ def test_record_is_kept_before_the_tracker_is_left(works, made, monkeypatch):
     if not works:
         monkeypatch.setattr(pipeline, "run", boom)
     with pytest.raises(KeyboardInterrupt):
-        job.execute(config, choices, wait=True)
+        job.execute(Job([], config, choices), wait=True)
     ((shown, on_disk, holder),) = seen
     assert on_disk == shown
     assert on_disk["status"] == ("done" if works else "failed")
@@ -264,24 +265,24 @@ def test_record_is_kept_before_the_tracker_is_left(works, made, monkeypatch):
 
 def test_done_run_is_not_done_again_unless_asked(made, monkeypatch):
     config, choices = made
-    first = job.execute(config, choices, wait=True)
+    first = job.execute(Job([], config, choices), wait=True)
     monkeypatch.setattr(pipeline, "run", lambda *_: {**FOUND, "statistics": "new"})
-    assert job.execute(config, choices, wait=True) == first
-    again = job.execute({**config, "rerun": True}, choices, wait=True)
+    assert job.execute(Job([], config, choices), wait=True) == first
+    again = job.execute(Job([], {**config, "rerun": True}, choices), wait=True)
     assert again["statistics"] == "new"
     assert record.read(record.path(config)) == again
 
 
 def test_failed_rerun_keeps_the_done_record(made, tmp_path, monkeypatch):
     config, choices = made
-    job.execute(config, choices, wait=True)
+    job.execute(Job([], config, choices), wait=True)
     before = snapshot(tmp_path / "results")
     monkeypatch.setattr(pipeline, "run", boom)
-    assert job.execute({**config, "rerun": True}, choices, wait=True)["status"] == "failed"
+    assert job.execute(Job([], {**config, "rerun": True}, choices), wait=True)["status"] == "failed"
     after = snapshot(tmp_path / "results")
     assert {name: after[name] for name in before} == before
     monkeypatch.undo()
-    assert job.execute({**config, "rerun": True}, choices, wait=True)["status"] == "done"
+    assert job.execute(Job([], {**config, "rerun": True}, choices), wait=True)["status"] == "done"
     assert snapshot(tmp_path / "results").keys() == before.keys()
 
 
@@ -292,7 +293,7 @@ def test_interrupt_leaves_no_record(made, tmp_path, monkeypatch):
     config, choices = made
     monkeypatch.setattr(pipeline, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        job.execute(config, choices, wait=True)
+        job.execute(Job([], config, choices), wait=True)
     folder = tmp_path / "results" / "runs"
     assert [p for p in folder.rglob("*") if p.is_file()] == []
     assert claim.holder(record.path(config)) is None
@@ -302,14 +303,14 @@ def test_interrupt_leaves_no_record(made, tmp_path, monkeypatch):
 def test_figures_that_cannot_be_written_fail_the_run_with_a_record(value, made, monkeypatch):
     config, choices = made
     monkeypatch.setattr(pipeline, "run", lambda *_: {**FOUND, "correction": {"error": value}})
-    assert job.execute(config, choices, wait=True)["status"] == "failed"
+    assert job.execute(Job([], config, choices), wait=True)["status"] == "failed"
     assert record.read(record.path(config))["status"] == "failed"
 
 
 def test_no_log_folder_does_not_stop_a_run(made, tmp_path):
     config, choices = made
     (tmp_path / "outputs").write_text("")
-    assert job.execute(config, choices, wait=True)["status"] == "done"
+    assert job.execute(Job([], config, choices), wait=True)["status"] == "done"
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +318,7 @@ def real(tmp_path_factory):
     """Return the record of a real run."""
     folder = tmp_path_factory.mktemp("real")
     config, choices = compose(*settings(folder), "correction=batchnorm", "threads=null")
-    return config, choices, job.execute(config, choices, wait=True)
+    return config, choices, job.execute(Job([], config, choices), wait=True)
 
 
 def test_record_says_what_was_run(real):
@@ -390,7 +391,9 @@ def run(tmp_path_factory):
     """Return a function that runs a cheap job with other settings, and gives its record."""
 
     def made(*words):
-        found = job.execute(*compose(*settings(tmp_path_factory.mktemp("other")), "threads=null", *words), wait=True)
+        found = job.execute(
+            Job([], *compose(*settings(tmp_path_factory.mktemp("other")), "threads=null", *words)), wait=True
+        )
         assert found["status"] == "done", found["traceback"]
         return found
 
@@ -419,7 +422,7 @@ def test_inputs_of_the_quantized_network(run):
 
 def test_full_precision_that_is_not_as_expected_stops_a_run_before_it_quantizes(tmp_path):
     words = ("model.expected.digits_every_3.top1=98.0",)
-    found = job.execute(*compose(*settings(tmp_path), *words), wait=True)
+    found = job.execute(Job([], *compose(*settings(tmp_path), *words)), wait=True)
     assert found["status"] == "failed"
     assert "full precision: top1 is 99.16 on digits_every_3, expected 98 +- 0.3" in found["error"]
     assert "results" not in found

@@ -56,7 +56,7 @@ def at_work(folder, besides=()):
     while time.monotonic() < until:
         for place in claims.glob("*.1"):
             try:
-                if (found := re.search(r'"job": "(\d+_\d+)"', place.read_text())) and found[1] not in besides:
+                if (found := re.search(r'"job": "(\d+(?:_\d+)?)"', place.read_text())) and found[1] not in besides:
                     return found[1]
             except FileNotFoundError:
                 continue
@@ -108,6 +108,22 @@ def test_killed_job_is_recorded_and_a_preempted_one_goes_on(tmp_path):
     assert sum(times for times, _ in begun(tmp_path)) == 5
 
 
+def test_killed_task_costs_the_run_it_was_doing_alone(tmp_path):
+    words = ["quantizer=obq", "bits=5,4,3"]
+    with launch(tmp_path, *words, "hydra.launcher.runs_per_task=3") as sweeping:
+        subprocess.run(["scancel", at_work(tmp_path)], check=True)
+        told, _ = sweeping.communicate(timeout=PATIENCE)
+    assert sweeping.returncode == 1, told
+    (failed,) = records(tmp_path)
+    assert "ended as CANCELLED" in failed["error"]
+    assert len([line for line in told.splitlines() if ": not done: SLURM job " in line]) == 2
+    log = (tmp_path / "outputs" / "runs" / f"{failed['key']}.log").read_text()
+    assert f"ERROR failed: {failed['error']}" in log
+    again = slurm(tmp_path, *words, "sweep.retry=none", "hydra.launcher.runs_per_task=3")
+    assert "3 runs, 0 done, 2 to do, 1 failed" in again.stderr, "those it had not come to are tried all the same"
+    assert "2 of 3 runs done, 1 failed" in again.stderr
+
+
 def test_failing_run_among_others_and_several_runs_a_task(tmp_path):
     done = slurm(tmp_path, "calibration.images=32,100000,48", "hydra.launcher.runs_per_task=3")
     assert done.returncode == 1
@@ -122,7 +138,6 @@ def test_failing_run_among_others_and_several_runs_a_task(tmp_path):
     [
         ("hydra.launcher.partition=gpus", "partitions here: main"),
         ("hydra.launcher.mem_gb=100000", "SLURM refused the jobs: "),
-        ("hydra.launcher.runs_per_task=0", "hydra.launcher.runs_per_task=0: a whole number, 1 or more"),
     ],
 )
 def test_what_slurm_refuses_is_one_line(word, expected, tmp_path):

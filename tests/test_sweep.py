@@ -207,10 +207,10 @@ def forecast(jobs, retry="failed"):
 
 def test_forecast_is_the_mean_of_earlier_records_of_the_same_kind(tmp_path):
     jobs = [fake_job(tmp_path, 0, 4.0), fake_job(tmp_path, 1, 8.0), fake_job(tmp_path, 2), fake_job(tmp_path, 3)]
-    assert forecast(jobs) == "4 runs, 2 done, 2 to do, about 12 s by earlier records"
+    assert forecast(jobs) == "4 runs, 2 done, 2 to do, about 12 s one after the other by earlier records"
     assert forecast(jobs[:2]) == "2 runs, 2 done, 0 to do"
     other = Job(["quantizer=obq"], {**jobs[0].config, "seed": 9}, {**jobs[0].choices, "quantizer": "obq"})
-    assert forecast([*jobs, other]).endswith("about 12 s by earlier records, 1 of them unknown")
+    assert forecast([*jobs, other]).endswith("about 12 s one after the other by earlier records, 1 of them unknown")
 
 
 def test_forecast_without_earlier_records(tmp_path):

@@ -18,8 +18,8 @@ from pathlib import Path
 from sq import job, record, status
 from sq.console import out, say, track
 from sq.points import Job
+from sq.root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SWEEP = """# Question  How does sq take so many runs?
 # Run       python -m sq.bench.scale
 defaults: [config, override correction: none, override tracker: none, _self_]
@@ -69,7 +69,7 @@ def measure(folder: Path, runs: int) -> None:
     (folder / "experiments" / "scale.yaml").write_text(text)
     results = folder / "results"
     jobs, _ = status.expected("scale", results, folder / "experiments")
-    template, failure = job.attempt(jobs[0].config, jobs[0].choices, wait=True)
+    template, failure = job.attempt(jobs[0], wait=True)
     if template is None or failure:
         raise SystemExit(f"sq: the run that records are made from failed: {failure}")
     sweep = [str(ROOT / "run.py"), "-cd", str(folder / "experiments"), "-cn", "scale", f"results={results}"]

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sq import record
+from sq import experiments, record
 from sq.console import say
 from sq.errors import SqError
+from sq.experiments import FOLDER, Experiment
 
 if TYPE_CHECKING:
     from sq.report.page import Contents
@@ -23,13 +24,15 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sq.report", description=(__doc__ or "").replace("``", ""))
     parser.add_argument("name", nargs="?", help="the experiment, a folder of results/")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
+    parser.add_argument("--experiments", type=Path, default=FOLDER, help="where the questions are (default: sq's own)")
     parser.add_argument("--into", type=Path, metavar="FILE", help="also put the table between its marks in FILE")
     parser.add_argument("--index", action="store_true", help="without a name: rebuild results/index.html, no more")
     options = parser.parse_args(words)
     if bool(options.name) == options.index or (options.into and not options.name):
         parser.error("the name of an experiment, or --index alone")
     try:
-        files = build(options.name, options.results) if options.name else [index(options.results)]
+        where = options.results, options.experiments
+        files = build(options.name, *where) if options.name else [index(*where)]
         if options.into:
             insert(options.into, options.name, _table(options.results / options.name))
             files.append(options.into)
@@ -41,15 +44,20 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def build(name: str, results: Path) -> list[Path]:
+def build(name: str, results: Path, questions: Path = FOLDER) -> list[Path]:
     """Write what `report` does, and the index of all experiments; return the files, the index last."""
-    return [*report(name, results), index(results)]
+    return [*report(name, results, questions), index(results, questions)]
 
 
-def report(name: str, results: Path) -> list[Path]:
+def report(name: str, results: Path, questions: Path = FOLDER) -> list[Path]:
     """Write tables (Markdown, LaTeX, CSV), figures (SVG, PDF) and page of experiment `name`; return the files.
 
     Without a finished run there are no tables and figures; the page lists the failures.
+
+    Parameters
+    ----------
+    results : the folder of records
+    questions : the folder of experiments, whose headers say what the page is about
 
     Raises
     ------
@@ -61,12 +69,12 @@ def report(name: str, results: Path) -> list[Path]:
     slim = Slim()
     records = record.read_all(folder, slim)
     try:
-        return _write(records, list(slim.shapes), folder)
+        return _write(records, list(slim.shapes), folder, experiments.listed(questions))
     except OSError as error:
         raise SqError(f"cannot write to {folder}: {error.strerror}") from error
 
 
-def index(results: Path) -> Path:
+def index(results: Path, questions: Path = FOLDER) -> Path:
     """Write the index of all experiments from what their pages say; return the file.
 
     Raises
@@ -78,7 +86,7 @@ def index(results: Path) -> Path:
 
     if not results.is_dir():
         raise SqError(f"no folder {results}: run an experiment first, or correct --results")
-    record.write_text(results / PAGE, drawn(results))
+    record.write_text(results / PAGE, drawn(results, experiments.listed(questions)))
     return results / PAGE
 
 
@@ -104,14 +112,14 @@ def insert(file: Path, name: str, table: str) -> None:
     file.write_text(f"{before}{mark}\n{table}\n{end}{after}")
 
 
-def _write(records: list[record.Record], shapes: list[tuple], folder: Path) -> list[Path]:
+def _write(records: list[record.Record], shapes: list[tuple], folder: Path, questions: list[Experiment]) -> list[Path]:
     from sq.report import claims, experiment, index, page, table
 
     done = [r for r in records if r["status"] == "done"]
     rows = table.rows(done)
     own = page.Contents(
         name=folder.name,
-        headers=experiment.headers(folder.name),
+        headers=experiment.headers(folder.name, questions),
         records=records,
         shapes=shapes,
         rows=rows,

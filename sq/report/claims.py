@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sq.config import leaves
 from sq.errors import SqError, one_line
 from sq.record import Record
-from sq.report.table import HEADLINES, speedup, yardsticks
+from sq.report.table import HEADLINES, headline, speedup, yardsticks
 
 if TYPE_CHECKING:
     import pandas
@@ -78,14 +78,10 @@ def _has(record: Record, when: Mapping[str, Any]) -> bool:
 
 
 def _same_baseline(record: Record, claim: Mapping[str, Any]) -> bool:
-    headline = _headline(record)
-    if claim["name"] in HEADLINES and claim["name"] != headline:
+    name = headline(record)
+    if claim["name"] in HEADLINES and claim["name"] != name:
         return False
-    return abs(record["results"][f"{headline}_full"] - claim["full"]) <= SAME_BASELINE[headline]
-
-
-def _headline(record: Record) -> str:
-    return record["results"].get("headline", "top1")  # older records have no other
+    return abs(record["results"][f"{name}_full"] - claim["full"]) <= SAME_BASELINE[name]
 
 
 def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFrame:
@@ -102,7 +98,7 @@ def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFra
         if not (measured := _measured(claim, same, records)):
             continue
         when, mean = claim["when"], statistics.fmean(measured)
-        form = ".1f" if claim["name"] == "speedup" else HEADLINES[_headline(same[0])][1]
+        form = ".1f" if claim["name"] == "speedup" else HEADLINES[headline(same[0])][1]
         rows.append(
             {
                 "source": claim["source"],

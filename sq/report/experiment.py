@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from collections.abc import Iterable
 
-from sq import experiments
+from sq.experiments import Experiment
 
 
-def headers(name: str, folder: Path = experiments.FOLDER) -> list[dict[str, str]]:
-    """Return the headers of the files that keep their records under `name`, that of `name`.yaml first.
+def headers(name: str, found: Iterable[Experiment]) -> list[dict[str, str]]:
+    """Return the headers of those `found` that keep their records under `name`, that of `name`.yaml first.
 
     Returns
     -------
     each with `file`, and in small letters the words that a header's parts begin with: `question`, `run`, `cost`,
     `expect`, `source`
     """
-    own = re.compile(rf"^name: *{re.escape(name)} *(#|$)", re.MULTILINE)
-    files = [file for file in sorted(folder.glob("*.yaml")) if own.search(file.read_text(encoding="utf-8"))]
-    return [
-        {"file": file.name, **{word.lower(): text for word, text in experiments.header(file).items()}}
-        for file in sorted(files, key=lambda file: file.stem != name)
-    ]
+    own = sorted((one for one in found if one.name == name), key=lambda one: (one.stem != name, one.stem))
+    return [{"file": one.file.name, **{word.lower(): text for word, text in one.header.items()}} for one in own]

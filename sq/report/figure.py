@@ -43,10 +43,10 @@ def methods(rows: list[Row]) -> Figure:
     """
     plt = pyplot()
     along = varied(rows)
-    networks = _by(rows, _network)
+    networks = _by(rows, network)
     shown = dict(list(networks.items())[:MOST_NETWORKS])
     inputs = sorted({_panel(row, along) for row in rows}, reverse=True)
-    names = list(dict.fromkeys(_line_name(row, along) for own in shown.values() for row in own))[:MOST]
+    names = list(dict.fromkeys(line_name(row, along) for own in shown.values() for row in own))[:MOST]
     columns = _by(rows, lambda row: _panel(row, along), inputs)
     widths = [2.2 + 0.5 * min(8, len(_places(own, along))) for own in columns.values()]
     with plt.rc_context(STYLE):
@@ -58,8 +58,8 @@ def methods(rows: list[Row]) -> Figure:
             squeeze=False,
             width_ratios=[*widths, 3.6],
         )
-        for panels, (network, own) in zip(axes, shown.items(), strict=True):
-            words = {bits: _title(network, bits if len(inputs) > 1 or bits != FLOAT else None) for bits in inputs}
+        for panels, (name, own) in zip(axes, shown.items(), strict=True):
+            words = {bits: _title(name, bits if len(inputs) > 1 or bits != FLOAT else None) for bits in inputs}
             _row(panels, own, words, names, along)
         _legend(figure, axes)
         if note := _left_out(networks, names, along):
@@ -166,16 +166,17 @@ def _by(rows: list[Row], what: Any, order: list[Any] | None = None) -> dict[Any,
 
 
 def _lines(rows: list[Row], names: list[str], along: str) -> dict[str, list[Row]]:
-    return {name: own for name, own in _by(rows, lambda row: _line_name(row, along)).items() if name in names}
+    return {name: own for name, own in _by(rows, lambda row: line_name(row, along)).items() if name in names}
 
 
-def _network(row: Row) -> str:
+def network(row: Row) -> str:
+    """Return what has a row of panels to itself, in words."""
     return " ".join(plain(row["labels"][name]) for name in NETWORK if name in row["labels"])
 
 
-def _title(network: str, activation_bits: int | None) -> str:
+def _title(name: str, activation_bits: int | None) -> str:
     words = "" if activation_bits is None else f"activations: {activation_bits:g} bits"
-    return ", ".join(text for text in (network, words) if text)
+    return ", ".join(text for text in (name, words) if text)
 
 
 def _panel(row: Row, along: str) -> int:
@@ -183,7 +184,7 @@ def _panel(row: Row, along: str) -> int:
     return FLOAT if along == ACTIVATION else row["labels"].get(ACTIVATION, FLOAT)
 
 
-def _line_name(row: Row, along: str) -> str:
+def line_name(row: Row, along: str) -> str:
     """Return every label but those of panels, the bits, and what accuracy stands against, in one name."""
     apart = ("bits", ACTIVATION, along, *NETWORK)
     return " ".join(str(value) for name, value in row["labels"].items() if name not in apart)
@@ -195,7 +196,7 @@ def _places(rows: list[Row], along: str) -> list[float]:
 
 def _left_out(networks: dict[str, list[Row]], names: list[str], along: str) -> str:
     """Return what the figure does not show; "" if it shows everything."""
-    lines = {_line_name(row, along) for own in networks.values() for row in own}
+    lines = {line_name(row, along) for own in networks.values() for row in own}
     parts = [
         f"{len(names)} of {len(lines)} lines" if len(lines) > len(names) else "",
         f"{MOST_NETWORKS} of {len(networks)} networks" if len(networks) > MOST_NETWORKS else "",

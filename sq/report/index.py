@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sq.bench import summary as bench
+from sq.experiments import Experiment
 from sq.record import Record, read
 from sq.report import experiment, page
-from sq.report.figure import NETWORK
+from sq.report.figure import line_name, network
 from sq.report.labels import ACTIVATION, FLOAT, plain
 from sq.report.table import HEADLINES, Row
 
@@ -57,8 +58,7 @@ def best(rows: list[Row]) -> list[dict[str, Any]]:
     plain_rows = [row for row in rows if row["labels"].get(ACTIVATION, FLOAT) == FLOAT] or rows
     networks: dict[tuple[str, str], list[Row]] = {}
     for row in plain_rows:
-        name = " ".join(plain(row["labels"][part]) for part in NETWORK if part in row["labels"])
-        networks.setdefault((name, row["headline"]), []).append(row)
+        networks.setdefault((network(row), row["headline"]), []).append(row)
     found = []
     for (name, headline), own in networks.items():
         title, form = HEADLINES[headline]
@@ -66,17 +66,16 @@ def best(rows: list[Row]) -> list[dict[str, Any]]:
         tops = []
         for bits in sorted({row["labels"]["bits"] for row in own}, reverse=True):
             top = max((row for row in own if row["labels"]["bits"] == bits), key=lambda r: statistics.fmean(r["score"]))
-            words = [str(v) for k, v in top["labels"].items() if k not in ("bits", ACTIVATION, *NETWORK)]
-            tops.append([plain(bits), f"{statistics.fmean(top['score']):{form}}", " ".join(words)])
+            tops.append([plain(bits), f"{statistics.fmean(top['score']):{form}}", line_name(top, "bits")])
         found.append({"network": name, "figure": title, "full": f"{full:{form}}", "best": tops})
     return found
 
 
-def build(results: Path) -> str:
+def build(results: Path, questions: list[Experiment]) -> str:
     """Return the index of the folder `results`: its experiments, reported or not, and its benchmarks."""
     folders = [f for f in sorted(results.iterdir()) if f.is_dir()] if results.is_dir() else []
     experiments = [own for f in folders if (own := _experiment(f)) is not None]
-    benchmarks = [_benchmark(f) for f in folders if (f / "bench.json").is_file()]
+    benchmarks = [_benchmark(f, questions) for f in folders if (f / "bench.json").is_file()]
     return page.index(experiments, benchmarks)
 
 
@@ -107,9 +106,9 @@ def _told(file: Path) -> dict[str, Any] | None:
     return json.loads(found[1]) if found else None
 
 
-def _benchmark(folder: Path) -> dict[str, Any]:
+def _benchmark(folder: Path, questions: list[Experiment]) -> dict[str, Any]:
     made = read(folder / "bench.json") or {}
-    question = next((own.get("question", "") for own in experiment.headers(folder.name)), "")
+    question = next((own.get("question", "") for own in experiment.headers(folder.name, questions)), "")
     found, commit = made.get("measurements", []), (made.get("provenance", {}).get("commit") or "")[:8]
     totals = bench.totals(found, made["config"]["reference"]) if found else []
     most = max((row["bits"] for row in totals), default=0)

@@ -105,14 +105,19 @@ def for_terminal(table: pandas.DataFrame) -> Table:
 
 
 def _row(members: list[Record], labels: dict[str, Any], times: Mapping[str, float]) -> Row:
-    headline = members[0]["results"].get("headline", "top1")  # older records have no other
-    row: Row = {"labels": labels, "runs": len(members), "headline": headline, "keys": [r.get("key") for r in members]}
-    row["score"] = [r["results"][headline] for r in members]
-    for name in ("drop", "relative_error", "solve_seconds"):
-        row[name] = [r["results"][name] for r in members]
+    name = headline(members[0])
+    row: Row = {"labels": labels, "runs": len(members), "headline": name, "keys": [r.get("key") for r in members]}
+    row["score"] = [r["results"][name] for r in members]
+    for what in ("drop", "relative_error", "solve_seconds"):
+        row[what] = [r["results"][what] for r in members]
     row["interval"] = [(f["drop_low"], f["drop_high"]) for r in members if "drop_low" in (f := r["results"])]
     row["speedup"] = [s for r in members if (s := speedup(r, times)) is not None]
     return row
+
+
+def headline(record: Record) -> str:
+    """Return the name of a finished run's main figure."""
+    return str(record["results"].get("headline", "top1"))  # older records have no other
 
 
 def yardsticks(records: Iterable[Record]) -> dict[str, float]:

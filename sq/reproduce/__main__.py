@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sq import experiments, record
+from sq import durations, experiments, record
 from sq.config import nearest
 from sq.console import out, say
 from sq.errors import SqError
@@ -84,9 +84,9 @@ def reproduce(options: argparse.Namespace, words: list[str]) -> int:
     for number, task in enumerate(todo, 1):
         say(f"[{number}/{len(todo)}] {_line(task)}")
         left[task.experiment] = _run(task, options.results, words)
-    whole = _finish(every, left, options.results)
+    whole = _finish(every, left, options)
     if chosen == found:  # else records of parts that were not asked for would look like strangers
-        for line in tasks.beside(every, options.results):
+        for line in record.beside({file for task in every if not task.experiment.is_bench for file in task.records}):
             say(line)
     return 0 if whole else 1
 
@@ -117,7 +117,7 @@ def listing(todo: list[Task]) -> Table:
         shown.add_column(title, overflow="fold", justify="right" if title in ("", "missing", "about") else "left")
     for number, task in enumerate(todo, 1):
         one, of = task.experiment, f"{len(task.missing)} of {len(task.records)}"
-        shown.add_row(str(number), one.stem, of, duration(task.seconds), one.question)
+        shown.add_row(str(number), one.stem, of, durations.words(task.seconds), one.question)
     return shown
 
 
@@ -130,17 +130,7 @@ def forecast(every: list[Task], todo: list[Task], barred: list[Task]) -> str:
     seconds = [task.seconds for task in todo if task.seconds is not None]
     unknown = f" and {len(todo) - len(seconds)} of unknown cost" if len(seconds) < len(todo) else ""
     runs = sum(len(task.missing) for task in todo)
-    return f"{', '.join(parts)}, {len(todo)} to run: {runs} runs, about {duration(sum(seconds))}{unknown}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return `seconds` in words, "?" for None."""
-    if seconds is None:
-        return "?"
-    for unit, name in ((3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.0f} s"
+    return f"{', '.join(parts)}, {len(todo)} to run: {runs} runs, about {durations.words(sum(seconds))}{unknown}"
 
 
 def _check(words: list[str]) -> None:
@@ -154,7 +144,7 @@ def _check(words: list[str]) -> None:
 
 def _line(task: Task) -> str:
     what = "benchmark" if task.experiment.is_bench else f"{len(task.missing)} runs"
-    return f"{task.experiment.stem}: {what}, about {duration(task.seconds)}"
+    return f"{task.experiment.stem}: {what}, about {durations.words(task.seconds)}"
 
 
 def _run(task: Task, results: Path, words: list[str]) -> int:
@@ -165,12 +155,12 @@ def _run(task: Task, results: Path, words: list[str]) -> int:
     cause = children.run(task.command, log, task.missing, task.experiment.stem)
     left = len(tasks.left(task, results))
     if cause or left:
-        done = f"{len(task.missing) - left} of {len(task.missing)} done in {duration(time.monotonic() - start)}"
+        done = f"{len(task.missing) - left} of {len(task.missing)} done in {durations.words(time.monotonic() - start)}"
         say(f"    {done}; {cause or 'no failure was told'} (all of it: {log})")
     return left
 
 
-def _finish(every: list[Task], left: dict[Experiment, int], results: Path) -> bool:
+def _finish(every: list[Task], left: dict[Experiment, int], options: argparse.Namespace) -> bool:
     """Rebuild tables and figures, say how everything stands; return whether everything is there.
 
     Parameters
@@ -178,7 +168,8 @@ def _finish(every: list[Task], left: dict[Experiment, int], results: Path) -> bo
     left : how many records of each experiment are missing
     """
     names = sorted({one.name for one in left})
-    changed, faults = rebuild(names, results)
+    results = options.results
+    changed, faults = rebuild(names, results, options.experiments)
     whole = [name for name in names if not any(count for one, count in left.items() if one.name == name)]
     page = results.resolve().parent / "README.md"
     if refresh(page, whole, results):

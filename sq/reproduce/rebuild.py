@@ -10,8 +10,12 @@ from sq.console import track
 from sq.errors import SqError
 
 
-def rebuild(names: list[str], results: Path) -> tuple[list[Path], list[str]]:
+def rebuild(names: list[str], results: Path, questions: Path) -> tuple[list[Path], list[str]]:
     """Build the report of each folder in `names` that holds records, then the index of all.
+
+    Parameters
+    ----------
+    questions : the folder of experiments
 
     Returns
     -------
@@ -26,12 +30,12 @@ def rebuild(names: list[str], results: Path) -> tuple[list[Path], list[str]]:
         if not any((results / name).glob("*.json")):
             continue
         try:
-            built += _build(name, results)
+            built += _build(name, results, questions)
         except SqError as error:
             faults.append(f"{name}: {error}")
     if built:
         try:
-            built.append(index(results))
+            built.append(index(results, questions))
         except SqError as error:
             faults.append(f"index: {error}")
     return [file for file in built if before.get(file) != _digest(file)], faults
@@ -51,12 +55,12 @@ def refresh(page: Path, names: list[str], results: Path) -> bool:
     return page.read_text() != before
 
 
-def _build(name: str, results: Path) -> list[Path]:
+def _build(name: str, results: Path, questions: Path) -> list[Path]:
     from sq.bench import report as bench
     from sq.report.__main__ import report
 
     record = results / name / "bench.json"
-    return bench.build(record) if record.is_file() else report(name, results)
+    return bench.build(record) if record.is_file() else report(name, results, questions)
 
 
 def _digest(file: Path) -> str:

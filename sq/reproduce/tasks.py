@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sq import cli, needs, plan, record, standing, status
+from sq import needs, plan, record, standing, status
 from sq.bench import settings
 from sq.console import track
 from sq.errors import SqError
 from sq.experiments import Experiment
 from sq.plan import Known
 from sq.points import Job
+from sq.root import ROOT
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,8 @@ def left(task: Task, results: Path) -> list[Path]:
     return [file for file in task.records if standing.find(file).state != "done"]
 
 
-def beside(every: list[Task], results: Path) -> list[str]:
-    """Return a line for each folder of `results` with records that none of its experiments, all in `every`, leaves."""
-    wanted: dict[str, set[Path]] = {}
-    for task in every:
-        if not task.experiment.is_bench:
-            wanted.setdefault(task.experiment.name, set()).update(task.records)
-    lines = []
-    for name, own in wanted.items():
-        if others := set((results / name).glob("*.json")) - own:
-            lines.append(
-                f"{name}: {len(others)} records beside, of other settings or of earlier code, are in its tables"
-            )
-    return lines
-
-
 def _words(one: Experiment, results: Path, words: list[str]) -> list[str]:
-    program = str(Path(cli.CONF).parent / "run.py")
+    program = str(ROOT / "run.py")
     return [sys.executable, program, "-cd", str(one.file.parent), "-cn", one.stem, f"results={results}", *words]
 
 
@@ -84,8 +70,7 @@ def _sweep(one: Experiment, jobs: list[Job], known: Known, command: list[str]) -
     seconds: float | None = guess.seconds
     if guess.unknown:  # of the same choices there is no earlier record: the header knows the mean
         seconds = None if one.seconds is None else guess.seconds + guess.unknown * one.seconds / len(jobs)
-    files = [record.path(job.config) for job in jobs]
-    missing = [record.path(job.config) for job in left]
+    files, missing = ([job.file for job in own] for own in (jobs, left))
     return Task(one, command, files, missing, seconds, needs.lacking(job.config for job in left))
 
 

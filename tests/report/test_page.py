@@ -223,7 +223,7 @@ def test_damaged_record_of_a_benchmark_is_one_line(tmp_path):
     (tmp_path / "bench_x").mkdir()
     (tmp_path / "bench_x" / "bench.json").write_text("{")
     with pytest.raises(SqError, match="not a whole record"):
-        index.build(tmp_path)
+        index.build(tmp_path, [])
 
 
 def test_figures_keep_six_digits():

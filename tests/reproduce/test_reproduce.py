@@ -258,12 +258,6 @@ def test_a_second_interrupt_of_the_parent_ends_it_all_the_same(tmp_path, capsys,
     assert said.err.splitlines()[-1].startswith("sq: interrupted; the same command")
 
 
-def test_durations():
-    assert [reproduce.duration(s) for s in (None, 0.4, 119.6, 120.0, 7100.0, 7200.0, 36000.0)] == [
-        "?", "0 s", "120 s", "2.0 min", "118.3 min", "2.0 h", "10.0 h",
-    ]  # fmt: skip
-
-
 def test_forecast_tells_of_what_has_no_cost():
     one = reproduce.experiments.read()[0]
     todo = [Task(one, [], [], [one.file], seconds) for seconds in (60.0, None)]
@@ -296,7 +290,7 @@ def test_what_is_done_is_read_once_to_plan_and_once_to_report_and_there_is_one_i
     seen, indices = [], []
     read, draw = Path.read_bytes, index.build
     monkeypatch.setattr(Path, "read_bytes", lambda file: seen.append(file) or read(file))
-    monkeypatch.setattr(index, "build", lambda results: indices.append(results) or draw(results))
+    monkeypatch.setattr(index, "build", lambda *given: indices.append(given) or draw(*given))
     code, said = called(tmp_path, capsys)
     assert code == 0, said.err
     assert "2 of 2 experiments complete" in said.err

@@ -152,7 +152,8 @@ def test_what_a_benchmark_needs(folder, monkeypatch):
 def test_records_beside_those_of_an_experiment_are_told(folder):
     done(folder, "dear", 1.0)
     results = folder.parent / "results"
-    assert tasks.beside(surveyed(folder), results) == []
+    wanted = {file for task in surveyed(folder) if not task.experiment.is_bench for file in task.records}
+    assert record.beside(wanted) == []
     record.write(results / "dear" / "0123456789abcdef.json", {"record": 1, "status": "failed"})
-    (line,) = tasks.beside(surveyed(folder), results)
+    (line,) = record.beside(wanted)
     assert line.startswith("dear: 1 records beside")

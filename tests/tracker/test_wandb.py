@@ -11,6 +11,7 @@ from cli_helpers import as_it_was, compose, run, settings
 from wandb_helpers import client, offline, rows
 
 from sq import job, mirror, pipeline, record
+from sq.points import Job
 from sq.report import table
 from sq.tracker import none
 from sq.tracker import wandb as tracker
@@ -114,9 +115,9 @@ def test_figures_outlive_a_failed_repetition(tmp_path, monkeypatch):
     words = [*settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}"]
     with client(tmp_path):
         monkeypatch.setattr(pipeline, "run", lambda *_: {**IMAGES, **figures})
-        assert job.execute(*compose(*words), wait=True)["status"] == "done"
+        assert job.execute(Job([], *compose(*words)), wait=True)["status"] == "done"
         monkeypatch.setattr(pipeline, "run", raising)
-        assert job.execute(*compose(*words, "rerun=true"), wait=True)["status"] == "failed"
+        assert job.execute(Job([], *compose(*words, "rerun=true")), wait=True)["status"] == "failed"
     first, second = offline(tmp_path / "mirror")
     assert first["run"].run_id == second["run"].run_id
     assert "repeat_error" not in first["summary"]
@@ -132,7 +133,7 @@ def test_failure_of_the_client_is_logged_for_a_run(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(wandb, "init", raising)
     config, choices = compose(*settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}")
-    made = job.execute(config, choices, wait=True)
+    made = job.execute(Job([], config, choices), wait=True)
     assert made["status"] == "done"
     log = (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text()
     assert "W&B could not start: no service" in log
@@ -145,7 +146,7 @@ def test_no_tracker_writes_nothing(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mirror = [f"tracker.dir={tmp_path / 'mirror'}"] if "tracker=wandb" in words else []
     config, choices = compose(*settings(tmp_path), *words, *mirror)
-    made = job.execute(config, choices, wait=True)
+    made = job.execute(Job([], config, choices), wait=True)
     assert made["status"] == "done"
     assert {f.name for f in tmp_path.iterdir()} == {"results", "outputs"}
     lines = (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text().splitlines()
@@ -247,7 +248,7 @@ def test_run_whose_process_died_is_shown_as_failed_in_log_and_mirror(tmp_path):
     config, choices = compose(*settings(tmp_path), *words)
     file = record.path(config)
     with client(tmp_path):
-        assert job.bury(config, choices, record.mark(file), "killed by signal 9", "the end of\nits log")
+        assert job.bury(Job([], config, choices, record.mark(file)), "killed by signal 9", "the end of\nits log")
     (seen,) = offline(tmp_path / "mirror")
     assert seen["run"].run_id == mirror.identity("trial", file.stem)
     assert seen["summary"].items() >= {"status": "failed", "error": "killed by signal 9"}.items()
@@ -264,7 +265,7 @@ def test_tracker_that_breaks_does_not_cost_the_record_of_a_dead_process(tmp_path
     config, choices = compose(*settings(tmp_path))
     file = record.path(config)
     monkeypatch.setattr(none.Tracker, "close", broken)
-    assert job.bury(config, choices, record.mark(file), "killed", "")
+    assert job.bury(Job([], config, choices, record.mark(file)), "killed", "")
     assert record.read(file)["error"] == "killed"
     log = (tmp_path / "outputs" / "runs" / f"{file.stem}.log").read_text()
     assert "no page in the tracker: RuntimeError: too hot" in log
