@@ -27,7 +27,7 @@ def measure(trial: Trial, *, images: Count) -> dict[str, Any]:
     """
     if not trial.front:
         raise SqError("trials=front measures a front, and the allocation found none: set allocation=pareto")
-    found = losses(trial, [(point["widths"], {}) for point in trial.front], images)
+    found = losses(trial, [(point["widths"], point["inputs"]) for point in trial.front], images)
     points = [
         {"bits": point["bits"], "cost": point["cost"], "loss": loss, "top1": top1}
         for point, (loss, top1) in zip(trial.front, found.mixes, strict=True)

@@ -108,7 +108,7 @@ def test_runs_that_differ_in_prices_alone_measure_once(trial):
 
 def test_the_front_is_measured_in_its_order(trial, parts):
     names = [layer.name for layer in trial.problem.model.layers]
-    points = [{"bits": b, "cost": 1 / b, "widths": dict.fromkeys(names, b)} for b in (8, 2)]
+    points = [{"bits": b, "cost": 1 / b, "widths": dict.fromkeys(names, b), "inputs": {}} for b in (8, 2)]
     found = front.measure(replace(trial, front=points), images=50)
     assert [point["bits"] for point in found["front"]] == [8, 2]
     for point in found["front"]:
