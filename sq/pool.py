@@ -83,7 +83,8 @@ def run(jobs: list[Job], settings: Settings) -> Generator[Ended, None, None]:
                         queue.append((number, True))
                 except (EOFError, OSError):
                     yield Ended(number, *_death(worker))
-                    workers[at] = worker = _start(worker.place, worker.log)
+                    if queue:
+                        workers[at] = worker = _start(worker.place, worker.log)
                 _give(worker, jobs, queue)
     finally:
         for worker in workers:

@@ -83,6 +83,21 @@ def test_killed_process_costs_its_run_alone_and_is_replaced(tmp_path):
     assert "4 runs, 3 done, 1 to do, 1 failed" in done.stderr
 
 
+class Deadly(Job):
+    """A job that ends the process it comes to."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_no_process_is_started_where_nothing_is_left_to_do(tmp_path, monkeypatch):
+    started, start = [], pool._start
+    monkeypatch.setattr(pool, "_start", lambda *given: started.append(given) or start(*given))
+    (ended,) = pool.run([Deadly([], {"device": "cpu", "threads": 1}, {})], 1, tmp_path)
+    assert ended.cause == "its process ended with exit code 3"
+    assert len(started) == 1
+
+
 def test_interrupt_ends_all_processes_at_once(tmp_path):
     with start(tmp_path, SLOW, "bits=5,4") as sweeping:
         workers = holders(tmp_path, 2)

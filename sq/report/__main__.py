@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sq import experiments, record
 from sq.console import say
-from sq.errors import SqError
+from sq.errors import SqError, one_line
 from sq.experiments import FOLDER, Experiment
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def main(words: list[str] | None = None) -> int:
         parser.error("the name of an experiment, or --index alone")
     try:
         where = options.results, options.experiments
+        if options.into:
+            around(options.into, options.name)  # before anything is written
         files = build(options.name, *where) if options.name else [index(*where)]
         if options.into:
             insert(options.into, options.name, _table(options.results / options.name))
@@ -98,18 +100,28 @@ def _table(folder: Path) -> str:
 
 
 def insert(file: Path, name: str, table: str) -> None:
-    """Put `table` into `file`, between the marks ``<!-- table: NAME -->`` and ``<!-- end -->``.
+    """Put `table` into `file`, between the marks ``<!-- table: NAME -->`` and ``<!-- end -->``; whole or not at all.
 
     Raises
     ------
-    SqError : `file` has no such marks
+    SqError : `file` cannot be read or written, or has no such marks
     """
-    text = file.read_text()
-    before, mark, rest = text.partition(f"<!-- table: {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    if not mark or not end:
-        raise SqError(f"{file} has no marks <!-- table: {name} --> and <!-- end --> to put the table between")
-    file.write_text(f"{before}{mark}\n{table}\n{end}{after}")
+    before, after = around(file, name)
+    record.write_text(file.resolve(), f"{before}\n{table}\n{after}")  # what a link leads to, not the link
+
+
+def around(file: Path, name: str) -> tuple[str, str]:
+    """Return what stands in `file` up to the first mark of table `name`, and from the second on; see `insert`."""
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SqError(f"{file} cannot be read ({one_line(error)}): it should be a text file, with marks") from error
+    mark, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+    before, found, rest = text.partition(mark)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SqError(f"{file} has no marks {mark.strip()} and {end} to put the table between")
+    return before + mark, end + after
 
 
 def _write(records: list[record.Record], shapes: list[tuple], folder: Path, questions: list[Experiment]) -> list[Path]:

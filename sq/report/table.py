@@ -35,13 +35,9 @@ def rows(records: list[Record]) -> list[Row]:
     return sorted(made, key=lambda row: [rank(name, value) for name, value in row["labels"].items()])
 
 
-def build(records: list[Record], *, times: bool = True) -> pandas.DataFrame:
-    """Return the table as text cells, mean +- standard deviation where there are several seeds.
-
-    Without `times` it holds what every machine of one kind gives alike.
-    """
-    whole = cells(rows(records))
-    return whole if times else whole.drop(columns=["solve s", "speed-up"])
+def build(records: list[Record]) -> pandas.DataFrame:
+    """Return the table as text cells, mean +- standard deviation where there are several seeds."""
+    return cells(rows(records))
 
 
 def cells(made: list[Row]) -> pandas.DataFrame:

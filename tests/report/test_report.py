@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -92,5 +94,36 @@ def test_insert_needs_marks(tmp_path):
     report.insert(file, "t", "| new |\n")
     report.insert(file, "t", "| new |\n")
     assert file.read_text() == "a\n<!-- table: t -->\n\n| new |\n\n<!-- end -->\nb\n"
-    with pytest.raises(SqError, match="no marks"):
+    with pytest.raises(SqError, match="no marks <!-- table: other --> and <!-- end -->"):
         report.insert(file, "other", "")
+
+
+def test_insert_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    file, link = tmp_path / "page.md", tmp_path / "link.md"
+    file.write_text("<!-- table: t -->\nold\n<!-- end -->\n")
+    link.symlink_to(file)
+    report.insert(link, "t", "new")
+    assert link.is_symlink()
+    before = file.read_text()
+    assert "new" in before
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SqError, match="No space left"):
+        report.insert(file, "t", "newer")
+    assert file.read_text() == before
+    assert {own.name for own in tmp_path.iterdir()} == {"page.md", "link.md"}
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b"no marks"])
+def test_a_file_that_takes_no_table_is_one_line_and_nothing_is_built(content, tmp_path, capsys):
+    folder, into = copied(tmp_path / "quickstart"), tmp_path / "MISSING.md"
+    if content is not None:
+        into.write_bytes(content)
+    before = sorted(folder.iterdir())
+    assert report.main(["quickstart", "--results", str(tmp_path), "--into", str(into)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sq: {into} ")
+    assert sorted(folder.iterdir()) == before
