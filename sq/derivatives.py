@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,11 @@ class Pass:
         return totals
 
 
+def unfused() -> AbstractContextManager[None]:
+    """Let attention be computed in steps for a while: fused, it has no second derivatives and no forward mode."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 @contextmanager
 def watched(sites: Sites, bits: int | None = None) -> Iterator[Callable[[Tensor], Pass]]:
     """Give a function that runs the network on images (B, ...) and returns the `Pass`.
@@ -72,7 +77,7 @@ def watched(sites: Sites, bits: int | None = None) -> Iterator[Callable[[Tensor]
     sites : the weights, or the inputs, to differentiate by
     bits : rounds all of `sites` to nearest first: derivatives are those there; None leaves the network as it is
     """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
+    with torch.enable_grad(), unfused():
         if sites.kind == "inputs":
             yield lambda x: _by_inputs(sites, bits, x)
             return

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sq import loss, oom
 from sq.alone import Change, Runs
 from sq.costs import Rows
+from sq.derivatives import unfused
 from sq.sites import Sites
 from sq.types import Layer
 
@@ -76,7 +76,7 @@ def terms(sites: Sites, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return linear / len(x), products / len(x)
 
     _load_forward_mode()
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
+    with unfused():
         return oom.fitting("sensitivity", attempt, runs.size)
 
 

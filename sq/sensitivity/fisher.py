@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from sq import loss, oom
 from sq.console import track
 from sq.costs import Cost, Rows
-from sq.derivatives import total, watched
+from sq.derivatives import total, unfused, watched
 from sq.knobs import Count
 from sq.sites import Sites, price, weight
 from sq.types import Problem
@@ -68,7 +68,7 @@ def diagonal(sites: Sites, x: Tensor, y: Tensor) -> list[Tensor]:
                 square += found[name].square().sum(0)
         return [square / len(x) for square in sums.values()]
 
-    with torch.no_grad():  # beyond the gradients asked for
+    with torch.no_grad(), unfused():  # no derivatives beyond those asked for
         return oom.fitting("sensitivity", attempt, min(size, len(x)))
 
 

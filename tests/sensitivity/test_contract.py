@@ -115,3 +115,29 @@ def test_more_bits_cost_less_on_a_trained_network(digits_problem, name):
     exact = {"weight_mse", "output_error", "fisher", "grad_l1", "label_free"}
     assert name not in exact or cost.unruly() == []
     assert isinstance(digits_problem.model, Model)
+
+
+class Attention(torch.nn.Module):
+    """A transformer's block on 49 pixels: PyTorch's fused attention has neither second derivatives nor forward mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv = torch.nn.Linear(2, 8), torch.nn.Linear(8, 24)
+        self.norm, self.head = torch.nn.LayerNorm(8), torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.embed(x.flatten(2).mT)
+        q, k, v = self.qkv(self.norm(y)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head((y + mixed.transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_transformers_are_priced(name):
+    torch.manual_seed(0)
+    own = problem(Attention().eval(), images(8), labels(8), bits=8)
+    for variant in ("share", "pairs") if name == "interaction" else ("",):
+        cost = metric(name, variant=variant, **both(name))(own)
+        cost.check()
+        assert list(cost.weights) == ["embed", "qkv", "head"]
+        assert all(row[2] != row[4] for row in cost.weights.values())
