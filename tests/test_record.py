@@ -207,6 +207,7 @@ def test_kill_in_the_middle_of_writing(tmp_path):
 FOUND = {
     "calibration": {"images": 2, "ids": "abc"},
     "calibration_ids": ["i/1", "i/7"],
+    "sheet": None,
     "results": {"relative_error": 0.1, "drop": 0.0},
     "seconds": {"load": 1.0},
 }
