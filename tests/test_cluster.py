@@ -1,11 +1,12 @@
 """What `hydra/launcher=slurm` says where there is no SLURM, and what it makes of SLURM's answers."""
 
 import os
+import subprocess
 import time
 from types import SimpleNamespace
 
 import pytest
-from cli_helpers import CONF, call, compose, settings
+from cli_helpers import CONF, ROOT, call, compose, settings
 from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError
 
@@ -65,6 +66,31 @@ def test_srun_is_told_the_cores_of_a_task(tmp_path, monkeypatch):
     cluster._submit([[job(tmp_path, 0)]], DEFAULTS | {"folder": str(tmp_path / "%j"), "cpus_per_task": 7})
     (line,) = [line for line in (tmp_path / "script").read_text().splitlines() if line.startswith("srun ")]
     assert " --cpus-per-task=7 " in line
+
+
+def shell(*words, **env):
+    given = {"PATH": os.environ["PATH"], **env}
+    return subprocess.run(["bash", *words], cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+
+
+def test_scripts_of_a_node_need_no_user_name_and_hand_on_the_cores_of_a_task(tmp_path, monkeypatch):
+    commands(tmp_path, monkeypatch, srun='echo "$@"')
+    assert shell("-euc", ". slurm/env.sh; echo $MPLCONFIGDIR").stdout == f"/tmp/mpl-{os.getuid()}\n"
+    array = {"JOB_ID": "7", "TASK_ID": "5", "TASK_MIN": "4", "TASK_COUNT": "3"}
+    env = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "6"}
+    done = shell("slurm/array.sbatch", "-m", "bits=3", **env, **{f"SLURM_ARRAY_{k}": v for k, v in array.items()})
+    assert done.stdout == "--cpus-per-task=6 python run.py -m bits=3 sweep.shard=2/3\n", done.stderr
+
+
+def test_one_node_leaves_a_slurm_alone_that_is_here(tmp_path, monkeypatch):
+    commands(tmp_path, monkeypatch)
+    for name, text in (("pgrep", '[ "$2" = slurmctld ]'), ("id", "echo 0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = shell("slurm/one_node.sh", "start", str(tmp_path / "slurm"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("slurm/one_node.sh: slurmctld runs here already")
+    assert not (tmp_path / "slurm").exists()
 
 
 @pytest.mark.parametrize(
