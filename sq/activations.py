@@ -6,6 +6,7 @@ module's name, operands of residual additions by theirs (`sq/adds.py`): "add.0.l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -21,7 +22,8 @@ from sq import images as reading
 from sq.adds import Adds
 from sq.errors import SqError
 from sq.histogram import Histogram, Histograms
-from sq.types import Count, Grid
+from sq.knobs import Count
+from sq.types import Grid, Inputs
 
 See = Callable[[str, Tensor], None]
 
@@ -35,8 +37,8 @@ def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
     bits: Count,
     observe: Callable[[nn.Module, list[str], Tensor], dict[str, Histogram]],
     fit: Callable[[Histogram, int], Grid],
-) -> dict[str, Grid]:
-    """Choose a grid for the input of each module named, and for residual additions if `observe` sees them.
+) -> Inputs:
+    """Look at the input of each module named, and at residual additions if `observe` sees them, to fit grids to.
 
     Parameters
     ----------
@@ -56,7 +58,8 @@ def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
     histograms = observe(net, [name for name in names if own.get(name, bits)], x)
     if unknown := [name for name in own if own[name] and name not in histograms]:
         raise SqError(f"bits for the input of {unknown[0]}, which is not observed; observed: {', '.join(histograms)}")
-    return {name: fit(seen, width) for name, seen in histograms.items() if (width := own.get(name, bits))}
+    fitted = functools.cache(lambda name, width: fit(histograms[name], width))
+    return Inputs({name: width for name in histograms if (width := own.get(name, bits))}, fitted)
 
 
 def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)

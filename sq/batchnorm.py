@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from sq import hooks
+from sq.errors import SqError
 
 Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -39,3 +43,34 @@ def total(x: Tensor) -> Tensor:
     """
     positions = tuple(range(2, x.ndim))
     return (x.sum(positions) if positions else x).double().sum(0)
+
+
+def distance(module: nn.Module, x: Tensor) -> Tensor:
+    """Return how far the statistics of `x` (B, C, ...) are from the running ones, in units of those; differentiable.
+
+    Mean over channels of (mean - running mean)^2 / variance + (deviation / running deviation - 1)^2, where the running
+    variance has `eps` added, as in the module itself.
+    """
+    over = [0, *range(2, x.ndim)]
+    variance, mean = torch.var_mean(x, over, correction=0)
+    eps = float(module.eps)  # type: ignore[arg-type]
+    expected, wide = (t.to(x.dtype) for t in running(module))
+    deviation = (wide + eps).sqrt()
+    return (((mean - expected) / deviation).square() + ((variance + eps).sqrt() / deviation - 1).square()).mean()
+
+
+def seen(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `net`, which has BatchNorm layers, makes of `x`, and the mean `distance` of what they are fed."""
+    found: list[Tensor] = []
+    with hooks.feeding(find(net), lambda name, module, own: found.append(distance(module, own))):
+        outputs = net(x)
+    return outputs, torch.stack(found).mean()
+
+
+def check(net: nn.Module, what: str) -> None:
+    """Raise an `SqError` if `net` has no BatchNorm layers, which `what` relies on."""
+    if not find(net):
+        raise SqError(
+            f"{what} matches statistics of BatchNorm layers, and {type(net).__name__} has none (folded, or never "
+            "there): choose calibration=generated calibration.bn_weight=0, or calibration=subset"
+        )

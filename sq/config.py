@@ -18,6 +18,7 @@ FAMILIES = (
     "grid",
     "sensitivity",
     "allocation",
+    "trials",
     "activation",
     "quantizer",
     "correction",
@@ -68,6 +69,7 @@ class Config:
     grid: Any
     sensitivity: Any
     allocation: Any
+    trials: Any
     activation: Any
     quantizer: Any
     correction: Any

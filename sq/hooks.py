@@ -43,3 +43,22 @@ def returning(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
         for name, module in modules.items():
             hooks.callback(module.register_forward_hook(watch(name)).remove)
         yield
+
+
+@contextmanager
+def replacing(modules: dict[str, nn.Module], change: Callable[[str, nn.Module, Tensor], Tensor]) -> Iterator[None]:
+    """Let each of `modules` run on ``change(name, module, x)`` in place of its input x, while the context lasts."""
+
+    def watch(name: str) -> Callable[..., Any]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            x = change(name, module, given(args, named))
+            return ((x, *args[1:]), named) if args else (args, named | {"input": x})
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_pre_hook(watch(name), with_kwargs=True).remove)
+        yield

@@ -158,6 +158,7 @@ def _run(
         tracker = build(config["tracker"], "tracker")(made)
         with oom.explained():
             figures = pipeline.run(config, device)
+        _keep_sheet(config, key, figures.pop("sheet"))
         json.dumps(figures, allow_nan=False)  # what cannot be written is a failure too
         record.keep_ids(config, figures["calibration"]["ids"], figures.pop("calibration_ids"))
         made |= figures
@@ -175,6 +176,16 @@ def _run(
 def _log(config: Mapping[str, Any], file: Path) -> Path:
     """Return where the run of record `file` logs."""
     return Path(config["outputs"]) / config["name"] / f"{file.stem}.log"
+
+
+def _keep_sheet(config: Mapping[str, Any], key: str, picture: bytes | None) -> None:
+    """Leave the `picture` of images that were made beside the log; go on without if that cannot be."""
+    if picture is None:
+        return
+    try:
+        record.write_bytes(record.sheet(config, key), picture)
+    except SqError as error:
+        log.warning("no picture of the calibration images: %s", error)
 
 
 def _begun(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sq.record import Record
+from sq.record import Record, sheet
 
 Mode = Literal["online", "offline", "disabled"]
 TAG = 64  # characters W&B takes for one
@@ -74,6 +74,7 @@ def run(record: Record) -> Page:
         config={**config, **own},
         summary=_figures(record) if done else _cause(record),
         tables={"layers": _layers(record), "sensitivity": _sensitivity(record)} if done else {},
+        pictures=_sheet(record) if done else {},
         exit_code=0 if done else 1,
     )
 
@@ -168,6 +169,16 @@ def _sensitivity(record: Record) -> Table:
     cost: Mapping[str, Mapping[str, float]] = record["sensitivity"]
     rows = [[name, int(bits), value] for name, row in cost.items() for bits, value in row.items()]
     return Table(["layer", "bits", "cost"], rows)
+
+
+def _sheet(record: Record) -> dict[str, bytes]:
+    """Return the picture of the images that a run made to calibrate with, {} if it made none, or left it elsewhere."""
+    if not record.get("calibration", {}).get("made"):
+        return {}
+    try:
+        return {"images": sheet(record["config"], record["key"]).read_bytes()}
+    except OSError:
+        return {}
 
 
 def _causes(failures: Sequence[str]) -> dict[str, Table]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from sq.types import Count, Share
+from sq.knobs import Count, Share
 
 CANDIDATES = 30_000  # what enters the suppression at most: a bound on its time, above what any confident net yields
 

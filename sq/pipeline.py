@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, oom, summary, trace
+from sq import baseline, cache, ends, fold, gate, oom, record, resources, sheet, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
 from sq.console import say
+from sq.costs import Budget
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
+from sq.store import Store
+from sq.trial import Trial
 from sq.types import Problem
+
+PRICED = ("bits", "sensitivity", "allocation", "correction", "metric")  # settings that trials do not depend on
 
 
 def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -32,7 +37,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         model.net.to(device, memory_format=torch.channels_last)
         dataset = part["dataset"]().read_by(config["workers"])
     with clock.phase("calibrate"):
-        batch = part["calibration"](model, dataset)
+        kept = Store(config["cache"], config["cache_gib"], config["model"])
+        batch = part["calibration"](model, dataset, kept)
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
         batch = replace(batch, x=to(batch.x, device))
@@ -46,26 +52,35 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         expected = gate.check(whole, dataset.name, full.figures)
     model, fixed = ends.leave(whole, policy), ends.widths(whole, policy)
     with clock.phase("statistics"):
-        kept = {"folder": config["cache"], "limit_gib": config["cache_gib"], "origin": config["model"]}
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
-        collected, cached = cache.collect(model, batch, **kept, **how)
+        collected, cached = cache.collect(model, batch, kept, **how)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    problem = Problem(model, batch, collected, part["grid"], activations=inputs)
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs)
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
+        cost.check()
     with clock.phase("allocation"):
-        bits = part["allocation"](cost, model.layers, config["bits"]) | fixed
+        wide = {layer.name: inputs.bits.get(layer.name, resources.FLOAT) for layer in model.layers}
+        budget = Budget(config["bits"], fixed, wide, resources.rest(whole, model.layers))
+        widths = part["allocation"](cost, model.layers, budget)
+    with clock.phase("activation"):
+        problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
     with clock.phase("quantize"):
-        quantized = part["quantizer"](replace(problem, bits=bits))
+        quantized = part["quantizer"](problem)
     with clock.phase("correct"):
         correction = part["correction"](quantized.net, whole.net, batch)
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)
-    made = summary.summarise(whole, replace(problem, bits=bits), quantized)
+    with clock.phase("trials"):
+        origin = {name: value for name, value in config.items() if name not in (*record.BOOKKEEPING, *PRICED)}
+        front = widths.report.get("front", [])
+        tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, kept, origin, front))
+    made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
-    made["sensitivity"] = {name: {str(b): c for b, c in row.items()} for name, row in cost.items()}
+    made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out)
+    made["sheet"] = sheet.draw(model, batch) if batch.made else None
     spent = {
         "full_precision_cached": known,
         "statistics_cached": cached,

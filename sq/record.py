@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sq import since
 from sq.config import nearest
 from sq.errors import SqError
 
@@ -23,7 +24,7 @@ Record = dict[str, Any]
 
 def key(config: Mapping[str, Any]) -> str:
     """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
-    science = {name: canonical(value) for name, value in config.items() if name not in BOOKKEEPING}
+    science = {name: canonical(value) for name, value in since.stripped(config).items() if name not in BOOKKEEPING}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -96,6 +97,7 @@ def read(file: Path, parse: Callable[[bytes], Any] = json.loads) -> Record | Non
         raise SqError(f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use that sq")
     if status not in ("done", "failed"):
         raise SqError(f"{file} is not a whole record (status {status}): delete it, and the run is done again")
+    since.complete(record)
     return record
 
 
@@ -158,6 +160,11 @@ def keep_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
         write_text(file, "\n".join(ids) + "\n")
 
 
+def sheet(config: Mapping[str, Any], key: str) -> Path:
+    """Return where the picture of the images belongs that a run made to calibrate with: beside its log."""
+    return Path(config["outputs"]) / config["name"] / f"{key}.images.png"
+
+
 def write_text(file: Path, text: str) -> None:
     """Write `text` to `file`, whole or not at all; what was there survives a failure.
 
@@ -165,11 +172,16 @@ def write_text(file: Path, text: str) -> None:
     ------
     SqError : the folder cannot be written, or the disk is full
     """
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write `content` to `file`; see `write_text`."""
     part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part")  # process ids of containers are alike
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w") as stream:
-            stream.write(text)
+        with part.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(file)

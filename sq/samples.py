@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -45,7 +46,7 @@ class Batch:
     """Images (B, C, H, W) float32, as the network takes them, with labels (B,) or objects, and unique ids."""
 
     x: Tensor
-    y: Tensor | list[Objects]
+    y: Tensor | list[Objects]  # a label of -1: there is none
     ids: list[str]
 
 
@@ -59,6 +60,7 @@ class Calibration(Batch):
 
     inputs: str = "reference"
     left_out: tuple[str, ...] = ()  # ids of images that were drawn but could not be read
+    made: dict[str, Any] = field(default_factory=dict)  # of images made rather than drawn: what that took, and figures
 
 
 @dataclass(frozen=True)

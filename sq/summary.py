@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+from sq.costs import Cost, Rows, Widths
 from sq.evaluation import Measured
+from sq.resources import FLOAT, bops, code_bytes, rest
 from sq.samples import Calibration, Dataset, without
 from sq.types import Layer, Model, Problem, QuantizedModel
-
-FLOAT = 32  # bits of a number that stays unquantized
 
 
 def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
     left = [layer for layer in whole.layers if layer.name not in done]
     weights = sum(layer["weights"] for layer in layers)
     numbers = sum(t.numel() for t in whole.net.state_dict().values() if t.is_floating_point())
-    stored = sum(layer["bytes"] for layer in layers) + (numbers - weights) * FLOAT // 8
+    beside = rest(whole, problem.model.layers)
 
     def total(what: str) -> float:
         return sum(layer[what] for layer in layers)
@@ -39,10 +39,10 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
         "solve_seconds": total("solve_seconds"),
         "fit_seconds": total("fit_seconds"),
         "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / weights,
-        "bytes": stored,
+        "bytes": total("bytes") + beside["bytes"],
         "bytes_full": numbers * FLOAT // 8,
-        "bops": total("bops") + sum(layer.macs for layer in left) * FLOAT**2,
-        "bops_full": sum(layer.macs for layer in whole.layers) * FLOAT**2,
+        "bops": total("bops") + beside["bops"],
+        "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),
     }
     return {
@@ -62,12 +62,33 @@ def compare(found: Measured, full: Measured) -> dict[str, Any]:
     return {"headline": headline} | found.figures | named | found.against(full)
 
 
+def costs(cost: Cost, widths: Widths) -> dict[str, Any]:
+    """Return what bits were said to cost, and what the allocation says of how it chose."""
+
+    def plain(rows: Rows) -> dict[str, dict[str, float]]:
+        return {name: {str(bits): value for bits, value in row.items()} for name, row in rows.items()}
+
+    priced = all(bits in cost.weights[name] for name, bits in widths.weights.items())  # uniform bits need no price
+    predicted = cost.of(widths.weights, widths.inputs) if priced else None
+    about = {"unit": cost.unit, "predicted": predicted, "unruly": cost.unruly()}
+    about |= {"inputs": plain(cost.inputs), "standard_errors": plain(cost.errors)} | cost.about
+    return {"sensitivity": plain(cost.weights), "cost": about, "allocation": widths.report}
+
+
+def trials(results: dict[str, Any], tried: dict[str, Any]) -> dict[str, Any]:
+    """Put the figures of trials among the `results`; return what else the record says of them, if there were any."""
+    results |= {name: value for name, value in tried.items() if name.startswith(("spearman", "kendall"))}
+    rest = {name: value for name, value in tried.items() if name not in results}
+    return {"trials": rest} if tried else {}
+
+
 def images(dataset: Dataset, batch: Calibration, left_out: list[str]) -> dict[str, Any]:
     """Return which images were used: the set, how many, hashes of their ids, and those that could not be read."""
     evaluated = without(dataset.test.ids, left_out)
     return {
         "image_set": dataset.name,
-        "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)},
+        "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)}
+        | ({"made": batch.made} if batch.made else {}),
         "calibration_ids": sorted(batch.ids),
         "evaluation": {"images": len(evaluated), "ids": _hash(evaluated), "left_out": left_out},
     }
@@ -82,7 +103,7 @@ def _describe(layer: Layer, problem: Problem, quantized: QuantizedModel) -> dict
     inputs = problem.activations.get(layer.name)
     wide = FLOAT if inputs is None else (inputs.levels - 1).bit_length()
     shape = {"groups": layer.groups, "outputs": layer.outputs, "inputs": layer.inputs}
-    size = -(-layer.weights * bits // 8) + done.grid.parameters() * FLOAT // 8
+    size = code_bytes(layer, bits) + done.grid.parameters() * FLOAT // 8
     sizes = {"bits": bits, "activation_bits": wide, "weights": layer.weights, "bytes": size}
-    costs = {"macs": layer.macs, "bops": layer.macs * bits * wide}
+    costs = {"macs": layer.macs, "bops": bops(layer, bits, wide)}
     return {"name": layer.name, "kind": layer.kind, **shape, **sizes, **costs, **done.report}

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sq.build import check_type
 from sq.errors import SqError
-from sq.types import Count, Positive, Share
+from sq.knobs import Count, Positive, Share
+from sq.types import Span
 
 # Settings of `Evaluation` and what they may be: timm itself takes a mistyped crop_mode, or a crop_pct of 0, for its
 # default.
@@ -37,6 +38,12 @@ def check(data: Mapping[str, Any]) -> None:
         check_type(KINDS[name], value, f"model.data.{name}")
     if data.get("input_size", [3])[0] != 3:
         raise SqError(f"model.data.input_size={data['input_size']}: (channels, height, width), of 3 channels")
+
+
+def span(mean: Sequence[float], std: Sequence[float]) -> Span:
+    """Return black and white, (value - mean) / std of 0 and 1, of red, green and blue."""
+    low, high = (tuple((value - m) / s for m, s in zip(mean, std, strict=True)) for value in (0.0, 1.0))
+    return low, high
 
 
 @dataclass(frozen=True)

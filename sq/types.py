@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 from sq.samples import Calibration, Prepare
 
 # decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
 Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
+
+Span = tuple[tuple[float, ...], tuple[float, ...]]  # of an image, its lowest and highest values: one, or one a channel
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Layer:
     outputs: int  # of one group
     inputs: int  # of one group, times kernel taps
     positions: int = 0  # output pixels of one image, all calls; 0 as long as the network has not been traced
+    fed: str = ""  # the first layer that is fed the same tensor, itself if none before it is; "" until traced
 
     @property
     def weights(self) -> int:
@@ -59,6 +61,7 @@ class Model:
     expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by image set; see sq/gate.py
     decode: Decode | None = None  # of a detector
     ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
+    span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values
 
 
 @dataclass(frozen=True)
@@ -133,16 +136,6 @@ class Grid(Protocol):
         ...
 
 
-# Ranges of knobs: sq/build.py checks them when a config is turned into code.
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Interval(gt=0, le=1)]
-
-# What full precision reaches on an image set, and how near it must come: {"imagenet": {"top1": 76.1, "within": 0.3}}
-Expected = dict[str, dict[str, float]] | None
-
 Fit = Callable[[Tensor, int], Grid]  # fit(W, bits) -> Grid
 # solve(W, H, grid) -> codes, or codes and the grid they are of where the solver moved it
 Solve = Callable[[Tensor, Tensor, Grid], "Tensor | tuple[Tensor, Grid]"]
@@ -165,6 +158,23 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What layers are fed, and operands of additions, that a grid may be put on: at any bit-width, by name."""
+
+    bits: dict[str, int] = field(default_factory=dict)  # of each, unless an allocation decides; {} leaves all as is
+    fit: Callable[[str, int], Grid] | None = None  # fit(name, bits) -> Grid
+
+    def grid(self, name: str, bits: int) -> Grid:
+        """Return the grid of `bits` for what goes by `name`."""
+        assert self.fit is not None
+        return self.fit(name, bits)
+
+    def grids(self, bits: Mapping[str, int] | None = None) -> dict[str, Grid]:
+        """Return the grid of each name, with `bits` in place of its own where that has it."""
+        return {name: self.grid(name, width) for name, width in (self.bits | dict(bits or {})).items()}
+
+
+@dataclass(frozen=True)
 class Problem:
     """All a sensitivity metric or quantizer may look at. Never changed by either."""
 
@@ -174,6 +184,7 @@ class Problem:
     fit: Fit
     bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
     activations: dict[str, Grid] = field(default_factory=dict)  # grids of layer inputs; none stay full precision
+    inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sq.errors import SqError
 from sq.letterbox import letterbox
 
+SPAN = ((0.0,), (1.0,))  # of the values that the networks take
 STRIDES = (8, 16, 32)  # pixels of the input per cell of the three maps that a head reads
 
 

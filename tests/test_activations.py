@@ -52,7 +52,7 @@ def fit(histogram, bits):
 def quantize(net, x, bits_of=None, *, names=NAMES, bits=8, **changes):
     return activations.quantize(
         net, names, x, bits_of, bits=bits, observe=lambda *given: observe(*given, **changes), fit=fit
-    )
+    ).grids()
 
 
 @torch.no_grad()

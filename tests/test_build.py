@@ -106,7 +106,7 @@ def test_unknown_choice_and_the_nearest():
 
 @pytest.mark.parametrize("bits", [["4"], [4.5], 4, [None], None])
 def test_lists_are_checked_inside(bits):
-    part = {"_target_": "sq.sensitivity.output_error.score", "bits": bits}
+    part = {"_target_": "sq.sensitivity.output_error.score", "bits": bits, "input_bits": []}
     with pytest.raises(SqError, match=r"sensitivity\.bits="):
         check(part, "sensitivity")
 

@@ -1,4 +1,5 @@
 import importlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -16,8 +17,10 @@ from torch import nn
 from sq import cache, gram, layers, statistics
 from sq import images as reading
 from sq.samples import Batch
+from sq.store import GIB, Kind, Store
 from sq.types import Model
 
+DEVICE = torch.device("cpu")
 SETTINGS = {"batch_size": 4, "positions": 1.0, "seed": 0}
 
 
@@ -43,9 +46,8 @@ def images(seed=0):
 
 def collect(folder, net=None, batch=None, limit_gib=1.0, **settings):
     net, batch = net or model(), batch or images()
-    return cache.collect(
-        net, batch, folder=folder and str(folder), limit_gib=limit_gib, **{"origin": {}} | SETTINGS | settings
-    )
+    kept = Store(folder and str(folder), limit_gib, settings.pop("origin", {}))
+    return cache.collect(net, batch, kept, **SETTINGS | settings)
 
 
 def entries(folder):
@@ -157,7 +159,7 @@ def test_a_damaged_entry_is_said_and_replaced(tmp_path, capsys, damage):
 def test_least_recently_used_entries_make_room(tmp_path):
     collect(tmp_path, batch=images(1))
     size = entries(tmp_path)[0].stat().st_size
-    room = 3.5 * size / cache.GIB
+    room = 3.5 * size / GIB
     (a,) = entries(tmp_path)
     collect(tmp_path, batch=images(2), limit_gib=room)
     collect(tmp_path, batch=images(3), limit_gib=room)
@@ -169,7 +171,7 @@ def test_least_recently_used_entries_make_room(tmp_path):
     assert len(entries(tmp_path)) == 3
     assert a in entries(tmp_path)
     assert b not in entries(tmp_path)
-    collect(tmp_path, batch=images(5), limit_gib=1.5 * size / cache.GIB)
+    collect(tmp_path, batch=images(5), limit_gib=1.5 * size / GIB)
     assert len(entries(tmp_path)) == 1
     assert collect(tmp_path, batch=images(5))[1]
 
@@ -283,8 +285,8 @@ def test_code_is_what_runs_not_what_an_editor_saved_meanwhile(tmp_path, monkeypa
 
 def test_own_code_is_read_when_it_is_imported(monkeypatch):
     before = cache.key(model(), images(), SETTINGS, {})
-    source = cache.inspect.getsource
-    monkeypatch.setattr(cache.inspect, "getsource", lambda m: source(m) + "#")
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda m: source(m) + "#")
     assert cache.key(model(), images(), SETTINGS, {}) == before
     assert {Path(m.__file__).read_text() for m in (statistics, reading, gram, layers)} <= set(cache.CODE)
 
@@ -306,9 +308,9 @@ def test_the_bound_holds_to_the_byte(tmp_path):
     (file,) = entries(tmp_path)
     size = file.stat().st_size
     file.unlink()
-    collect(tmp_path, limit_gib=(size - 1) / cache.GIB)
+    collect(tmp_path, limit_gib=(size - 1) / GIB)
     assert [f.suffix for f in tmp_path.iterdir()] in ([".lock"], [])
-    collect(tmp_path, limit_gib=size / cache.GIB)
+    collect(tmp_path, limit_gib=size / GIB)
     assert [f.stat().st_size for f in entries(tmp_path)] == [size]
 
 
@@ -337,7 +339,7 @@ def test_an_entry_that_may_not_be_removed_is_said_and_the_new_one_kept(tmp_path,
     collect(tmp_path)
     size = entries(tmp_path)[0].stat().st_size
     monkeypatch.setattr(Path, "unlink", refuse)
-    collect(tmp_path, batch=images(1), limit_gib=1.5 * size / cache.GIB)
+    collect(tmp_path, batch=images(1), limit_gib=1.5 * size / GIB)
     assert "cannot make room" in " ".join(capsys.readouterr().err.split())
     assert collect(tmp_path, batch=images(1))[1]
 
@@ -365,23 +367,19 @@ def test_statistics_outlive_their_file(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is looked up in /proc")
 def test_reading_takes_the_memory_of_one_copy(tmp_path):
-    kept = {
-        str(i): statistics.LayerStatistics(torch.full((1, 1024, 1024), i, dtype=torch.float64), 5)  # 8 MiB
-        for i in range(16)
-    }
-    file = tmp_path / "entry.safetensors"
-    cache._write(file, statistics.Statistics(kept, 3), cache.GIB)
+    kept = {str(i): torch.full((1, 1024, 1024), i, dtype=torch.float64) for i in range(16)}  # 8 MiB each
+    Store(str(tmp_path), 1.0).kept("entry", Kind("squares", "making them", [*kept]), lambda: (kept, {}), DEVICE)
     # VmHWM is the peak of this process alone; that of getrusage begins with its parent's.
     code = (
-        "import safetensors.torch\n"
+        "import safetensors.torch; from sq.store import Kind, Store\n"
         "def memory(what): return int(Path('/proc/self/status').read_text().split(what)[1].split()[0])\n"
-        "net = torch.nn.Sequential(*[torch.nn.Linear(1024, 1) for _ in range(16)])\n"
-        "model, file = t.Model(net, layers.find(net)[0], (1024,), '', None), Path(sys.argv[1])\n"
+        "kind = Kind('squares', 'making them', [str(i) for i in range(16)])\n"
         "before = memory('VmRSS:')\n"
-        "found = cache._read(file, model); assert len(found.layers) == 16\n"
+        "found, _, there = Store(sys.argv[1], 1.0).kept('entry', kind, None, t.DEVICE)\n"
+        "assert there and len(found) == 16\n"
         "print(memory('VmHWM:') - before)"
     )
-    assert 16 * 8 * 1024 < int(alone(code, file)[0]) < 1.4 * 16 * 8 * 1024  # KiB: all layers once, and one at work
+    assert 16 * 8 * 1024 < int(alone(code, tmp_path)[0]) < 1.4 * 16 * 8 * 1024  # KiB: all layers once, and one at work
 
 
 def test_an_entry_removed_while_it_is_opened_is_collected_again(tmp_path, monkeypatch, capsys):

@@ -1,13 +1,15 @@
 """The pipeline: what it refuses, and that the same config gives the same codes."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
-from cli_helpers import run
+from cli_helpers import call, records, run
 from PIL import Image
 from torch import nn
 
-from sq import evaluation, record
+from sq import evaluation, mirror, record
 from sq.errors import SqError
 from sq.samples import Batch, Images
 from sq.types import Model
@@ -122,3 +124,54 @@ def test_statistics_are_collected_once_for_all_methods(tmp_path):
     assert first["statistics"] == second["statistics"]
     assert second["seconds"]["statistics"] < 0.05 * sum(second["seconds"].values())
     assert not list(tmp_path.glob("**/*.part"))
+
+
+MADE = ("calibration=generated", "calibration.images=10", "calibration.search.steps=2")
+
+
+def test_generated_images_leave_their_figures_and_a_picture(tmp_path):
+    assert call(tmp_path, *MADE, "bits=3,4", sweep=True).returncode == 0
+    found = records(tmp_path)
+    assert sorted(own["calibration"]["made"]["cached"] for own in found) == [False, True], "made once"
+    assert len({own["calibration"]["made"]["digest"] for own in found}) == 1
+    for own in found:
+        assert {"seconds", "steps", "loss", "confidence", "agreement"} <= own["calibration"]["made"].keys()
+        assert own["calibration"]["images"] == 10
+        file = tmp_path / "outputs" / "runs" / f"{own['key']}.images.png"
+        # 4 columns and 3 rows of 96 pixels, and white around each.
+        assert Image.open(io.BytesIO(file.read_bytes())).size == (404, 304)
+        assert file.with_name(f"{own['key']}.log").is_file()
+        page = mirror.run(own)
+        assert page.pictures == {"images": file.read_bytes()}
+        assert mirror.run(own).pictures == page.pictures
+        file.unlink()
+        assert mirror.run(own).pictures == {}, "what is not here is not shown"
+
+
+def test_drawn_images_leave_no_picture(tmp_path):
+    assert call(tmp_path).returncode == 0
+    (own,) = records(tmp_path)
+    assert "made" not in own["calibration"]
+    assert mirror.run(own).pictures == {}
+    assert not list((tmp_path / "outputs").rglob("*.png"))
+
+
+def test_a_picture_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch):
+    def refuse(file, content):
+        raise SqError(f"cannot write {file}")
+
+    write = record.write_bytes
+    monkeypatch.setattr(record, "write_bytes", lambda f, c: (refuse if f.suffix == ".png" else write)(f, c))
+    assert call(tmp_path, *MADE).returncode == 0
+    (own,) = records(tmp_path)
+    assert own["status"] == "done"
+    assert "cannot write" in (tmp_path / "outputs" / "runs" / f"{own['key']}.log").read_text()
+
+
+@pytest.mark.parametrize("choice", ["generated", "bn_matched"])
+def test_unlabelled_and_generated_images_serve_every_part(tmp_path, choice):
+    words = [f"calibration={choice}", "calibration.images=8", "calibration.search.steps=1", "activation=minmax"]
+    words += ["quantizer=sensiquant", "calibration.inputs=quantized"]
+    for correction in ("bias", "reestimate", "batchnorm"):
+        done = call(tmp_path, *words, f"correction={correction}")
+        assert done.returncode == 0, done.stderr

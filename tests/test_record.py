@@ -207,6 +207,7 @@ def test_kill_in_the_middle_of_writing(tmp_path):
 FOUND = {
     "calibration": {"images": 2, "ids": "abc"},
     "calibration_ids": ["i/1", "i/7"],
+    "sheet": None,
     "results": {"relative_error": 0.1, "drop": 0.0},
     "seconds": {"load": 1.0},
 }
@@ -365,7 +366,7 @@ def test_record_describes_every_layer(real):
 def test_record_holds_time_and_memory(real):
     made = real[2]
     phases = ["load", "calibrate", "full_precision", "statistics", "activation", "sensitivity", "allocation"]
-    phases += ["quantize", "correct", "evaluate"]
+    phases += ["quantize", "correct", "evaluate", "trials"]
     assert list(made["seconds"]) == phases
     assert all(seconds >= 0 for seconds in made["seconds"].values())
     assert made["results"]["solve_seconds"] < made["seconds"]["quantize"]
@@ -426,3 +427,12 @@ def test_full_precision_that_is_not_as_expected_stops_a_run_before_it_quantizes(
     assert found["status"] == "failed"
     assert "full precision: top1 is 99.16 on digits_every_3, expected 98 +- 0.3" in found["error"]
     assert "results" not in found
+
+
+def test_settings_that_came_later_leave_keys_as_they_were(config):
+    old = {name: value for name, value in config.items() if name != "trials"}
+    old["sensitivity"] = {name: value for name, value in config["sensitivity"].items() if name != "input_bits"}
+    assert record.key(config) == record.key(old)
+    changed = {**config, "sensitivity": {**config["sensitivity"], "input_bits": [4]}}
+    assert record.key(changed) != record.key(config)
+    assert record.key({**config, "trials": {"_target_": "sq.trials.other"}}) != record.key(config)

@@ -74,3 +74,21 @@ def test_policies_for_the_ends():
     assert [layer.name for layer in ends.leave(model, "keep").layers] == ["shared"]
     assert ends.leave(model, "8bit") is model
     assert ends.widths(model, "8bit") == {"stem": 8, "head": 8}
+
+
+class Paired(nn.Module):
+    """A residual block whose shortcut is fed what its first layer is fed, and a third layer that is fed its sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.short, self.last = (nn.Conv2d(2, 2, 1) for _ in range(4))
+
+    def forward(self, x):
+        y = self.second(self.first(x).relu_())
+        y += self.short(x)
+        return self.last(y)
+
+
+def test_layers_that_are_fed_one_tensor_are_told():
+    fed = {layer.name: layer.fed for layer in settled(Paired()).layers}
+    assert fed == {"first": "first", "second": "second", "short": "first", "last": "last"}

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sq.histogram import Histogram
+from sq.knobs import Count, Positive
 from sq.threads import suited_to
-from sq.types import Count, Grid, Positive
+from sq.types import Grid
 from sq.uniform import UniformGrid, per_tensor, reach, spanning
 
 CHUNK = 2**16  # elements of one temporary: 512 KiB in float64, which stays in the cache

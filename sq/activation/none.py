@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from sq.types import Grid
+from sq.types import Inputs
 
 
-def quantize(net: nn.Module, names: list[str], x: Tensor, bits_of: Mapping[str, int] | None = None) -> dict[str, Grid]:
-    """Return no grid at all; parameters as in `sq.activations.quantize`, none of which is looked at."""
-    return {}
+def quantize(net: nn.Module, names: list[str], x: Tensor, bits_of: Mapping[str, int] | None = None) -> Inputs:
+    """Return nothing to put a grid on; parameters as in `sq.activations.quantize`, none of which is looked at."""
+    return Inputs()

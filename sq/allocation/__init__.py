@@ -1,1 +1,1 @@
-"""Allocations: ``allocate(cost, layers, budget) -> {layer: bits}``."""
+"""Allocations: ``allocate(cost, layers, budget) -> Widths``."""

@@ -1,20 +1,22 @@
 """Uniform: every layer gets the same bits."""
 
+from sq.costs import Budget, Cost, Widths
 from sq.errors import SqError
 from sq.types import Layer
 
 
-def allocate(cost: dict[str, dict[int, float]], layers: list[Layer], budget: float) -> dict[str, int]:
-    """Give each layer `budget` bits; prices are not looked at.
+def allocate(cost: Cost, layers: list[Layer], budget: Budget) -> Widths:
+    """Give each layer the budget's bits, but for those whose bits are settled; prices are not looked at.
 
     Parameters
     ----------
-    budget : bits of every weight, a whole number
+    budget : `bits` is a whole number
 
     Raises
     ------
-    SqError : `budget` is not whole
+    SqError : the budget is not whole
     """
-    if budget != int(budget):
-        raise SqError(f"bits={budget}: allocation=uniform takes whole bits; a mean of {budget} needs mixed precision")
-    return {layer.name: int(budget) for layer in layers}
+    bits = budget.bits
+    if bits != int(bits):
+        raise SqError(f"bits={bits}: allocation=uniform takes whole bits; a mean of {bits} needs allocation=ilp")
+    return Widths({layer.name: int(bits) for layer in layers} | budget.fixed)

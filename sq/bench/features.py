@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sq.errors import SqError
-from sq.types import Positive
+from sq.knobs import Positive
 
 
 def maps(

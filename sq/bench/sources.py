@@ -17,8 +17,9 @@ from sq.bench import features, settings
 from sq.build import build
 from sq.config import nearest
 from sq.errors import SqError
+from sq.knobs import Count
 from sq.samples import Batch
-from sq.types import Count, Layer, Model
+from sq.types import Layer, Model
 
 Maps = Callable[[nn.Module, Generator], Tensor]  # maps(module, generator) -> inputs
 

@@ -8,12 +8,14 @@ from torch import Tensor
 from sq import images as reading
 from sq.errors import SqError
 from sq.samples import Calibration, Dataset, Objects, without
+from sq.store import NOWHERE, Store
 from sq.types import Model
 
 
 def draw(
     model: Model,
     dataset: Dataset,
+    store: Store = NOWHERE,
     *,
     images: int,
     seed: int,
@@ -25,6 +27,7 @@ def draw(
 
     Parameters
     ----------
+    store : left alone: drawing again is quick
     images : how many, from 1 to the size of the training split
     seed : of the draw; the same seed gives the same images in the same order
     inputs : handed on, see `sq.samples.Calibration`

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sq import batchnorm, hooks, repair
+from sq.knobs import Count
 from sq.samples import Batch
-from sq.types import Count
 
 
 def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None) -> dict:

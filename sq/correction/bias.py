@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sq import hooks, layers, repair
+from sq.knobs import Count
 from sq.samples import Batch
-from sq.types import Count
 
 
 def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None) -> dict:

@@ -11,8 +11,8 @@ from PIL import Image
 from sq.data import find
 from sq.dataset.folders import Files, list_classes
 from sq.errors import SqError
+from sq.knobs import Count
 from sq.samples import Dataset, Images
-from sq.types import Count
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 IMAGENET = "imagenet"  # in place of a file: the 1,000 wnids of ILSVRC2012, in class-index order

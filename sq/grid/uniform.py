@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import SqError
-from sq.types import Count, Positive, Share
+from sq.knobs import Count, Positive, Share
 from sq.uniform import UniformGrid, spanning
 
 CHUNK = 2**22  # elements of one range-search temporary: 16 MiB in float32

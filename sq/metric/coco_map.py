@@ -13,9 +13,10 @@ from torch import Tensor
 from sq import agreement, average_precision, coco_eval, letterbox, nms
 from sq.errors import SqError
 from sq.evaluation import Measured
+from sq.knobs import Count, Share
 from sq.nms import Detections
 from sq.samples import Batch, Objects
-from sq.types import Count, Model, Share
+from sq.types import Model
 
 KEPT = 8  # images whose raw outputs are kept, for the signal-to-noise ratio: they are large
 SHOWN = 0.25  # score above which a detector's boxes are usually shown, and counted here

@@ -8,8 +8,9 @@ from sq import layers
 from sq.config import nearest
 from sq.data import find
 from sq.errors import SqError, one_line
-from sq.transforms import Evaluation, check
-from sq.types import Expected, Model
+from sq.knobs import Expected
+from sq.transforms import Evaluation, check, span
+from sq.types import Model
 from sq.weights import load_into
 
 SETTINGS = ("input_size", "interpolation", "crop_pct", "mean", "std")
@@ -43,7 +44,10 @@ def load(
     checkpoint = load_into(net, path)
     settings = dict(data) | {"input_size": tuple(data["input_size"])}
     found, skipped = layers.find(net)
-    return Model(net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {})
+    levels = span(settings["mean"], settings["std"])
+    return Model(
+        net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {}, span=levels
+    )
 
 
 def _build(constructor: str, arguments: dict[str, Any]) -> Any:

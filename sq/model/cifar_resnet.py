@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from sq import layers
 from sq.data import find
-from sq.transforms import Normalise
-from sq.types import Expected, Model, Positive
+from sq.knobs import Expected, Positive
+from sq.transforms import Normalise, span
+from sq.types import Model
 from sq.weights import load_into
 
 
@@ -94,4 +95,4 @@ def load(
     checkpoint = load_into(net, find(weights, "model.weights"))
     found, skipped = layers.find(net)
     prepare = Normalise((32, 32), tuple(mean), tuple(std))
-    return Model(net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {})
+    return Model(net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {}, span=span(mean, std))

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from sq import layers
 from sq.errors import SqError
-from sq.types import Expected, Model
+from sq.knobs import Expected
+from sq.types import Model
 from sq.weights import load_into
 
 WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")
@@ -109,4 +110,4 @@ def load(*, weights: str | None, expected: Expected) -> Model:
     net = DigitsResNet().eval()
     checkpoint = load_into(net, Path(weights) if weights else WEIGHTS)
     found, skipped = layers.find(net)
-    return Model(net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {})
+    return Model(net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {}, span=((-1.0,), (1.0,)))

@@ -15,8 +15,9 @@ from sq.config import nearest
 from sq.console import say
 from sq.data import find
 from sq.errors import SqError, one_line
-from sq.transforms import Evaluation, check
-from sq.types import Expected, Model, digest
+from sq.knobs import Expected
+from sq.transforms import Evaluation, check, span
+from sq.types import Model, digest
 from sq.weights import load_into
 
 
@@ -50,7 +51,10 @@ def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expecte
     settings = resolve_data_config({}, model=net) | (data or {})
     settings["input_size"] = tuple(settings["input_size"])
     found, skipped = layers.find(net)
-    return Model(net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {})
+    levels = span(settings["mean"], settings["std"])
+    return Model(
+        net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {}, span=levels
+    )
 
 
 def _check_name(name: str, weights: str | None) -> None:

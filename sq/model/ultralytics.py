@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sq import hub, layers, yolo
 from sq.data import find
 from sq.errors import SqError
-from sq.types import Count, Expected, Model
+from sq.knobs import Count, Expected
+from sq.types import Model
 from sq.weights import load_into
 
 BINS = 16  # of the distribution of each distance, one stride apart
@@ -120,7 +121,7 @@ def load(
     last = [f"model.{len(net.model) - 1}.{kind}.{i}.2" for kind in ("cv2", "cv3") for i in range(len(yolo.STRIDES))]
     prepare, decoder = partial(yolo.prepare, size=image), partial(decode, **_rows(image))
     ends = (found[0].name, *last)
-    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends)
+    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends, yolo.SPAN)
 
 
 def _drop_bins(head: Any, path: Path | None) -> None:

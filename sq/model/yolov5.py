@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sq import layers, yolo
 from sq.data import find
-from sq.types import Count, Expected, Model
+from sq.knobs import Count, Expected
+from sq.types import Model
 from sq.weights import load_into
 
 CLASSES, SHAPES = 80, 3  # classes of COCO; anchor boxes per cell
@@ -116,4 +117,4 @@ def load(
     ends = (found[0].name, *(f"{head}.m.{i}" for i in range(len(yolo.STRIDES))))
     decoder = partial(decode, **_rows(net.get_buffer(f"{head}.anchors").clone(), image))
     prepare = partial(yolo.prepare, size=image)
-    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends)
+    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends, yolo.SPAN)

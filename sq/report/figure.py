@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
-from sq.report import prices
+from sq.report import mixed, prices
 from sq.report.labels import ACTIVATION, FLOAT, plain
 from sq.report.style import MOST, STYLE, look, plain_decades, pyplot
 from sq.report.table import HEADLINES
@@ -31,6 +31,7 @@ def every(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]
     yield "figure", methods(rows)
     for name, cost in prices.tables(records).items():
         yield prices.stem(name), heat(cost, f"{name}: cost by layer and bits")
+    yield from mixed.figures(records)
 
 
 def methods(rows: list[Row]) -> Figure:

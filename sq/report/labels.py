@@ -11,7 +11,9 @@ from sq.config import leaves
 from sq.record import BOOKKEEPING, Record
 from sq.report.distinct import ABSENT, distinct
 
-SEEDS = ("seed", "calibration.seed")
+SEEDS = ("seed", "calibration.seed", "sensitivity.seed")
+NAMED_WITH_KNOBS = ("quantizer", "sensitivity", "calibration")  # choices whose varying settings are part of their name
+FOLLOWS = ("activation.bits", "allocation.average_bits")  # settings that another column shows
 ACTIVATION = "act. bits"  # the column
 FLOAT = 32  # bits of what is not quantized
 
@@ -34,7 +36,7 @@ class Labels:
             forms, of = distinct([(a, b) if a >= 0 else ABSENT for a, b in zip(first, second, strict=True)])
             self._parts[name] = [*(_flat(name, settings[a], options[b]) for a, b in forms), {}], of
         self._varying = sorted(name for part in self._parts for name in self._vary(part, range(len(records))))
-        self._knobs = self._knobs_by_quantizer()
+        self._knobs = {family: self._knobs_by_choice(family) for family in NAMED_WITH_KNOBS}
         activations = self._parts.get("activation", ([], []))[0]
         self._activations = any(form.get("activation.bits") for form in activations)
         # Where only one kind of activation quantization was used, its bits say as much.
@@ -54,17 +56,17 @@ class Labels:
     def of(self, i: int) -> dict[str, Any]:
         """Return the labels of record `i`, by column."""
         record, own = self.records[i], self._settings(i)
-        labels: dict[str, Any] = {"method": self._method(i, own), "bits": record["config"].get("bits")}
+        labels: dict[str, Any] = {"method": self._named("quantizer", i, own), "bits": record["config"].get("bits")}
         if self._activations:
             labels[ACTIVATION] = _activation_bits(record) or FLOAT
         for name in self._varying:
             family = name.removeprefix("choice of ").split(".")[0]
-            if family in ("quantizer", "bits") or name.endswith("_target_") or name == "activation.bits":
+            if family in ("quantizer", "bits") or name.endswith("_target_") or name in FOLLOWS:
                 continue
             if name == "choice of activation" and self._one_activation:
                 continue
             if name.startswith("choice of "):
-                labels[family] = own.get(name)
+                labels[family] = self._named(family, i, own)
             elif f"choice of {family}" not in self._varying:  # a setting of the same choice, set to other values
                 labels[name] = own.get(name)
         return labels
@@ -78,19 +80,20 @@ class Labels:
         forms, of = self._parts[part]
         return _varying([forms[place] for place in {of[i] for i in runs}])
 
-    def _method(self, i: int, own: dict[str, Any]) -> str:
-        """Return the quantizer's name, with those of its settings that vary among the runs of that quantizer."""
-        name = self.records[i]["choices"].get("quantizer", "-")
-        return " ".join([name, *(f"{k.rsplit('.', 1)[1]}={own.get(k)}" for k in self._knobs.get(name, []))])
+    def _named(self, family: str, i: int, own: dict[str, Any]) -> str:
+        """Return a run's choice of `family`, with those of its settings that vary among the runs of that choice."""
+        name = self.records[i]["choices"].get(family, "-")
+        knobs = self._knobs.get(family, {}).get(name, [])
+        return " ".join([name, *(f"{k.rsplit('.', 1)[1]}={own.get(k)}" for k in knobs)])
 
-    def _knobs_by_quantizer(self) -> dict[str, list[str]]:
-        """Return, by quantizer, the names of its settings that vary among its runs."""
+    def _knobs_by_choice(self, family: str) -> dict[str, list[str]]:
+        """Return, by choice of `family`, the names of its settings that vary among its runs."""
         peers: dict[str, list[int]] = {}
         for i, record in enumerate(self.records):
-            peers.setdefault(record["choices"].get("quantizer", "-"), []).append(i)
-        if "quantizer" not in self._parts:
+            peers.setdefault(record["choices"].get(family, "-"), []).append(i)
+        if family not in self._parts:
             return {}
-        return {name: sorted(k for k in self._vary("quantizer", own) if "." in k) for name, own in peers.items()}
+        return {name: sorted(k for k in self._vary(family, own) if "." in k) for name, own in peers.items()}
 
 
 def rank(name: str, value: Any) -> tuple:

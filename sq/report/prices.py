@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sq.config import leaves
 from sq.record import Record, canonical
+from sq.report.labels import SEEDS
 
 if TYPE_CHECKING:
     import pandas
@@ -51,7 +52,7 @@ def stem(name: str) -> str:
 def _settings(record: Record) -> dict[str, Any]:
     """Return what shapes prices, by dotted name. What a network is expected to reach is no part of it."""
     found = leaves({name: canonical(record["config"].get(name)) for name in SETTINGS})
-    return {name: value for name, value in found.items() if not name.startswith("model.expected")}
+    return {name: value for name, value in found.items() if not name.startswith("model.expected") and name not in SEEDS}
 
 
 def _apart(every: list[dict[str, Any]]) -> list[list[str]]:

@@ -1,1 +1,1 @@
-"""Sensitivity metrics: ``score(problem) -> {layer: {bits: cost}}``."""
+"""Sensitivity metrics: ``score(problem) -> Cost``."""

@@ -1,25 +1,68 @@
 """Output error: what rounding a layer to nearest does to its output on the calibration images."""
 
-from sq import layers
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sq import hooks, layers, statistics
 from sq.console import track
-from sq.statistics import relative_error
+from sq.costs import Cost, Rows
+from sq.derivatives import total
+from sq.sites import Sites, price
 from sq.types import Problem
 
 
-def score(problem: Problem, *, bits: list[int]) -> dict[str, dict[int, float]]:
+def score(problem: Problem, *, bits: list[int], input_bits: list[int]) -> Cost:
     """Price each layer at each bit-width by ||(W - Q) X||^2 / ||W X||^2, Q rounded to nearest.
+
+    Inputs are priced by ||W (X - Q(X))||^2 / ||W X||^2, in one pass over all calibration images.
 
     Parameters
     ----------
-    bits : the bit-widths to price
+    bits, input_bits : the bit-widths to price, of weights and of inputs
 
     Returns
     -------
     cost : by layer name, then bits; 0 is no error, 1 an output as wrong as zeros would be
     """
-    cost = {}
-    for layer in track(problem.model.layers, "sensitivity", len(problem.model.layers)):
+
+    def one(sites: Sites) -> Rows:
+        return (_weights if sites.kind == "weights" else _inputs)(sites, problem)
+
+    return Cost(*price(problem, bits, input_bits, one), unit="share")
+
+
+def _weights(sites: Sites, problem: Problem) -> Rows:
+    rows = {}
+    for layer in track(sites.layers, "sensitivity", len(sites.layers)):
         W = layers.weight(layer.module)
         H = problem.statistics.layers[layer.name].hessian
-        cost[layer.name] = {b: relative_error(W, problem.fit(W, b).nearest(W), H) for b in bits}
-    return cost
+        rows[layer.name] = {b: statistics.relative_error(W, sites.grid(layer, b).nearest(W), H) for b in sites.bits}
+    return rows
+
+
+def _inputs(sites: Sites, problem: Problem) -> Rows:
+    places = {layer.name: place for place, layer in enumerate(sites.layers)}
+
+    def of(part: Tensor, place: slice) -> list[Tensor]:
+        errors = torch.zeros(len(places), len(sites.bits), dtype=torch.float64)
+        positions = torch.zeros(len(places), 1, dtype=torch.float64)
+
+        def see(name: str, module: nn.Module, x: Tensor) -> None:
+            compute = type(module).forward  # past its hooks, of which this is one
+            right, layer = compute(module, x), sites.layers[places[name]]
+            positions[places[name]] += layers.positions(module, right)
+            for column, bits in enumerate(sites.bits):
+                error = compute(module, sites.nearest(layer, bits, x)) - right
+                errors[places[name], column] += float(error.square().sum(dtype=torch.float64))
+
+        with torch.no_grad(), hooks.feeding(sites.modules, see):
+            problem.model.net(part)
+        return [errors, positions]
+
+    errors, positions = total(problem.batch.x, of)
+    # H = 2 X X^T / N, so that half of the loss of W is ||W X||^2 for each position.
+    own = ((layers.weight(s.module), problem.statistics.layers[s.name].hessian) for s in sites.layers)
+    outputs = torch.tensor([[statistics.loss(W, H) / 2] for W, H in own], dtype=torch.float64)
+    return sites.rows(torch.where(outputs > 0, errors / positions / outputs, 0.0).flatten().tolist())

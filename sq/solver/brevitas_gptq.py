@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sq.errors import SqError
-from sq.types import Count, Grid
+from sq.knobs import Count
+from sq.types import Grid
 
 GAVE_UP = "Failed to compute the inverse of the Hessian"  # brevitas warns so, and leaves the weights alone
 

@@ -5,7 +5,8 @@ from typing import Literal
 from torch import Tensor
 
 from sq import elimination
-from sq.types import Count, Grid
+from sq.knobs import Count
+from sq.types import Grid
 
 
 def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], block: Count) -> Tensor:

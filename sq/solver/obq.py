@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sq import elimination, greedy, oom
 from sq.errors import SqError
+from sq.knobs import Count, Positive
 from sq.search import lowest
-from sq.types import Count, Grid, Layer, Plan, Positive
+from sq.types import Grid, Layer, Plan
 
 # An error must exceed half a step by this much to be an outlier's: rounding alone puts it at half a step.
 TOLERANCE = 1 + 1e-5

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sq import elimination, greedy
+from sq.knobs import Count
 from sq.search import lowest
-from sq.types import Count, Grid
+from sq.types import Grid
 
 Score = Literal["saliency", "weight", "inverse", "activation"]
 

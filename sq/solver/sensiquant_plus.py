@@ -8,7 +8,8 @@ revised when all columns are quantized, several of a row at a time; the grid's s
 from torch import Tensor
 
 from sq import elimination, refine
-from sq.types import Count, Grid, NotNegative, Share, Whole
+from sq.knobs import Count, NotNegative, Share, Whole
+from sq.types import Grid
 
 
 def solve(

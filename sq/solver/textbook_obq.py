@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sq import elimination
+from sq.knobs import Count
 from sq.solver.obq import TOLERANCE
-from sq.types import Count, Grid
+from sq.types import Grid
 
 
 def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, rows: Count) -> Tensor:

@@ -3,6 +3,7 @@ from torch import nn
 
 from sq import layers
 from sq.allocation import uniform
+from sq.costs import Budget, Cost
 from sq.errors import SqError
 
 
@@ -12,9 +13,13 @@ def found():
 
 
 def test_every_layer_gets_the_budget(found):
-    assert uniform.allocate({}, found, 3.0) == {"0": 3, "1": 3}
+    assert uniform.allocate(Cost({}), found, Budget(3.0)).weights == {"0": 3, "1": 3}
 
 
 def test_a_mean_is_refused(found):
     with pytest.raises(SqError, match=r"bits=3.5.*whole"):
-        uniform.allocate({}, found, 3.5)
+        uniform.allocate(Cost({}), found, Budget(3.5))
+
+
+def test_settled_layers_keep_their_bits(found):
+    assert uniform.allocate(Cost({}), found, Budget(3.0, {"1": 8})).weights == {"0": 3, "1": 8}

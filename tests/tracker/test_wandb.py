@@ -17,7 +17,7 @@ from sq.tracker import none
 from sq.tracker import wandb as tracker
 
 TAGS = ("digits_resnet", "digits", "rtn", "bits=4", "correction=none", "activation=none")
-IMAGES = {"calibration": {"ids": "abc"}, "calibration_ids": []}
+IMAGES = {"calibration": {"ids": "abc"}, "calibration_ids": [], "sheet": None}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,72 @@
+"""Random estimates, averaged until their standard error is small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sq.console import track
+
+LEAST = 4  # draws before one may stop: a spread seen in fewer says little
+
+
+def average(draw: Callable[[int], Tensor], draws: int, tolerance: float) -> tuple[Tensor, Tensor, int]:
+    """Return the mean of ``draw(0)``, ``draw(1)``, ..., its standard error, and how many draws that took.
+
+    It stops when the standard error of each of them is at most `tolerance` of the mean's size, or after `draws`.
+
+    Parameters
+    ----------
+    draw : the estimates (n,) of draw number 0, 1, ...
+    draws : at most, 2 or more
+    tolerance : relative
+    """
+    made: list[Tensor] = []
+    for number in track(range(draws), "sensitivity"):
+        made.append(draw(number).double().cpu())
+        if len(made) >= LEAST and bool((standard_error(made) <= tolerance * torch.stack(made).mean(0).abs()).all()):
+            break
+    return torch.stack(made).mean(0), standard_error(made), len(made)
+
+
+def standard_error(made: list[Tensor]) -> Tensor:
+    """Return (n,) the standard error of the mean over draws (n,), of which there are 2 or more."""
+    return torch.stack(made).std(0) / len(made) ** 0.5
+
+
+def signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return independent +1 and -1 (Rademacher) of the shape, type and place of `like`."""
+    drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return (2 * drawn - 1).to(like)
+
+
+def average_each(
+    draw: Callable[[int, list[int]], list[float]], count: int, draws: int, tolerance: float
+) -> tuple[list[float], list[float], list[int]]:
+    """Do what `average` does for `count` estimates, of which each stops on its own.
+
+    Parameters
+    ----------
+    draw : ``draw(number, places)`` gives draw `number` of the estimates at `places`, which are still wanted
+    """
+    made: list[list[float]] = [[] for _ in range(count)]
+    wanted = list(range(count))
+    for number in track(range(draws), "sensitivity"):
+        for place, value in zip(wanted, draw(number, wanted), strict=True):
+            made[place].append(value)
+        if number + 1 >= LEAST:
+            wanted = [place for place in wanted if not _settled(made[place], tolerance)]
+        if not wanted:
+            break
+    means = [sum(values) / len(values) for values in made]
+    return means, [_error(values) for values in made], [len(values) for values in made]
+
+
+def _settled(values: list[float], tolerance: float) -> bool:
+    return _error(values) <= tolerance * abs(sum(values) / len(values))
+
+
+def _error(values: list[float]) -> float:
+    return float(standard_error(list(torch.tensor(values, dtype=torch.float64))))

@@ -1,0 +1,118 @@
+"""Images that are made instead of drawn: what is asked for, and the way to it, kept on disk for other runs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sq import batchnorm, canvas, store
+from sq.clock import synchronize
+from sq.evaluation import to
+from sq.samples import Calibration
+from sq.store import Kind, Note, Store, Tensors
+from sq.types import Model, digest
+
+PIXELS = Kind("images", "making them", ["x"])
+# Read along with the code itself: an edit while a sweep runs must not name what the old code computes.
+CODE = [inspect.getsource(module) for module in (canvas, batchnorm)]
+
+
+class Method(Protocol):
+    """What images are made for: a loss that is to become small, and figures of what came out."""
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of images x (B, C, H, W) with labels y (B,), summed over images."""
+        ...
+
+    def accepted(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return (B,) bool: which finished images are what was wanted."""
+        ...
+
+    def figures(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Return figures of finished images, means over them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images are wanted.
+
+    Parameters
+    ----------
+    name : of the choice, for ids
+    y : (N,) int64, a label for each image; -1 where it has none
+    inputs : handed on, see `sq.samples.Calibration`
+    settings : all that `method` depends on beside the network, for the name of the entry
+    """
+
+    name: str
+    y: Tensor
+    seed: int
+    inputs: str
+    method: Method
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept: Store) -> Calibration:
+    """Return the images of `request`, from the store if it has them, made by `search` otherwise.
+
+    Parameters
+    ----------
+    search : `search` of this file with its knobs bound
+
+    Returns
+    -------
+    images on the CPU; `made` tells seconds and steps spent on them, figures of the method, and whether this run
+    found them (`cached`) or spent that itself
+
+    Raises
+    ------
+    SqError : the images hold NaN or infinity
+    """
+    assert isinstance(search, partial)
+    device = next(model.net.parameters()).device
+
+    def make() -> tuple[Tensors, Note]:
+        synchronize(device)
+        start = time.perf_counter()
+        x = search(model, request)
+        figures = _means(request, x, device, search.keywords["batch"])
+        spent = {"seconds": time.perf_counter() - start, "steps": search.keywords["steps"]}
+        return {"x": x}, {**spent, **figures}
+
+    code, state = store.describe(model)
+    settings = [request.name, request.seed, request.settings, search.keywords, kept.origin, model.span]
+    name = store.name(
+        [
+            *CODE,
+            store.source(search.func),
+            store.source(type(request.method)),
+            *code,
+            *state,
+            digest([request.y]),
+            json.dumps(settings, sort_keys=True),
+            store.place(device),
+        ]
+    )
+    tensors, note, there = kept.kept(name, replace(PIXELS, what=f"images, {request.name}"), make, torch.device("cpu"))
+    ids = [f"{request.name}/{request.seed}/{number}" for number in range(len(request.y))]
+    made = {**note, "digest": digest(tensors.values()), "cached": there}
+    return Calibration(tensors["x"], request.y, ids, request.inputs, made=made)
+
+
+def _means(request: Request, x: Tensor, device: torch.device, batch: int) -> dict[str, float]:
+    """Return the figures of all images: means of those of batches as they were made."""
+    total: dict[str, float] = {}
+    with torch.no_grad():
+        for part, y in zip(x.split(batch), request.y.split(batch), strict=True):
+            for name, value in request.method.figures(to(part, device), y.to(device)).items():
+                total[name] = total.get(name, 0.0) + value * len(y) / len(request.y)
+    return total

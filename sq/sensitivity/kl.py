@@ -1,0 +1,36 @@
+"""KL divergence: how far the network's answers move when one layer alone is rounded. Needs no labels."""
+
+from sq import alone, loss
+from sq.costs import Cost, Rows
+from sq.knobs import Count
+from sq.sites import Sites, price
+from sq.types import Problem
+
+
+def score(problem: Problem, *, bits: list[int], input_bits: list[int], images: Count) -> Cost:
+    """Price each layer at each width by the mean over images of KL(f(x) || f(x) with that layer rounded to nearest).
+
+    Parameters
+    ----------
+    bits, input_bits : widths to price, of weights and of inputs
+    images : of the calibration batch, of which the first so many are used; all, if there are fewer
+
+    Returns
+    -------
+    cost : in nats an image. It is the loss increase expected of labels drawn from what the network itself says
+
+    Raises
+    ------
+    SqError : the network returns no logits
+
+    Source
+    ------
+    Cai et al. 2020 (ZeroQ), arXiv 2001.00281: Omega_i(b) = 1/N sum_n KL(f(x_n) || f_(i at b)(x_n)). Inputs are ours.
+    """
+    x = problem.batch.x[:images]
+
+    def one(sites: Sites) -> Rows:
+        changes = alone.rounding(sites)
+        return sites.rows(alone.measure(problem.model, changes, x, lambda y, y0, _: loss.kl(y, y0)))
+
+    return Cost(*price(problem, bits, input_bits, one), unit="kl")

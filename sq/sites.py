@@ -1,0 +1,165 @@
+"""Where a network is rounded: the weights of its layers, and what they are fed, at several widths.
+
+Rounding to nearest changes a weight w by D(b) = Q_b(w) - w and an input x by Q_b(x) - x. What metrics share is here:
+those errors, and a network that computes with other weights or inputs for a while. Parameters are never written to:
+a module is lent another tensor under the name `weight`, so what a metric leaves is the network it got, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sq import adds, hooks
+from sq.costs import Rows
+from sq.errors import SqError
+from sq.types import Grid, Layer, Model, Problem
+
+Kind = Literal["weights", "inputs"]
+
+
+class Sites:
+    """The weights of all layers, or the inputs of those that have grids for them, at the widths to price.
+
+    Parameters
+    ----------
+    problem : its grids are fitted once for each layer and width, when they are first needed
+    kind : "weights" or "inputs"
+    bits : the widths
+    """
+
+    def __init__(self, problem: Problem, kind: Kind, bits: list[int]):
+        self.model, self.kind, self.bits = problem.model, kind, bits
+        every = problem.model.layers
+        own = every if kind == "weights" else [layer for layer in every if layer.name in problem.inputs.bits]
+        self.layers = own if bits else []
+        self._problem = problem
+        self._grids: dict[tuple[str, int], Grid] = {}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the layers' modules by name."""
+        return {layer.name: layer.module for layer in self.layers}
+
+    def choices(self) -> list[tuple[Layer, int]]:
+        """Return every layer with every width."""
+        return [(layer, bits) for layer in self.layers for bits in self.bits]
+
+    def rows(self, values: list[float]) -> Rows:
+        """Return `values`, in the order of `choices`, by layer name and bits."""
+        given = iter(values)
+        return {layer.name: {bits: next(given) for bits in self.bits} for layer in self.layers}
+
+    def grid(self, layer: Layer, bits: int) -> Grid:
+        """Return the grid of a layer's weights (G, O, I), or of its inputs (any shape)."""
+        if (layer.name, bits) not in self._grids:
+            if self.kind == "weights":
+                grid = self._problem.fit(weight(layer).reshape(layer.groups, layer.outputs, layer.inputs), bits)
+            else:
+                grid = adds.on(self._problem.inputs.grid(layer.name, bits), self._problem.batch.x.device)
+            self._grids[layer.name, bits] = grid
+        return self._grids[layer.name, bits]
+
+    def nearest(self, layer: Layer, bits: int, values: Tensor) -> Tensor:
+        """Return `values` rounded to nearest, detached: a weight of the module's shape, or an input of any."""
+        values, grid = values.detach(), self.grid(layer, bits)
+        if self.kind == "inputs":
+            return grid.nearest(values)
+        rounded = grid.nearest(values.reshape(layer.groups, layer.outputs, layer.inputs))
+        return torch.empty_like(values).copy_(rounded.view(values.shape))  # laid out in memory as the weight is
+
+    def error(self, layer: Layer, bits: int, values: Tensor) -> Tensor:
+        """Return D = Q(values) - values, see `nearest`."""
+        return self.nearest(layer, bits, values) - values.detach()
+
+
+def price(problem: Problem, bits: list[int], input_bits: list[int], one: Callable[[Sites], Rows]) -> tuple[Rows, Rows]:
+    """Return what `one` says of the weights at `bits`, and of the inputs at `input_bits`; {} of no widths.
+
+    Raises
+    ------
+    SqError : inputs are to be priced, and have no grids
+    """
+    if input_bits and not problem.inputs.bits:
+        raise SqError(
+            f"sensitivity.input_bits={input_bits}: activation=none leaves inputs in full precision, so they have no "
+            "price; set activation=mse (or another), or sensitivity.input_bits=[]"
+        )
+    both = (Sites(problem, "weights", bits), Sites(problem, "inputs", input_bits))
+    weights, inputs = (one(sites) if sites.bits else {} for sites in both)
+    return weights, inputs
+
+
+def refuse_inputs(metric: str, input_bits: list[int]) -> None:
+    """Raise an `SqError` if the inputs of layers are to be priced by a metric that is of weights alone."""
+    if input_bits:
+        raise SqError(
+            f"sensitivity={metric} prices weights alone: set sensitivity.input_bits=[], or choose label_free, kl, "
+            "interaction, measured, noise, grad_l1, trace or output_error, which price inputs as well"
+        )
+
+
+def weight(layer: Layer) -> Tensor:
+    """Return a layer's own weight in its module's shape, detached, whatever the module has been lent."""
+    own = layer.module._parameters["weight"]
+    assert own is not None
+    return own.detach()
+
+
+def holders(net: nn.Module, layer: Layer) -> list[nn.Module]:
+    """Return the modules of `net` that compute with this layer's weight: its own, and others that share it."""
+    own = layer.module._parameters["weight"]
+    return [m for m in net.modules() if m._parameters.get("weight") is own]
+
+
+@contextmanager
+def lent(model: Model, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the network compute with these `weights`, by layer name and of their modules' shapes, for a while."""
+    own = {layer.name: layer for layer in model.layers}
+    modules = [(m, given) for name, given in weights.items() for m in holders(model.net, own[name])]
+    before = [m.__dict__.get("weight") for m, _ in modules]  # what is lent already, of all or some layers
+    try:
+        for module, given in modules:
+            module.__dict__["weight"] = given  # found before the parameter of that name
+        yield
+    finally:
+        for (module, _), earlier in zip(modules, before, strict=True):
+            if earlier is None:
+                module.__dict__.pop("weight", None)
+            else:
+                module.__dict__["weight"] = earlier
+
+
+@contextmanager
+def changed(model: Model, kind: Kind, layer: Layer, put: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let one layer compute with ``put(weight)``, of its own weight, or be fed ``put(x)``, for a while."""
+    if kind == "weights":
+        with torch.no_grad():
+            given = put(weight(layer))
+        with lent(model, {layer.name: given}):
+            yield
+    else:
+        with hooks.replacing({layer.name: layer.module}, lambda name, module, x: put(x)):
+            yield
+
+
+@contextmanager
+def all_rounded(sites: Sites, bits: int) -> Iterator[dict[str, Tensor]]:
+    """Round all of `sites` to nearest for a while; give what layers were fed last, by name, if `sites` are inputs."""
+    fed: dict[str, Tensor] = {}
+    own = {layer.name: layer for layer in sites.layers}
+
+    def put(name: str, module: nn.Module, x: Tensor) -> Tensor:
+        fed[name] = x
+        return sites.nearest(own[name], bits, x)
+
+    if sites.kind == "weights":
+        with lent(sites.model, {name: sites.nearest(layer, bits, weight(layer)) for name, layer in own.items()}):
+            yield fed
+    else:
+        with hooks.replacing(sites.modules, put):
+            yield fed

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sq.sensitivity import grad_l1
+from sq.sites import Sites
+
+
+def test_cost_is_half_a_step_times_the_l1_norm(tricky_problem):
+    own, net = tricky_problem, tricky_problem.model.net
+    cost = grad_l1.score(own, bits=[2, 4], input_bits=[3], images=6)
+    layer = next(s for s in own.model.layers if s.name == "blocks.0.second")
+    fed = {}
+    handle = net.head.register_forward_pre_hook(lambda _, args: fed.update(x=args[0]))
+    losses = F.cross_entropy(net(own.batch.x), own.batch.y, reduction="none")
+    handle.remove()
+    by_weight = torch.autograd.grad(losses.mean(), layer.module.weight, retain_graph=True)[0]
+    by_input = torch.autograd.grad(losses.sum(), fed["x"])[0]
+    step = Sites(own, "weights", [4]).grid(layer, 4).scale  # (2, 2, 1)
+    wanted = float((step / 2 * by_weight.view(2, 2, -1).abs()).sum())
+    assert cost.weights[layer.name][4] == pytest.approx(wanted, rel=1e-4)
+    step = own.inputs.grid("head", 3).scale
+    assert cost.inputs["head"][3] == pytest.approx(float(step / 2 * by_input.abs().sum(1).mean()), rel=1e-4)
+    assert cost.unruly() == []
+
+
+def test_it_bounds_what_rounding_does_to_first_order(tricky_problem):
+    """Range minmax leaves no weight beyond the grid, so that |D| <= Delta / 2."""
+    from sq.sensitivity import interaction
+
+    cost = grad_l1.score(tricky_problem, bits=[2, 4], input_bits=[], images=6)
+
+    def losses(outputs, place):
+        return F.cross_entropy(outputs, tricky_problem.batch.y[place], reduction="none")
+
+    own = Sites(tricky_problem, "weights", [2, 4])
+    with_curvature, half = (
+        torch.tensor(interaction.shares(own, tricky_problem.batch.x, losses, linear)) for linear in (True, False)
+    )
+    first = (with_curvature - half).abs()
+    assert (torch.tensor([v for row in cost.weights.values() for v in row.values()]) >= first).all()

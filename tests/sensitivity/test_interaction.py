@@ -1,0 +1,141 @@
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from sensitivity_problems import problem
+from torch import nn
+from torch.nn import functional as F
+
+from sq.errors import SqError
+from sq.sensitivity import interaction
+from sq.sites import Sites, all_rounded, lent, weight
+
+SCORE = partial(interaction.score, images=100, linear=True)
+
+
+class Sum(nn.Module):
+    """f = A x + B x + C x: with a squared error, quadratic in all three layers together."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 3) for _ in range(3))
+
+    def forward(self, x):
+        return self.a(x) + self.b(x) + self.c(x)
+
+
+@pytest.fixture
+def quadratic():
+    torch.manual_seed(0)
+    x = torch.randn(10, 4, dtype=torch.float64)
+    return problem(Sum().double(), x, torch.zeros(10).long(), bits=4), torch.randn(10, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["weights", "inputs"])
+def test_signed_shares_add_up_to_the_change_of_a_quadratic_loss(quadratic, kind):
+    own, target = quadratic
+    x = own.batch.x
+
+    def losses(outputs, place):
+        return (outputs - target[place]).square().sum(1)
+
+    sites = Sites(own, kind, [2, 3, 4])
+    found = sites.rows(interaction.shares(sites, x, losses))
+    every = slice(0, 10)
+    assert any(value < 0 for row in found.values() for value in row.values()), "no sign to be lost"
+    for bits in sites.bits:
+        with torch.no_grad():
+            before = losses(own.model.net(x), every).mean()
+            with all_rounded(sites, bits):
+                change = float(losses(own.model.net(x), every).mean() - before)
+        assert sum(row[bits] for row in found.values()) == pytest.approx(change, rel=1e-9)
+        # What has no cross terms does not.
+        alone = 0.0
+        for layer in sites.layers:
+            one = replace(own, model=replace(own.model, layers=[layer]))
+            alone += interaction.shares(Sites(one, kind, [bits]), x, losses)[0]
+        assert alone != pytest.approx(change, rel=0.01)
+
+
+def test_gradient_at_the_rounded_point_has_cross_terms_in_full(quadratic):
+    own, target = quadratic
+    x = own.batch.x
+
+    def losses(outputs, place):
+        return (outputs - target[place]).square().sum(1)
+
+    sites = Sites(own, "weights", [2])
+    found = interaction.slopes(sites, x, losses)
+    moved = {layer.name: sites.nearest(layer, 2, weight(layer)).requires_grad_() for layer in sites.layers}
+    with lent(own.model, moved):
+        gradients = torch.autograd.grad(losses(own.model.net(x), slice(0, 10)).mean(), list(moved.values()))
+    wanted = [float((g * sites.error(s, 2, weight(s))).sum()) for g, s in zip(gradients, sites.layers, strict=True)]
+    assert found == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("variant", ["share", "gradient"])
+def test_cost_is_the_size_of_the_share_and_signs_are_kept(tricky_problem, variant):
+    cost = SCORE(tricky_problem, bits=[2, 4], input_bits=[3], variant=variant)
+    signed = cost.about["signed_weights"]
+    assert cost.weights == {n: {b: abs(v) for b, v in row.items()} for n, row in signed.items()}
+    assert min(v for row in signed.values() for v in row.values()) < 0
+    assert list(cost.inputs) == list(cost.weights)
+    assert cost.unit == "loss"
+
+
+@pytest.mark.parametrize("kind", ["weights", "inputs"])
+def test_both_ways_are_the_mean_of_two_measured_increases(tricky_problem, kind):
+    own, net, x = tricky_problem, tricky_problem.model.net, tricky_problem.batch.x
+    cost = SCORE(own, bits=[2, 4], input_bits=[2, 4], variant="both_ways")
+    sites = Sites(own, kind, [2, 4])
+
+    def loss(bits):
+        with torch.no_grad():
+            if kind == "weights":
+                given = {s.name: sites.nearest(s, bits[s.name], weight(s)) for s in sites.layers if bits[s.name]}
+                with lent(own.model, given):
+                    outputs = net(x)
+            else:
+                from sq import activations
+
+                activations.attach(net, {s.name: sites.grid(s, bits[s.name]) for s in sites.layers if bits[s.name]})
+                outputs = net(x)
+                activations.detach(net)
+        return float(F.cross_entropy(outputs.double(), own.batch.y))
+
+    full, low = ({s.name: bits for s in sites.layers} for bits in (None, 2))
+    for layer in sites.layers:
+        own_row = getattr(cost, kind)[layer.name]
+        wanted = (
+            loss(full | {layer.name: 4}) - loss(full) + loss(low | {layer.name: 4}) - loss(low | {layer.name: None})
+        )
+        assert own_row[4] == pytest.approx(wanted / 2, rel=1e-4, abs=1e-7)
+
+
+def test_pairs_make_the_quadratic_of_any_choice(tricky_problem):
+    own = tricky_problem
+    sites = Sites(own, "weights", [2, 4])
+    cost = SCORE(own, bits=[2, 4], input_bits=[4], variant="pairs")
+    widths = {layer.name: 2 + 2 * (i % 2) for i, layer in enumerate(sites.layers)}
+    with torch.no_grad():
+        outputs = own.model.net(own.batch.x).double()
+    given = {n: weight(s) for s in sites.layers for n in [f"{s.name}.weight"]}
+    moves = {f"{s.name}.weight": sites.error(s, widths[s.name], weight(s)) for s in sites.layers}
+    _, u = torch.func.jvp(lambda w: torch.func.functional_call(own.model.net, w, (own.batch.x,)), (given,), (moves,))
+    p, u = outputs.softmax(1), u.detach().double()
+    linear = ((p - F.one_hot(own.batch.y, 3)) * u).sum(1).mean()
+    curved = ((p * u.square()).sum(1) - (p * u).sum(1).square()).mean()
+    assert cost.of(widths) == pytest.approx(float(linear + curved / 2), rel=1e-4)
+    assert (cost.pairs == cost.pairs.T).all()
+    assert not cost.pairs[:2, :2].any()
+    bare = SCORE(own, bits=[2, 4], input_bits=[], variant="pairs", linear=False)
+    assert bare.of(widths) == pytest.approx(float(curved / 2), rel=1e-4)
+    assert bare.unruly() == [] or all("more than" in line for line in bare.unruly())
+
+
+def test_unlabelled_images_are_refused(tricky_problem):
+    own = replace(tricky_problem, batch=replace(tricky_problem.batch, y=torch.full((6,), -1)))
+    for variant in ("share", "gradient", "both_ways", "pairs"):
+        with pytest.raises(SqError, match="sensitivity=interaction needs labels, and 6 of 6"):
+            SCORE(own, bits=[2], input_bits=[], variant=variant)

@@ -1,0 +1,113 @@
+"""Costs of pairs: the linearisation is exact, the bound below every choice, what search finds a local minimum."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sq import convex, exchange, quadratic
+from sq.programme import Effort, Programme
+
+
+def programme(seed, groups=5, options=3, strength=0.5, shared=False):
+    """Return a programme with pairs of all groups and one limit that binds."""
+    random = np.random.default_rng(seed)
+    n = groups * options
+    owner = np.repeat(np.arange(groups), options)
+    states = np.repeat(np.arange(n // 2 + n % 2), 2)[:n] if shared else np.arange(n)
+    if shared:  # two options to a state, three states at most in four options
+        owner, states = np.repeat(np.arange(groups), 4), np.repeat(np.arange(2 * groups), 2)
+        n = 4 * groups
+    m = states[-1] + 1
+    home = np.zeros(m, dtype=int)
+    home[states] = owner
+    pairs = strength * random.normal(size=(m, m))
+    pairs = np.where(home[:, None] == home, 0, pairs + pairs.T)
+    use = random.integers(1, 100, n)
+    made = Programme(random.exponential(size=n), owner, use, {"use": use}, {}, states, pairs)
+    low, high = made.reach("use")
+    return replace(made, limits={"use": low + 0.4 * (high - low)})
+
+
+def every(case):
+    own = [np.flatnonzero(case.groups == g) for g in range(case.groups[-1] + 1)]
+    return [c for c in map(np.array, itertools.product(*own)) if case.keeps(c)]
+
+
+def written_out(case, chosen):
+    states = case.states[chosen]
+    return case.costs[chosen].sum() + sum(case.pairs[a, b] for a, b in itertools.combinations(states, 2))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shared", [False, True])
+def test_linearised_is_exact(seed, shared):
+    case = programme(seed, shared=shared)
+    found = quadratic.solve(case, Effort(products=10**6))
+    assert found.method == "linearised ilp"
+    assert found.gap == 0
+    assert found.cost == pytest.approx(min(written_out(case, c) for c in every(case)))
+    assert found.cost == pytest.approx(written_out(case, found.chosen))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("steps", [0, 50])
+def test_tangent_is_below_every_choice(seed, shared, steps):
+    case = programme(seed, shared=shared)
+    tangent = convex.relax(case, steps)
+    excess = [written_out(case, c) - tangent.costs[c].sum() - tangent.constant for c in every(case)]
+    assert min(excess) >= -1e-9
+    assert tangent.bound <= min(written_out(case, c) for c in every(case)) + 1e-9
+
+
+def test_more_steps_bring_a_better_bound():
+    case = programme(0, groups=8, strength=0.1)
+
+    assert convex.relax(case, 50).bound > convex.relax(case, 0).bound
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_search_reports_a_bound_that_holds_and_ends_in_a_local_minimum(seed):
+    case = programme(seed, strength=0.2)
+    found = quadratic.search(case, Effort(steps=50))
+    choices = {tuple(c): written_out(case, c) for c in every(case)}
+    least = min(choices.values())
+    assert found.bound <= least + 1e-9
+    assert case.keeps(found.chosen)
+    assert found.cost == pytest.approx(choices[tuple(found.chosen)])
+    near = [cost for c, cost in choices.items() if sum(a != b for a, b in zip(c, found.chosen, strict=True)) <= 2]
+    assert found.cost <= min(near) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exchange_takes_the_best_change_of_two_groups_first(seed):
+    case = programme(seed)
+    start = min(every(case), key=lambda c: case.uses["use"][c].sum())
+    ended = exchange.improve(case, start)
+    assert case.keeps(ended)
+    assert written_out(case, ended) <= written_out(case, start)
+    near = [c for c in every(case) if sum(a != b for a, b in zip(c, start, strict=True)) <= 2]
+    first = exchange._best(case, start)
+    if first is None:
+        assert written_out(case, start) <= min(written_out(case, c) for c in near) + 1e-9
+    else:
+        changed = start.copy()
+        for option in first:
+            changed[case.groups[option]] = option
+        assert written_out(case, changed) == pytest.approx(min(written_out(case, c) for c in near))
+
+
+def test_pairs_that_cost_nothing_are_left_out():
+    case = programme(0)
+    found = quadratic.solve(replace(case, pairs=0 * case.pairs), Effort())
+    assert found.method == "ilp"
+
+
+def test_time_that_does_not_suffice_for_the_exact_one_still_gives_a_choice():
+    case = programme(0, groups=30, options=5, strength=0.005)
+    found = quadratic.solve(case, Effort(products=10**6, steps=20, time_limit=0.5))
+    assert case.keeps(found.chosen)
+    assert found.method == "local search"
+    assert 0 < found.gap < 0.5
