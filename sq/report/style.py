@@ -59,7 +59,10 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             for (
                 axes
             ) in figure.axes:  # the layout's last digits differ from process to process, and ids follow from them
-                axes.set_position([round(number, PLACES) for number in axes.get_position(original=True).bounds])
+                left, bottom, width, height = axes.get_position(original=True).bounds
+                axes.set_position(
+                    (round(left, PLACES), round(bottom, PLACES), round(width, PLACES), round(height, PLACES))
+                )
         vectors, pages = stem.with_suffix(".svg"), stem.with_suffix(".pdf")
         FigureCanvasSVG(figure).print_svg(vectors, metadata={"Date": None, "Creator": None})
         FigureCanvasPdf(figure).print_pdf(pages, metadata={"CreationDate": None, "Creator": None, "Producer": None})
