@@ -20,7 +20,7 @@ class Canvas:
     ----------
     model : whose images, of its size and span
     images : how many
-    slope, grey, contrast : see `search`
+    slope, grey, contrast : see `sq.inversion.search`
     """
 
     def __init__(

@@ -66,7 +66,7 @@ def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept:
 
     Parameters
     ----------
-    search : `search` of this file with its knobs bound
+    search : `sq.inversion.search` with its knobs bound
 
     Returns
     -------

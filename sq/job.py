@@ -158,7 +158,7 @@ def _run(
         tracker = build(config["tracker"], "tracker")(made)
         with oom.explained():
             figures = pipeline.run(config, device)
-        _keep_sheet(config, key, figures.pop("sheet"))
+        _keep_sheet(config, key, figures.pop("sheet", None))
         json.dumps(figures, allow_nan=False)  # what cannot be written is a failure too
         record.keep_ids(config, figures["calibration"]["ids"], figures.pop("calibration_ids"))
         made |= figures

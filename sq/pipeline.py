@@ -80,7 +80,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out)
-    made["sheet"] = sheet.draw(model, batch) if batch.made else None
+    made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
     spent = {
         "full_precision_cached": known,
         "statistics_cached": cached,
