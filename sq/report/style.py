@@ -51,18 +51,15 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     plt = pyplot()
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.transforms import Bbox
 
     with plt.rc_context(STYLE):
         if (layout := figure.get_layout_engine()) is not None:
             layout.execute(figure)
             figure.set_layout_engine("none")
-            for (
-                axes
-            ) in figure.axes:  # the layout's last digits differ from process to process, and ids follow from them
-                left, bottom, width, height = axes.get_position(original=True).bounds
-                axes.set_position(
-                    (round(left, PLACES), round(bottom, PLACES), round(width, PLACES), round(height, PLACES))
-                )
+            # The layout's last digits differ from process to process, and ids in the file follow from them.
+            for axes in figure.axes:
+                axes.set_position(Bbox(axes.get_position(original=True).get_points().round(PLACES)))
         vectors, pages = stem.with_suffix(".svg"), stem.with_suffix(".pdf")
         FigureCanvasSVG(figure).print_svg(vectors, metadata={"Date": None, "Creator": None})
         FigureCanvasPdf(figure).print_pdf(pages, metadata={"CreationDate": None, "Creator": None, "Producer": None})

@@ -135,5 +135,5 @@ def test_layouts_that_differ_in_their_last_digits_are_one(tmp_path):
     drawn = figure.methods(table.rows(records.read_all(RESULTS / "quickstart")))
     style.save(drawn, tmp_path / "a")
     for axes in drawn.axes:
-        places = axes.get_position(original=True).bounds
-        assert places == pytest.approx([round(number, style.PLACES) for number in places], abs=1e-12)
+        places = axes.get_position(original=True).get_points().flatten()
+        assert places == pytest.approx(places.round(style.PLACES), abs=1e-12)
