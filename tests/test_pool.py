@@ -93,7 +93,7 @@ class Deadly(Job):
 def test_no_process_is_started_where_nothing_is_left_to_do(tmp_path, monkeypatch):
     started, start = [], pool._start
     monkeypatch.setattr(pool, "_start", lambda *given: started.append(given) or start(*given))
-    (ended,) = pool.run([Deadly([], {"device": "cpu", "threads": 1}, {})], 1, tmp_path)
+    (ended,) = pool.run([Deadly([], {"device": "cpu", "threads": 1}, {})], {"processes": 1, "folder": str(tmp_path)})
     assert ended.cause == "its process ended with exit code 3"
     assert len(started) == 1
 
