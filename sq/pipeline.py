@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, oom, record, resources, sheet, summary, trace
+from sq import baseline, cache, ends, fold, gate, oom, resources, sheet, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
@@ -18,8 +18,6 @@ from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.store import Store
 from sq.trial import Trial
 from sq.types import Problem
-
-PRICED = ("bits", "sensitivity", "allocation", "correction", "metric")  # settings that trials do not depend on
 
 
 def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -73,9 +71,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)
     with clock.phase("trials"):
-        origin = {name: value for name, value in config.items() if name not in (*record.BOOKKEEPING, *PRICED)}
         front = widths.report.get("front", [])
-        tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, kept, origin, front))
+        tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, kept, front))
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)

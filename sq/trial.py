@@ -17,7 +17,7 @@ from sq.costs import Cost
 from sq.errors import SqError
 from sq.mixture import Mixture, Quantize
 from sq.samples import Batch, Images
-from sq.store import Kind, Store, name
+from sq.store import Kind, Store, describe, name, place
 from sq.types import Problem, digest
 
 KIND = Kind("trials", "measuring them", ("losses",))  # of entries on disk
@@ -34,7 +34,6 @@ class Trial:
     images: Images  # the evaluation split
     batch_size: int | None
     store: Store  # where losses are kept for other runs
-    origin: dict[str, Any]  # the settings that losses depend on, as the config has them
     front: list[dict[str, Any]] = field(default_factory=list)  # of an allocation that found one
 
 
@@ -51,7 +50,8 @@ class Losses:
 def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
     """Measure what `mixes` of bits lose, without any correction, unless another run has.
 
-    They do not depend on the metric that priced the bits: runs that differ in it alone measure them once.
+    They follow from the quantized weights of each width: runs that differ in what priced the bits, or in images that
+    the quantizer makes no use of, measure them once.
 
     Parameters
     ----------
@@ -66,31 +66,35 @@ def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
     every = len(trial.images.ids)
     places = torch.linspace(0, every - 1, min(images, every)).round().long().tolist()
     say(f"trials: {len(mixes)} bit assignments on {len(places)} images, unless another run has measured them")
-    parts = [source.digest(), *_shaping(trial), mixes, places]
+    batch = reading.load(trial.images, places, trial.problem.model.prepare, "trial images")
+    mixture = Mixture(trial.problem, trial.quantize, trial.cost.weights)
+    parts = [source.digest(), trial.store.origin, *_content(trial, mixture, batch), mixes]
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {"losses": torch.tensor(_measure(trial, mixes, places), dtype=torch.float64)}, {}
+        return {"losses": torch.tensor(_measure(trial, mixture, batch, mixes), dtype=torch.float64)}, {}
 
     kept, _, cached = trial.store.kept(name([json.dumps(parts)]), KIND, make, torch.device("cpu"))
     full, *found = [(loss, top1) for loss, top1 in kept["losses"].tolist()]
     return Losses(full, found, len(places), cached)
 
 
-def _shaping(trial: Trial) -> list[Any]:
-    """Return what losses depend on beside code, mixes and images: settings, weights, statistics, machine."""
+def _content(trial: Trial, mixture: Mixture, batch: Batch) -> list[Any]:
+    """Return what losses depend on beside code and mixes: network, weights of each width, grids, images, machine."""
     problem = trial.problem
-    left = {name: bits for name, bits in problem.bits.items() if name not in trial.cost.weights}
-    machine = f"{problem.batch.x.device.type} {torch.__version__} {torch.get_num_threads()}"
-    hashes = [problem.model.checkpoint, problem.statistics.digest(), digest([problem.batch.x])]
-    return [trial.origin, hashes, left, machine]
+    assert isinstance(batch.y, Tensor)
+    grids = dict(problem.activations)
+    for layer, row in trial.cost.inputs.items():
+        grids |= {f"{layer} {bits}": problem.inputs.grid(layer, bits) for bits in row}
+    values = digest(weight for row in mixture.values.values() for weight in row.values())
+    levels = digest(grid.decode(torch.arange(grid.levels)) for grid in grids.values())
+    code, state = describe(problem.model)
+    others = [w for name, w in mixture.net.state_dict().items() if name.removesuffix(".weight") not in mixture.values]
+    return [code, state, digest(others), values, list(grids), levels, digest([batch.x, batch.y]), place(batch.x.device)]
 
 
-def _measure(trial: Trial, mixes: list[Mix], places: list[int]) -> list[tuple[float, float]]:
+def _measure(trial: Trial, mixture: Mixture, batch: Batch, mixes: list[Mix]) -> list[tuple[float, float]]:
     """Return loss and accuracy of full precision, then those of each of `mixes`."""
-    problem = trial.problem
-    batch = reading.load(trial.images, places, problem.model.prepare, "trial images")
-    mixture = Mixture(problem, trial.quantize, trial.cost.weights)
-    found = [_loss(problem.model.net, batch, trial.batch_size)]
+    found = [_loss(trial.problem.model.net, batch, trial.batch_size)]
     for weights, inputs in track(mixes, "trials", len(mixes)):
         found.append(_loss(mixture.set(weights, inputs), batch, trial.batch_size))
     return found

@@ -39,7 +39,7 @@ def trial(parts, tmp_path_factory):
     collected = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     problem = Problem(model, batch, collected, parts["grid"], dict.fromkeys([own.name for own in model.layers], 4))
     store = Store(str(tmp_path_factory.mktemp("store")), 1.0)
-    return Trial(problem, parts["sensitivity"](problem), parts["quantizer"], dataset.test, None, store, {})
+    return Trial(problem, parts["sensitivity"](problem), parts["quantizer"], dataset.test, None, store)
 
 
 def by_hand(trial, bits, count):
@@ -104,6 +104,23 @@ def test_runs_that_differ_in_prices_alone_measure_once(trial):
     assert [own["measured"] for own in turned["list"]] == [own["measured"] for own in again["list"]]
     assert turned["spearman"] == pytest.approx(-again["spearman"])
     assert not random.measure(trial, count=5, images=50, seed=1)["cached"]
+    fewer = replace(trial.problem, batch=replace(trial.problem.batch, x=trial.problem.batch.x[:5]))
+    assert random.measure(replace(trial, problem=fewer), count=24, images=50, seed=0)["cached"]  # rtn looks at none
+
+
+def test_other_weights_are_measured_anew(trial):
+    mixes = [(dict.fromkeys(trial.cost.weights, 8), {})]
+    first = losses(trial, mixes, 50)
+    assert losses(trial, mixes, 50).cached
+    assert not losses(trial, mixes, 49).cached
+
+    def coarser(W, bits):
+        return trial.problem.fit(W, 2)
+
+    other = losses(replace(trial, problem=replace(trial.problem, fit=coarser)), mixes, 50)
+    assert not other.cached
+    assert other.full == first.full
+    assert other.mixes != first.mixes
 
 
 def test_the_front_is_measured_in_its_order(trial, parts):
@@ -131,7 +148,7 @@ def test_detectors_are_refused(trial):
 def test_quantized_inputs_are_refused(trial):
     batch = replace(trial.problem.batch, inputs="quantized")
     with pytest.raises(SqError, match=r"calibration\.inputs=reference"):
-        losses(replace(trial, problem=replace(trial.problem, batch=batch), origin={"other": 1}), [({}, {})], 5)
+        losses(replace(trial, problem=replace(trial.problem, batch=batch)), [({}, {})], 5)
 
 
 def test_none_measures_nothing(trial):
