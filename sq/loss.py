@@ -9,7 +9,7 @@ from sq.errors import SqError
 from sq.samples import Batch
 
 UNLABELLED = -1
-WITHOUT = "kl, label_free, weight_mse or output_error, which need none"
+WITHOUT = "interaction, kl, label_free, weight_mse or output_error, which need none"
 
 
 def labels(batch: Batch, images: int, metric: str) -> Tensor:

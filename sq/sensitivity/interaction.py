@@ -1,10 +1,12 @@
-"""Interaction: each layer's share of what rounding all layers together does to the loss.
+"""Interaction: what a layer's rounding does to the loss beside that of all the others.
 
 With D the rounding errors of all layers at one width, g the gradient of the loss and H its Hessian,
 
     l(w + D) - l(w) = sum_i (g_i . D_i + 1/2 D_i . (H D)_i) + ...
 
-is a sum over layers in which H D, one product for all of them, has what each layer's error does to the others.
+is a sum over layers in which H D, one product for all of them, has what each layer's error does to the others. That is
+the share of a layer where all have one width. With "pairs" every two layers have a term of their own, so that an
+allocation sees what any mix of widths does: see `sq.answers`.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from torch import Tensor
 
 from sq import loss
 from sq.alone import Change, measure
+from sq.answers import Answers
 from sq.costs import Cost
 from sq.derivatives import total, watched
-from sq.gauss_newton import Quadratic
-from sq.knobs import Count
+from sq.knobs import Count, Positive
 from sq.sites import Sites, all_rounded, price
 from sq.types import Layer, Problem
 
@@ -29,10 +31,17 @@ Losses = Callable[[Tensor, slice], Tensor]  # losses(outputs, place) -> (B,), `p
 Variant = Literal["share", "gradient", "both_ways", "pairs"]
 
 
-def score(
-    problem: Problem, *, bits: list[int], input_bits: list[int], images: Count, variant: Variant, linear: bool
+def score(  # noqa: PLR0913 (knobs, each a line of YAML)
+    problem: Problem,
+    *,
+    bits: list[int],
+    input_bits: list[int],
+    images: Count,
+    variant: Variant,
+    temperature: Positive,
+    linear: bool,
 ) -> Cost:
-    """Price each layer at each width by what it does to the loss beside all the others.
+    """Price each layer at each width by what it does to the loss, or to the answers, beside all the others.
 
     Inputs are priced among inputs alone, and weights among weights.
 
@@ -40,37 +49,40 @@ def score(
     ----------
     bits, input_bits : widths to price, of weights and of inputs
     images : of the calibration batch, of which the first so many are used; all, if there are fewer
-    variant : "share" |g_i . D_i + 1/2 D_i . (H D)_i|, by one Hessian-vector product a width for all layers;
+    variant : "pairs" u_i . S u_i / 2 and, for each pair of layers, u_i . S u_j (`Cost.pairs`, weights only), with u
+        how far rounding one layer moves the logits and S the curvature of KL divergence at `temperature`; needs no
+        labels; "share" |g_i . D_i + 1/2 D_i . (H D)_i|, by one Hessian-vector product a width for all layers;
         "gradient" |g_i(w + D) . D_i|, by one gradient a width at the rounded network; "both_ways" the measured
         increase of the loss by layer i at that width, the mean of two: with all other layers in full precision, and
-        with all at the lowest width; "pairs" g_i . D_i + 1/2 D_i . G D_i and, for each pair, D_i . G D_j (`Cost.pairs`)
-        with the Gauss-Newton matrix G, so that an allocation sees every combination of widths (weights only)
-    linear : keep the terms g . D of "share" and "pairs". At a trained network g is small, and that of a few images
-        is mostly their own: False leaves it out
+        with all at the lowest width
+    temperature : of "pairs": logits are divided by it. Above 1, images that the network is sure of count as well
+    linear : keep the term g . D of "share". At a trained network g is small, and that of a few images is mostly their
+        own: False leaves it out
 
     Returns
     -------
-    cost : in nats an image. "share" and "gradient" are magnitudes; the shares with their signs, which add up to the
-        change of the loss, are in `about`
+    cost : in nats an image, at `temperature` for "pairs". "share" and "gradient" are magnitudes; the shares with
+        their signs, which add up to the change of the loss, are in `about`
 
     Raises
     ------
-    SqError : images without labels
+    SqError : images without labels, for all but "pairs"; the network returns no logits
 
     Source
     ------
     Lee et al. 2021, arXiv 2103.10051: **our reading**, for only the abstract (task loss, interaction with other
     layers, labelled data) was available: "share" is V1, "gradient" V2, "both_ways" V3. "pairs" is our extension.
     """
-    x, y = problem.batch.x[:images], loss.labels(problem.batch, images, "interaction")
+    x = problem.batch.x[:images]
+    if variant == "pairs":
+        answers = Answers(x, temperature)
+        weights, inputs = price(problem, bits, input_bits, answers.rows)
+        return Cost(weights, inputs, "kl", pairs=answers.pairs, about={"temperature": temperature})
+    y = loss.labels(problem.batch, images, f"interaction sensitivity.variant={variant}")
 
     def losses(outputs: Tensor, place: slice) -> Tensor:
         return loss.cross_entropy(outputs, y[place])
 
-    if variant == "pairs":
-        own = Quadratic(x, y, linear)
-        weights, inputs = price(problem, bits, input_bits, own.rows)
-        return Cost(weights, inputs, "loss", pairs=own.pairs)
     if variant == "both_ways":
         weights, inputs = price(problem, bits, input_bits, lambda sites: sites.rows(both_ways(sites, x, losses)))
         return Cost(weights, inputs, "loss")

@@ -15,7 +15,7 @@ from sq.types import Model, Problem
 
 EVERY = sorted(file.stem for file in (CONF / "sensitivity").glob("*.yaml"))
 OF_WEIGHTS = {"weight_mse", "mask_kl"}
-LABELLED = {"measured", "interaction", "trace", "fisher", "grad_l1", "noise"}
+LABELLED = {"measured", "trace", "fisher", "grad_l1", "noise"}
 CHEAP = {"draws": 2, "images": 8, "together": 4}
 
 
