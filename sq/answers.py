@@ -33,8 +33,8 @@ class Answers:
         """Return 1/2 u_i . S u_i / T^2 by layer and bits; keep the products of pairs, if `sites` are weights."""
         found = products(sites, self.x, self.temperature)
         if sites.kind == "weights":
-            width = len(sites.bits)
-            same = np.kron(np.eye(len(sites.layers)), np.ones((width, width))) > 0  # a layer has one width at a time
+            owner = np.array([layer.name for layer, _ in sites.choices()])
+            same = owner[:, None] == owner  # a layer has one width at a time
             self.pairs = np.where(same, 0.0, found.numpy())
         return sites.rows((found.diagonal() / 2).tolist())
 

@@ -34,9 +34,9 @@ class Cost:
         return [(name, bits) for name, row in self.weights.items() for bits in row]
 
     def of(self, weights: Mapping[str, int], inputs: Mapping[str, int] | None = None) -> float:
-        """Return what the whole network costs with these bits by layer name."""
-        total = sum(self.weights[name][bits] for name, bits in weights.items())
-        total += sum(self.inputs[name][bits] for name, bits in (inputs or {}).items() if name in self.inputs)
+        """Return what the whole network costs with these bits by layer name; bits that have no price cost nothing."""
+        total = sum(self.weights.get(name, {}).get(bits, 0.0) for name, bits in weights.items())
+        total += sum(self.inputs.get(name, {}).get(bits, 0.0) for name, bits in (inputs or {}).items())
         if self.pairs is not None:
             chosen = np.array([weights.get(name) == bits for name, bits in self.choices()], dtype=float)
             total += float(chosen @ self.pairs @ chosen) / 2

@@ -54,7 +54,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         collected, cached = cache.collect(model, batch, kept, **how)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    problem = Problem(model, batch, collected, part["grid"], inputs=inputs)
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, fixed=fixed)
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
         cost.check()
@@ -75,7 +75,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, kept, front))
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
-    made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)
+    made |= summary.costs(cost, widths, fixed) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out)
     made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
     spent = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sq.costs import Cost, Rows, Widths
@@ -62,13 +62,18 @@ def compare(found: Measured, full: Measured) -> dict[str, Any]:
     return {"headline": headline} | found.figures | named | found.against(full)
 
 
-def costs(cost: Cost, widths: Widths) -> dict[str, Any]:
-    """Return what bits were said to cost, and what the allocation says of how it chose."""
+def costs(cost: Cost, widths: Widths, fixed: Mapping[str, int]) -> dict[str, Any]:
+    """Return what bits were said to cost, and what the allocation says of how it chose.
+
+    `predicted` is None where a layer has bits without a price, as `allocation=uniform` may give it; `fixed` ones, by
+    layer name, need none.
+    """
 
     def plain(rows: Rows) -> dict[str, dict[str, float]]:
         return {name: {str(bits): value for bits, value in row.items()} for name, row in rows.items()}
 
-    priced = all(bits in cost.weights[name] for name, bits in widths.weights.items())  # uniform bits need no price
+    chosen = {name: bits for name, bits in widths.weights.items() if name not in fixed}
+    priced = all(bits in cost.weights.get(name, {}) for name, bits in chosen.items())
     predicted = cost.of(widths.weights, widths.inputs) if priced else None
     about = {"unit": cost.unit, "predicted": predicted, "unruly": cost.unruly()}
     about |= {"inputs": plain(cost.inputs), "standard_errors": plain(cost.errors)} | cost.about

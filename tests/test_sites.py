@@ -5,6 +5,7 @@ from sensitivity_problems import images, labels, problem, tricky
 from sq import sites
 from sq.errors import SqError
 from sq.sites import Sites, lent, weight
+from sq.types import Problem
 
 
 @pytest.fixture
@@ -37,6 +38,25 @@ def test_grids_are_fitted_once(own):
         for layer, bits in made.choices():
             made.grid(layer, bits)
     assert sorted(calls) == sorted([2, 3] * len(own.model.layers))
+
+
+def test_settled_layers_have_their_bits_alone(own):
+    own = Problem(**{**vars(own), "fixed": {"stem": 8}})
+    made = Sites(own, "weights", [2, 3])
+    rest = len(made.layers) - 1
+    assert [(layer.name, bits) for layer, bits in made.choices()][:3] == [
+        ("stem", 8),
+        (made.layers[1].name, 2),
+        (made.layers[1].name, 3),
+    ]
+    assert made.rows(list(range(2 * rest + 1)))["stem"] == {8: 0}
+    table = torch.arange(2.0 * (rest + 1)).view(-1, 2)
+    assert made.flat(table).tolist() == [0.5, *range(2, 2 * rest + 2)]
+    assert made.spread(table[:, 0]).tolist()[:4] == [0, 2, 2, 4]
+    stem, other = own.model.net.stem, own.model.net.again
+    with sites.all_rounded(made, 2):
+        assert torch.equal(stem.weight, made.nearest(made.layers[0], 8, stem._parameters["weight"]))
+        assert other.weight.unique().numel() <= 4 * len(other.weight)
 
 
 def test_lent_weights_are_computed_with_and_taken_back(own):

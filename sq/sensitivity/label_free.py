@@ -18,7 +18,7 @@ from sq import draws as random
 from sq.console import track
 from sq.costs import Cost, Rows
 from sq.derivatives import Pass, watched
-from sq.knobs import Count, Draws, Positive
+from sq.knobs import Count, Draws, InputWidths, Positive, Widths
 from sq.sites import Sites, price, weight
 from sq.types import Problem
 
@@ -26,8 +26,8 @@ from sq.types import Problem
 def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     problem: Problem,
     *,
-    bits: list[int],
-    input_bits: list[int],
+    bits: Widths,
+    input_bits: InputWidths,
     images: Count,
     together: Count,
     draws: Draws,
@@ -94,7 +94,7 @@ def _weights(sites: Sites, x: Tensor, together: int, generator: torch.Generator)
             for square, g in zip(squares, _gradients(run(part), generator), strict=True):
                 square += g.square()
     moved = (sites.error(layer, bits, weight(layer)).square() for layer, bits in sites.choices())
-    held = (square for square in squares for _ in sites.bits)
+    held = (square for s, square in zip(sites.layers, squares, strict=True) for _ in sites.widths(s))
     return torch.stack([(h * d).sum(dtype=torch.float64) / 2 for h, d in zip(held, moved, strict=True)])
 
 
@@ -108,4 +108,4 @@ def _inputs(sites: Sites, x: Tensor, together: int, generator: torch.Generator) 
             for place, bits in enumerate(sites.bits):
                 products = [h * d.square() for h, d in zip(squares, own.errors(bits), strict=True)]
                 total[:, place] += own.sums(products) / 2
-    return total.flatten()
+    return sites.flat(total)
