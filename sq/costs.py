@@ -27,6 +27,9 @@ class Cost:
     unit: str = ""  # "loss" in nats an image, "kl" in nats an image, "share" of a layer's output, ...
     errors: Rows = field(default_factory=dict)  # standard errors of `weights`, where these are random estimates
     pairs: np.ndarray | None = None  # (n, n) symmetric, 0 within a layer; places as in `choices`
+    gram: np.ndarray | None = (
+        None  # (n, n): `pairs` with blocks within layers that leave no negative eigenvalue, if known
+    )
     about: dict[str, Any] = field(default_factory=dict)  # what else the record should say of how it came about
 
     def choices(self) -> list[tuple[str, int]]:

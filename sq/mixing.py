@@ -186,4 +186,5 @@ def _paired(programme: Programme, groups: list[list[Layer]], options: list[Optio
     costs = programme.costs + pairs.diagonal()[states] / 2
     owner = np.array([key[0] for key in place])
     pairs[owner[:, None] == owner] = 0
-    return replace(programme, costs=costs, states=states, pairs=pairs)
+    gram = None if cost.gram is None else member @ cost.gram @ member.T
+    return replace(programme, costs=costs, states=states, pairs=pairs, gram=gram)

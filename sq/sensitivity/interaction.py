@@ -77,7 +77,8 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     if variant == "pairs":
         answers = Answers(x, temperature)
         weights, inputs = price(problem, bits, input_bits, answers.rows)
-        return Cost(weights, inputs, "kl", pairs=answers.pairs, about={"temperature": temperature})
+        about = {"temperature": temperature}
+        return Cost(weights, inputs, "kl", pairs=answers.pairs, gram=answers.gram, about=about)
     y = loss.labels(problem.batch, images, f"interaction sensitivity.variant={variant}")
 
     def losses(outputs: Tensor, place: slice) -> Tensor:

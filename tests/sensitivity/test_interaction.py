@@ -2,6 +2,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from sensitivity_problems import problem
@@ -161,6 +162,10 @@ def test_pairs_make_the_quadratic_of_any_choice(tricky_problem):
     assert cost.of(widths) == pytest.approx(float(curved / 2), rel=1e-4)
     assert (cost.pairs == cost.pairs.T).all()
     assert not cost.pairs[:2, :2].any()
+    assert np.linalg.eigvalsh(cost.gram)[0] > -1e-12 * np.linalg.eigvalsh(cost.gram)[-1]
+    owner = np.array([name for name, _ in cost.choices()])
+    assert (np.where(owner[:, None] == owner, 0, cost.gram) == cost.pairs).all()
+    assert cost.gram.diagonal() / 2 == pytest.approx([v for row in cost.weights.values() for v in row.values()])
     assert list(cost.inputs) == list(cost.weights)
 
 
