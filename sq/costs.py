@@ -86,7 +86,8 @@ class Budget:
     bits: float  # as asked for: of every weight, or their mean
     fixed: dict[str, int] = field(default_factory=dict)  # layers whose weights' and inputs' bits are settled
     inputs: dict[str, int] = field(default_factory=dict)  # bits of layers' inputs where the allocation leaves them
-    rest: dict[str, int] = field(default_factory=dict)  # "bytes" and "bops" of all that stays in full precision
+    rest: dict[str, int] = field(default_factory=dict)  # "bytes" and "bops" of all that no decision changes
+    kept: tuple[str, ...] = ()  # layers that stay in full precision, by name: a table of latency has their time too
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def refuse_inputs(metric: str, input_bits: list[int]) -> None:
     if input_bits:
         raise SqError(
             f"sensitivity={metric} prices weights alone: set sensitivity.input_bits=[], or choose label_free, kl, "
-            "interaction, measured, noise, grad_l1, trace or output_error, which price inputs as well"
+            "interaction, measured, noise, grad_l1, fisher, trace or output_error, which price inputs as well"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sq.costs import Cost, Rows, Widths
 from sq.evaluation import Measured
-from sq.resources import FLOAT, bops, code_bytes, rest
+from sq.resources import FLOAT, beside, bops, code_bytes, numbers
 from sq.samples import Calibration, Dataset, without
 from sq.types import Layer, Model, Problem, QuantizedModel
 
@@ -28,8 +28,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
     done = {layer["name"] for layer in layers}
     left = [layer for layer in whole.layers if layer.name not in done]
     weights = sum(layer["weights"] for layer in layers)
-    numbers = sum(t.numel() for t in whole.net.state_dict().values() if t.is_floating_point())
-    beside = rest(whole, problem.model.layers)
+    rest = beside(whole, problem.model.layers)
 
     def total(what: str) -> float:
         return sum(layer[what] for layer in layers)
@@ -39,9 +38,9 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
         "solve_seconds": total("solve_seconds"),
         "fit_seconds": total("fit_seconds"),
         "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / weights,
-        "bytes": total("bytes") + beside["bytes"],
-        "bytes_full": numbers * FLOAT // 8,
-        "bops": total("bops") + beside["bops"],
+        "bytes": total("bytes") + rest["bytes"],
+        "bytes_full": numbers(whole.net) * FLOAT // 8,
+        "bops": total("bops") + rest["bops"],
         "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),
     }

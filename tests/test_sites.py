@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cli_helpers import CONF
 from sensitivity_problems import images, labels, problem, tricky
 
 from sq import sites
@@ -85,3 +86,10 @@ def test_metrics_of_weights_refuse_inputs():
     with pytest.raises(SqError, match=r"sensitivity=mask_kl prices weights alone: set sensitivity.input_bits=\[\]"):
         sites.refuse_inputs("mask_kl", [4])
     sites.refuse_inputs("mask_kl", [])
+
+
+def test_metrics_that_price_inputs_are_all_named():
+    with pytest.raises(SqError) as caught:
+        sites.refuse_inputs("mask_kl", [4])
+    every = {file.stem for file in (CONF / "sensitivity").glob("*.yaml")} - {"mask_kl", "weight_mse"}
+    assert all(name in str(caught.value) for name in every)
