@@ -4,8 +4,9 @@ With f the logits and u_i(b) = f with layer i at b bits, less f, answers at temp
 
     KL(softmax(f / T) || softmax((f + sum_i u_i) / T)) = 1/2 sum_ij u_i . S u_j / T^2 + ...,   S = diag(p) - p p^T
 
-with p = softmax(f / T): a sum over layers, and over pairs of them. u is measured, by one forward pass each, so that
-no derivative has to hold over the long way from full precision to two bits; all pairs are one matrix product then.
+with p = softmax(f / T): a sum over layers, and over pairs of them; being one of squares, it is never below 0. u is
+measured, by one forward pass each, so that no derivative has to hold over the long way from full precision to two bits;
+all pairs are one matrix product then.
 
 A trained network is sure of the images it was trained on, and S vanishes where p is 0 or 1: at T = 1 most images say
 nothing, and a few say it all. A higher temperature lets all of them speak.
@@ -27,15 +28,17 @@ class Answers:
 
     def __init__(self, x: Tensor, temperature: float):
         self.x, self.temperature = x, temperature
-        self.pairs: np.ndarray | None = None  # of the weights, once these have been asked for
+        self.gram: np.ndarray | None = None  # u_i . S u_j / T^2 of the weights, once these have been asked for
+        self.pairs: np.ndarray | None = None  # the same, 0 within a layer
 
     def rows(self, sites: Sites) -> Rows:
         """Return 1/2 u_i . S u_i / T^2 by layer and bits; keep the products of pairs, if `sites` are weights."""
         found = products(sites, self.x, self.temperature)
         if sites.kind == "weights":
-            width = len(sites.bits)
-            same = np.kron(np.eye(len(sites.layers)), np.ones((width, width))) > 0  # a layer has one width at a time
-            self.pairs = np.where(same, 0.0, found.numpy())
+            owner = np.array([layer.name for layer, _ in sites.choices()])
+            same = owner[:, None] == owner  # a layer has one width at a time
+            self.gram = found.numpy()
+            self.pairs = np.where(same, 0.0, self.gram)
         return sites.rows((found.diagonal() / 2).tolist())
 
 

@@ -12,7 +12,11 @@ If Q has no negative eigenvalue, the right side is convex, and its tangent at an
 whose least within the limits is an integer programme without pairs. y is where the right side is least over mixtures
 of options, found by Frank-Wolfe steps; whatever y they end at, the bound holds.
 
-D costs least where it is as small as P allows. Errors of two widths of one layer are alike, so within a group
+Where P, and c in part, come of a sum of squares, 1/2 ||sum_k x_k v_k||^2, a D is known: the products v_k . v_l within
+groups, which make Q the Gram matrix. What is left of c is what is no part of that sum, and with y = 0 the least of that
+is the bound: not below 0 where none of it is.
+
+Elsewhere D costs least where it is as small as P allows. Errors of two widths of one layer are alike, so within a group
 D_kl = w s_k s_l (a + (1 - a) [k = l]), with s_k^2 the 2 c_k of an error that costs c_k and something for what its pairs
 cost: of a grid of a, the one that needs the least w to leave Q without a negative eigenvalue.
 
@@ -58,6 +62,16 @@ def relax(programme: Programme, steps: int, deadline: float = math.inf) -> Tange
     assert programme.pairs is not None
     found = [_descend(programme, programme.pairs + _blocks(programme, floor), steps, deadline) for floor in FLOORS]
     return max(found, key=lambda each: each.bound)
+
+
+def of_squares(programme: Programme, steps: int, deadline: float = math.inf) -> Tangent:
+    """Return the better of the tangents at 0 and where Frank-Wolfe steps end, by `programme.gram`; see `relax`."""
+    Q = programme.gram
+    assert Q is not None
+    costs = programme.costs - Q.diagonal()[programme.states] / 2
+    zero = np.zeros_like(costs)
+    lowest = Tangent(costs, 0.0, zero, float(costs @ _mixture(programme, costs)))
+    return max(lowest, _descend(programme, Q, steps, deadline), key=lambda each: each.bound)
 
 
 def _descend(programme: Programme, Q: np.ndarray, steps: int, deadline: float) -> Tangent:

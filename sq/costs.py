@@ -27,6 +27,9 @@ class Cost:
     unit: str = ""  # "loss" in nats an image, "kl" in nats an image, "share" of a layer's output, ...
     errors: Rows = field(default_factory=dict)  # standard errors of `weights`, where these are random estimates
     pairs: np.ndarray | None = None  # (n, n) symmetric, 0 within a layer; places as in `choices`
+    gram: np.ndarray | None = (
+        None  # (n, n): `pairs` with blocks within layers that leave no negative eigenvalue, if known
+    )
     about: dict[str, Any] = field(default_factory=dict)  # what else the record should say of how it came about
 
     def choices(self) -> list[tuple[str, int]]:
@@ -34,9 +37,9 @@ class Cost:
         return [(name, bits) for name, row in self.weights.items() for bits in row]
 
     def of(self, weights: Mapping[str, int], inputs: Mapping[str, int] | None = None) -> float:
-        """Return what the whole network costs with these bits by layer name."""
-        total = sum(self.weights[name][bits] for name, bits in weights.items())
-        total += sum(self.inputs[name][bits] for name, bits in (inputs or {}).items() if name in self.inputs)
+        """Return what the whole network costs with these bits by layer name; bits that have no price cost nothing."""
+        total = sum(self.weights.get(name, {}).get(bits, 0.0) for name, bits in weights.items())
+        total += sum(self.inputs.get(name, {}).get(bits, 0.0) for name, bits in (inputs or {}).items())
         if self.pairs is not None:
             chosen = np.array([weights.get(name) == bits for name, bits in self.choices()], dtype=float)
             total += float(chosen @ self.pairs @ chosen) / 2
@@ -83,7 +86,8 @@ class Budget:
     bits: float  # as asked for: of every weight, or their mean
     fixed: dict[str, int] = field(default_factory=dict)  # layers whose weights' and inputs' bits are settled
     inputs: dict[str, int] = field(default_factory=dict)  # bits of layers' inputs where the allocation leaves them
-    rest: dict[str, int] = field(default_factory=dict)  # "bytes" and "bops" of all that stays in full precision
+    rest: dict[str, int] = field(default_factory=dict)  # "bytes" and "bops" of all that no decision changes
+    kept: tuple[str, ...] = ()  # layers that stay in full precision, by name: a table of latency has their time too
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,9 @@ class Pass:
         return made
 
     def errors(self, bits: int) -> list[Tensor]:
-        """Return D = Q(at) - at at this width."""
-        return [self.sites.error(layer, bits, own) for layer, own in zip(self.layers, self.at, strict=True)]
+        """Return D = Q(at) - at with all layers at this width, but for those that are settled at others."""
+        own, at = self.sites, zip(self.layers, self.at, strict=True)
+        return [own.error(layer, own.at(layer, bits), values) for layer, values in at]
 
     def sums(self, products: list[Tensor]) -> Tensor:
         """Return (layers,) float64: of each layer of `sites`, the sum of all elements of its `products`."""
@@ -75,16 +76,17 @@ def watched(sites: Sites, bits: int | None = None) -> Iterator[Callable[[Tensor]
     Parameters
     ----------
     sites : the weights, or the inputs, to differentiate by
-    bits : rounds all of `sites` to nearest first: derivatives are those there; None leaves the network as it is
+    bits : rounds all of `sites` to nearest first, settled ones to their own width: derivatives are those there; None
+        leaves the network as it is
     """
     with torch.enable_grad(), unfused():
         if sites.kind == "inputs":
             yield lambda x: _by_inputs(sites, bits, x)
             return
         own = [weight(layer) for layer in sites.layers]
-        moved = (
-            [] if bits is None else [sites.error(layer, bits, w) for layer, w in zip(sites.layers, own, strict=True)]
-        )
+        moved = []
+        if bits is not None:
+            moved = [sites.error(s, sites.at(s, bits), w) for s, w in zip(sites.layers, own, strict=True)]
         at = [(w + d if moved else w.clone()).requires_grad_() for w, d in zip(own, moved or own, strict=True)]
         with lent(sites.model, dict(zip(sites.modules, at, strict=True))):
             yield lambda x: Pass(sites, sites.model.net(x), sites.layers, at, moved)
@@ -100,7 +102,7 @@ def _by_inputs(sites: Sites, bits: int | None, x: Tensor) -> Pass:
         # A copy, for other layers may be fed the same tensor, and what goes on may change it in place.
         own = given.clone() if given.requires_grad else given.detach().clone().requires_grad_()
         if bits is not None:
-            moved.append(sites.error(layers[name], bits, own))
+            moved.append(sites.error(layers[name], sites.at(layers[name], bits), own))
             own = own + moved[-1]  # a constant: derivatives pass as if nothing had been rounded
         found.append(layers[name])
         at.append(own)

@@ -14,6 +14,11 @@ from sq.types import Model
 WIDE = 8
 
 
+def kept(model: Model, policy: str) -> tuple[str, ...]:
+    """Return the names of the layers that `policy` leaves in full precision."""
+    return model.ends if policy == "keep" else ()
+
+
 def leave(model: Model, policy: str) -> Model:
     """Return `model` without the layers that `policy` leaves in full precision.
 
@@ -23,7 +28,7 @@ def leave(model: Model, policy: str) -> Model:
     """
     if policy != "keep":
         return model
-    left = [layer for layer in model.layers if layer.name not in model.ends]
+    left = [layer for layer in model.layers if layer.name not in kept(model, policy)]
     if not left:
         raise SqError(f"ends=keep leaves nothing of {len(model.layers)} layers to quantize: set ends=8bit or ends=all")
     return replace(model, layers=left)

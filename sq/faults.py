@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from sq import needs
+from sq import contradictions, needs
 from sq.build import check
 from sq.config import FAMILIES, problems
 from sq.errors import SqError
@@ -18,12 +18,6 @@ Faults = dict[str, list[Job]]  # what is wrong, and the jobs that it is wrong wi
 
 MOST = 5  # faults that are told
 SHOWN = 3  # jobs that are named with each
-# Choices that find objects in images; all others tell one label an image.
-DETECTION = {
-    "model": ("sq.model.yolov5.", "sq.model.ultralytics."),
-    "dataset": ("sq.dataset.coco.",),
-    "metric": ("sq.metric.coco_map.",),
-}
 
 
 def senseless(jobs: list[Job]) -> Faults:
@@ -41,7 +35,7 @@ def unfit(jobs: list[Job]) -> Faults:
     for family in FAMILIES:
         found |= _by_part(jobs, (family,), partial(_misfit, family))
     for job in jobs:
-        if fault := _mixed(job):
+        for fault in contradictions.find(job.config, job.choices):
             found.setdefault(fault, []).append(job)
     return found
 
@@ -88,15 +82,3 @@ def _misfit(family: str, config: Mapping[str, Any]) -> list[str]:
     except SqError as error:
         return [str(error)]
     return []
-
-
-def _mixed(job: Job) -> str:
-    """Return what is wrong if some choices of `job` are of detection and others of classification."""
-    kinds = {family: str(job.config[family].get("_target_")).startswith(own) for family, own in DETECTION.items()}
-    if len(set(kinds.values())) == 1:
-        return ""
-    objects, labels = (
-        " ".join(f"{family}={job.choices.get(family)}" for family, own in kinds.items() if own is kind)
-        for kind in (True, False)
-    )
-    return f"{objects} finds objects, {labels} tells one label an image: choose all of one kind"

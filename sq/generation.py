@@ -15,11 +15,14 @@ from torch import Tensor
 
 from sq import batchnorm, canvas, store
 from sq.clock import synchronize
+from sq.console import say
+from sq.errors import SqError
 from sq.evaluation import to
 from sq.samples import Calibration
 from sq.store import Kind, Note, Store, Tensors
 from sq.types import Model, digest
 
+WRONG = 0.5  # share of images that the method is not content with, above which they are refused
 PIXELS = Kind("images", "making them", ["x"])
 # Read along with the code itself: an edit while a sweep runs must not name what the old code computes.
 CODE = [inspect.getsource(module) for module in (canvas, batchnorm)]
@@ -75,7 +78,7 @@ def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept:
 
     Raises
     ------
-    SqError : the images hold NaN or infinity
+    SqError : the images hold NaN or infinity; the method is not content with most of them
     """
     assert isinstance(search, partial)
     device = next(model.net.parameters()).device
@@ -104,8 +107,22 @@ def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept:
     )
     tensors, note, there = kept.kept(name, replace(PIXELS, what=f"images, {request.name}"), make, torch.device("cpu"))
     ids = [f"{request.name}/{request.seed}/{number}" for number in range(len(request.y))]
+    _judge(request, tensors["x"], device, search.keywords)
     made = {**note, "digest": digest(tensors.values()), "cached": there}
     return Calibration(tensors["x"], request.y, ids, request.inputs, made=made)
+
+
+def _judge(request: Request, x: Tensor, device: torch.device, knobs: dict[str, Any]) -> None:
+    """Say how many images the method is not content with; raise an `SqError` if those are most."""
+    with torch.no_grad():
+        parts = zip(x.split(knobs["batch"]), request.y.split(knobs["batch"]), strict=True)
+        refused = sum(int((~request.method.accepted(to(part, device), y.to(device))).sum()) for part, y in parts)
+    if not refused:
+        return
+    told = f"{refused} of {len(x)} images are not taken for their class after {knobs['tries']} tries"
+    if refused > WRONG * len(x):
+        raise SqError(f"calibration={request.name}: {told}: raise calibration.search.steps or calibration.search.tries")
+    say(told)
 
 
 def _means(request: Request, x: Tensor, device: torch.device, batch: int) -> dict[str, float]:

@@ -78,25 +78,38 @@ def solve(programme: Programme, effort: Effort, made: Columns | None = None, met
     assert made is not None or programme.pairs is None
     made = made or columns(programme)
     calls = _Calls(programme, made, effort)
-    allowed = np.ones(len(made.costs), dtype=bool)
+    best = calls.scaled(np.ones(len(made.costs), dtype=bool))
+    if best is None:
+        return None
     while True:
-        dearest = float(made.costs[allowed].max())
-        scale = SPREAD / dearest if dearest > 0 else 1.0
-        scaled = np.where(allowed, made.costs, 0) * scale
-        found = calls.least(scaled, allowed)
-        if found is None:
-            return None
-        chosen, lowest = found
+        chosen = best.chosen
         total = programme.cost(chosen) - made.constant
         tighter = made.costs <= total * (1 + EQUAL)  # none is negative: what exceeds the total is part of no better one
-        if total <= 0 or made.costs[tighter].max() * FINER >= dearest:
+        if total <= 0 or made.costs[tighter].max() * FINER >= made.costs[best.allowed].max():
             break
-        allowed = tighter
-    smaller = calls.smallest(scaled, allowed, total * scale)
+        try:
+            finer = calls.scaled(tighter)
+        except SqError:  # the time has run out, with a choice in hand
+            break
+        if finer is None:
+            break
+        best = finer
+    smaller = calls.smallest(best.costs, best.allowed, total * best.scale)
     cost = programme.cost(chosen)
     if smaller is not None and programme.cost(smaller) <= cost + EQUAL * abs(total) + ROUNDING * abs(cost):
         chosen, cost = smaller, programme.cost(smaller)
-    return Solution(chosen, cost, min(made.constant + lowest / scale, cost), method)
+    return Solution(chosen, cost, min(made.constant + best.lowest / best.scale, cost), method)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The least of costs that were multiplied by `scale`."""
+
+    chosen: np.ndarray  # (G,) int
+    lowest: float  # that no choice costs less than, scaled
+    scale: float
+    costs: np.ndarray  # (N,), scaled
+    allowed: np.ndarray  # (N,) bool, columns that were to choose from
 
 
 class _Calls:
@@ -109,6 +122,14 @@ class _Calls:
         self.deadline = None if effort.time_limit is None else time.monotonic() + effort.time_limit
         self.rows = [LinearConstraint(made.equal, made.right, made.right)]
         self.rows += [self._at_most(row, most) for row, most in limits(programme)]
+
+    def scaled(self, allowed: np.ndarray) -> _Found | None:
+        """Return what `least` does of the costs of `allowed` columns, scaled to `SPREAD`."""
+        dearest = float(self.made.costs[allowed].max())
+        scale = SPREAD / dearest if dearest > 0 else 1.0
+        costs = np.where(allowed, self.made.costs, 0) * scale
+        found = self.least(costs, allowed)
+        return found and _Found(*found, scale, costs, allowed)
 
     def least(self, costs: np.ndarray, allowed: np.ndarray, *more: Any) -> tuple[np.ndarray, float] | None:
         """Return the choice of least `costs` and a lower bound of these; None if no choice keeps to the limits.

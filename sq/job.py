@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sq import claim, mirror, ready, record
+from sq import claim, contradictions, mirror, ready, record
 from sq.build import build
 from sq.config import check
 from sq.console import say
@@ -57,6 +57,8 @@ def execute(one: Job, *, wait: bool) -> record.Record | None:
     found = record.read(file)
     if found and found["status"] == "done" and not config["rerun"]:
         return found
+    if wrong := contradictions.find(config, one.choices):
+        raise SqError("; ".join(wrong))
     record.probe(file.parent)
     seen = record.mark(file) if one.seen is None else one.seen
     held = _claimed(file) if wait else claim.take(file)

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, MinLen
+
+
+class Distinct:
+    """Refuses lists that have a value twice."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return how pydantic checks that; it is imported only where something is checked."""
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def once(values: list[Any]) -> list[Any]:
+            if len(set(values)) < len(values):
+                raise PydanticCustomError("distinct", "should name each value once")
+            return values
+
+        return core_schema.no_info_after_validator_function(once, handler(source))
+
 
 Count = Annotated[int, Ge(1)]
+InputWidths = Annotated[list[Count], Distinct()]  # bits of inputs to price; [] prices none
+Widths = Annotated[list[Count], MinLen(1), Distinct()]  # bits of weights to price
 Draws = Annotated[int, Ge(2)]  # of random estimates: one alone has no standard error
 Whole = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]

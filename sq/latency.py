@@ -23,7 +23,7 @@ class Table:
     digest: str  # sha256 of the file, 16 hex digits
 
     def check(self, wanted: Iterable[tuple[str, int, int]]) -> None:
-        """Raise an `SqError` unless the table has all that is wanted."""
+        """Raise an `SqError` unless the table has all that is wanted: layer, bits of weights, bits of inputs."""
         if missing := [key for key in wanted if key not in self.ms]:
             name, bits, inputs = missing[0]
             rest = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -31,7 +31,8 @@ class Table:
                 raise SqError(f"latency table {self.file}: no line for layer {name}{rest}; add what it takes")
             raise SqError(
                 f"latency table {self.file}: no line for layer {name} with {bits} bits of weights and {inputs} of "
-                f"inputs{rest}; add what it takes, or leave those bits out of sensitivity.bits"
+                f"inputs{rest}; add what it takes, or ask for other bits (sensitivity.bits of weights; "
+                "sensitivity.input_bits or activation.bits of inputs; ends of the first and last layer)"
             )
 
 

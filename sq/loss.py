@@ -9,7 +9,10 @@ from sq.errors import SqError
 from sq.samples import Batch
 
 UNLABELLED = -1
-WITHOUT = "interaction, kl, label_free, weight_mse or output_error, which need none"
+WITHOUT = (
+    "interaction (sensitivity.variant=pairs), kl, mask_kl, measured (sensitivity.loss=kl), label_free, weight_mse or "
+    "output_error"
+)
 
 
 def labels(batch: Batch, images: int, metric: str) -> Tensor:
@@ -17,7 +20,7 @@ def labels(batch: Batch, images: int, metric: str) -> Tensor:
 
     Parameters
     ----------
-    metric : the sensitivity that needs them, for the message
+    metric : the sensitivity that needs them, for the message; settings of its own after it
 
     Raises
     ------
@@ -32,7 +35,7 @@ def labels(batch: Batch, images: int, metric: str) -> Tensor:
     if missing := int((y == UNLABELLED).sum()):
         raise SqError(
             f"sensitivity={metric} needs labels, and {missing} of {len(y)} calibration images have none: choose "
-            f"{WITHOUT}, or labelled images"
+            f"{WITHOUT}, which need none, or labelled images"
         )
     return y.to(batch.x.device)
 

@@ -5,10 +5,10 @@ that a choice uses, layers with settled bits included, are counted as a record c
 
     bits         mean bits of a weight
     input_bits   mean bits of a layer's input, each layer counting once; 32 in full precision
-    bytes        of the network as stored: codes, each layer's rounded up to whole bytes, and what stays in 32 bits; not
-                 the parameters of grids, which are fitted later
+    bytes        of the network as stored: codes, each layer's rounded up to whole bytes, and in 32 bits the parameters
+                 of weights' grids and what stays as it is
     bops         multiply-accumulates times bits of weights times bits of inputs, for one image
-    latency      milliseconds, the sum of a table's over layers
+    latency      milliseconds, the sum of a table's over layers, those left in full precision (32, 32) included
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sq.costs import Budget, Cost, Widths
 from sq.errors import SqError
 from sq.options import Option, Rules, inputs_of, offered, price, tied
 from sq.programme import Effort, Programme, ceiling
-from sq.resources import bops, code_bytes
+from sq.resources import FLOAT, bops, code_bytes
 from sq.types import Layer
 
 MEANS = ("bits", "input_bits")  # a limit above what the widest candidates reach is a mistake
@@ -122,8 +122,11 @@ def mix(cost: Cost, layers: list[Layer], budget: Budget, rules: Rules) -> Mixtur
     for name, more in budget.rest.items():
         uses[name] = uses[name] + more * (owner == 0)  # the first layer answers for what no decision changes
     if (table := rules.table) is not None:
+        kept = [(name, FLOAT, FLOAT) for name in budget.kept]
+        table.check(kept)
         table.check((y.name, o.weights, inputs_of(y, o, cost, budget)) for k, o in choices for y in groups[k])
         uses["latency"] = total(lambda layer, o, wide: table.ms[layer.name, o.weights, wide]).astype(float)
+        uses["latency"] += sum(table.ms[key] for key in kept) * (owner == 0)
     prices = total(lambda layer, o, _: price(layer, o, cost, budget)).astype(float)
     programme = Programme(prices, owner, uses["bits"], uses)
     options = [option for _, option in choices]
@@ -186,4 +189,5 @@ def _paired(programme: Programme, groups: list[list[Layer]], options: list[Optio
     costs = programme.costs + pairs.diagonal()[states] / 2
     owner = np.array([key[0] for key in place])
     pairs[owner[:, None] == owner] = 0
-    return replace(programme, costs=costs, states=states, pairs=pairs)
+    gram = None if cost.gram is None else member @ cost.gram @ member.T
+    return replace(programme, costs=costs, states=states, pairs=pairs, gram=gram)

@@ -23,7 +23,8 @@ class Mixture:
 
     Parameters
     ----------
-    problem : `bits` are those of the allocation; layers that `rows` do not price keep theirs
+    problem : `bits` are those of the allocation; layers that `rows` do not price keep theirs, and those whose bits are
+        settled can be set to these, priced or not
     quantize : the quantizer; called once for each bit-width
     rows : by layer name, the bit-widths to choose from
 
@@ -39,10 +40,13 @@ class Mixture:
                 "trials need calibration.inputs=reference"
             )
         self.problem = problem
-        widths = sorted({bits for row in rows.values() for bits in row})
-        self.values: dict[str, dict[int, Tensor]] = {name: {} for name in rows}
+        wanted = {name: set(row) for name, row in rows.items()}
+        for name, bits in problem.fixed.items():
+            wanted.setdefault(name, set()).add(bits)
+        widths = sorted(set().union(*wanted.values()))
+        self.values: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
         for bits in track(widths, "bit-widths", len(widths)):
-            chosen = {name: bits for name, row in rows.items() if bits in row}
+            chosen = {name: bits for name, row in wanted.items() if bits in row}
             made = quantize(replace(problem, bits=problem.bits | chosen))
             for name in chosen:
                 own = made.layers[name]

@@ -54,13 +54,13 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         collected, cached = cache.collect(model, batch, kept, **how)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    problem = Problem(model, batch, collected, part["grid"], inputs=inputs)
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, fixed=fixed)
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
         cost.check()
     with clock.phase("allocation"):
         wide = {layer.name: inputs.bits.get(layer.name, resources.FLOAT) for layer in model.layers}
-        budget = Budget(config["bits"], fixed, wide, resources.rest(whole, model.layers))
+        budget = Budget(config["bits"], fixed, wide, resources.rest(whole, problem), ends.kept(whole, policy))
         widths = part["allocation"](cost, model.layers, budget)
     with clock.phase("activation"):
         problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
@@ -75,7 +75,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, kept, front))
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
-    made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)
+    made |= summary.costs(cost, widths, fixed) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out)
     made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
     spent = {

@@ -31,6 +31,9 @@ class Programme:
     limits: dict[str, float] = field(default_factory=dict)  # of the total use, by resource
     states: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # (n,): rows of `pairs`, shared within a group
     pairs: np.ndarray | None = None  # (m, m) symmetric, 0 within a group
+    gram: np.ndarray | None = (
+        None  # (m, m): `pairs` with blocks within groups that leave no negative eigenvalue, if known
+    )
 
     def starts(self) -> np.ndarray:
         """Return the index of the first option of each group."""

@@ -82,7 +82,7 @@ def linearise(programme: Programme) -> highs.Columns:
 
 
 def search(programme: Programme, effort: Effort) -> Solution | None:
-    """Return the best of local searches, and the lower bound of `sq/convex.py`; None if nothing keeps to the limits.
+    """Return the best of local searches, and the best bound of `sq/convex.py`; None if nothing keeps to the limits.
 
     They start from what is best without pairs, from what is best by the tangent of the bound, and from the choice
     nearest to where that touches; and from what is best by costs as the best choice so far sees them, while that helps.
@@ -117,8 +117,12 @@ def search(programme: Programme, effort: Effort) -> Solution | None:
             break
         best = other
     cost = programme.cost(best)
-    bound = tangent.bound if lowest is None else lowest.bound + tangent.constant
-    return Solution(best, cost, min(bound, cost), "local search")
+    bounds = [tangent.bound if lowest is None else lowest.bound + tangent.constant]
+    if programme.gram is not None:
+        tangent = convex.of_squares(programme, effort.steps, deadline)
+        lowest = start(tangent.costs, 0.0)
+        bounds += [tangent.bound if lowest is None else lowest.bound + tangent.constant]
+    return Solution(best, cost, min(max(bounds), cost), "local search")
 
 
 def _blocks(programme: Programme) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sq.types import Layer, Model
+from torch import nn
+
+from sq import layers as own
+from sq.types import Layer, Model, Problem
 
 FLOAT = 32  # bits of a number that stays unquantized
+GRID_BITS = 8  # of the grids whose parameters are counted
 
 
 def code_bytes(layer: Layer, bits: int) -> int:
@@ -19,10 +23,27 @@ def bops(layer: Layer, bits: int, inputs: int) -> int:
     return layer.macs * bits * inputs
 
 
-def rest(whole: Model, layers: Iterable[Layer]) -> dict[str, int]:
+def numbers(net: nn.Module) -> int:
+    """Return how many floating-point numbers are stored of a network; what modules share counts once."""
+    stored = {id(t): t for t in net.state_dict(keep_vars=True).values()}
+    return sum(t.numel() for t in stored.values() if t.is_floating_point())
+
+
+def grid_bytes(problem: Problem) -> int:
+    """Return the bytes of the parameters of all weights' grids, of which there are as many at any bits and inputs."""
+    grids = (problem.fit(own.weight(layer.module)[..., :1], GRID_BITS) for layer in problem.model.layers)
+    return sum(grid.parameters() for grid in grids) * FLOAT // 8
+
+
+def rest(whole: Model, problem: Problem) -> dict[str, int]:
+    """Return the bytes and BOPs of all that no bits of the layers of `problem` change, grids of weights included."""
+    found = beside(whole, problem.model.layers)
+    return found | {"bytes": found["bytes"] + grid_bytes(problem)}
+
+
+def beside(whole: Model, layers: Iterable[Layer]) -> dict[str, int]:
     """Return the bytes and BOPs of all that stays in full precision where `layers` are quantized."""
     names = {layer.name for layer in layers}
-    numbers = sum(t.numel() for t in whole.net.state_dict().values() if t.is_floating_point())
-    kept = numbers - sum(layer.weights for layer in whole.layers if layer.name in names)
+    kept = numbers(whole.net) - sum(layer.weights for layer in whole.layers if layer.name in names)
     left = sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers if layer.name not in names)
     return {"bytes": kept * FLOAT // 8, "bops": left}

@@ -25,6 +25,8 @@ Kind = Literal["weights", "inputs"]
 class Sites:
     """The weights of all layers, or the inputs of those that have grids for them, at the widths to price.
 
+    Layers whose bits are settled (`Problem.fixed`) have those alone, whatever width the others are at.
+
     Parameters
     ----------
     problem : its grids are fitted once for each layer and width, when they are first needed
@@ -38,6 +40,7 @@ class Sites:
         own = every if kind == "weights" else [layer for layer in every if layer.name in problem.inputs.bits]
         self.layers = own if bits else []
         self._problem = problem
+        self._fixed = problem.fixed
         self._grids: dict[tuple[str, int], Grid] = {}
 
     @property
@@ -46,13 +49,33 @@ class Sites:
         return {layer.name: layer.module for layer in self.layers}
 
     def choices(self) -> list[tuple[Layer, int]]:
-        """Return every layer with every width."""
-        return [(layer, bits) for layer in self.layers for bits in self.bits]
+        """Return every layer with every width it may have."""
+        return [(layer, bits) for layer in self.layers for bits in self.widths(layer)]
+
+    def widths(self, layer: Layer) -> list[int]:
+        """Return the widths to price a layer at."""
+        return [self._fixed[layer.name]] if layer.name in self._fixed else self.bits
+
+    def at(self, layer: Layer, bits: int) -> int:
+        """Return the width of a layer where all that may have it are at `bits`."""
+        return self._fixed.get(layer.name, bits)
+
+    def flat(self, table: Tensor) -> Tensor:
+        """Return a figure (layers, widths) of networks with all layers at one width, in the order of `choices`.
+
+        That of a settled layer is the mean over the widths of the others.
+        """
+        rows = zip(self.layers, table, strict=True)
+        return torch.cat([row.mean(0, keepdim=True) if s.name in self._fixed else row for s, row in rows])
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return a figure of each layer (layers,) once for each of its widths, in the order of `choices`."""
+        return values.repeat_interleave(torch.tensor([len(self.widths(layer)) for layer in self.layers]))
 
     def rows(self, values: list[float]) -> Rows:
         """Return `values`, in the order of `choices`, by layer name and bits."""
         given = iter(values)
-        return {layer.name: {bits: next(given) for bits in self.bits} for layer in self.layers}
+        return {layer.name: {bits: next(given) for bits in self.widths(layer)} for layer in self.layers}
 
     def grid(self, layer: Layer, bits: int) -> Grid:
         """Return the grid of a layer's weights (G, O, I), or of its inputs (any shape)."""
@@ -99,7 +122,7 @@ def refuse_inputs(metric: str, input_bits: list[int]) -> None:
     if input_bits:
         raise SqError(
             f"sensitivity={metric} prices weights alone: set sensitivity.input_bits=[], or choose label_free, kl, "
-            "interaction, measured, noise, grad_l1, trace or output_error, which price inputs as well"
+            "interaction, measured, noise, grad_l1, fisher, trace or output_error, which price inputs as well"
         )
 
 
@@ -149,16 +172,20 @@ def changed(model: Model, kind: Kind, layer: Layer, put: Callable[[Tensor], Tens
 
 @contextmanager
 def all_rounded(sites: Sites, bits: int) -> Iterator[dict[str, Tensor]]:
-    """Round all of `sites` to nearest for a while; give what layers were fed last, by name, if `sites` are inputs."""
+    """Round all of `sites` to nearest for a while; give what layers were fed last, by name, if `sites` are inputs.
+
+    They have `bits`, but for those that are settled at others.
+    """
     fed: dict[str, Tensor] = {}
     own = {layer.name: layer for layer in sites.layers}
 
     def put(name: str, module: nn.Module, x: Tensor) -> Tensor:
         fed[name] = x
-        return sites.nearest(own[name], bits, x)
+        return sites.nearest(own[name], sites.at(own[name], bits), x)
 
     if sites.kind == "weights":
-        with lent(sites.model, {name: sites.nearest(layer, bits, weight(layer)) for name, layer in own.items()}):
+        rounded = {n: sites.nearest(layer, sites.at(layer, bits), weight(layer)) for n, layer in own.items()}
+        with lent(sites.model, rounded):
             yield fed
     else:
         with hooks.replacing(sites.modules, put):

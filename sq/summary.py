@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sq.costs import Cost, Rows, Widths
 from sq.evaluation import Measured
-from sq.resources import FLOAT, bops, code_bytes, rest
+from sq.resources import FLOAT, beside, bops, code_bytes, numbers
 from sq.samples import Calibration, Dataset, without
 from sq.types import Layer, Model, Problem, QuantizedModel
 
@@ -28,8 +28,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
     done = {layer["name"] for layer in layers}
     left = [layer for layer in whole.layers if layer.name not in done]
     weights = sum(layer["weights"] for layer in layers)
-    numbers = sum(t.numel() for t in whole.net.state_dict().values() if t.is_floating_point())
-    beside = rest(whole, problem.model.layers)
+    rest = beside(whole, problem.model.layers)
 
     def total(what: str) -> float:
         return sum(layer[what] for layer in layers)
@@ -39,9 +38,9 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
         "solve_seconds": total("solve_seconds"),
         "fit_seconds": total("fit_seconds"),
         "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / weights,
-        "bytes": total("bytes") + beside["bytes"],
-        "bytes_full": numbers * FLOAT // 8,
-        "bops": total("bops") + beside["bops"],
+        "bytes": total("bytes") + rest["bytes"],
+        "bytes_full": numbers(whole.net) * FLOAT // 8,
+        "bops": total("bops") + rest["bops"],
         "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),
     }
@@ -62,13 +61,18 @@ def compare(found: Measured, full: Measured) -> dict[str, Any]:
     return {"headline": headline} | found.figures | named | found.against(full)
 
 
-def costs(cost: Cost, widths: Widths) -> dict[str, Any]:
-    """Return what bits were said to cost, and what the allocation says of how it chose."""
+def costs(cost: Cost, widths: Widths, fixed: Mapping[str, int]) -> dict[str, Any]:
+    """Return what bits were said to cost, and what the allocation says of how it chose.
+
+    `predicted` is None where a layer has bits without a price, as `allocation=uniform` may give it; `fixed` ones, by
+    layer name, need none.
+    """
 
     def plain(rows: Rows) -> dict[str, dict[str, float]]:
         return {name: {str(bits): value for bits, value in row.items()} for name, row in rows.items()}
 
-    priced = all(bits in cost.weights[name] for name, bits in widths.weights.items())  # uniform bits need no price
+    chosen = {name: bits for name, bits in widths.weights.items() if name not in fixed}
+    priced = all(bits in cost.weights.get(name, {}) for name, bits in chosen.items())
     predicted = cost.of(widths.weights, widths.inputs) if priced else None
     about = {"unit": cost.unit, "predicted": predicted, "unruly": cost.unruly()}
     about |= {"inputs": plain(cost.inputs), "standard_errors": plain(cost.errors)} | cost.about

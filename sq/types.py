@@ -185,6 +185,7 @@ class Problem:
     bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
     activations: dict[str, Grid] = field(default_factory=dict)  # grids of layer inputs; none stay full precision
     inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
+    fixed: dict[str, int] = field(default_factory=dict)  # bits of weights and inputs that are settled, by layer name
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,22 @@ def test_nested_function_is_bound_too():
     assert made.keywords["solve"].keywords == {"order": "natural", "block": 64}
 
 
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"bits": []}, r"^sensitivity\.bits=\[\]: List should have at least 1 item"),
+        ({"bits": [2, 3, 3]}, r"^sensitivity\.bits=\[2, 3, 3\]: should name each value once$"),
+        ({"bits": [0]}, r"^sensitivity\.bits=\[0\]: should be greater"),
+        ({"input_bits": [4, 4]}, r"^sensitivity\.input_bits=\[4, 4\]: should name each value once$"),
+    ],
+)
+def test_widths_to_price_are_each_named_once(knobs, said):
+    part = compose()[0]["sensitivity"]
+    check(part | {"bits": [3], "input_bits": []}, "sensitivity")
+    with pytest.raises(SqError, match=said):
+        check(part | knobs, "sensitivity")
+
+
 @pytest.mark.parametrize("partial", [{}, {"_partial_": False}])
 def test_partial_is_not_the_users_to_forget(partial):
     part = {k: v for k, v in SUBSET.items() if k != "_partial_"} | partial

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cli_helpers import call
+from cli_helpers import call, records
 from torch import nn
 
 from sq import ends, layers, record, trace
@@ -43,6 +43,33 @@ def test_network_of_ends_alone():
     assert ends.widths(model, "8bit") == {"0": 8, "2": 8}
     (only,) = {*settled(nn.Linear(4, 4)).ends}
     assert only == "0", "of a single layer, first and last are one"
+
+
+ENDS = ("ends=8bit", "calibration.images=32", "quantizer=rtn", "correction=none", "threads=1")
+
+
+def test_bits_that_are_settled_need_no_place_among_those_to_price(tmp_path):
+    words = [
+        "allocation=ilp",
+        "bits=3.3",
+        "sensitivity.bits=[2,3,4]",
+        "activation=minmax",
+        "sensitivity.input_bits=[4,6]",
+    ]
+    done = call(tmp_path, *ENDS, *words, "allocation.average_input_bits=5")
+    assert done.returncode == 0, done.stderr
+    (own,) = records(tmp_path)
+    for rows in (own["sensitivity"], own["cost"]["inputs"]):
+        assert {name: [*row] for name, row in rows.items() if name in (FIRST, LAST)} == {FIRST: ["8"], LAST: ["8"]}
+    assert own["cost"]["predicted"] == pytest.approx(own["allocation"]["objective"])
+
+
+def test_the_front_has_settled_ends_too(tmp_path):
+    words = ["allocation=pareto", "bits=3.3", "sensitivity.bits=[2,3,4]", "allocation.points=2"]
+    done = call(tmp_path, *ENDS, *words, "trials=front", "trials.images=20")
+    assert done.returncode == 0, done.stderr
+    (own,) = records(tmp_path)
+    assert len(own["trials"]["front"]) >= 2
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sq import highs
+from sq.errors import SqError
 from sq.programme import Effort, Programme
 
 
@@ -45,6 +46,26 @@ def test_costs_of_many_sizes(seed):
     found = highs.solve(case, Effort())
     assert found.cost == pytest.approx(brute(case), rel=1e-9)
     assert found.gap == 0
+
+
+def test_time_that_runs_out_while_costs_are_scaled_anew_costs_no_choice(monkeypatch):
+    case = programme([[0.0, 1e9], [0.0, 3.0, 1.0], [2.0, 0.5]], [[1, 1], [9, 1, 5], [1, 2]], 7)
+    wanted, calls, least = highs.solve(case, Effort()), [], highs._Calls.least
+
+    def once(self, costs, allowed, *more):
+        calls.append(costs)
+        if len(calls) > 1:
+            raise SqError("allocation.time_limit=1 seconds: no choice of bits was found")
+        return least(self, costs, allowed, *more)
+
+    monkeypatch.setattr(highs._Calls, "least", once)
+    found = highs.solve(case, Effort(time_limit=1.0))
+    assert len(calls) == 3, "scaled anew, then the smallest"
+    assert case.keeps(found.chosen)
+    assert found.bound <= wanted.cost <= found.cost
+    assert found.cost < 1e9
+    with pytest.raises(SqError, match="no choice of bits"):
+        highs.solve(case, Effort(time_limit=1.0))
 
 
 def test_no_choice():

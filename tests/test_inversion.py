@@ -1,13 +1,17 @@
 """The search for images, on a loss whose minimum is known."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from sq import inversion
+from sq.errors import SqError
 from sq.generation import Request
+from sq.generation import deliver as deliver_images
+from sq.store import NOWHERE
 from sq.types import Model
 
 KNOBS = {"batch": 4, "steps": 150, "lr": 0.1, "slope": 0.0, "grey": 0.0, "contrast": 0.2, "jitter": 0.0, "flips": False}
@@ -49,6 +53,20 @@ def test_only_what_was_refused_is_made_again():
 
 def test_content_at_once_means_one_attempt():
     assert torch.equal(search(steps=1), search(steps=1, tries=5))
+
+
+def test_images_that_are_not_what_was_wanted_are_told_and_refused_where_they_are_most(capsys):
+    def deliver(content):
+        y = torch.tensor((1, 2, 3, 4, 5, 6))
+        made = partial(inversion.search, **KNOBS | {"steps": 1, "tries": 2})
+        return deliver_images(MODEL, Request("grey", y, 0, "reference", Grey(content)), made, NOWHERE)
+
+    assert len(deliver((1, 2, 3, 4, 5, 6)).x) == 6
+    assert capsys.readouterr().err == ""
+    assert len(deliver((1, 2, 3)).x) == 6
+    assert "3 of 6 images are not taken for their class after 2 tries" in capsys.readouterr().err
+    with pytest.raises(SqError, match=r"calibration=grey: 4 of 6 images .* raise calibration\.search\.steps"):
+        deliver((1, 2))
 
 
 def test_time_is_told_once_and_only_if_it_is_long(capsys, monkeypatch):

@@ -33,7 +33,11 @@ def test_labels_are_of_the_first_images():
 
 
 def test_unlabelled_images_are_refused_with_what_needs_no_labels():
-    with pytest.raises(SqError, match=r"sensitivity=fisher needs labels, and 1 of 3 .*kl, label_free, weight_mse"):
+    with pytest.raises(
+        SqError,
+        match=r"sensitivity=fisher needs labels, and 1 of 3 .*"
+        r"interaction \(sensitivity.variant=pairs\), kl, mask_kl, measured \(sensitivity.loss=kl\), label_free",
+    ):
         loss.labels(batch(torch.tensor([2, 0, -1])), 3, "fisher")
 
 

@@ -42,13 +42,22 @@ def test_costs_of_tied_and_settled_pairs_are_those_of_the_network():
     cost = Cost({each.name: {2: 1.0, 8: 0.5} for each in LAYERS})
     random = np.random.default_rng(0)
     owner = np.array([name for name, _ in cost.choices()])
-    pairs = random.normal(size=(8, 8))
-    cost = Cost(cost.weights, pairs=np.where(owner[:, None] == owner, 0, pairs + pairs.T))
+    vectors = random.normal(size=(8, 5))
+    gram = vectors @ vectors.T
+    cost = Cost(cost.weights, pairs=np.where(owner[:, None] == owner, 0, gram), gram=gram)
     mixture = mix(cost, LAYERS, Budget(4.0, {"a": 8}), FREE)
     for chosen in ([0, 1], [0, 2]):
         weights = mixture.widths(np.array(chosen)).weights
         assert mixture.programme.cost(np.array(chosen)) == pytest.approx(cost.of(weights))
-    assert not mixture.programme.pairs.diagonal().any()
+    programme = mixture.programme
+    assert not programme.pairs.diagonal().any()
+    home = np.zeros(len(programme.pairs), dtype=int)
+    home[programme.states] = programme.groups
+    apart = home[:, None] != home
+    np.testing.assert_allclose(programme.gram[apart], programme.pairs[apart])
+    assert np.linalg.eigvalsh(programme.gram)[0] > -1e-12
+    tied = vectors[[2, 4, 6]].sum(0)  # b, c and d at 2 bits
+    assert programme.gram[1, 1] == pytest.approx(tied @ tied)
 
 
 def test_costs_of_pairs_that_are_not_numbers_are_named():

@@ -126,7 +126,7 @@ def test_statistics_are_collected_once_for_all_methods(tmp_path):
     assert not list(tmp_path.glob("**/*.part"))
 
 
-MADE = ("calibration=generated", "calibration.images=10", "calibration.search.steps=2")
+MADE = ("calibration=generated", "calibration.images=10", "calibration.search.steps=25")
 
 
 def test_generated_images_leave_their_figures_and_a_picture(tmp_path):
@@ -170,7 +170,7 @@ def test_a_picture_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("choice", ["generated", "bn_matched"])
 def test_unlabelled_and_generated_images_serve_every_part(tmp_path, choice):
-    words = [f"calibration={choice}", "calibration.images=8", "calibration.search.steps=1", "activation=minmax"]
+    words = [f"calibration={choice}", "calibration.images=8", "calibration.search.steps=25", "activation=minmax"]
     words += ["quantizer=sensiquant", "calibration.inputs=quantized"]
     for correction in ("bias", "reestimate", "batchnorm"):
         done = call(tmp_path, *words, f"correction={correction}")

@@ -62,6 +62,44 @@ def test_tangent_is_below_every_choice(seed, shared, steps):
     assert tangent.bound <= min(written_out(case, c) for c in every(case)) + 1e-9
 
 
+def squares(seed, groups=6, options=4, shared=False):
+    """Return a programme whose costs are 1/2 ||sum of vectors||^2, and these vectors."""
+    case = programme(seed, groups, options, shared=shared)
+    random = np.random.default_rng(seed)
+    home = np.zeros(len(case.pairs), dtype=int)
+    home[case.states] = case.groups
+    vectors = random.normal(size=(home[-1] + 1, 8))[home] * random.exponential(size=len(home))[:, None]
+    vectors += 0.2 * random.normal(size=vectors.shape)
+    gram = vectors @ vectors.T
+    pairs = np.where(home[:, None] == home, 0, gram)
+    return replace(case, costs=gram.diagonal()[case.states] / 2, pairs=pairs, gram=gram), vectors
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("steps", [0, 50])
+def test_bound_of_squares_is_below_every_choice_and_never_below_zero(seed, shared, steps):
+    case, vectors = squares(seed, groups=5, options=3, shared=shared)
+    tangent = convex.of_squares(case, steps)
+    costs = [float(np.square(vectors[case.states[c]].sum(0)).sum() / 2) for c in every(case)]
+    assert costs == pytest.approx([written_out(case, c) for c in every(case)])
+    excess = [cost - tangent.costs[c].sum() - tangent.constant for cost, c in zip(costs, every(case), strict=True)]
+    assert min(excess) >= -1e-9
+    assert -1e-9 <= tangent.bound <= min(costs) + 1e-9
+
+
+def test_search_of_squares_has_a_better_bound_and_ends_where_it_did():
+    gaps = []
+    for seed in range(4):
+        case, _ = squares(seed, groups=8)
+        with_gram, without = (quadratic.search(c, Effort(steps=50)) for c in (case, replace(case, gram=None)))
+        assert with_gram.chosen.tolist() == without.chosen.tolist()
+        assert with_gram.bound >= max(without.bound, 0)
+        gaps.append((with_gram.gap, without.gap))
+    assert any(ours < theirs for ours, theirs in gaps)
+    assert all(ours <= 1 for ours, _ in gaps)
+
+
 def test_more_steps_bring_a_better_bound():
     case = programme(0, groups=8, strength=0.1)
 

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from cli_helpers import CONF
 from sensitivity_problems import images, labels, problem, tricky
 
 from sq import sites
 from sq.errors import SqError
 from sq.sites import Sites, lent, weight
+from sq.types import Problem
 
 
 @pytest.fixture
@@ -39,6 +41,25 @@ def test_grids_are_fitted_once(own):
     assert sorted(calls) == sorted([2, 3] * len(own.model.layers))
 
 
+def test_settled_layers_have_their_bits_alone(own):
+    own = Problem(**{**vars(own), "fixed": {"stem": 8}})
+    made = Sites(own, "weights", [2, 3])
+    rest = len(made.layers) - 1
+    assert [(layer.name, bits) for layer, bits in made.choices()][:3] == [
+        ("stem", 8),
+        (made.layers[1].name, 2),
+        (made.layers[1].name, 3),
+    ]
+    assert made.rows(list(range(2 * rest + 1)))["stem"] == {8: 0}
+    table = torch.arange(2.0 * (rest + 1)).view(-1, 2)
+    assert made.flat(table).tolist() == [0.5, *range(2, 2 * rest + 2)]
+    assert made.spread(table[:, 0]).tolist()[:4] == [0, 2, 2, 4]
+    stem, other = own.model.net.stem, own.model.net.again
+    with sites.all_rounded(made, 2):
+        assert torch.equal(stem.weight, made.nearest(made.layers[0], 8, stem._parameters["weight"]))
+        assert other.weight.unique().numel() <= 4 * len(other.weight)
+
+
 def test_lent_weights_are_computed_with_and_taken_back(own):
     net, x = own.model.net, own.batch.x
     before = net.stem.weight
@@ -65,3 +86,10 @@ def test_metrics_of_weights_refuse_inputs():
     with pytest.raises(SqError, match=r"sensitivity=mask_kl prices weights alone: set sensitivity.input_bits=\[\]"):
         sites.refuse_inputs("mask_kl", [4])
     sites.refuse_inputs("mask_kl", [])
+
+
+def test_metrics_that_price_inputs_are_all_named():
+    with pytest.raises(SqError) as caught:
+        sites.refuse_inputs("mask_kl", [4])
+    every = {file.stem for file in (CONF / "sensitivity").glob("*.yaml")} - {"mask_kl", "weight_mse"}
+    assert all(name in str(caught.value) for name in every)

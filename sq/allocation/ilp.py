@@ -37,7 +37,7 @@ def allocate(  # noqa: PLR0913 (knobs, each a line of YAML)
 
     Parameters
     ----------
-    budget : bits that are settled, of inputs that have no price, and what stays in full precision; all take part
+    budget : bits that are settled, of inputs that have no price, and what no decision changes; all take part
     average_bits : mean bits of a weight, at most
     average_input_bits : mean bits of a layer's input, at most
     bytes, bops, latency : of the network, at most: see `sq/mixing.py`; latency in ms by `latency_table`

@@ -162,7 +162,8 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
         texts["correlation.tex"] = latex.tabular(ranks)
     for name, cost in prices.tables(own.records).items():
         texts[f"{prices.stem(name)}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
-        texts[f"{prices.stem(name)}.md"] = cost.to_markdown(floatfmt=".2e") + "\n"
+        told = cost.astype(object).where(cost.notna(), None)
+        texts[f"{prices.stem(name)}.md"] = told.to_markdown(floatfmt=".2e", missingval="-") + "\n"
     for file, text in texts.items():
         record.write_text(folder / file, text)
     return [folder / file for file in texts]

@@ -134,7 +134,10 @@ def _line(axes: Axes, x: list[float], y: list[list[float]], name: str, names: li
 
 
 def heat(cost: pandas.DataFrame, title: str) -> Figure:
-    """Draw each layer's cost at each bit-width as a map, logarithmic, with the figures in the cells."""
+    """Draw each layer's cost at each bit-width as a map, logarithmic, with the figures in the cells.
+
+    Where a layer has no price, as one with settled bits has none at others, the cell is empty.
+    """
     plt = pyplot()
     from matplotlib.colors import LogNorm
 
@@ -144,7 +147,7 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
     with plt.rc_context(STYLE | {"axes.grid": False}):
         size = (1.8 + 0.75 * len(cost.columns), 0.8 + 0.24 * len(cost))
         figure, axes = plt.subplots(figsize=size, layout="constrained")
-        norm = LogNorm(floor, max(values.max(), floor * 10))
+        norm = LogNorm(floor, max(positive.max(initial=0.0), floor * 10))
         image = axes.imshow(values.clip(min=floor), norm=norm, cmap="cividis", aspect="auto")
         for (y, x), value in _cells(values):
             dark = norm(max(value, floor)) < 0.5
@@ -205,4 +208,5 @@ def _left_out(networks: dict[str, list[Row]], names: list[str], along: str) -> s
 
 
 def _cells(values: Any) -> list[tuple[tuple[int, int], float]]:
-    return [((y, x), float(values[y, x])) for y in range(values.shape[0]) for x in range(values.shape[1])]
+    every = (((y, x), float(values[y, x])) for y in range(values.shape[0]) for x in range(values.shape[1]))
+    return [(place, value) for place, value in every if value == value]  # NaN is not

@@ -103,17 +103,27 @@ def fronts(records: list[Record], title: str) -> Figure:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
         for i, (name, own) in enumerate(groups.items()):
-            points: dict[float, list[float]] = {}
-            for r in own:
-                for point in r["trials"]["front"]:
-                    points.setdefault(round(point["bits"], 1), []).append(point["top1"])
-            places = sorted(points)
-            axes.plot(places, [statistics.fmean(points[x]) for x in places], label=name, **look(i, 4))
+            axes.plot(*_averaged([r["trials"]["front"] for r in own]), label=name, **look(i, 4))
         full = statistics.fmean(r["trials"]["top1_full"] for r in records)
         axes.axhline(full, color="0.4", linewidth=0.8, label="full precision")
         axes.set(xlabel="mean bits of weights", ylabel="top-1 %", title=f"{title}: no correction")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return figure
+
+
+def _averaged(fronts: list[list[dict[str, float]]]) -> tuple[list[float], list[float]]:
+    """Return bits that all `fronts` reach, those of the one with most points there, and the mean of top-1 at each.
+
+    A front has points of its own: between two of them its accuracy is taken to change linearly.
+    """
+    import numpy as np
+
+    lines = [sorted((point["bits"], point["top1"]) for point in front) for front in fronts]
+    low, high = max(line[0][0] for line in lines), min(line[-1][0] for line in lines)
+    within = [[bits for bits, _ in line if low <= bits <= high] for line in lines]
+    places = sorted({low, high, *max(within, key=len)} if low <= high else {})
+    tops = [np.interp(places, [bits for bits, _ in line], [top1 for _, top1 in line]) for line in lines]
+    return places, np.mean(tops, 0).tolist()
 
 
 def _groups(records: list[Record]) -> list[tuple[dict[str, Any], list[Record]]]:

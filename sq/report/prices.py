@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pandas
 
 # What a price follows from, beside the statistics: weights, how they are rounded, and what is asked.
-SETTINGS = ("model", "fold", "grid", "sensitivity")
+SETTINGS = ("model", "fold", "ends", "grid", "sensitivity")
+IMAGES = "calibration._target_"  # and how they came to be: drawn, or made by a method; not which of them they were
 
 
 def origin(record: Record) -> str:
@@ -27,7 +28,8 @@ def tables(records: list[Record]) -> dict[str, pandas.DataFrame]:
 
     Returns
     -------
-    by name: the model, and those `SETTINGS` in which its runs differ, as ``resnet20 range=mse``; a row a layer
+    by name: the model, and those `SETTINGS` in which its runs differ, as ``resnet20 range=mse``; a row a layer. Where
+        inputs are priced, their table has the same name and ``inputs`` after it
     """
     import pandas
 
@@ -39,8 +41,10 @@ def tables(records: list[Record]) -> dict[str, pandas.DataFrame]:
     for model, priced in models.items():
         own = list(priced.values())
         for record, words in zip(own, _apart([_settings(one) for one in own]), strict=True):
-            frame = pandas.DataFrame(record["sensitivity"]).T
-            frames.setdefault(" ".join([model, *words]), []).append(frame)
+            inputs = record.get("cost", {}).get("inputs")
+            for rows, more in ((record["sensitivity"], []), (inputs, ["inputs"])):
+                if rows:
+                    frames.setdefault(" ".join([model, *words, *more]), []).append(pandas.DataFrame(rows).T)
     return {name: _mean(own) for name, own in frames.items()}
 
 
@@ -52,6 +56,7 @@ def stem(name: str) -> str:
 def _settings(record: Record) -> dict[str, Any]:
     """Return what shapes prices, by dotted name. What a network is expected to reach is no part of it."""
     found = leaves({name: canonical(record["config"].get(name)) for name in SETTINGS})
+    found[IMAGES] = (record["config"].get("calibration") or {}).get("_target_")
     return {name: value for name, value in found.items() if not name.startswith("model.expected") and name not in SEEDS}
 
 

@@ -10,14 +10,14 @@ from sq import loss, oom
 from sq.console import track
 from sq.costs import Cost, Rows
 from sq.derivatives import total, unfused, watched
-from sq.knobs import Count
+from sq.knobs import Count, InputWidths, Widths
 from sq.sites import Sites, price, weight
 from sq.types import Problem
 
 GRADIENTS = 2**26  # elements of the gradients of all images that go together: 256 MiB in float32
 
 
-def score(problem: Problem, *, bits: list[int], input_bits: list[int], images: Count) -> Cost:
+def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
     """Price each layer at each width by 1/2 sum_w E_n[g_n^2] D^2, g_n the gradient of image n's own loss.
 
     The square is taken of every image's gradient, not of their mean, which is near zero at a trained network.
@@ -87,4 +87,4 @@ def _inputs(sites: Sites, x: Tensor, y: Tensor) -> Rows:
         return [torch.stack([own.sums(some) for some in moved], 1)]
 
     with watched(sites) as run:
-        return sites.rows((total(x, of)[0] / (2 * len(x))).flatten().tolist())
+        return sites.rows(sites.flat(total(x, of)[0] / (2 * len(x))).tolist())

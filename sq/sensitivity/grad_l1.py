@@ -7,12 +7,12 @@ from torch import Tensor
 from sq import loss
 from sq.costs import Cost, Rows
 from sq.derivatives import total, watched
-from sq.knobs import Count
+from sq.knobs import Count, InputWidths, Widths
 from sq.sites import Sites, price
 from sq.types import Problem
 
 
-def score(problem: Problem, *, bits: list[int], input_bits: list[int], images: Count) -> Cost:
+def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
     """Price each layer at each width by sum_w Delta / 2 |g_w|, Delta the distance of grid values, g the gradient.
 
     Rounding moves a weight by at most Delta / 2 (but for those beyond the grid), which changes the loss at most by

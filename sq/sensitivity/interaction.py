@@ -23,7 +23,7 @@ from sq.alone import Change, measure
 from sq.answers import Answers
 from sq.costs import Cost
 from sq.derivatives import total, watched
-from sq.knobs import Count, Positive
+from sq.knobs import Count, InputWidths, Positive, Widths
 from sq.sites import Sites, all_rounded, price
 from sq.types import Layer, Problem
 
@@ -34,8 +34,8 @@ Variant = Literal["share", "gradient", "both_ways", "pairs"]
 def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     problem: Problem,
     *,
-    bits: list[int],
-    input_bits: list[int],
+    bits: Widths,
+    input_bits: InputWidths,
     images: Count,
     variant: Variant,
     temperature: Positive,
@@ -54,7 +54,7 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
         labels; "share" |g_i . D_i + 1/2 D_i . (H D)_i|, by one Hessian-vector product a width for all layers;
         "gradient" |g_i(w + D) . D_i|, by one gradient a width at the rounded network; "both_ways" the measured
         increase of the loss by layer i at that width, the mean of two: with all other layers in full precision, and
-        with all at the lowest width
+        with all at the lowest width, or the one they are settled at
     temperature : of "pairs": logits are divided by it. Above 1, images that the network is sure of count as well
     linear : keep the term g . D of "share". At a trained network g is small, and that of a few images is mostly their
         own: False leaves it out
@@ -77,7 +77,8 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     if variant == "pairs":
         answers = Answers(x, temperature)
         weights, inputs = price(problem, bits, input_bits, answers.rows)
-        return Cost(weights, inputs, "kl", pairs=answers.pairs, about={"temperature": temperature})
+        about = {"temperature": temperature}
+        return Cost(weights, inputs, "kl", pairs=answers.pairs, gram=answers.gram, about=about)
     y = loss.labels(problem.batch, images, f"interaction sensitivity.variant={variant}")
 
     def losses(outputs: Tensor, place: slice) -> Tensor:
@@ -110,7 +111,7 @@ def shares(sites: Sites, x: Tensor, losses: Losses, linear: bool = True) -> list
         return [torch.stack(found, 1)]
 
     with watched(sites) as run:
-        return (total(x, of)[0] / len(x)).flatten().tolist()
+        return sites.flat(total(x, of)[0] / len(x)).tolist()
 
 
 def slopes(sites: Sites, x: Tensor, losses: Losses) -> list[float]:
@@ -125,7 +126,7 @@ def slopes(sites: Sites, x: Tensor, losses: Losses) -> list[float]:
         with watched(sites, bits) as run:
             return total(x, of)[0] / len(x)
 
-    return torch.stack([at(bits) for bits in sites.bits], 1).flatten().tolist()
+    return sites.flat(torch.stack([at(bits) for bits in sites.bits], 1)).tolist()
 
 
 def both_ways(sites: Sites, x: Tensor, losses: Losses) -> list[float]:
@@ -145,12 +146,13 @@ def both_ways(sites: Sites, x: Tensor, losses: Losses) -> list[float]:
         return other
 
     def marginal(fed: dict[str, Tensor]) -> Tensor:
-        widths = [None, *sites.bits]
-        changes = [Change(sites.kind, layer, put(layer, b, fed)) for layer in sites.layers for b in widths]
-        found = torch.tensor(measure(sites.model, changes, x, figure), dtype=torch.float64).view(-1, len(widths))
-        return found[:, 1:] - found[:, :1]
+        choices = [(layer, b) for layer in sites.layers for b in (None, *sites.widths(layer))]
+        changes = [Change(sites.kind, layer, put(layer, b, fed)) for layer, b in choices]
+        found = torch.tensor(measure(sites.model, changes, x, figure), dtype=torch.float64)
+        parts = found.split([1 + len(sites.widths(layer)) for layer in sites.layers])
+        return torch.cat([own[1:] - own[0] for own in parts])
 
     among_full = marginal({})
     with all_rounded(sites, min(sites.bits)) as fed:
         among_low = marginal(fed)
-    return ((among_full + among_low) / 2).flatten().tolist()
+    return ((among_full + among_low) / 2).tolist()

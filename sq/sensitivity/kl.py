@@ -2,12 +2,12 @@
 
 from sq import alone, loss
 from sq.costs import Cost, Rows
-from sq.knobs import Count
+from sq.knobs import Count, InputWidths, Widths
 from sq.sites import Sites, price
 from sq.types import Problem
 
 
-def score(problem: Problem, *, bits: list[int], input_bits: list[int], images: Count) -> Cost:
+def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
     """Price each layer at each width by the mean over images of KL(f(x) || f(x) with that layer rounded to nearest).
 
     Parameters

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from sq import draws as random
-from sq.console import track
 from sq.costs import Cost, Rows
-from sq.derivatives import Pass, watched
-from sq.knobs import Count, Draws, Positive
+from sq.derivatives import Pass, total, watched
+from sq.knobs import Count, Draws, InputWidths, Positive, Widths
 from sq.sites import Sites, price, weight
 from sq.types import Problem
 
@@ -26,8 +25,8 @@ from sq.types import Problem
 def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     problem: Problem,
     *,
-    bits: list[int],
-    input_bits: list[int],
+    bits: Widths,
+    input_bits: InputWidths,
     images: Count,
     together: Count,
     draws: Draws,
@@ -88,24 +87,26 @@ def _gradients(own: Pass, generator: torch.Generator) -> list[Tensor]:
 
 def _weights(sites: Sites, x: Tensor, together: int, generator: torch.Generator) -> Tensor:
     """Return (layers * widths,) one estimate of the sum over images of 1/2 h D^2."""
-    squares = [torch.zeros_like(weight(layer)) for layer in sites.layers]
+
+    def of(part: Tensor, place: slice) -> list[Tensor]:
+        return [g.square() for g in _gradients(run(part), generator)]
+
     with watched(sites) as run:
-        for part in track(x.split(together), "sensitivity"):
-            for square, g in zip(squares, _gradients(run(part), generator), strict=True):
-                square += g.square()
+        squares = total(x, of, together)
     moved = (sites.error(layer, bits, weight(layer)).square() for layer, bits in sites.choices())
-    held = (square for square in squares for _ in sites.bits)
+    held = (square for s, square in zip(sites.layers, squares, strict=True) for _ in sites.widths(s))
     return torch.stack([(h * d).sum(dtype=torch.float64) / 2 for h, d in zip(held, moved, strict=True)])
 
 
 def _inputs(sites: Sites, x: Tensor, together: int, generator: torch.Generator) -> Tensor:
     """Return the same of inputs, whose elements belong to one image each."""
-    total = torch.zeros(len(sites.layers), len(sites.bits), dtype=torch.float64)
+
+    def of(part: Tensor, place: slice) -> list[Tensor]:
+        own = run(part)
+        squares = [g.square() for g in _gradients(own, generator)]
+        errors = (own.errors(bits) for bits in sites.bits)
+        moved = [[h * d.square() for h, d in zip(squares, some, strict=True)] for some in errors]
+        return [torch.stack([own.sums(products) for products in moved], 1) / 2]
+
     with watched(sites) as run:
-        for part in track(x.split(together), "sensitivity"):
-            own = run(part)
-            squares = [g.square() for g in _gradients(own, generator)]
-            for place, bits in enumerate(sites.bits):
-                products = [h * d.square() for h, d in zip(squares, own.errors(bits), strict=True)]
-                total[:, place] += own.sums(products) / 2
-    return total.flatten()
+        return sites.flat(total(x, of, together)[0])

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from sq import alone, loss
 from sq.costs import Cost, Rows
-from sq.knobs import Count
+from sq.knobs import Count, InputWidths, Widths
 from sq.sites import Sites, price, refuse_inputs
 from sq.types import Layer, Problem
 
 
-def score(problem: Problem, *, bits: list[int], input_bits: list[int], images: Count) -> Cost:
+def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
     """Price each layer at each width by KL(f(x) || f(x) with those of its weights zero that round to zero).
 
     Parameters

@@ -7,13 +7,13 @@ from torch import Tensor
 from sq import alone
 from sq import loss as losses
 from sq.costs import Cost, Rows
-from sq.knobs import Count
+from sq.knobs import Count, InputWidths, Widths
 from sq.sites import Sites, price
 from sq.types import Problem
 
 
 def score(
-    problem: Problem, *, bits: list[int], input_bits: list[int], images: Count, loss: Literal["cross_entropy", "kl"]
+    problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count, loss: Literal["cross_entropy", "kl"]
 ) -> Cost:
     """Price each layer at each width by l(that layer rounded to nearest, all else as it is) - l(full precision).
 

@@ -13,7 +13,7 @@ from sq import draws as random
 from sq import loss
 from sq.alone import Change, measure
 from sq.costs import Cost, Rows
-from sq.knobs import Count, Draws, Positive
+from sq.knobs import Count, Draws, InputWidths, Positive, Widths
 from sq.sites import Sites, price
 from sq.types import Grid, Layer, Problem
 
@@ -21,8 +21,8 @@ from sq.types import Grid, Layer, Problem
 def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     problem: Problem,
     *,
-    bits: list[int],
-    input_bits: list[int],
+    bits: Widths,
+    input_bits: InputWidths,
     images: Count,
     bins: Count,
     draws: Draws,

@@ -9,11 +9,12 @@ from sq import hooks, layers, statistics
 from sq.console import track
 from sq.costs import Cost, Rows
 from sq.derivatives import total
+from sq.knobs import InputWidths, Widths
 from sq.sites import Sites, price
 from sq.types import Problem
 
 
-def score(problem: Problem, *, bits: list[int], input_bits: list[int]) -> Cost:
+def score(problem: Problem, *, bits: Widths, input_bits: InputWidths) -> Cost:
     """Price each layer at each bit-width by ||(W - Q) X||^2 / ||W X||^2, Q rounded to nearest.
 
     Inputs are priced by ||W (X - Q(X))||^2 / ||W X||^2, in one pass over all calibration images.
@@ -38,7 +39,9 @@ def _weights(sites: Sites, problem: Problem) -> Rows:
     for layer in track(sites.layers, "sensitivity", len(sites.layers)):
         W = layers.weight(layer.module)
         H = problem.statistics.layers[layer.name].hessian
-        rows[layer.name] = {b: statistics.relative_error(W, sites.grid(layer, b).nearest(W), H) for b in sites.bits}
+        rows[layer.name] = {
+            b: statistics.relative_error(W, sites.grid(layer, b).nearest(W), H) for b in sites.widths(layer)
+        }
     return rows
 
 
@@ -54,7 +57,7 @@ def _inputs(sites: Sites, problem: Problem) -> Rows:
             right, layer = compute(module, x), sites.layers[places[name]]
             positions[places[name]] += layers.positions(module, right)
             for column, bits in enumerate(sites.bits):
-                error = compute(module, sites.nearest(layer, bits, x)) - right
+                error = compute(module, sites.nearest(layer, sites.at(layer, bits), x)) - right
                 errors[places[name], column] += float(error.square().sum(dtype=torch.float64))
 
         with torch.no_grad(), hooks.feeding(sites.modules, see):
@@ -65,4 +68,4 @@ def _inputs(sites: Sites, problem: Problem) -> Rows:
     # H = 2 X X^T / N, so that half of the loss of W is ||W X||^2 for each position.
     own = ((layers.weight(s.module), problem.statistics.layers[s.name].hessian) for s in sites.layers)
     outputs = torch.tensor([[statistics.loss(W, H) / 2] for W, H in own], dtype=torch.float64)
-    return sites.rows(torch.where(outputs > 0, errors / positions / outputs, 0.0).flatten().tolist())
+    return sites.rows(sites.flat(torch.where(outputs > 0, errors / positions / outputs, 0.0)).tolist())

@@ -11,7 +11,7 @@ from sq import draws as random
 from sq import loss
 from sq.costs import Cost, Rows
 from sq.derivatives import Pass, total, watched
-from sq.knobs import Count, Draws, Positive
+from sq.knobs import Count, Draws, InputWidths, Positive, Widths
 from sq.sites import Sites, price, weight
 from sq.types import Problem
 
@@ -19,8 +19,8 @@ from sq.types import Problem
 def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     problem: Problem,
     *,
-    bits: list[int],
-    input_bits: list[int],
+    bits: Widths,
+    input_bits: InputWidths,
     images: Count,
     together: Count,
     draws: Draws,
@@ -67,8 +67,8 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
         traces, spread, made = random.average(draw, draws, tolerance)
         about[f"draws_{sites.kind}"] = made
         sizes = moves(sites, x)
-        errors[sites.kind] = sites.rows((spread.unsqueeze(1) * sizes).flatten().tolist())
-        return sites.rows((traces.unsqueeze(1) * sizes).flatten().tolist())
+        errors[sites.kind] = sites.rows((sites.spread(spread) * sizes).tolist())
+        return sites.rows((sites.spread(traces) * sizes).tolist())
 
     weights, inputs = price(problem, bits, input_bits, one)
     about["errors_inputs"] = errors.get("inputs", {})
@@ -89,10 +89,10 @@ def traced(sites: Sites, x: Tensor, y: Tensor, together: int, seed: int) -> Tens
 
 
 def moves(sites: Sites, x: Tensor) -> Tensor:
-    """Return (layers, widths) ||D||^2 / n: the mean squared rounding error of weights, or of inputs of images `x`."""
+    """Return ||D||^2 / n of each choice: the mean squared rounding error of weights, or of inputs of images `x`."""
     if sites.kind == "weights":
         errors = [sites.error(layer, bits, weight(layer)) for layer, bits in sites.choices()]
-        return torch.stack([e.square().mean(dtype=torch.float64).cpu() for e in errors]).view(len(sites.layers), -1)
+        return torch.stack([e.square().mean(dtype=torch.float64).cpu() for e in errors])
 
     def of(part: Tensor, place: slice) -> list[Tensor]:
         own: Pass = run(part)
@@ -101,4 +101,4 @@ def moves(sites: Sites, x: Tensor) -> Tensor:
 
     with watched(sites) as run:
         squares, elements = total(x, of)
-    return squares / elements.unsqueeze(1)
+    return sites.flat(squares / elements.unsqueeze(1))

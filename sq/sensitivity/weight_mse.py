@@ -1,11 +1,12 @@
 """Weight MSE: how far rounding moves the weights themselves. No images, no network: the simplest price."""
 
 from sq.costs import Cost, Rows
+from sq.knobs import InputWidths, Widths
 from sq.sites import Sites, price, refuse_inputs, weight
 from sq.types import Problem
 
 
-def score(problem: Problem, *, bits: list[int], input_bits: list[int]) -> Cost:
+def score(problem: Problem, *, bits: Widths, input_bits: InputWidths) -> Cost:
     """Price each layer at each width by the mean over its weights of (Q(w) - w)^2.
 
     Parameters

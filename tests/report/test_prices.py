@@ -7,7 +7,7 @@ from report_pages import RESULTS
 from test_table import record
 
 from sq import record as records
-from sq.report import prices
+from sq.report import figure, prices
 from sq.report.slim import Slim
 
 MSE, MINMAX = {"range": "mse", "steps": 8}, {"range": "minmax", "steps": 8}
@@ -58,6 +58,26 @@ def test_ways_of_pricing_and_networks_of_one_choice_are_apart():
     assert set(prices.tables(two)) == {"digits_resnet name=r18", "digits_resnet name=r34"}
     gates = [priced(0.1, model={"expected": {"top1": top1}}, statistics=str(top1)) for top1 in (1, 2)]
     assert set(prices.tables(gates)) == {"digits_resnet"}
+
+
+def test_images_that_are_made_have_a_table_of_their_own_and_their_number_and_seed_have_none():
+    own = [
+        priced(cost, statistics=str(cost), seed=int(10 * cost), calibration={"_target_": f"sq.calibration.{name}.draw"})
+        for cost, name in ((0.1, "subset"), (0.3, "subset"), (0.8, "generated"))
+    ]
+    found = prices.tables(own)
+    assert set(found) == {"digits_resnet calibration=subset", "digits_resnet calibration=generated"}
+    assert found["digits_resnet calibration=subset"].loc["a", "2"] == pytest.approx(0.2)
+
+
+def test_settled_ends_are_apart_and_prices_of_inputs_have_their_own_table():
+    settled = priced(0.1, ends="8bit") | {"sensitivity": {"a": {"8": 0.5}, "b": {"2": 0.1, "10": 0.05}}}
+    free = priced(0.1, ends="all") | {"cost": {"inputs": {"a": {"4": 0.7}}}}
+    found = prices.tables([settled, free])
+    assert set(found) == {"digits_resnet ends=8bit", "digits_resnet ends=all", "digits_resnet ends=all inputs"}
+    assert found["digits_resnet ends=all inputs"].loc["a", "4"] == 0.7
+    drawn = figure.heat(found["digits_resnet ends=8bit"], "")
+    assert {text.get_text() for text in drawn.axes[0].texts} == {"5.0e-01", "1.0e-01", "5.0e-02"}
 
 
 def test_names_make_file_names():

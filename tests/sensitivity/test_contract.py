@@ -63,6 +63,17 @@ def test_every_layer_is_priced_at_every_width_and_the_network_is_left_as_it_was(
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_settled_layers_are_priced_at_their_bits_alone_and_change_no_other_price(own, name):
+    free = metric(name, **both(name))(own)
+    cost = metric(name, **both(name))(replace(own, fixed={"stem": 8, "head": 8}))
+    for before, after in ((free.weights, cost.weights), (free.inputs, cost.inputs)):
+        assert after.keys() == before.keys()
+        for layer, row in after.items():
+            assert list(row) == [8] if layer in ("stem", "head") else row == before[layer]
+    assert name in OF_WEIGHTS or list(cost.inputs["head"]) == [8]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_it_is_deterministic_and_asked_for_a_gradient_or_not(own, name):
     first = metric(name, **both(name))(own)
     torch.rand(1)  # the global generator is none of its sources

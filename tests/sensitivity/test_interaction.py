@@ -1,12 +1,15 @@
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from sensitivity_problems import problem
 from torch import nn
 from torch.nn import functional as F
 
+from sq import activations
 from sq.errors import SqError
 from sq.sensitivity import interaction
 from sq.sites import Sites, all_rounded, lent, weight
@@ -23,6 +26,19 @@ class Sum(nn.Module):
 
     def forward(self, x):
         return self.a(x) + self.b(x) + self.c(x)
+
+
+@contextmanager
+def rounded(own, sites, bits):
+    """Round layers to `bits` by name, None leaving them, by weights lent or grids attached."""
+    if sites.kind == "weights":
+        given = {s.name: sites.nearest(s, bits[s.name], weight(s)) for s in sites.layers if bits[s.name]}
+        with lent(own.model, given):
+            yield
+    else:
+        activations.attach(own.model.net, {s.name: sites.grid(s, bits[s.name]) for s in sites.layers if bits[s.name]})
+        yield
+        activations.detach(own.model.net)
 
 
 @pytest.fixture
@@ -58,6 +74,26 @@ def test_signed_shares_add_up_to_the_change_of_a_quadratic_loss(quadratic, kind)
         assert alone != pytest.approx(change, rel=0.01)
 
 
+@pytest.mark.parametrize("kind", ["weights", "inputs"])
+def test_shares_are_beside_settled_layers_at_their_own_bits(quadratic, kind):
+    own, target = quadratic
+    own, x = replace(own, fixed={"b": 8}), own.batch.x
+    sites = Sites(own, kind, [2])
+
+    def losses(outputs, place):
+        return (outputs - target[place]).square().sum(1)
+
+    with torch.no_grad():
+        before = losses(own.model.net(x), slice(0, 10)).mean()
+        with rounded(own, sites, {"a": 2, "b": 8, "c": 2}):
+            change = float(losses(own.model.net(x), slice(0, 10)).mean() - before)
+    found = sites.rows(interaction.shares(sites, x, losses))
+    assert found["a"][2] + found["b"][8] + found["c"][2] == pytest.approx(change, rel=1e-9)
+    slopes = sites.rows(interaction.slopes(sites, x, losses))
+    assert {name: list(row) for name, row in slopes.items()} == {"a": [2], "b": [8], "c": [2]}
+    assert abs(slopes["b"][8]) < 0.1 * abs(slopes["a"][2])
+
+
 def test_gradient_at_the_rounded_point_has_cross_terms_in_full(quadratic):
     own, target = quadratic
     x = own.batch.x
@@ -84,33 +120,30 @@ def test_cost_is_the_size_of_the_share_and_signs_are_kept(tricky_problem, varian
     assert cost.unit == "loss"
 
 
+@pytest.mark.parametrize("fixed", [{}, {"stem": 8, "head": 8}])
 @pytest.mark.parametrize("kind", ["weights", "inputs"])
-def test_both_ways_are_the_mean_of_two_measured_increases(tricky_problem, kind):
-    own, net, x = tricky_problem, tricky_problem.model.net, tricky_problem.batch.x
+def test_both_ways_are_the_mean_of_two_measured_increases(tricky_problem, kind, fixed):
+    own = replace(tricky_problem, fixed=fixed)
+    net, x = own.model.net, own.batch.x
     cost = SCORE(own, bits=[2, 4], input_bits=[2, 4], variant="both_ways")
     sites = Sites(own, kind, [2, 4])
 
     def loss(bits):
-        with torch.no_grad():
-            if kind == "weights":
-                given = {s.name: sites.nearest(s, bits[s.name], weight(s)) for s in sites.layers if bits[s.name]}
-                with lent(own.model, given):
-                    outputs = net(x)
-            else:
-                from sq import activations
-
-                activations.attach(net, {s.name: sites.grid(s, bits[s.name]) for s in sites.layers if bits[s.name]})
-                outputs = net(x)
-                activations.detach(net)
+        with torch.no_grad(), rounded(own, sites, bits):
+            outputs = net(x)
         return float(F.cross_entropy(outputs.double(), own.batch.y))
 
-    full, low = ({s.name: bits for s in sites.layers} for bits in (None, 2))
+    full = {s.name: None for s in sites.layers}
+    low = dict.fromkeys(full, 2) | fixed
     for layer in sites.layers:
-        own_row = getattr(cost, kind)[layer.name]
+        own_row, most = getattr(cost, kind)[layer.name], fixed.get(layer.name, 4)
         wanted = (
-            loss(full | {layer.name: 4}) - loss(full) + loss(low | {layer.name: 4}) - loss(low | {layer.name: None})
+            loss(full | {layer.name: most})
+            - loss(full)
+            + loss(low | {layer.name: most})
+            - loss(low | {layer.name: None})
         )
-        assert own_row[4] == pytest.approx(wanted / 2, rel=1e-4, abs=1e-7)
+        assert own_row[most] == pytest.approx(wanted / 2, rel=1e-4, abs=1e-7)
 
 
 def test_pairs_make_the_quadratic_of_any_choice(tricky_problem):
@@ -129,6 +162,10 @@ def test_pairs_make_the_quadratic_of_any_choice(tricky_problem):
     assert cost.of(widths) == pytest.approx(float(curved / 2), rel=1e-4)
     assert (cost.pairs == cost.pairs.T).all()
     assert not cost.pairs[:2, :2].any()
+    assert np.linalg.eigvalsh(cost.gram)[0] > -1e-12 * np.linalg.eigvalsh(cost.gram)[-1]
+    owner = np.array([name for name, _ in cost.choices()])
+    assert (np.where(owner[:, None] == owner, 0, cost.gram) == cost.pairs).all()
+    assert cost.gram.diagonal() / 2 == pytest.approx([v for row in cost.weights.values() for v in row.values()])
     assert list(cost.inputs) == list(cost.weights)
 
 

@@ -5,6 +5,7 @@ import torch
 from sensitivity_problems import problem
 from torch import nn
 
+from sq import oom
 from sq.sensitivity import label_free
 from sq.sites import Sites, weight
 
@@ -46,3 +47,20 @@ def test_it_stops_when_the_error_is_small_and_seeds_differ(tricky_problem):
     assert all(e <= 0.5 * loose.weights[n][b] for n, row in loose.errors.items() for b, e in row.items())
     other = label_free.score(tricky_problem, input_bits=[], draws=100, **KNOBS | {"tolerance": 0.5, "seed": 1})
     assert other.weights != loose.weights
+
+
+@pytest.mark.parametrize("kind", ["weights", "inputs"])
+def test_where_memory_does_not_suffice_fewer_images_go_together(tricky_problem, monkeypatch, kind):
+    monkeypatch.setattr(oom, "halved", {})
+
+    def most(module, args):
+        if len(args[0]) > 2:
+            raise RuntimeError("can't allocate memory")
+
+    hook = tricky_problem.model.net.register_forward_pre_hook(most)
+    widths = {"bits": [2, 3], "input_bits": [3]} if kind == "inputs" else {"bits": [2, 3], "input_bits": []}
+    cost = label_free.score(tricky_problem, draws=2, **KNOBS | widths)
+    hook.remove()
+    assert oom.halved == {"sensitivity": 2}
+    cost.check()
+    assert all(row[2] > 0 for row in cost.weights.values())

@@ -81,6 +81,28 @@ def test_a_mixture_can_go_back(trial):
     assert not torch.equal(first, between)
 
 
+def test_settled_layers_can_be_set_to_their_bits_priced_or_not(trial):
+    first, *_ = names = [layer.name for layer in trial.problem.model.layers]
+    problem = replace(trial.problem, fixed={first: 6}, bits=dict.fromkeys(names, 2) | {first: 6})
+    mixture = Mixture(problem, trial.quantize, trial.cost.weights)
+    assert {bits for row in mixture.values.values() for bits in row} == {2, 3, 6, 8}
+    assert [name for name, row in mixture.values.items() if 6 in row] == [first]
+    W = layers.weight(problem.model.layers[0].module)
+    mixture.set(problem.bits)
+    assert torch.equal(layers.weight(mixture.net.get_submodule(first)), problem.fit(W, 6).nearest(W))
+
+
+def test_random_trials_leave_settled_bits_alone(trial, parts):
+    first, *_ = names = [layer.name for layer in trial.problem.model.layers]
+    problem = replace(trial.problem, fixed={first: 8, names[-1]: 6})
+    settled = replace(trial, problem=problem, cost=parts["sensitivity"](problem))
+    found = random.measure(settled, count=12, images=20, seed=0)
+    bits = [list(map(int, own["bits"].split())) for own in found["list"]]
+    assert {own[0] for own in bits} == {8}
+    assert {own[-1] for own in bits} == {6}
+    assert {width for own in bits for width in own[1:-1]} == {2, 3, 8}
+
+
 def test_random_trials_tell_how_well_prices_rank(trial):
     found = random.measure(trial, count=24, images=50, seed=0)
     assert len(found["list"]) == 24

@@ -1,0 +1,132 @@
+"""Choices and settings that contradict each other, as the config alone shows: told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sq import latency
+from sq.errors import SqError
+
+Config = Mapping[str, Any]
+
+# Choices that find objects in images; all others tell one label an image.
+DETECTION = {
+    "model": ("sq.model.yolov5.", "sq.model.ultralytics."),
+    "dataset": ("sq.dataset.coco.",),
+    "metric": ("sq.metric.coco_map.",),
+}
+LABELLED = ("fisher", "trace", "noise", "grad_l1")  # sensitivities that need labels whatever their settings
+OF_WEIGHTS = ("weight_mse", "mask_kl")  # sensitivities that do not price inputs
+BOUNDS = ("average_bits", "average_input_bits", "bytes", "bops", "latency")
+UNLABELLED = "choose kl, label_free or output_error, or labelled images (calibration=subset)"
+
+
+def find(config: Config, choices: Mapping[str, str]) -> list[str]:
+    """Return a line for each contradiction in a resolved config, with the way out.
+
+    Parameters
+    ----------
+    choices : by family, for messages
+    """
+    lines = [line for condition, line in RULES if condition(config)]
+    return lines + [line for line in (_mixed(config, choices), _table(config)) if line]
+
+
+def detects(config: Config, family: str = "model") -> bool:
+    """Tell whether a choice of model, dataset or metric is of detection."""
+    return str(config[family].get("_target_")).startswith(DETECTION[family])
+
+
+def _is(config: Config, family: str, *names: str) -> bool:
+    return any(str(config[family].get("_target_")).startswith(f"sq.{family}.{name}.") for name in names)
+
+
+def _asks_for_labels(config: Config) -> bool:
+    own = config["sensitivity"]
+    return (
+        _is(config, "sensitivity", *LABELLED)
+        or (_is(config, "sensitivity", "interaction") and own.get("variant") != "pairs")
+        or (_is(config, "sensitivity", "measured") and own.get("loss") == "cross_entropy")
+    )
+
+
+def _prices_inputs(config: Config) -> bool:
+    return bool(config["sensitivity"].get("input_bits"))
+
+
+def _tries(config: Config) -> bool:
+    return not _is(config, "trials", "none")
+
+
+RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
+    (
+        lambda c: _is(c, "trials", "front") and not _is(c, "allocation", "pareto"),
+        "trials=front measures a front, which no other allocation finds: set allocation=pareto",
+    ),
+    (
+        lambda c: _tries(c) and c["calibration"].get("inputs") == "quantized",
+        "calibration.inputs=quantized: a layer's solution depends on the bits before it; set trials=none or "
+        "calibration.inputs=reference",
+    ),
+    (
+        lambda c: _tries(c) and detects(c),
+        "trials measure cross-entropy, which a detector has none of: set trials=none",
+    ),
+    (
+        lambda c: _is(c, "calibration", "generated") and detects(c),
+        "calibration=generated makes images of classes, which a detector does not tell: set calibration=bn_matched",
+    ),
+    (
+        lambda c: _is(c, "calibration", "bn_matched") and _asks_for_labels(c),
+        f"calibration=bn_matched: its images have no labels, which this sensitivity needs: {UNLABELLED}",
+    ),
+    (
+        lambda c: _prices_inputs(c) and _is(c, "activation", "none"),
+        "sensitivity.input_bits: activation=none leaves inputs in full precision, so they have no price; set "
+        "activation=mse (or another), or sensitivity.input_bits=[]",
+    ),
+    (
+        lambda c: _prices_inputs(c) and _is(c, "sensitivity", *OF_WEIGHTS),
+        "sensitivity.input_bits: this one prices weights alone; set sensitivity.input_bits=[], or choose another",
+    ),
+    (
+        lambda c: c["allocation"].get("inputs") == "weights" and not _prices_inputs(c),
+        "allocation.inputs=weights: bits of inputs have no price; set sensitivity.input_bits, or inputs=free",
+    ),
+    (
+        lambda c: c["allocation"].get("average_input_bits") is not None and not _prices_inputs(c),
+        "allocation.average_input_bits: bits of inputs have no price; set sensitivity.input_bits, or null here",
+    ),
+    (
+        lambda c: c["allocation"].get("latency") is not None and c["allocation"].get("latency_table") is None,
+        "allocation.latency: allocation.latency_table should name a CSV file of latencies",
+    ),
+    (
+        lambda c: _is(c, "allocation", "ilp") and all(c["allocation"].get(name) is None for name in BOUNDS),
+        f"allocation=ilp: nothing bounds the bits; set allocation.{', allocation.'.join(BOUNDS)}",
+    ),
+)
+
+
+def _mixed(config: Config, choices: Mapping[str, str]) -> str:
+    """Return what is wrong if some choices are of detection and others of classification."""
+    kinds = {family: detects(config, family) for family in DETECTION}
+    if len(set(kinds.values())) == 1:
+        return ""
+    objects, labels = (
+        " ".join(f"{family}={choices.get(family)}" for family, own in kinds.items() if own is kind)
+        for kind in (True, False)
+    )
+    return f"{objects} finds objects, {labels} tells one label an image: choose all of one kind"
+
+
+def _table(config: Config) -> str:
+    """Return what is wrong with the table of latencies, if one is named."""
+    path = config["allocation"].get("latency_table")
+    try:
+        if path is not None:
+            latency.read(path)
+    except SqError as error:
+        return str(error)
+    return ""
