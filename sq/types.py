@@ -144,13 +144,10 @@ def solution(found: Tensor | tuple[Tensor, Grid], grid: Grid) -> tuple[Tensor, G
 
 @dataclass(frozen=True)
 class Plan:
-    """What solving a layer will take: `bytes` at most at a time, and floating-point `operations` in all.
+    """What solving a layer takes; one may define ``plan(layer, element_size, *, knobs) -> Plan`` beside its `solve`."""
 
-    A solver that can take long defines ``plan(layer, element_size, *, knobs) -> Plan`` beside its `solve`.
-    """
-
-    bytes: int
-    operations: int
+    bytes: int  # at most at a time
+    operations: int  # floating-point, in all
 
 
 @dataclass(frozen=True)
@@ -203,6 +200,7 @@ class QuantizedModel:
 
     net: nn.Module
     layers: dict[str, QuantizedLayer]
+    report: dict[str, Any] = field(default_factory=dict)  # of how it was learned, if it was; see `sq.quantizer.learned`
 
     def digest(self) -> str:
         """Return a hash of all codes: equal digests mean identical quantized weights."""

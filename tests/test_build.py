@@ -237,6 +237,7 @@ def test_families_do_not_import_each_other(file):
         ("wandb", "sq/tracker/wandb.py"),
         ("timm", ("sq/model", "sq/bench/sources.py", "sq/transforms.py", "sq/dataset/image_folder.py")),
         ("brevitas", "sq/solver/brevitas_gptq.py"),
+        ("model_compression_toolkit", "sq/quantizer/mct_gptq.py"),
         ("ultralytics", ("sq/model", "sq/yolo.py", "sq/hub.py")),
         ("pycocotools", "sq/coco_eval.py"),
         ("faster_coco_eval", "sq/coco_eval.py"),
