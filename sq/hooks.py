@@ -62,3 +62,25 @@ def replacing(modules: dict[str, nn.Module], change: Callable[[str, nn.Module, T
         for name, module in modules.items():
             hooks.callback(module.register_forward_pre_hook(watch(name), with_kwargs=True).remove)
         yield
+
+
+@contextmanager
+def entering(modules: dict[str, nn.Module], see: Callable[[str], Any]) -> Iterator[list[str]]:
+    """Call ``see(name)`` before each of `modules` runs; give the names of those that are running, outermost first."""
+    running: list[str] = []
+
+    def begin(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            running.append(name)
+            see(name)
+
+        return hook
+
+    def end(module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+        running.pop()
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_pre_hook(begin(name)).remove)
+            hooks.callback(module.register_forward_hook(end).remove)
+        yield running

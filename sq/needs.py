@@ -22,6 +22,12 @@ PACKAGES = (
     ("model._target_", "sq.model.ultralytics.", "ultralytics", DETECTION),
     ("metric.evaluator", "faster", "faster_coco_eval", DETECTION),
     ("metric.evaluator", "pycocotools", "pycocotools", DETECTION),
+    (
+        "quantizer._target_",
+        "sq.quantizer.mct_gptq.",
+        "model_compression_toolkit",
+        "python -m pip install -e '.[bench]'",
+    ),
     ("quantizer.solve._target_", "sq.solver.brevitas_gptq.", "brevitas", "python -m pip install 'brevitas>=0.13.4'"),
 )
 

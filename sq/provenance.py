@@ -10,7 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "timm", "scipy", "numpy", "scikit-learn", "hydra-core", "omegaconf", "brevitas")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "scipy", "numpy", "scikit-learn", "hydra-core", "omegaconf"),
+    *("brevitas", "model-compression-toolkit"),
+)
 
 
 def collect(device: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 
@@ -31,7 +32,8 @@ def numbers(net: nn.Module) -> int:
 
 def grid_bytes(problem: Problem) -> int:
     """Return the bytes of the parameters of all weights' grids, of which there are as many at any bits and inputs."""
-    grids = (problem.fit(own.weight(layer.module)[..., :1], GRID_BITS) for layer in problem.model.layers)
+    thin = replace(problem, importance={name: h[..., :1] for name, h in problem.importance.items()})  # as many, at once
+    grids = (thin.grid(layer.name, own.weight(layer.module)[..., :1], GRID_BITS) for layer in problem.model.layers)
     return sum(grid.parameters() for grid in grids) * FLOAT // 8
 
 

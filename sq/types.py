@@ -20,7 +20,6 @@ from sq.samples import Calibration, Prepare
 
 # decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
 Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
-
 Span = tuple[tuple[float, ...], tuple[float, ...]]  # of an image, its lowest and highest values: one, or one a channel
 
 
@@ -66,10 +65,7 @@ class Model:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What one pass over the calibration images leaves of one layer.
-
-    `hessian` is H = 2 X X^T / N, (G, I, I) float64; `positions` is N, the columns of X.
-    """
+    """What one pass over images leaves of a layer: H = 2 X X^T / N, (G, I, I) float64, and N, the columns of X."""
 
     hessian: Tensor
     positions: int
@@ -136,7 +132,7 @@ class Grid(Protocol):
         ...
 
 
-Fit = Callable[[Tensor, int], Grid]  # fit(W, bits) -> Grid
+Fit = Callable[..., Grid]  # fit(W, bits) -> Grid, or fit(W, bits, h) where the grid asks for h, see `sq.importance`
 # solve(W, H, grid) -> codes, or codes and the grid they are of where the solver moved it
 Solve = Callable[[Tensor, Tensor, Grid], "Tensor | tuple[Tensor, Grid]"]
 
@@ -148,13 +144,10 @@ def solution(found: Tensor | tuple[Tensor, Grid], grid: Grid) -> tuple[Tensor, G
 
 @dataclass(frozen=True)
 class Plan:
-    """What solving a layer will take: `bytes` at most at a time, and floating-point `operations` in all.
+    """What solving a layer takes; one may define ``plan(layer, element_size, *, knobs) -> Plan`` beside its `solve`."""
 
-    A solver that can take long defines ``plan(layer, element_size, *, knobs) -> Plan`` beside its `solve`.
-    """
-
-    bytes: int
-    operations: int
+    bytes: int  # at most at a time
+    operations: int  # floating-point, in all
 
 
 @dataclass(frozen=True)
@@ -186,6 +179,11 @@ class Problem:
     activations: dict[str, Grid] = field(default_factory=dict)  # grids of layer inputs; none stay full precision
     inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
     fixed: dict[str, int] = field(default_factory=dict)  # bits of weights and inputs that are settled, by layer name
+    importance: dict[str, Tensor] = field(default_factory=dict)  # h (G, O, I) of weights, if `fit` asks for it
+
+    def grid(self, name: str, W: Tensor, bits: int) -> Grid:
+        """Return the grid of `bits` for the weight (G, O, I) of a layer, or for one in its place."""
+        return self.fit(W, bits, *([self.importance[name]] if name in self.importance else []))
 
 
 @dataclass(frozen=True)
@@ -203,6 +201,7 @@ class QuantizedModel:
 
     net: nn.Module
     layers: dict[str, QuantizedLayer]
+    report: dict[str, Any] = field(default_factory=dict)  # of how it was learned, if it was; see `sq.quantizer.learned`
 
     def digest(self) -> str:
         """Return a hash of all codes: equal digests mean identical quantized weights."""

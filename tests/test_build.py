@@ -116,7 +116,7 @@ def test_whole_number_serves_where_any_number_does():
 
 
 def test_unknown_choice_and_the_nearest():
-    with pytest.raises(SqError, match=r"grid\.range=mes: should be 'minmax' or 'mse'; nearest: mse"):
+    with pytest.raises(SqError, match=r"grid\.range=mes: should be 'minmax', 'mse' or 'hmse'; nearest: mse"):
         check({**UNIFORM, "range": "mes"}, "grid")
 
 
@@ -253,6 +253,7 @@ def test_families_do_not_import_each_other(file):
         ("wandb", "sq/tracker/wandb.py"),
         ("timm", ("sq/model", "sq/bench/sources.py", "sq/transforms.py", "sq/dataset/image_folder.py")),
         ("brevitas", "sq/solver/brevitas_gptq.py"),
+        ("model_compression_toolkit", "sq/quantizer/mct_gptq.py"),
         ("ultralytics", ("sq/model", "sq/yolo.py", "sq/hub.py")),
         ("pycocotools", "sq/coco_eval.py"),
         ("faster_coco_eval", "sq/coco_eval.py"),
@@ -290,6 +291,10 @@ def test_files_are_short(file):
         ("grid", "uniform", "steps", 0),
         ("grid", "uniform", "shrink", 0.0),
         ("grid", "uniform", "shrink", 2.0),
+        ("grid", "uniform", "hessian.images", 0),
+        ("grid", "uniform", "hessian.draws", 1),
+        ("grid", "uniform", "hessian.tolerance", 0.0),
+        ("grid", "uniform", "hessian.seed", -1),
         ("correction", "batchnorm", "batch_size", 0),
         ("correction", "reestimate", "batch_size", 1),
     ],
