@@ -54,7 +54,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         collected, cached = cache.collect(model, batch, kept, **how)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    problem = Problem(model, batch, collected, part["grid"], inputs=inputs)
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, scratch=config["cache"])
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
         cost.check()

@@ -52,7 +52,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
         "skipped_layers": whole.skipped,
         "statistics": problem.statistics.digest(),
         "checkpoint": whole.checkpoint,
-    }
+    } | ({"learning": quantized.report} if quantized.report else {})
 
 
 def compare(found: Measured, full: Measured) -> dict[str, Any]:

@@ -185,6 +185,7 @@ class Problem:
     bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
     activations: dict[str, Grid] = field(default_factory=dict)  # grids of layer inputs; none stay full precision
     inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
+    scratch: str | None = None  # a folder for the state of what takes long, to be taken up where it was left
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ class QuantizedModel:
 
     net: nn.Module
     layers: dict[str, QuantizedLayer]
+    report: dict[str, Any] = field(default_factory=dict)  # of how it was learned, if it was; see `sq.quantizer.learned`
 
     def digest(self) -> str:
         """Return a hash of all codes: equal digests mean identical quantized weights."""

@@ -1,0 +1,213 @@
+"""Reconstruction: roundings, scales and biases learned so that a part of a network returns what it did.
+
+One loop serves every method. A method says which part (a layer, a block, the whole network), what is compared with
+what, and at which rates what is learned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sq import schedule
+from sq.console import track
+from sq.errors import SqError
+from sq.knobs import Count, NotNegative, Portion, Whole
+from sq.resume import Resume
+from sq.rounding import regulariser
+from sq.schedule import Keep
+from sq.student import Student
+
+POINTS = 100  # of the curves of one stage, at most
+
+
+# Learning rates: of roundings, of biases, of the factors of the scales of weights (one a channel) and of what layers
+# are fed (one a layer). What has rate 0, or none, is not learned.
+Rates = dict[Literal["rounding", "bias", "scale", "input"], NotNegative]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is reconstructed together.
+
+    `error(index, generator)` runs the student on the images numbered `index` (B,), draws by `generator` what it draws,
+    and returns what is to be small and, by
+    layer, the weight of its regulariser.
+    """
+
+    name: str
+    layers: list[str]
+    error: Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass
+class Session:
+    """A student, what it has learned so far, and where that is kept."""
+
+    student: Student
+    resume: Resume
+    images: int
+    seed: int
+    every: int  # steps between two writes of the state
+    stages: int = 0
+    steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by layer
+
+
+Learn = Callable[[Session, Part], None]
+
+
+def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
+    session: Session,
+    part: Part,
+    *,
+    iterations: Whole,
+    batch: Count,
+    optimizer: Literal["adam", "radam"],
+    rates: Rates,
+    weight: NotNegative,
+    warm_up: Portion,
+    early: bool,
+    beta: tuple[float, float] | list[float],
+    keep: Keep,
+    share: Portion,
+) -> None:
+    """Learn the quantization of one part of a network.
+
+    Parameters
+    ----------
+    session : changed in place; its student's network is not
+    iterations : steps; 0 leaves all as it is
+    batch : images in one step, of calibration images in an order drawn anew each time all were used
+    optimizer : of the roundings; all else takes Adam
+    rates : of each kind of what is learned; that of inputs falls to 0 as a cosine
+    weight : of the regulariser that makes roundings hard; where roundings have rate 0, they are hard throughout
+    warm_up : share of the steps in which the regulariser's exponent stays at its first value
+    early : the regulariser counts in the warm-up too (EPTQ); AdaRound and BRECQ leave it out
+    beta : the exponent at first and at last
+    keep, share : how much of what layers are fed stays in full precision, see `sq.schedule.kept`
+
+    Raises
+    ------
+    SqError : fewer images than a batch; a loss or a gradient that is NaN or infinite: the step and the term are named,
+        and the last good state is kept
+    """
+    if batch > session.images:
+        raise SqError(
+            f"{session.images} calibration images are fewer than a batch of {batch}: set quantizer.learn.batch="
+            f"{session.images} or less, or calibration.images={batch} or more"
+        )
+    stage, session.stages = session.stages, session.stages + 1
+    session.steps += iterations
+    began = time.perf_counter()
+    run = _Run(session, part, stage, optimizer, rates, keep, share)
+    first = session.resume.begin(stage, run.optimizers)
+    for step in track(range(iterations if first is None else first, iterations), part.name, iterations):
+        t = step / max(iterations - 1, 1)
+        index = _order(session, stage, step, batch)
+        exponent = schedule.beta(t, beta[0], beta[1], warm_up)
+        pressure = weight if early or t >= warm_up else 0.0
+        about = run.step(step, t, index, exponent, pressure)
+        if step % max(1, iterations // POINTS) == 0 or step == iterations - 1:
+            session.resume.rows.append({"part": part.name, **run.point(step, about), "beta": exponent})
+        if (step + 1) % session.every == 0:
+            session.resume.save(stage, step + 1, run.optimizers)
+    spent = (time.perf_counter() - began) / len(part.layers)
+    for name in part.layers:
+        session.seconds[name] = session.seconds.get(name, 0.0) + spent
+
+
+class _Run:
+    """The optimisers of one stage, and one step of it."""
+
+    def __init__(self, session: Session, part: Part, stage: int, kind: str, rates: Rates, keep: Keep, share: float):  # noqa: PLR0913
+        student = session.student
+        self.session, self.part, self.stage, self.keep, self.share = session, part, stage, keep, share
+        self.hard = not rates.get("rounding")
+        own = [student.roundings[name] for name in part.layers]
+        fed = [student.inputs[name] for name in part.layers if name in student.inputs]
+        found: dict[Any, list[nn.Parameter]] = {
+            "bias": [layer.bias for layer in own if layer.bias is not None],
+            "scale": [layer.sigma for layer in own],
+            "input": [quantizer.sigma for quantizer in fed],
+        }
+        student.values.requires_grad_(False)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if not self.hard:
+            alphas = [layer.alpha.requires_grad_() for layer in own]
+            made = torch.optim.RAdam(alphas) if kind == "radam" else torch.optim.Adam(alphas, fused=True)
+            made.param_groups[0]["lr"] = rates["rounding"]
+            self.optimizers.append(made)
+        self.groups = [
+            {"params": [p.requires_grad_() for p in params], "lr": rate, "first": rate, "kind": name}
+            for name, params in found.items()
+            if (rate := rates.get(name)) and params
+        ]
+        if self.groups:
+            self.optimizers.append(torch.optim.Adam(self.groups, fused=True))
+        self.learned = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+
+    def step(self, step: int, t: float, index: Tensor, exponent: float, pressure: float) -> dict[str, float]:
+        """Take one step; return the terms of the loss before it, and how much was kept in full precision."""
+        student, device = self.session.student, self.session.student.problem.batch.x.device
+        generator = seeded(self.session.seed, self.stage, step, device=device)
+        mix = schedule.mix(self.keep, t, self.share, generator)
+        with torch.enable_grad(), student.lent(self.part.layers, self.hard, mix) as h:
+            error, weights = self.part.error(index, generator)
+            terms = {"error": error}
+            if not self.hard and pressure:
+                parts = [weights[name] * regulariser(own, exponent) for name, own in h.items()]
+                terms["rounding"] = pressure * torch.stack(parts).sum()
+            loss = torch.stack([*terms.values()]).sum()
+        self._check({name: float(term.detach()) for name, term in terms.items()}, step)
+        if not self.learned:
+            return {name: float(term.detach()) for name, term in terms.items()} | {"kept": mix.share}
+        gradients = torch.autograd.grad(loss, self.learned, allow_unused=True)
+        norms = torch.stack([g.norm() for g in gradients if g is not None])
+        self._check({"gradient": float(norms.sum())}, step)
+        for own, gradient in zip(self.learned, gradients, strict=True):
+            own.grad = gradient
+        for group in self.optimizers[-1].param_groups:
+            if group.get("kind") == "input":
+                group["lr"] = group["first"] * (1 + math.cos(math.pi * t)) / 2
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return {name: float(term.detach()) for name, term in terms.items()} | {"kept": mix.share}
+
+    def point(self, step: int, about: dict[str, float]) -> dict[str, Any]:
+        """Return one point of the curves: the terms, how hard roundings are (0 to 1), and which share has flipped."""
+        own = [self.session.student.roundings[name] for name in self.part.layers]
+        count = sum(layer.alpha.numel() for layer in own)
+        with torch.no_grad():
+            hard = sum(float((2 * layer.h(self.hard) - 1).abs().sum()) for layer in own) / count
+        return {"step": step, **about, "hardness": hard, "flipped": sum(layer.flipped() for layer in own) / count}
+
+    def _check(self, terms: dict[str, float], step: int) -> None:
+        for name, value in terms.items():
+            if not math.isfinite(value):
+                kept = self.session.resume.save(self.stage, step, self.optimizers)
+                where = f"; the state before it is kept in {self.session.resume.file}" if kept else ""
+                raise SqError(
+                    f"{self.part.name}: {name} is {value} at step {step}: lower quantizer.learn.rates, or check the "
+                    f"weights and calibration images{where}"
+                )
+
+
+def _order(session: Session, stage: int, step: int, batch: int) -> Tensor:
+    """Return the numbers (batch,) of the images of one step: each once before any is taken again."""
+    every = session.images // batch  # steps in one order; what is left over waits for another
+    order = torch.randperm(session.images, generator=seeded(session.seed, stage, -1 - step // every))
+    return order[step % every * batch :][:batch]
+
+
+def seeded(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator whose draws follow from `numbers`: what is drawn at a step needs no state to be resumed."""
+    seed = hashlib.sha256(repr(numbers).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))
