@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,12 @@ def average(draw: Callable[[int], Tensor], draws: int, tolerance: float) -> tupl
 def standard_error(made: list[Tensor]) -> Tensor:
     """Return (n,) the standard error of the mean over draws (n,), of which there are 2 or more."""
     return torch.stack(made).std(0) / len(made) ** 0.5
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Return a generator of numbers of its own for each tuple of `numbers`, by a hash (32 bits of a seed count)."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def signs(like: Tensor, generator: torch.Generator) -> Tensor:

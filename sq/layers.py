@@ -138,6 +138,11 @@ def positions(module: nn.Module, output: Tensor) -> int:
     return output.numel() // _weight(module).shape[0]
 
 
+def channels_second(module: nn.Module, output: Tensor) -> Tensor:
+    """Return what `module` returned with its channels on the second axis: those of a linear layer are on the last."""
+    return output.movedim(-1, 1) if isinstance(module, nn.Linear) else output
+
+
 def taps(module: nn.Module) -> int:
     """Return how many taps a kernel of `module` has; 1 for a linear layer."""
     return _weight(module)[0, 0].numel()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, oom, resources, sheet, summary, trace
+from sq import baseline, cache, ends, fold, gate, importance, oom, resources, sheet, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
@@ -52,9 +52,10 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     with clock.phase("statistics"):
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
         collected, cached = cache.collect(model, batch, kept, **how)
+        h, weighed = importance.collect(part["grid"], model, batch, kept)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, scratch=config["cache"])
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, importance=h, scratch=config["cache"])
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
         cost.check()
@@ -76,7 +77,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(cost, widths) | summary.trials(made["results"], tried)
-    made |= summary.images(dataset, batch, evaluation.left_out)
+    made |= summary.images(dataset, batch, evaluation.left_out) | weighed
     made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
     spent = {
         "full_precision_cached": known,

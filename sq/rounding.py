@@ -71,7 +71,7 @@ class Rounding(nn.Module):
 
     def weight(self, h: Tensor) -> Tensor:
         """Return the weight for roundings `h` (G, O, I), in the shape of the module's."""
-        shape = self.layer.module._parameters["weight"].shape
+        shape = self.layer.module.weight.shape  # type: ignore[union-attr]
         made = ((self.base + h) * (self.sigma * self.scale)).reshape(shape)
         # Laid out as convolutions of channels-last inputs want it.
         return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made

@@ -9,6 +9,14 @@ from typing import Any
 SETTINGS: dict[str, Any] = {
     "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
     "sensitivity.input_bits": [],
+    "grid.hessian": {
+        "_target_": "sq.scores.weight_scores",
+        "_partial_": True,
+        "images": 64,
+        "draws": 100,
+        "tolerance": 0.05,
+        "seed": 0,
+    },
 }
 
 

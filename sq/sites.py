@@ -58,7 +58,8 @@ class Sites:
         """Return the grid of a layer's weights (G, O, I), or of its inputs (any shape)."""
         if (layer.name, bits) not in self._grids:
             if self.kind == "weights":
-                grid = self._problem.fit(weight(layer).reshape(layer.groups, layer.outputs, layer.inputs), bits)
+                W = weight(layer).reshape(layer.groups, layer.outputs, layer.inputs)
+                grid = self._problem.grid(layer.name, W, bits)
             else:
                 grid = adds.on(self._problem.inputs.grid(layer.name, bits), self._problem.batch.x.device)
             self._grids[layer.name, bits] = grid

@@ -20,7 +20,6 @@ from sq.samples import Calibration, Prepare
 
 # decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
 Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
-
 Span = tuple[tuple[float, ...], tuple[float, ...]]  # of an image, its lowest and highest values: one, or one a channel
 
 
@@ -66,10 +65,7 @@ class Model:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What one pass over the calibration images leaves of one layer.
-
-    `hessian` is H = 2 X X^T / N, (G, I, I) float64; `positions` is N, the columns of X.
-    """
+    """What one pass over images leaves of a layer: H = 2 X X^T / N, (G, I, I) float64, and N, the columns of X."""
 
     hessian: Tensor
     positions: int
@@ -136,7 +132,7 @@ class Grid(Protocol):
         ...
 
 
-Fit = Callable[[Tensor, int], Grid]  # fit(W, bits) -> Grid
+Fit = Callable[..., Grid]  # fit(W, bits) -> Grid, or fit(W, bits, h) where the grid asks for h, see `sq.importance`
 # solve(W, H, grid) -> codes, or codes and the grid they are of where the solver moved it
 Solve = Callable[[Tensor, Tensor, Grid], "Tensor | tuple[Tensor, Grid]"]
 
@@ -185,7 +181,12 @@ class Problem:
     bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
     activations: dict[str, Grid] = field(default_factory=dict)  # grids of layer inputs; none stay full precision
     inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
+    importance: dict[str, Tensor] = field(default_factory=dict)  # h (G, O, I) of weights, if `fit` asks for it
     scratch: str | None = None  # a folder for the state of what takes long, to be taken up where it was left
+
+    def grid(self, name: str, W: Tensor, bits: int) -> Grid:
+        """Return the grid of `bits` for the weight (G, O, I) of a layer, or for one in its place."""
+        return self.fit(W, bits, *([self.importance[name]] if name in self.importance else []))
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,13 @@ def _found(modules: dict[str, nn.Module], seen: _Pass) -> list[str]:
 
 def _checked(model: Model, modules: dict[str, nn.Module], seen: _Pass, named: list[str]) -> list[str]:
     """Return those of `named` that have layers, if they can be the units of the network."""
+    own = {layer.name for layer in model.layers}
     for name in named:
         if name not in modules or not name:
             raise SqError(f"blocks: {name!r} is no module of {type(model.net).__name__}; {nearest(name, modules)}")
-        if len(seen.held(name)) > 1 and not seen.alone(name):
+        if name not in seen.around:
+            raise SqError(f"blocks: {name} is never called itself: name the modules in it instead")
+        if not (seen.alone(name) or name in own):
             raise SqError(
                 f"blocks: {name} cannot be reconstructed alone, because it, or a layer in it, is called more than "
                 "once in a pass and not within it: name its layers instead"

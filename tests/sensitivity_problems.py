@@ -13,7 +13,7 @@ from sq.grid import uniform
 from sq.samples import Calibration
 from sq.types import Model, Problem
 
-FIT = partial(uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5)
+FIT = partial(uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5, hessian=None)
 
 
 class Block(nn.Module):

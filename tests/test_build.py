@@ -100,7 +100,7 @@ def test_whole_number_serves_where_any_number_does():
 
 
 def test_unknown_choice_and_the_nearest():
-    with pytest.raises(SqError, match=r"grid\.range=mes: should be 'minmax' or 'mse'; nearest: mse"):
+    with pytest.raises(SqError, match=r"grid\.range=mes: should be 'minmax', 'mse' or 'hmse'; nearest: mse"):
         check({**UNIFORM, "range": "mes"}, "grid")
 
 
@@ -274,6 +274,10 @@ def test_files_are_short(file):
         ("grid", "uniform", "steps", 0),
         ("grid", "uniform", "shrink", 0.0),
         ("grid", "uniform", "shrink", 2.0),
+        ("grid", "uniform", "hessian.images", 0),
+        ("grid", "uniform", "hessian.draws", 1),
+        ("grid", "uniform", "hessian.tolerance", 0.0),
+        ("grid", "uniform", "hessian.seed", -1),
         ("correction", "batchnorm", "batch_size", 0),
         ("correction", "reestimate", "batch_size", 1),
     ],

@@ -43,3 +43,10 @@ def test_signs_are_plus_and_minus_one_alike_everywhere():
     assert set(drawn.tolist()) == {-1.0, 1.0}
     assert abs(float(drawn.mean())) < 0.1
     assert drawn.dtype == torch.float64
+
+
+def test_generators_of_different_numbers_differ():
+    tuples = [(seed, number, place) for seed in (0, 1, 2**40) for number in (0, 1, 100) for place in (0, 1, 2**30)]
+    drawn = [tuple(torch.randn(4, generator=draws.generator(*numbers)).tolist()) for numbers in tuples]
+    assert len(set(drawn)) == len(tuples)
+    assert drawn == [tuple(torch.randn(4, generator=draws.generator(*numbers)).tolist()) for numbers in tuples]

@@ -207,6 +207,13 @@ def test_named_block_must_be_called_once():
     with pytest.raises(SqError, match=r"blocks: 0\.0 cannot be reconstructed alone"):
         units.find(model, torch.randn(1, 2, 6, 6), ["0.0", "1"])
     assert list(found(model, ["0", "1"])) == ["0", "1"]  # what calls it twice is called once
+    assert list(found(model, ["0.0.body.0", "0.0.body.1", "1"])) == ["0.0.body.0", "0.0.body.1", "1"]
+
+
+def test_named_container_that_is_not_called(resnet):
+    model = trace.settle(resnet, torch.randn(1, *resnet.input))
+    with pytest.raises(SqError, match=r"blocks: blocks\.0\.body is never called itself: name the modules in it"):
+        units.find(model, torch.randn(1, *resnet.input), ["stem", "blocks.0.body", "head"])
 
 
 @pytest.mark.parametrize("name", ["resnet20", "efficientnet_lite0", "yolov5n"])

@@ -71,8 +71,8 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     ------
     Nagel et al. 2020 (AdaRound), arXiv 2004.10568, equation 25; what a layer returns is compared before the activation
     function, which may be no module. Li et al. 2021 (BRECQ), arXiv 2102.05426, equation 10; the Fisher information is
-    that of outputs with Gaussian noise, E_v[(J^T v)^2]: our reading, which takes no labels and any output. Wei et al. 2022
-    (QDrop), arXiv 2203.05740.
+    that of outputs with Gaussian noise, E_v[(J^T v)^2]: our reading, which takes no labels and any output. Wei et al.
+    2022 (QDrop), arXiv 2203.05740.
     """
     own = {"budget": budget, "init": init, "parts": parts, "named": named, "loss": loss, "drop": drop, "seed": seed}
     session = begin(problem, start, own, [learn, then], checkpoint_every)

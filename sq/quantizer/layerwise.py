@@ -101,7 +101,7 @@ def _moved_target(layer: Layer, pair: upstream.Pair, problem: Problem, damp: flo
 
 
 def _fit(layer: Layer, target: Target, problem: Problem) -> tuple[Grid, float]:
-    grid, seconds = timed(lambda: problem.fit(target.W, problem.bits[layer.name]), target.W.device)
+    grid, seconds = timed(lambda: problem.grid(layer.name, target.W, problem.bits[layer.name]), target.W.device)
     check_grid(layer, grid)
     return grid, seconds
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 
-from sq import loss, oom
-from sq.console import track
+from sq import loss, squares
 from sq.costs import Cost, Rows
-from sq.derivatives import total, unfused, watched
+from sq.derivatives import total, watched
 from sq.knobs import Count
 from sq.sites import Sites, price, weight
 from sq.types import Problem
-
-GRADIENTS = 2**26  # elements of the gradients of all images that go together: 256 MiB in float32
 
 
 def score(problem: Problem, *, bits: list[int], input_bits: list[int], images: Count) -> Cost:
@@ -50,26 +46,12 @@ def score(problem: Problem, *, bits: list[int], input_bits: list[int], images: C
 
 def diagonal(sites: Sites, x: Tensor, y: Tensor) -> list[Tensor]:
     """Return E_n[g_n^2] of every layer's weights, each in its module's shape."""
-    net = sites.model.net
-    weights = {f"{layer.name}.weight": weight(layer) for layer in sites.layers}
+    weights = {layer.name: weight(layer) for layer in sites.layers}
 
-    def own_loss(given: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        outputs = functional_call(net, given, (image.unsqueeze(0),))
-        return loss.cross_entropy(outputs, label.unsqueeze(0)).sum()
+    def own_loss(outputs: Tensor, label: Tensor) -> Tensor:
+        return loss.cross_entropy(outputs, label).sum()
 
-    gradients = vmap(grad(own_loss), in_dims=(None, 0, 0))
-    size = max(1, GRADIENTS // sum(w.numel() for w in weights.values()))
-
-    def attempt(size: int) -> list[Tensor]:
-        sums = {name: torch.zeros_like(w) for name, w in weights.items()}
-        for start in track(range(0, len(x), size), "sensitivity"):
-            found = gradients(weights, x[start : start + size], y[start : start + size])
-            for name, square in sums.items():
-                square += found[name].square().sum(0)
-        return [square / len(x) for square in sums.values()]
-
-    with torch.no_grad(), unfused():  # no derivatives beyond those asked for
-        return oom.fitting("sensitivity", attempt, min(size, len(x)))
+    return list(squares.mean(sites.model.net, weights, x, own_loss, lambda place: y[place]).values())
 
 
 def _weights(sites: Sites, x: Tensor, y: Tensor) -> Rows:

@@ -31,7 +31,7 @@ def round_weights(net, bits, range="minmax"):
     net = copy.deepcopy(net)
     for layer in layers.find(net)[0]:
         W = layers.weight(layer.module)
-        grid = uniform.fit(W, bits, symmetric=False, range=range, norm=2.4, steps=20, shrink=0.2)
+        grid = uniform.fit(W, bits, symmetric=False, range=range, norm=2.4, steps=20, shrink=0.2, hessian=None)
         layers.set_weight(layer.module, grid.nearest(W))
     return net
 

@@ -7,12 +7,12 @@ from sq.errors import SqError
 from sq.grid import uniform
 from sq.uniform import UniformGrid
 
-BASE = dict(symmetric=False, range="minmax", norm=2.4, steps=80, shrink=0.2)
+BASE = dict(symmetric=False, range="minmax", norm=2.4, steps=80, shrink=0.2, hessian=None)
 KINDS = [(False, "minmax"), (True, "minmax"), (False, "mse"), (True, "mse")]
 
 
-def fit(W, bits, **changes):
-    return uniform.fit(W, bits, **BASE | changes)
+def fit(W, bits, h=None, **changes):
+    return uniform.fit(W, bits, h, **BASE | changes)
 
 
 def levels(grid, G, O):
@@ -111,19 +111,69 @@ def test_search_equals_a_loop(monkeypatch, chunk, symmetric):
     grid = fit(W, 3, symmetric=symmetric, range="mse", steps=33, shrink=0.3)
     for g in range(2):
         for o in range(3):
-            low, high = min(float(W[g, o].min()), 0), max(float(W[g, o].max()), 0)
-            if symmetric:
-                low, high = -max(-low, high), max(-low, high)
-            best = (float("inf"), 0.0, 0)
+            best = (float("inf"), 0.0, 0.0)
             for step in range(33):
-                factor = 1 - 0.7 * step / 32
-                scale = (high - low) * factor / 7
-                zero = -4 if symmetric else round(low * factor / scale)
-                table = [scale * (zero + code) for code in range(8)]
+                scale, table = spanned(W[g, o], 1 - 0.7 * step / 32, symmetric)
                 lost = sum(min(abs(w - t) for t in table) ** 2.4 for w in W[g, o].tolist())
-                best = min(best, (lost, scale, zero))
+                best = min(best, (lost, scale, table[0]))
             assert grid.scale[g, o].item() == pytest.approx(best[1], rel=1e-12)
-            assert grid.low[g, o].item() == best[2]
+            assert (grid.scale * grid.low)[g, o].item() == pytest.approx(best[2], rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 2**22])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_importance_weighs_the_error_of_each_weight(monkeypatch, chunk, symmetric):
+    monkeypatch.setattr(uniform, "CHUNK", chunk)
+    W, h = weights(2, 2, 3, 16), weights(9, 2, 3, 16).pow(4)
+    h[1, 2] = 0  # nothing depends on this channel: the full range
+    grid = fit(W, 3, h, symmetric=symmetric, range="hmse", steps=33, shrink=0.3)
+    plain = fit(W, 3, symmetric=symmetric, range="mse", norm=2.0, steps=33, shrink=0.3)
+    for g in range(2):
+        for o in range(3):
+            ranges = [spanned(W[g, o], 1 - 0.7 * step / 32, symmetric) for step in range(33)]
+            lost = [
+                sum(
+                    own * min(abs(w - t) for t in table) ** 2
+                    for w, own in zip(W[g, o].tolist(), h[g, o].tolist(), strict=True)
+                )
+                for _, table in ranges
+            ]
+            assert grid.scale[g, o].item() == pytest.approx(ranges[lost.index(min(lost))][0], rel=1e-12)
+    assert (grid.scale != plain.scale).any(), "the weights make no difference here"
+
+    def cost(own):
+        return (h * (W - own.nearest(W)).square()).sum(-1)
+
+    assert (cost(grid) <= cost(plain)).all()
+
+
+def spanned(channel, factor, symmetric):
+    """Return the step of the 3-bit grid over `factor` of a channel's range, and its values."""
+    low, high = min(float(channel.min()), 0), max(float(channel.max()), 0)
+    if symmetric:
+        low, high = -max(-low, high), max(-low, high)
+    scale = (high - low) * factor / 7
+    zero = -4 if symmetric else round(low * factor / scale)
+    return scale, [scale * (zero + code) for code in range(8)]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_equal_importance_is_least_squared_error(symmetric, bits):
+    W = weights(10, 2, 8, 30)
+    h = torch.full_like(W, 0.125) * torch.tensor([1.0, 4.0]).view(2, 1, 1)  # between channels it may differ
+    own = fit(W, bits, h, symmetric=symmetric, range="hmse")
+    wanted = fit(W, bits, symmetric=symmetric, range="mse", norm=2.0)
+    assert torch.equal(own.scale, wanted.scale)
+    assert torch.equal(own.low, wanted.low)
+
+
+@pytest.mark.parametrize(
+    ("range", "h"), [("hmse", None), ("mse", torch.ones(1, 2, 4)), ("minmax", torch.ones(1, 2, 4))]
+)
+def test_importance_is_for_its_range_alone(range, h):
+    with pytest.raises(SqError, match=rf"^grid\.range={range}: hmse, and no other range, takes"):
+        fit(weights(0, 1, 2, 4), 3, h, range=range)
 
 
 def test_one_step_tries_the_full_range():

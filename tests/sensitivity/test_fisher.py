@@ -25,7 +25,7 @@ def test_cost_is_that_of_a_loop_over_images(tricky_problem):
 
 def test_size_of_what_goes_together_changes_nothing(tricky_problem, monkeypatch):
     once = fisher.score(tricky_problem, bits=[2], input_bits=[2], images=6)
-    monkeypatch.setattr(fisher, "GRADIENTS", 1)
+    monkeypatch.setattr("sq.squares.GRADIENTS", 1)
     again = fisher.score(tricky_problem, bits=[2], input_bits=[2], images=6)
     for name, row in once.weights.items():
         assert again.weights[name][2] == pytest.approx(row[2], rel=1e-4)

@@ -21,7 +21,7 @@ def problem():
     found, skipped = layers.find(net)
     model = Model(net, found, (2, 5, 5), "", None, skipped)
     batch = Calibration(torch.randn(6, 2, 5, 5), torch.zeros(6).long(), [str(i) for i in range(6)])
-    fit = partial(uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5)
+    fit = partial(uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5, hessian=None)
     return Problem(model, batch, statistics.collect(model, batch, batch_size=4, positions=1.0, seed=0), fit)
 
 

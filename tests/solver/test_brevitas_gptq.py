@@ -17,7 +17,7 @@ needs_brevitas = pytest.mark.skipif(importlib.util.find_spec("brevitas") is None
 
 
 def fitted(W, bits, symmetric):
-    return uniform.fit(W, bits, symmetric=symmetric, range="mse", norm=2.4, steps=80, shrink=0.2)
+    return uniform.fit(W, bits, symmetric=symmetric, range="mse", norm=2.4, steps=80, shrink=0.2, hessian=None)
 
 
 @needs_brevitas
