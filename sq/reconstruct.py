@@ -21,7 +21,7 @@ from sq.console import track
 from sq.errors import SqError
 from sq.knobs import Count, NotNegative, Portion, Whole
 from sq.resume import Resume
-from sq.rounding import regulariser
+from sq.rounding import Forward, regulariser, soft
 from sq.schedule import Keep
 from sq.student import Student
 
@@ -70,6 +70,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     *,
     iterations: Whole,
     batch: Count,
+    forward: Literal["soft", "hard"],
     optimizer: Literal["adam", "radam"],
     rates: Rates,
     weight: NotNegative,
@@ -86,9 +87,11 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     session : changed in place; its student's network is not
     iterations : steps; 0 leaves all as it is
     batch : images in one step, of calibration images in an order drawn anew each time all were used
+    forward : roundings in between 0 and 1 ("soft", as published), or 0 and 1 with gradients as if in between ("hard",
+        straight-through: what is seen is what comes out, so that few steps suffice); without a rate they are fixed
     optimizer : of the roundings; all else takes Adam
     rates : of each kind of what is learned; that of inputs falls to 0 as a cosine
-    weight : of the regulariser that makes roundings hard; where roundings have rate 0, they are hard throughout
+    weight : of the regulariser that makes roundings hard; it counts where roundings are soft
     warm_up : share of the steps in which the regulariser's exponent stays at its first value
     early : the regulariser counts in the warm-up too (EPTQ); AdaRound and BRECQ leave it out
     beta : the exponent at first and at last
@@ -107,7 +110,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     stage, session.stages = session.stages, session.stages + 1
     session.steps += iterations
     began = time.perf_counter()
-    run = _Run(session, part, stage, optimizer, rates, keep, share)
+    run = _Run(session, part, stage, _How(forward, optimizer, rates, keep, share))
     first = session.resume.begin(stage, run.optimizers)
     for step in track(range(iterations if first is None else first, iterations), part.name, iterations):
         t = step / max(iterations - 1, 1)
@@ -124,13 +127,24 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
         session.seconds[name] = session.seconds.get(name, 0.0) + spent
 
 
+@dataclass(frozen=True)
+class _How:
+    """Knobs of `learn` that hold throughout a stage."""
+
+    forward: Forward
+    optimizer: str
+    rates: Rates
+    keep: Keep
+    share: float
+
+
 class _Run:
     """The optimisers of one stage, and one step of it."""
 
-    def __init__(self, session: Session, part: Part, stage: int, kind: str, rates: Rates, keep: Keep, share: float):  # noqa: PLR0913
-        student = session.student
-        self.session, self.part, self.stage, self.keep, self.share = session, part, stage, keep, share
-        self.hard = not rates.get("rounding")
+    def __init__(self, session: Session, part: Part, stage: int, how: _How):
+        student, rates = session.student, how.rates
+        self.session, self.part, self.stage, self.how = session, part, stage, how
+        self.forward: Forward = how.forward if rates.get("rounding") else "fixed"
         own = [student.roundings[name] for name in part.layers]
         fed = [student.inputs[name] for name in part.layers if name in student.inputs]
         found: dict[Any, list[nn.Parameter]] = {
@@ -140,9 +154,9 @@ class _Run:
         }
         student.values.requires_grad_(False)
         self.optimizers: list[torch.optim.Optimizer] = []
-        if not self.hard:
+        if self.forward != "fixed":
             alphas = [layer.alpha.requires_grad_() for layer in own]
-            made = torch.optim.RAdam(alphas) if kind == "radam" else torch.optim.Adam(alphas, fused=True)
+            made = torch.optim.RAdam(alphas) if how.optimizer == "radam" else torch.optim.Adam(alphas, fused=True)
             made.param_groups[0]["lr"] = rates["rounding"]
             self.optimizers.append(made)
         self.groups = [
@@ -158,11 +172,11 @@ class _Run:
         """Take one step; return the terms of the loss before it, and how much was kept in full precision."""
         student, device = self.session.student, self.session.student.problem.batch.x.device
         generator = seeded(self.session.seed, self.stage, step, device=device)
-        mix = schedule.mix(self.keep, t, self.share, generator)
-        with torch.enable_grad(), student.lent(self.part.layers, self.hard, mix) as h:
+        mix = schedule.mix(self.how.keep, t, self.how.share, generator)
+        with torch.enable_grad(), student.lent(self.part.layers, self.forward, mix) as h:
             error, weights = self.part.error(index, generator)
             terms = {"error": error}
-            if not self.hard and pressure:
+            if self.forward == "soft" and pressure:
                 parts = [weights[name] * regulariser(own, exponent) for name, own in h.items()]
                 terms["rounding"] = pressure * torch.stack(parts).sum()
             loss = torch.stack([*terms.values()]).sum()
@@ -186,7 +200,7 @@ class _Run:
         own = [self.session.student.roundings[name] for name in self.part.layers]
         count = sum(layer.alpha.numel() for layer in own)
         with torch.no_grad():
-            hard = sum(float((2 * layer.h(self.hard) - 1).abs().sum()) for layer in own) / count
+            hard = sum(float((2 * soft(layer.alpha) - 1).abs().sum()) for layer in own) / count
         return {"step": step, **about, "hardness": hard, "flipped": sum(layer.flipped() for layer in own) / count}
 
     def _check(self, terms: dict[str, float], step: int) -> None:

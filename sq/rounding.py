@@ -8,12 +8,17 @@ above. A regulariser drives every h to 0 or 1; what is left over is rounded at 1
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from sq.types import Layer
 from sq.uniform import UniformGrid
 
+# Roundings as weights are computed with: in between 0 and 1; 0 or 1, with gradients as if they were in between
+# (straight-through); or 0 or 1 without gradients.
+Forward = Literal["soft", "hard", "fixed"]
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to (GAMMA, ZETA), so that h reaches both its ends
 SURE = 1e-3  # h starts at least so far on its code's side of 1/2: a tie is not left to rounding
 
@@ -67,18 +72,22 @@ class Rounding(nn.Module):
         self.alpha = nn.Parameter(inverse(sure))
         self.sigma = nn.Parameter(torch.ones_like(grid.scale))
         bias = layer.module.bias
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())  # type: ignore[operator, union-attr]
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())  # type: ignore[operator]
 
     def weight(self, h: Tensor) -> Tensor:
         """Return the weight for roundings `h` (G, O, I), in the shape of the module's."""
-        shape = self.layer.module.weight.shape  # type: ignore[union-attr]
-        made = ((self.base + h) * (self.sigma * self.scale)).reshape(shape)
+        own = self.layer.module._parameters["weight"]
+        assert own is not None
+        made = ((self.base + h) * (self.sigma * self.scale)).reshape(own.shape)
         # Laid out as convolutions of channels-last inputs want it.
         return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
 
-    def h(self, hard: bool) -> Tensor:
-        """Return the roundings (G, O, I): soft, or 0 and 1 where they are `hard`."""
-        return self.up() if hard else soft(self.alpha)
+    def h(self, forward: Forward) -> Tensor:
+        """Return the roundings (G, O, I): see `Forward`."""
+        if forward == "fixed":
+            return self.up()
+        h = soft(self.alpha)
+        return h if forward == "soft" else h + (self.up() - h).detach()
 
     def up(self) -> Tensor:
         """Return 1 where a weight is rounded up, else 0."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sq import activations, adds, hooks, layers
 from sq.errors import SqError
 from sq.lsq import Input
-from sq.rounding import Rounding
+from sq.rounding import Forward, Rounding
 from sq.schedule import Mix
 from sq.sites import holders
 from sq.statistics import relative_error
@@ -63,9 +63,9 @@ class Student:
             yield
 
     @contextmanager
-    def lent(self, names: list[str], hard: bool, mix: Mix | None) -> Iterator[dict[str, Tensor]]:
-        """Let layers compute with what they have learned, for a pass; give their roundings h, hard or soft."""
-        h = {name: self.roundings[name].h(hard) for name in names}
+    def lent(self, names: list[str], forward: Forward, mix: Mix | None) -> Iterator[dict[str, Tensor]]:
+        """Let layers compute with what they have learned, for a pass; give their roundings h."""
+        h = {name: self.roundings[name].h(forward) for name in names}
         changed: list[nn.Module] = []
         self.mix = mix
         try:
