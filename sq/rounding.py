@@ -20,7 +20,6 @@ from sq.uniform import UniformGrid
 # (straight-through); or 0 or 1 without gradients.
 Forward = Literal["soft", "hard", "fixed"]
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to (GAMMA, ZETA), so that h reaches both its ends
-SURE = 1e-3  # h starts at least so far on its code's side of 1/2: a tie is not left to rounding
 
 
 def soft(alpha: Tensor) -> Tensor:
@@ -46,7 +45,8 @@ class Rounding(nn.Module):
     layer : of the full-precision network
     W : (G, O, I), its weight
     grid : of these weights
-    codes : (G, O, I), to start from: each is one of the two its weight may take, the nearer of both where it can be
+    codes : (G, O, I), to start from: each is one of the two its weight may take
+    hold : h starts at the fractional part of W / s, but at least so far on its code's side of 1/2, in (0, 0.5)
 
     Source
     ------
@@ -59,14 +59,14 @@ class Rounding(nn.Module):
     scale: Tensor
     low: Tensor
 
-    def __init__(self, layer: Layer, W: Tensor, grid: UniformGrid, codes: Tensor):
+    def __init__(self, layer: Layer, W: Tensor, grid: UniformGrid, codes: Tensor, hold: float):
         super().__init__()
         self.layer, self.levels = layer, grid.levels
         k, steps = codes + grid.low, W / grid.scale
         below = ((steps >= k) & (k < grid.high)) | (k <= grid.low)  # the code is the lower of the two
         base = torch.where(below, k, k - 1)
         share = (steps - base).clamp(0, 1)
-        sure = torch.where(below, share.clamp(max=0.5 - SURE), share.clamp(min=0.5 + SURE))
+        sure = torch.where(below, share.clamp(max=0.5 - hold), share.clamp(min=0.5 + hold))
         for name, own in {"base": base, "codes_before": codes, "scale": grid.scale, "low": grid.low}.items():
             self.register_buffer(name, own.clone())
         self.alpha = nn.Parameter(inverse(sure))

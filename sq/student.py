@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from sq import activations, adds, hooks, layers
@@ -24,6 +26,7 @@ from sq.types import Grid, Problem, QuantizedLayer, QuantizedModel, digest
 from sq.uniform import UniformGrid
 
 Start = Callable[[Problem], QuantizedModel]  # the codes to start from
+Hold = Annotated[float, Interval(gt=0, lt=0.5)]
 
 
 class Student:
@@ -33,13 +36,14 @@ class Student:
     ----------
     problem : its network stays as it is
     start : the codes and grids that rounding starts from
+    hold : how far from the other code roundings start at least, see `Rounding`
 
     Raises
     ------
     SqError : a grid that is not uniform, or is of a residual addition; see `start`
     """
 
-    def __init__(self, problem: Problem, start: Start):
+    def __init__(self, problem: Problem, start: Start, hold: float):
         self.problem, self.begun = problem, start(problem)
         _check_inputs(problem.activations)
         self.net = copy.deepcopy(problem.model.net).requires_grad_(False)
@@ -47,7 +51,7 @@ class Student:
         for layer in problem.model.layers:
             own = self.begun.layers[layer.name]
             grid = _uniform(own.grid, f"the weights of layer {layer.name}", "grid")
-            self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), grid, own.codes)
+            self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), grid, own.codes, hold)
         self.inputs = {name: Input(_uniform(g, name, "activation")) for name, g in problem.activations.items()}
         self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(problem.batch.x.device)
         self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none

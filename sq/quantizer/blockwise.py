@@ -24,7 +24,7 @@ from sq.knobs import Count, Portion, Positive, Whole
 from sq.quantizer.learned import begin, finish
 from sq.reconstruct import Learn, Part, Session, seeded
 from sq.schedule import Mix
-from sq.student import Start
+from sq.student import Hold, Start
 from sq.types import Problem, QuantizedModel
 from sq.units import Unit
 
@@ -37,6 +37,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     budget: Literal["cpu", "paper"],
     init: str,
     start: Start,
+    hold: Hold,
     parts: Literal["layers", "blocks"],
     named: list[str] | None,
     loss: Literal["mse", "fisher"],
@@ -53,6 +54,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     ----------
     budget : name of the settings that `learn` and `then` were given; for the record
     init, start : the quantizer that gives the codes and grids to start from, by name and as a function
+    hold : how far on their codes' side roundings start at least, see `sq.rounding.Rounding`
     parts : "layers", or "blocks": residual blocks, and layers outside of them; see `sq.units.find`
     named : blocks by name, where they are not to be found
     loss : "mse", or "fisher": squared errors weighed by the squared gradients that images leave there
@@ -74,7 +76,16 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     that of outputs with Gaussian noise, E_v[(J^T v)^2]: our reading, which takes no labels and any output. Wei et al.
     2022 (QDrop), arXiv 2203.05740.
     """
-    own = {"budget": budget, "init": init, "parts": parts, "named": named, "loss": loss, "drop": drop, "seed": seed}
+    own = {
+        "budget": budget,
+        "init": init,
+        "hold": hold,
+        "parts": parts,
+        "named": named,
+        "loss": loss,
+        "drop": drop,
+        "seed": seed,
+    }
     session = begin(problem, start, own, [learn, then], checkpoint_every)
     model, x = problem.model, problem.batch.x
     each = [Unit(layer.name, layer.module, [layer]) for layer in model.layers]

@@ -21,7 +21,7 @@ from sq.kept import Kept
 from sq.knobs import Count, Positive, Whole
 from sq.quantizer.learned import begin, finish
 from sq.reconstruct import Learn, Part
-from sq.student import Start, Student
+from sq.student import Hold, Start, Student
 from sq.types import Problem, QuantizedModel
 
 
@@ -31,6 +31,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     budget: Literal["cpu", "paper"],
     init: str,
     start: Start,
+    hold: Hold,
     attention: Literal["sla", "none"],
     draws: Count,
     memory_gib: Positive,
@@ -44,6 +45,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     ----------
     budget : name of the settings that `learn` was given; for the record
     init, start : the quantizer that gives the codes and grids to start from, by name and as a function
+    hold : how far on their codes' side roundings start at least, see `sq.rounding.Rounding`
     attention : what weighs the errors of images and layers: "sla" their scores, "none" nothing
     draws : of each score
     memory_gib : what full precision returns is kept for all images as far as this, and made anew each step beyond
@@ -61,7 +63,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     2309.11531, with formulas and settings of its published code. That code trains a bias that has no effect; here it
     has one. Where BatchNorm is not folded, what a convolution returns before it is compared.
     """
-    own = {"budget": budget, "init": init, "attention": attention, "draws": draws, "seed": seed}
+    own = {"budget": budget, "init": init, "hold": hold, "attention": attention, "draws": draws, "seed": seed}
     session = begin(problem, start, own, [learn], checkpoint_every)
     weights = _weights(problem, attention, draws, seed)
     x, names = problem.batch.x, [layer.name for layer in problem.model.layers]

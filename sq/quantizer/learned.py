@@ -22,7 +22,7 @@ def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any]
 
     Parameters
     ----------
-    own : settings of the method, `seed` among them; they and those of its `stages` name the state
+    own : settings of the method, `seed` and `hold` among them; they and those of its `stages` name the state
     every : steps between two writes of the state
 
     Raises
@@ -36,7 +36,7 @@ def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any]
             f"{type(problem.model.net).__name__} returns {type(made).__name__}: learned quantizers take networks that "
             "return one tensor, logits (images, classes) or raw predictions of a detector; choose quantizer=sensiquant"
         )
-    student = Student(problem, start)
+    student = Student(problem, start, own["hold"])
     file = None
     if problem.scratch is not None:
         file = Path(problem.scratch) / "unfinished" / f"{_key(student, own, stages)}.safetensors"
