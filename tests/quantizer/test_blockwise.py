@@ -22,9 +22,7 @@ def weights(done):
 def test_brecq_with_blocks_of_one_layer_is_adaround():
     given = problem(residual(), bits=2, activation_bits=4)
     names = [layer.name for layer in given.model.layers]
-    same = ["learn.keep=none", "learn.share=0.0", "then=null"]
-    blocks = [word for word in same if not word.startswith("then")]
-    brecq = _without_then(quantizer("brecq", f"named=[{','.join(names)}]", *blocks))(given)
+    brecq = _without_then(quantizer("brecq", f"named={names}", "learn.keep=none", "learn.share=0.0"))(given)
     adaround = quantizer("adaround")(given)
     assert torch.equal(weights(brecq), weights(adaround))
     assert adaround.report["flipped"] > 0
@@ -59,9 +57,16 @@ def test_fisher_weights_change_what_is_learned():
     assert not torch.equal(codes(plain), codes(weighed))
 
 
-@pytest.mark.parametrize("named", ["[2]", "[2,3,5,0,2]", "[nothing]"])
-def test_block_list_that_misses_or_repeats_layers(named):
-    with pytest.raises(SqError):
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (["2"], "they miss 0, 3.first, 3.second"),
+        (["0", "2", "3", "5", "2.first"], "layer 2.first is in several of them"),
+        (["nothing"], "'nothing' is no module"),
+    ],
+)
+def test_block_list_that_misses_or_repeats_layers(named, message):
+    with pytest.raises(SqError, match=message):
         quantizer("brecq", f"named={named}")(problem(residual()))
 
 
