@@ -6,7 +6,6 @@ what, and at which rates what is learned.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from sq import schedule
 from sq.console import track
+from sq.draws import seeded
 from sq.errors import SqError
 from sq.knobs import Count, NotNegative, Portion, Whole
 from sq.resume import Resume
@@ -108,9 +108,9 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
             f"{session.images} or less, or calibration.images={batch} or more"
         )
     stage, session.stages = session.stages, session.stages + 1
-    session.steps += iterations
     began = time.perf_counter()
     run = _Run(session, part, stage, _How(forward, optimizer, rates, keep, share))
+    iterations = iterations if run.learned else 0  # inputs in full precision have no scale to learn
     first = session.resume.begin(stage, run.optimizers)
     for step in track(range(iterations if first is None else first, iterations), part.name, iterations):
         t = step / max(iterations - 1, 1)
@@ -122,6 +122,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
             session.resume.rows.append({"part": part.name, **run.point(step, about), "beta": exponent})
         if (step + 1) % session.every == 0:
             session.resume.save(stage, step + 1, run.optimizers)
+    session.steps += iterations
     spent = (time.perf_counter() - began) / len(part.layers)
     for name in part.layers:
         session.seconds[name] = session.seconds.get(name, 0.0) + spent
@@ -180,12 +181,10 @@ class _Run:
                 parts = [weights[name] * regulariser(own, exponent) for name, own in h.items()]
                 terms["rounding"] = pressure * torch.stack(parts).sum()
             loss = torch.stack([*terms.values()]).sum()
-        self._check({name: float(term.detach()) for name, term in terms.items()}, step)
-        if not self.learned:
-            return {name: float(term.detach()) for name, term in terms.items()} | {"kept": mix.share}
+        about = {name: float(term.detach()) for name, term in terms.items()} | {"kept": mix.share}
+        self._check(about, step)
         gradients = torch.autograd.grad(loss, self.learned, allow_unused=True)
-        norms = torch.stack([g.norm() for g in gradients if g is not None])
-        self._check({"gradient": float(norms.sum())}, step)
+        self._check({"gradient": float(torch.stack([g.norm() for g in gradients if g is not None]).sum())}, step)
         for own, gradient in zip(self.learned, gradients, strict=True):
             own.grad = gradient
         for group in self.optimizers[-1].param_groups:
@@ -193,7 +192,7 @@ class _Run:
                 group["lr"] = group["first"] * (1 + math.cos(math.pi * t)) / 2
         for optimizer in self.optimizers:
             optimizer.step()
-        return {name: float(term.detach()) for name, term in terms.items()} | {"kept": mix.share}
+        return about
 
     def point(self, step: int, about: dict[str, float]) -> dict[str, Any]:
         """Return one point of the curves: the terms, how hard roundings are (0 to 1), and which share has flipped."""
@@ -219,9 +218,3 @@ def _order(session: Session, stage: int, step: int, batch: int) -> Tensor:
     every = session.images // batch  # steps in one order; what is left over waits for another
     order = torch.randperm(session.images, generator=seeded(session.seed, stage, -1 - step // every))
     return order[step % every * batch :][:batch]
-
-
-def seeded(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator whose draws follow from `numbers`: what is drawn at a step needs no state to be resumed."""
-    seed = hashlib.sha256(repr(numbers).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))

@@ -216,6 +216,5 @@ def digest(tensors: Iterable[Tensor]) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
         data = tensor.detach().cpu().contiguous()
-        sha.update(f"{data.dtype}{tuple(data.shape)}".encode())
-        sha.update(data.flatten().view(torch.uint8).numpy().tobytes())
+        sha.update(f"{data.dtype}{tuple(data.shape)}".encode() + data.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from sq import hooks, images, units
 from sq.distance import squares
-from sq.draws import signs
+from sq.draws import seeded, signs
 from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Portion, Positive, Whole
 from sq.quantizer.learned import begin, finish
-from sq.reconstruct import Learn, Part, Session, seeded
+from sq.reconstruct import Learn, Part, Session
 from sq.schedule import Mix
 from sq.student import Hold, Start
 from sq.types import Problem, QuantizedModel
