@@ -19,12 +19,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sq import config as settings
-from sq import experiments, job, plan, points, preview, root, sweep
+from sq import experiments, job, plan, points, preview, resolvers, root, sweep
 from sq.console import out, say
 from sq.errors import SqError, one_line
 
 CONF = str(root.CONF)
 settings.register()
+resolvers.register()
 
 
 def task(config: DictConfig) -> None:

@@ -77,3 +77,9 @@ def _settled(values: list[float], tolerance: float) -> bool:
 
 def _error(values: list[float]) -> float:
     return float(standard_error(list(torch.tensor(values, dtype=torch.float64))))
+
+
+def seeded(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator whose draws follow from `numbers`: what is drawn at a step needs no state to be resumed."""
+    seed = hashlib.sha256(repr(numbers).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))

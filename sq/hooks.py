@@ -17,8 +17,12 @@ def given(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
 
 
 @contextmanager
-def feeding(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
-    """Call ``see(name, module, x)`` before each of `modules` runs on x, while the context lasts."""
+def feeding(modules: dict[str, nn.Module], see: See, first: bool = False) -> Iterator[None]:
+    """Call ``see(name, module, x)`` before each of `modules` runs on x, while the context lasts.
+
+    With `first`, x is what the module is called with, whatever other hooks make of it; otherwise hooks that are there
+    already may have replaced it.
+    """
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -28,7 +32,7 @@ def feeding(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for name, module in modules.items():
-            hooks.callback(module.register_forward_pre_hook(watch(name), with_kwargs=True).remove)
+            hooks.callback(module.register_forward_pre_hook(watch(name), with_kwargs=True, prepend=first).remove)
         yield
 
 

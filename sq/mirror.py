@@ -73,7 +73,7 @@ def run(record: Record) -> Page:
         tags=tags(record),
         config={**config, **own},
         summary=_figures(record) if done else _cause(record),
-        tables={"layers": _layers(record), "sensitivity": _sensitivity(record)} if done else {},
+        tables={"layers": _layers(record), "sensitivity": _sensitivity(record)} | _curves(record) if done else {},
         pictures=_sheet(record) if done else {},
         exit_code=0 if done else 1,
     )
@@ -169,6 +169,13 @@ def _sensitivity(record: Record) -> Table:
     cost: Mapping[str, Mapping[str, float]] = record["sensitivity"]
     rows = [[name, int(bits), value] for name, row in cost.items() for bits, value in row.items()]
     return Table(["layer", "bits", "cost"], rows)
+
+
+def _curves(record: Record) -> dict[str, Table]:
+    """Return the terms of the loss, hardness and flipped codes by step, {} where nothing was learned."""
+    rows: list[Mapping[str, Any]] = record.get("learning", {}).get("curves", [])
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return {"curves": Table(columns, [[row.get(name) for name in columns] for row in rows])} if rows else {}
 
 
 def _sheet(record: Record) -> dict[str, bytes]:

@@ -180,6 +180,7 @@ class Problem:
     inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
     fixed: dict[str, int] = field(default_factory=dict)  # bits of weights and inputs that are settled, by layer name
     importance: dict[str, Tensor] = field(default_factory=dict)  # h (G, O, I) of weights, if `fit` asks for it
+    scratch: str | None = None  # a folder for the state of what takes long, to be taken up where it was left
 
     def grid(self, name: str, W: Tensor, bits: int) -> Grid:
         """Return the grid of `bits` for the weight (G, O, I) of a layer, or for one in its place."""
@@ -213,6 +214,5 @@ def digest(tensors: Iterable[Tensor]) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
         data = tensor.detach().cpu().contiguous()
-        sha.update(f"{data.dtype}{tuple(data.shape)}".encode())
-        sha.update(data.flatten().view(torch.uint8).numpy().tobytes())
+        sha.update(f"{data.dtype}{tuple(data.shape)}".encode() + data.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]

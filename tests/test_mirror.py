@@ -60,6 +60,14 @@ def test_done_run_has_every_figure_and_its_origin():
     assert cost == DONE["sensitivity"][name][str(bits)]
 
 
+def test_curves_of_what_was_learned_are_a_table():
+    rows = [{"part": "network", "step": 0, "error": 2.0, "rounding": 1.0}, {"part": "network", "step": 1, "error": 1.5}]
+    page = mirror.run({**DONE, "learning": {"curves": rows}})
+    table = mirror.Table(["part", "step", "error", "rounding"], [["network", 0, 2.0, 1.0], ["network", 1, 1.5, None]])
+    assert page.tables["curves"] == table
+    assert "curves" not in mirror.run(DONE).tables
+
+
 def test_layers_that_report_different_things_share_a_table():
     page = mirror.run({**DONE, "layers": [{"name": "a", "x": 1}, {"name": "b", "y": 2}]})
     assert page.tables["layers"] == mirror.Table(["name", "x", "y"], [["a", 1, None], ["b", None, 2]])

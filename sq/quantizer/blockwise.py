@@ -1,0 +1,201 @@
+"""AdaRound, BRECQ and QDrop: one part of a network after the other, each against what full precision returns.
+
+    min E[ sum_k f_k (z~_k - z_k)^2 ] + lambda sum_k (1 - |2 h_k - 1|^beta)
+
+z~ is what a part (a layer, or a residual block) returns, fed what the quantized parts before it make of an image; z is
+what full precision returns. The methods differ in their settings: parts are layers (AdaRound) or blocks; f is 1 or the
+diagonal of the Fisher information (BRECQ); QDrop leaves elements of what layers are fed in full precision at random.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sq import hooks, images, units
+from sq.distance import squares
+from sq.draws import seeded, signs
+from sq.errors import SqError
+from sq.kept import Kept
+from sq.knobs import Count, Portion, Positive, Whole
+from sq.quantizer.learned import begin, finish
+from sq.reconstruct import Learn, Part, Session
+from sq.schedule import Mix
+from sq.student import Hold, Start
+from sq.types import Problem, QuantizedModel
+from sq.units import Unit
+
+FIRST = 64  # images whose squared gradients say what is usual
+
+
+def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
+    problem: Problem,
+    *,
+    budget: Literal["cpu", "paper"],
+    init: str,
+    start: Start,
+    hold: Hold,
+    parts: Literal["layers", "blocks"],
+    named: list[str] | None,
+    loss: Literal["mse", "fisher"],
+    drop: Portion,
+    memory_gib: Positive,
+    checkpoint_every: Count,
+    seed: Whole,
+    learn: Learn,
+    then: Learn | None,
+) -> QuantizedModel:
+    """Learn the quantization of one part of the network after the other.
+
+    Parameters
+    ----------
+    budget : name of the settings that `learn` and `then` were given; for the record
+    init, start : the quantizer that gives the codes and grids to start from, by name and as a function
+    hold : how far on their codes' side roundings start at least, see `sq.rounding.Rounding`
+    parts : "layers", or "blocks": residual blocks, and layers outside of them; see `sq.units.find`
+    named : blocks by name, where they are not to be found
+    loss : "mse", or "fisher": squared errors weighed by the squared gradients that images leave there
+    drop : share of the elements of what a part is fed that are full precision's, drawn anew each step
+    memory_gib : what a part is fed and returns is kept for all images as far as this, and made anew each step beyond
+    checkpoint_every : steps between two writes of the state, to be taken up where it was left
+    seed : of the order of images, of what is dropped, and of `loss`
+    learn, then : what is learned of a part first and, if anything, next; see `sq.reconstruct.learn`
+
+    Raises
+    ------
+    SqError : the network returns no tensor; a part is not called once, with one tensor; see `sq.units`, `sq.student`,
+        `start` and `learn`
+
+    Source
+    ------
+    Nagel et al. 2020 (AdaRound), arXiv 2004.10568, equation 25; what a layer returns is compared before the activation
+    function, which may be no module. Li et al. 2021 (BRECQ), arXiv 2102.05426, equation 10; the Fisher information is
+    that of outputs with Gaussian noise, E_v[(J^T v)^2]: our reading, which takes no labels and any output. Wei et al.
+    2022 (QDrop), arXiv 2203.05740.
+    """
+    own = {
+        "budget": budget,
+        "init": init,
+        "hold": hold,
+        "parts": parts,
+        "named": named,
+        "loss": loss,
+        "drop": drop,
+        "seed": seed,
+    }
+    session = begin(problem, start, own, [learn, then], checkpoint_every)
+    model, x = problem.model, problem.batch.x
+    each = [Unit(layer.name, layer.module, [layer]) for layer in model.layers]
+    chosen = units.find(model, x[:1], named) if parts == "blocks" else each
+    size = images.together(x.shape[1:], None)
+    streamed = []
+    with session.student.watched():
+        for unit in chosen:
+            kept = Kept(_Seen(session, unit, loss == "fisher"), len(x), size, memory_gib)
+            names = [layer.name for layer in unit.layers]
+            for stage in (s for s in (learn, then) if s is not None):
+                stage(session, Part(unit.name, names, _Error(session, unit, drop, kept)))
+            session.student.harden(names)
+            streamed += [unit.name] if kept.streamed else []
+    return finish(session, own | {"units": [unit.name for unit in chosen], "streamed": streamed})
+
+
+class _Error:
+    """The distance of what one part returns from full precision's, by the numbers of images."""
+
+    def __init__(self, session: Session, unit: Unit, drop: float, kept: Kept):
+        self.module = session.student.net.get_submodule(unit.name)
+        self.drop, self.kept = drop, kept
+        self.shares = {layer.name: 1.0 for layer in unit.layers}
+
+    def __call__(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        given, fed, wanted, *fisher = self.kept(index)
+        m = Mix(self.drop, True, generator).quantized(fed)
+        y = self.module(fed if isinstance(m, float) and m == 1 else torch.lerp(given, fed, m))
+        weight = fisher[0] if fisher else torch.ones(len(y), device=y.device)
+        return squares(y, wanted, weight), self.shares
+
+
+class _Seen:
+    """What full precision feeds one part and gets from it, what the student feeds it, and the weights of its errors.
+
+    Raises
+    ------
+    SqError : the part is called several times in a pass, or takes more than one tensor
+    """
+
+    def __init__(self, session: Session, unit: Unit, fisher: bool):
+        self.session, self.unit = session, unit
+        self.mean: float | None = None  # of the squared gradients, of the first images
+        _check(session.student.problem, unit)
+        self.fisher = fisher
+
+    def __call__(self, index: Tensor) -> list[Tensor]:
+        problem, student = self.session.student.problem, self.session.student
+        x, name = problem.batch.x[index], self.unit.name
+        with torch.no_grad():
+            given, wanted = _through(problem.model.net, name, x)
+            fed = _through(student.net, name, x, returns=False)[0]
+        return [given, fed, wanted] + ([self._weights(x, index)] if self.fisher else [])
+
+    def _weights(self, x: Tensor, index: Tensor) -> Tensor:
+        """Return the squared gradients by what the part returns, of mean 1 over the first images."""
+        if self.mean is None:
+            first = torch.arange(min(FIRST, len(self.session.student.problem.batch.x)))
+            self.mean = float(self._squared(self.session.student.problem.batch.x[first], first).mean())
+        return self._squared(x, index) / max(self.mean, torch.finfo(x.dtype).tiny)
+
+    def _squared(self, x: Tensor, index: Tensor) -> Tensor:
+        net, at = self.session.student.problem.model.net, []
+
+        def cut(name: str, module: torch.nn.Module, y: Tensor) -> Tensor:
+            at.append(y.detach().requires_grad_())
+            return at[-1].clone()  # what goes on may change it in place
+
+        with torch.enable_grad(), hooks.returning({self.unit.name: net.get_submodule(self.unit.name)}, cut):
+            outputs = net(x)
+            drawn = [signs(o, seeded(self.session.seed, int(i))) for o, i in zip(outputs, index, strict=True)]
+            return torch.autograd.grad((outputs * torch.stack(drawn)).sum(), at)[0].square()
+
+
+def _check(problem: Problem, unit: Unit) -> None:
+    calls: list[Tensor] = []
+    with torch.no_grad(), hooks.returning({unit.name: unit.module}, lambda n, m, y: calls.append(y.clone())):
+        problem.model.net(problem.batch.x[:1])
+    given, _ = _through(problem.model.net, unit.name, problem.batch.x[:1])
+    try:
+        with torch.no_grad():
+            alone = len(calls) == 1 and torch.equal(unit.module(given), calls[0])
+    except (TypeError, RuntimeError):
+        alone = False
+    if not alone:
+        raise SqError(
+            f"{unit.name} is called {len(calls)} times a pass, or needs more than one tensor, so it cannot be learned "
+            "alone: choose quantizer=eptq, which learns the whole network, or quantizer.named"
+        )
+
+
+class _Enough(Exception):  # no error: the rest of the network is not needed
+    pass
+
+
+def _through(net: torch.nn.Module, name: str, x: Tensor, returns: bool = True) -> list[Tensor]:
+    """Return what a module of `net` is fed for images `x` and, if it `returns`, what it returns."""
+    found: list[Tensor] = []
+
+    def fed(name: str, module: torch.nn.Module, x: Tensor) -> None:
+        found.append(x.clone())  # a copy, for the module may change it in place
+        if not returns:
+            raise _Enough
+
+    def returned(name: str, module: torch.nn.Module, y: Tensor) -> None:
+        found.append(y.clone())
+        raise _Enough
+
+    own = {name: net.get_submodule(name)}
+    with hooks.feeding(own, fed, first=True), hooks.returning(own, returned), suppress(_Enough):
+        net(x)
+    return found

@@ -1,0 +1,70 @@
+"""What all learned quantizers begin and end with: a student, its state on disk, and what the record says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sq import source
+from sq.errors import SqError
+from sq.reconstruct import Session
+from sq.resume import Resume
+from sq.store import describe, name, place
+from sq.student import Start, Student
+from sq.types import Problem, QuantizedModel, digest
+
+
+def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any], every: int) -> Session:
+    """Return a session to learn in, as it was left if it was.
+
+    Parameters
+    ----------
+    own : settings of the method, `seed` and `hold` among them; they and those of its `stages` name the state
+    every : steps between two writes of the state
+
+    Raises
+    ------
+    SqError : the network returns no tensor
+    """
+    with torch.no_grad():
+        made = problem.model.net(problem.batch.x[:1])
+    if not isinstance(made, torch.Tensor):
+        raise SqError(
+            f"{type(problem.model.net).__name__} returns {type(made).__name__}: learned quantizers take networks that "
+            "return one tensor, logits (images, classes) or raw predictions of a detector; choose quantizer=sensiquant"
+        )
+    student = Student(problem, start, own["hold"])
+    file = None
+    if problem.scratch is not None:
+        file = Path(problem.scratch) / "unfinished" / f"{_key(student, own, stages)}.safetensors"
+    return Session(student, Resume(student.values, file), len(problem.batch.x), own["seed"], every)
+
+
+def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
+    """Return what was learned, with `about` and the curves for the record."""
+    done = session.student.finish(session.seconds)
+    session.resume.done()
+    curves = session.resume.rows
+    moved = [layer.report["bias_moved"] for layer in done.layers.values() if layer.report["bias_moved"]]
+    weights = sum(layer.codes.numel() for layer in done.layers.values())
+    figures = {
+        "steps": session.steps,
+        "flipped": sum(layer.report["flipped"] for layer in done.layers.values()) / weights,
+        "biases_moved": len(moved),
+        "bias_moved": sum(moved) / len(moved) if moved else 0.0,
+    }
+    return QuantizedModel(done.net, done.layers, about | figures | {"curves": curves})
+
+
+def _key(student: Student, own: dict[str, Any], stages: list[Any]) -> str:
+    """Return a hash of all that is learned follows from: code, network, images, start, settings, machine."""
+    problem = student.problem
+    settings = json.dumps([own, *(getattr(one, "keywords", {}) for one in stages)], sort_keys=True, default=repr)
+    code, state = describe(problem.model)
+    begun = digest(student.values.state_dict().values())
+    return name(
+        [source.digest(), *code, *state, settings, begun, digest([problem.batch.x]), place(problem.batch.x.device)]
+    )

@@ -1,0 +1,41 @@
+"""Words that YAML files may use in interpolations: a value by the name of a budget, and a solver by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sq.config import nearest
+from sq.errors import SqError
+from sq.root import CONF
+
+LAYERWISE = "sq.quantizer.layerwise.quantize"
+
+
+def register() -> None:
+    """Make the words known: ``${by:${quantizer.budget},{cpu:400,paper:80000}}`` and ``${solver:${quantizer.init}}``."""
+    OmegaConf.register_new_resolver("by", _by, replace=True)
+    OmegaConf.register_new_resolver("solver", _solver, replace=True, use_cache=True)
+
+
+def _by(name: str, values: Mapping[str, Any]) -> Any:
+    """Return the value that goes by `name`."""
+    if name not in values:
+        raise SqError(f"no such budget: {name}; {nearest(str(name), values)}")
+    return values[name]
+
+
+def _solver(name: str) -> Any:
+    """Return the YAML of a quantizer that works layer by layer.
+
+    Raises
+    ------
+    SqError : there is none of that name
+    """
+    found = {file.stem: OmegaConf.load(file) for file in sorted((CONF / "quantizer").glob("*.yaml"))}
+    solvers = {own: part for own, part in found.items() if part._target_ == LAYERWISE}
+    if name not in solvers:
+        raise SqError(f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}")
+    return solvers[name]

@@ -1,0 +1,139 @@
+"""A copy of a network that learns to be quantized: soft weights, learned biases, learned scales of what layers are fed.
+
+Nothing of the network is rewritten. For a pass, layers are lent their soft weights and biases; their inputs are
+quantized by hooks. So whatever a forward does between its layers, it goes on doing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+
+from sq import activations, adds, hooks, layers
+from sq.errors import SqError
+from sq.lsq import Input
+from sq.rounding import Forward, Rounding
+from sq.schedule import Mix
+from sq.sites import holders
+from sq.statistics import relative_error
+from sq.types import Grid, Problem, QuantizedLayer, QuantizedModel, digest
+from sq.uniform import UniformGrid
+
+Start = Callable[[Problem], QuantizedModel]  # the codes to start from
+Hold = Annotated[float, Interval(gt=0, lt=0.5)]
+
+
+class Student:
+    """The quantized network while it learns.
+
+    Parameters
+    ----------
+    problem : its network stays as it is
+    start : the codes and grids that rounding starts from
+    hold : how far from the other code roundings start at least, see `Rounding`
+
+    Raises
+    ------
+    SqError : a grid that is not uniform, or is of a residual addition; see `start`
+    """
+
+    def __init__(self, problem: Problem, start: Start, hold: float):
+        self.problem, self.begun = problem, start(problem)
+        _check_inputs(problem.activations)
+        self.net = copy.deepcopy(problem.model.net).requires_grad_(False)
+        self.roundings: dict[str, Rounding] = {}
+        for layer in problem.model.layers:
+            own = self.begun.layers[layer.name]
+            grid = _uniform(own.grid, f"the weights of layer {layer.name}", "grid")
+            self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), grid, own.codes, hold)
+        self.inputs = {name: Input(_uniform(g, name, "activation")) for name, g in problem.activations.items()}
+        self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(problem.batch.x.device)
+        self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none
+        self._holders = {n: holders(problem.model.net, r.layer) for n, r in self.roundings.items()}
+        names = {id(module): name for name, module in problem.model.net.named_modules()}
+        self._holders = {n: [self.net.get_submodule(names[id(m)]) for m in own] for n, own in self._holders.items()}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Quantize what layers are fed while the context lasts."""
+        fed = {name: self.net.get_submodule(name) for name in self.inputs}
+        with hooks.replacing(fed, lambda name, module, x: self.inputs[name](x, self.mix)):
+            yield
+
+    @contextmanager
+    def lent(self, names: list[str], forward: Forward, mix: Mix | None) -> Iterator[dict[str, Tensor]]:
+        """Let layers compute with what they have learned, for a pass; give their roundings h."""
+        h = {name: self.roundings[name].h(forward) for name in names}
+        changed: list[nn.Module] = []
+        self.mix = mix
+        try:
+            for name in names:
+                own = self.roundings[name]
+                weight = own.weight(h[name])
+                for module in self._holders[name]:
+                    module.__dict__["weight"] = weight  # found before the parameter of that name
+                    changed.append(module)
+                if own.bias is not None:
+                    self.net.get_submodule(name).__dict__["bias"] = own.bias
+            yield h
+        finally:
+            self.mix = None
+            for module in changed:
+                module.__dict__.pop("weight", None)
+                module.__dict__.pop("bias", None)
+
+    def harden(self, names: list[str]) -> None:
+        """Write the values that the codes of layers decode to, and their biases, into the network."""
+        for name in names:
+            own, module = self.roundings[name], self.net.get_submodule(name)
+            layers.set_weight(module, own.grid().decode(own.codes()))
+            if own.bias is not None:
+                with torch.no_grad():
+                    module.bias.copy_(own.bias)  # type: ignore[operator]
+
+    def finish(self, seconds: Mapping[str, float]) -> QuantizedModel:
+        """Return the quantized network, hardened; `seconds` of learning, by layer, join those of the start."""
+        self.harden([*self.roundings])
+        activations.attach(self.net, {name: own.grid() for name, own in self.inputs.items()})
+        return QuantizedModel(self.net, {name: self._layer(name, seconds[name]) for name in self.roundings})
+
+    def _layer(self, name: str, seconds: float) -> QuantizedLayer:
+        own, before = self.roundings[name], self.begun.layers[name].report
+        codes, grid = own.codes(), own.grid()
+        W, hessian = layers.weight(own.layer.module), self.problem.statistics.layers[name].hessian
+        report = before | {
+            "solve_seconds": before["solve_seconds"] + seconds,
+            "relative_error": relative_error(W, grid.decode(codes), hessian),
+            "codes": digest([codes]),
+            "flipped": own.flipped(),
+            "scale_moved": float((own.sigma.detach() - 1).abs().mean()),
+            "bias_moved": self._bias_moved(own),
+        }
+        if name in self.inputs:
+            report["input_scale"] = float(self.inputs[name].sigma.detach())
+        return QuantizedLayer(codes, grid, report)
+
+    def _bias_moved(self, own: Rounding) -> float:
+        if own.bias is None:
+            return 0.0
+        return float((own.bias - own.layer.module.bias).detach().abs().mean())  # type: ignore[operator]
+
+
+def _check_inputs(grids: Mapping[str, Grid]) -> None:
+    if sums := [name for name in grids if adds.is_side(name)]:
+        raise SqError(
+            f"{len(sums)} operands of additions have grids, and learned quantizers know inputs of layers alone: set "
+            "activation.observe.adds=false, or quantizer=sensiquant"
+        )
+
+
+def _uniform(grid: Grid, what: str, family: str) -> UniformGrid:
+    if not isinstance(grid, UniformGrid):
+        raise SqError(f"{what}: learned rounding takes uniform grids, got {type(grid).__name__}; change {family}")
+    return grid

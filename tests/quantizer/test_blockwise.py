@@ -1,0 +1,77 @@
+"""One part after the other: the methods in terms of each other, and parts that cannot be."""
+
+import pytest
+import torch
+from learned_problems import problem, quantizer, residual
+from sensitivity_problems import images, labels, tricky
+from sensitivity_problems import problem as tricky_problem
+
+from sq.errors import SqError
+
+JOINT = ["learn.keep=fixed", "learn.share=0.0", "learn.rates.input=0.001", "learn.rates.rounding=0.05"]
+
+
+def codes(done):
+    return torch.cat([layer.codes.flatten() for layer in done.layers.values()])
+
+
+def weights(done):
+    return torch.cat([own.flatten() for own in done.net.state_dict().values()])
+
+
+def test_brecq_with_blocks_of_one_layer_is_adaround():
+    given = problem(residual(), bits=2, activation_bits=4)
+    names = [layer.name for layer in given.model.layers]
+    brecq = _without_then(quantizer("brecq", f"named={names}", "learn.keep=none", "learn.share=0.0"))(given)
+    adaround = quantizer("adaround")(given)
+    assert torch.equal(weights(brecq), weights(adaround))
+    assert adaround.report["flipped"] > 0
+    assert brecq.report["units"] == names
+
+
+def _without_then(made):
+    made.keywords["then"] = None
+    return made
+
+
+def test_qdrop_without_drop_is_brecq():
+    given = problem(residual(), bits=2, activation_bits=4)
+    brecq = _without_then(quantizer("brecq", *JOINT))(given)
+    qdrop = quantizer("qdrop", "drop=0.0", "learn.rates.input=0.001", "learn.rates.rounding=0.05")(given)
+    assert torch.equal(weights(brecq), weights(qdrop))
+    dropped = quantizer("qdrop", "learn.rates.input=0.001", "learn.rates.rounding=0.05")(given)
+    assert not torch.equal(weights(dropped), weights(qdrop))
+
+
+def test_blocks_are_found_and_learned_whole():
+    done = quantizer("brecq")(problem(residual()))
+    assert done.report["units"] == ["0", "2", "3", "5"]
+    assert {row["part"] for row in done.report["curves"]} == {"0", "2", "3", "5"}
+
+
+def test_fisher_weights_change_what_is_learned():
+    given = problem(residual(), bits=2)
+    plain, weighed = (
+        quantizer("brecq", f"loss={loss}", "learn.rates.rounding=0.1")(given) for loss in ("mse", "fisher")
+    )
+    assert not torch.equal(codes(plain), codes(weighed))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (["2"], "they miss 0, 3.first, 3.second"),
+        (["0", "2", "3", "5", "2.first"], "layer 2.first is in several of them"),
+        (["nothing"], "'nothing' is no module"),
+    ],
+)
+def test_block_list_that_misses_or_repeats_layers(named, message):
+    with pytest.raises(SqError, match=message):
+        quantizer("brecq", f"named={named}")(problem(residual()))
+
+
+def test_layer_that_is_called_twice_cannot_be_learned_alone():
+    given = tricky_problem(tricky(), images(16), labels(16))
+    given.bits.update({layer.name: 3 for layer in given.model.layers})
+    with pytest.raises(SqError, match=r"again is called 2 times a pass.*choose quantizer=eptq"):
+        quantizer("adaround")(given)

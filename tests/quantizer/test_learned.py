@@ -1,0 +1,159 @@
+"""All learned quantizers: what they start from, what they leave, and how they are taken up where they were left."""
+
+import copy
+
+import pytest
+import torch
+from learned_problems import problem, quantizer, residual
+from sensitivity_problems import images, labels, tricky
+from sensitivity_problems import problem as tricky_problem
+from torch import nn
+
+from sq import layers, reconstruct
+from sq.build import build
+from sq.errors import SqError
+
+METHODS = ["eptq", "adaround", "brecq", "qdrop"]
+
+
+def same(one, other):
+    assert list(one.layers) == list(other.layers)
+    for name, own in one.layers.items():
+        assert torch.equal(own.codes, other.layers[name].codes)
+        assert torch.equal(own.grid.scale, other.layers[name].grid.scale)
+    for a, b in zip(one.net.state_dict().values(), other.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("init", ["rtn", "sensiquant", "sensiquant_plus"])
+@pytest.mark.parametrize("name", METHODS)
+def test_without_steps_the_codes_are_those_it_starts_from(name, init):
+    from cli_helpers import compose
+
+    given = problem(residual(), activation_bits=4)
+    start = build(compose(f"quantizer={init}")[0]["quantizer"], "quantizer")(given)
+    none = ["learn.iterations=0"] + ["then.iterations=0"] * (name == "brecq")
+    same(quantizer(name, f"init={init}", *none)(given), start)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_network_holds_what_the_codes_decode_to(name):
+    net = residual()
+    before = copy.deepcopy(net.state_dict())
+    given = problem(net, activation_bits=4)
+    done = quantizer(name, "learn.rates={rounding: 0.1, bias: 0.01, scale: 0.01, input: 0.01}")(given)
+    assert all(torch.equal(before[own], t) for own, t in net.state_dict().items())
+    for own, layer in done.layers.items():
+        assert torch.equal(layers.weight(done.net.get_submodule(own)), layer.grid.decode(layer.codes))
+        assert ((layer.codes >= 0) & (layer.codes < layer.grid.levels)).all()
+        assert layer.report["scale_moved"] > 0
+        assert layer.report["bias_moved"] > 0
+    assert done.report["flipped"] > 0
+    assert done.report["biases_moved"] == len(done.layers)
+    assert done.report["curves"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_learning_brings_outputs_nearer_to_full_precision(name):
+    given = problem(residual(), bits=2, activation_bits=4, images=64)
+    x, wanted = given.batch.x, given.model.net(given.batch.x).detach()
+
+    def error(iterations):
+        words = [f"learn.iterations={iterations}", "init=rtn", "learn.forward=hard", "learn.rates.rounding=0.02"]
+        words += ["then.iterations=0"] * (name == "brecq")
+        return float((quantizer(name, *words)(given).net(x) - wanted).detach().square().mean())
+
+    assert error(100) < 0.8 * error(0)
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, monkeypatch):
+    net = residual()
+    never = quantizer(name)(problem(net, activation_bits=4))
+    given = problem(net, activation_bits=4, scratch=str(tmp_path))
+    steps, step = [], reconstruct._Run.step
+
+    def stopping(self, number, *rest):
+        steps.append((self.part.name, number))
+        if len(steps) == 9 * (1 if name == "eptq" else 2):  # in the second part of those that have parts
+            raise _Stop
+        return step(self, number, *rest)
+
+    monkeypatch.setattr(reconstruct._Run, "step", stopping)
+    with pytest.raises(_Stop):
+        quantizer(name)(given)
+    left = list((tmp_path / "unfinished").iterdir())
+    assert len(left) == 1
+    resumed = steps[-1]
+    steps.clear()
+    monkeypatch.setattr(
+        reconstruct._Run,
+        "step",
+        lambda self, number, *rest: (steps.append((self.part.name, number)), step(self, number, *rest))[1],
+    )
+    done = quantizer(name)(given)
+    assert steps[0] == (resumed[0], 5)  # after the last state that was written
+    same(done, never)
+    assert done.report["curves"] == never.report["curves"]
+    assert list((tmp_path / "unfinished").iterdir()) == []
+
+
+def test_state_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
+    given = problem(residual(), scratch=str(tmp_path))
+    step = reconstruct._Run.step
+    monkeypatch.setattr(
+        reconstruct._Run,
+        "step",
+        lambda self, number, *rest: (_ for _ in ()).throw(_Stop()) if number == 8 else step(self, number, *rest),
+    )
+    with pytest.raises(_Stop):
+        quantizer("eptq")(given)
+    monkeypatch.setattr(reconstruct._Run, "step", step)
+    done = quantizer("eptq", "learn.weight=0.02")(given)
+    same(done, quantizer("eptq", "learn.weight=0.02")(problem(residual())))
+    assert len(list((tmp_path / "unfinished").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["eptq", "adaround"])
+def test_targets_made_anew_each_step_give_the_same(name):
+    given = problem(residual(), activation_bits=4)
+    kept, streamed = (quantizer(name, f"memory_gib={limit}")(given) for limit in ("1.0", "1e-9"))
+    for own, layer in kept.layers.items():
+        assert torch.equal(layer.codes, streamed.layers[own].codes)
+
+
+def test_whole_network_is_learned_whatever_its_forward_does():
+    given = tricky_problem(tricky(), images(16), labels(16), bits=4)
+    given.bits.update({layer.name: 3 for layer in given.model.layers})
+    given.activations.update(given.inputs.grids())
+    done = quantizer("eptq")(given)
+    assert list(done.layers) == [layer.name for layer in given.model.layers]
+    assert torch.isfinite(done.net(given.batch.x)).all()
+    assert done.report["scores"].keys() == done.layers.keys()
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x), x
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_network_that_returns_no_tensor_is_told_what_is_supported(name):
+    with pytest.raises(SqError, match="Two returns tuple: learned quantizers take networks that return one tensor"):
+        quantizer(name)(problem(Two().eval()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_grids_of_additions_are_refused(name):
+    given = problem(residual(), activation_bits=4)
+    given.activations["add.0.left"] = given.activations["0"]
+    with pytest.raises(SqError, match=r"1 operands of additions.*activation\.observe\.adds=false"):
+        quantizer(name)(given)

@@ -1,0 +1,20 @@
+import pytest
+import torch
+
+from sq.distance import squares
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5, 5), (3, 4, 7)])
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_sum_over_channels_mean_over_images_and_positions(shape, elementwise):
+    torch.manual_seed(0)
+    y, wanted = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    weight = torch.rand(shape if elementwise else shape[0])
+    shaped = weight if elementwise else weight.view(-1, *[1] * (len(shape) - 1))
+    squared = (shaped * (y - wanted).square()).flatten(2) if len(shape) > 2 else (shaped * (y - wanted).square())
+    plain = squared.sum(1).mean()
+    made = squares(y, wanted, weight)
+    assert torch.allclose(made, plain)
+    ours, theirs = (torch.autograd.grad(3 * loss, y)[0] for loss in (made, plain))
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert float(theirs.abs().max()) > 0

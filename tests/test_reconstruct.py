@@ -1,0 +1,144 @@
+"""The loop: against brute force on a toy, and what stops it."""
+
+import itertools
+
+import pytest
+import torch
+from learned_problems import START, problem, settings
+from torch import nn
+
+from sq import reconstruct
+from sq.distance import squares
+from sq.errors import SqError
+from sq.reconstruct import Part, Session
+from sq.resume import Resume
+from sq.student import Student
+
+
+def toy():
+    torch.manual_seed(8)
+    return nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
+
+
+def session(net, images=32, file=None, **more):
+    student = Student(problem(net, images=images, bits=2, **more), START, 1e-3)
+    return Session(student, Resume(student.values, file), images, seed=0, every=7)
+
+
+def whole(own):
+    """The error of the network's outputs, on all images whichever are asked for."""
+    x, names = own.student.problem.batch.x, [*own.student.roundings]
+    wanted = own.student.problem.model.net(x).detach()
+    ones = torch.ones(len(x))
+    return Part(
+        "network", names, lambda index, _: (squares(own.student.net(x), wanted, ones), dict.fromkeys(names, 1.0))
+    )
+
+
+@pytest.mark.parametrize("forward", ["soft", "hard"])
+def test_two_layers_reach_the_best_of_all_roundings(forward):
+    own = session(toy())
+    part, names = whole(own), [*own.student.roundings]
+    count = sum(own.student.roundings[name].alpha.numel() for name in names)
+    assert count == 10
+
+    def error():
+        with torch.no_grad(), own.student.lent(names, "fixed", None):
+            return float(part.error(torch.arange(1), None)[0])
+
+    begun = {name: own.student.roundings[name].alpha.detach().clone() for name in names}
+    every = []
+    for signs in itertools.product((-1.0, 1.0), repeat=count):
+        left = torch.tensor(signs)
+        for name in names:
+            alpha = own.student.roundings[name].alpha
+            mine, left = left[: alpha.numel()], left[alpha.numel() :]
+            alpha.data = mine.view_as(alpha).clone()
+        every.append(error())
+    for name in names:
+        own.student.roundings[name].alpha.data = begun[name]
+    nearest = error()
+    settings("learn", iterations=300, batch=8, forward=forward, rates={"rounding": 0.02}, weight=0.02, keep="none")(
+        own, part
+    )
+    assert min(every) < 0.9 * nearest  # there is something to find
+    assert error() == pytest.approx(min(every), rel=1e-5)
+    assert own.resume.rows[-1]["hardness"] > (0.95 if forward == "soft" else 0)
+
+
+def test_curves_tell_of_every_stage():
+    own = session(toy())
+    settings("learn", iterations=30, batch=8, rates={"rounding": 0.05}, keep="linear")(own, whole(own))
+    rows = own.resume.rows
+    assert [row["step"] for row in rows] == list(range(30))
+    assert {"part", "error", "rounding", "hardness", "flipped", "beta", "kept"} <= set(rows[-1])
+    assert (rows[0]["kept"], rows[-1]["kept"]) == (1.0, 0.0)
+    assert (rows[0]["beta"], rows[-1]["beta"]) == (20.0, 2.0)
+
+
+def test_fewer_images_than_a_batch():
+    own = session(toy(), images=4)
+    with pytest.raises(
+        SqError, match=r"4 calibration images are fewer than a batch of 8: set quantizer\.learn\.batch=4"
+    ):
+        settings("learn", iterations=1, batch=8)(own, whole(own))
+
+
+@pytest.mark.parametrize("term", ["error", "rounding"])
+def test_nan_names_the_step_and_the_term_and_keeps_the_last_good_state(tmp_path, term):
+    file = tmp_path / "state.safetensors"
+    own = session(toy(), file=file)
+    part, calls = whole(own), itertools.count()
+
+    def error(index, generator):
+        found, weights = part.error(index, generator)
+        bad = next(calls) == 5
+        if term == "error":
+            return found * (float("nan") if bad else 1.0), weights
+        return found, {name: float("inf") if bad else 1.0 for name in weights}
+
+    with pytest.raises(
+        SqError, match=rf"network: {term} is (nan|inf) at step 5: lower .* kept in .*state\.safetensors"
+    ):
+        settings("learn", iterations=30, batch=8)(own, Part("network", part.layers, error))
+    good = session(toy())
+    with pytest.raises(_Stop):
+        settings("learn", iterations=30, batch=8)(good, Part("network", part.layers, _stopping(whole(good), 5)))
+    kept = Resume(own.student.values, file)
+    assert (kept.stage, kept.step) == (0, 5)
+    for one, other in zip(own.student.values.parameters(), good.student.values.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def _stopping(part, step):
+    """An error that after some steps stops all learning: it has no gradient."""
+    calls = itertools.count()
+
+    def error(index, generator):
+        found, weights = part.error(index, generator)
+        if next(calls) >= step:
+            raise _Stop
+        return found, weights
+
+    return error
+
+
+class _Stop(Exception):
+    pass
+
+
+def test_each_image_is_used_once_before_any_is_used_again():
+    own = session(toy(), images=32)
+    for first in (0, 4):
+        seen = torch.cat([reconstruct._order(own, 0, step, 8) for step in range(first, first + 4)])
+        assert sorted(seen.tolist()) == list(range(32))
+    assert not torch.equal(reconstruct._order(own, 0, 0, 8), reconstruct._order(own, 0, 4, 8))
+    assert not torch.equal(reconstruct._order(own, 0, 0, 8), reconstruct._order(own, 1, 0, 8))
+
+
+def test_what_has_no_rate_stays():
+    own = session(toy())
+    before = {name: p.clone() for name, p in own.student.values.named_parameters()}
+    settings("learn", iterations=5, batch=8, rates={"rounding": 0.0, "scale": 0.01})(own, whole(own))
+    changed = {name for name, p in own.student.values.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"0.sigma", "1.sigma"}

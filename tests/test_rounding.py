@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from sq import layers, rounding
+from sq.rounding import Rounding
+from sq.types import Layer
+
+
+def layer(outputs=4, inputs=6, bias=True):
+    torch.manual_seed(0)
+    module = nn.Linear(inputs, outputs, bias=bias)
+    return Layer("0", module, "linear", 1, outputs, inputs)
+
+
+def made(fit, codes=None, bits=3):
+    own = layer()
+    W = layers.weight(own.module)
+    grid = fit(W, bits)
+    return Rounding(own, W, grid, grid.encode(W) if codes is None else codes, 1e-3), W, grid
+
+
+def test_h_starts_at_the_fractional_part(fit):
+    own, W, grid = made(fit)
+    steps = W / grid.scale
+    inside = (steps >= grid.low) & (steps <= grid.high)
+    share = (steps - steps.floor())[inside]
+    assert inside.float().mean() > 0.5
+    assert torch.allclose(rounding.soft(own.alpha)[inside], share, atol=2e-3)
+
+
+def test_soft_weights_start_at_the_weights_the_grid_can_reach(fit):
+    own, W, grid = made(fit)
+    low, high = grid.bounds()
+    reached = torch.maximum(torch.minimum(W, high), low).view(W.shape[1:])
+    assert torch.allclose(own.weight(own.h("soft")), reached, atol=float(2e-3 * grid.scale.max()))
+
+
+def test_inverse_and_its_ends():
+    h = torch.tensor([0.0, 0.01, 0.25, 0.5, 0.9, 1.0])
+    assert torch.allclose(rounding.soft(rounding.inverse(h)), h, atol=1e-6)
+    assert torch.isfinite(rounding.inverse(h)).all()
+
+
+@pytest.mark.parametrize("beta", [2.0, 5.5, 20.0])
+def test_regulariser_is_zero_exactly_where_roundings_are_hard(beta):
+    hard = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    assert float(rounding.regulariser(hard, beta)) == 0
+    assert float(rounding.regulariser(torch.tensor([0.5, 0.0]), beta)) == 1
+    assert float(rounding.regulariser(torch.tensor([0.0, 0.99]), beta)) > 0
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_any_codes_come_back_unless_something_is_learned(fit, bits):
+    random = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2**bits, (1, 4, 6), generator=random, dtype=torch.int32)
+    own, _, grid = made(fit, codes, bits)
+    assert torch.equal(own.codes(), codes)
+    assert own.flipped() == 0
+    assert torch.equal(own.weight(own.h("fixed")), grid.decode(codes).view(4, 6))
+    assert torch.equal(own.grid().decode(own.codes()), grid.decode(codes))
+
+
+def test_a_tie_keeps_its_code(fit):
+    own, _, grid = made(fit)
+    W = grid.scale * (grid.low + 1.5).expand(1, 4, 6)
+    for up in (0, 1):
+        codes = torch.full((1, 4, 6), 1 + up, dtype=torch.int32)
+        assert torch.equal(Rounding(own.layer, W, grid, codes, 1e-3).codes(), codes)
+
+
+def test_every_rounding_stays_on_the_grid(fit):
+    random = torch.Generator().manual_seed(1)
+    own, _, grid = made(fit, torch.randint(0, 8, (1, 4, 6), generator=random, dtype=torch.int32))
+    for sign in (-1, 1):
+        with torch.no_grad():
+            own.alpha.fill_(sign * 9.0)
+        codes = own.codes()
+        assert ((codes >= 0) & (codes < grid.levels)).all()
+        assert own.flipped() > 0
+
+
+def test_hard_forward_has_the_gradient_of_the_soft_one(fit):
+    own, _, _ = made(fit)
+    soft, hard = own.h("soft"), own.h("hard")
+    assert torch.equal(hard.detach(), own.h("fixed"))
+    wanted = torch.autograd.grad(soft.sum(), own.alpha)[0]
+    assert torch.equal(torch.autograd.grad(hard.sum(), own.alpha)[0], wanted)
+    assert float(wanted.abs().max()) > 0
+
+
+def test_learned_scale_folds_into_the_grid(fit):
+    own, _, _ = made(fit)
+    with torch.no_grad():
+        own.sigma.copy_(torch.tensor([0.9, 1.0, 1.1, 1.3]).view(1, 4, 1))
+    decoded = own.grid().decode(own.codes()).view(4, 6)
+    assert torch.allclose(own.weight(own.h("fixed")), decoded, rtol=1e-6)
