@@ -71,7 +71,6 @@ class Student:
         """Let layers compute with what they have learned, for a pass; give their roundings h."""
         h = {name: self.roundings[name].h(forward) for name in names}
         changed: list[nn.Module] = []
-        self.mix = mix
         try:
             for name in names:
                 own = self.roundings[name]
@@ -81,12 +80,21 @@ class Student:
                     changed.append(module)
                 if own.bias is not None:
                     self.net.get_submodule(name).__dict__["bias"] = own.bias
-            yield h
+            with self.mixed(mix):
+                yield h
         finally:
-            self.mix = None
             for module in changed:
                 module.__dict__.pop("weight", None)
                 module.__dict__.pop("bias", None)
+
+    @contextmanager
+    def mixed(self, mix: Mix | None) -> Iterator[None]:
+        """Mix full precision into what layers are fed, or none, while the context lasts."""
+        before, self.mix = self.mix, mix
+        try:
+            yield
+        finally:
+            self.mix = before
 
     def harden(self, names: list[str]) -> None:
         """Write the values that the codes of layers decode to, and their biases, into the network."""

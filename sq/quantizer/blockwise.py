@@ -136,7 +136,7 @@ class _Seen:
     def __call__(self, index: Tensor) -> list[Tensor]:
         problem, student = self.session.student.problem, self.session.student
         x, name = problem.batch.x[index], self.unit.name
-        with torch.no_grad():
+        with torch.no_grad(), student.mixed(None):  # parts before this one are quantized throughout
             given, wanted = _through(problem.model.net, name, x)
             fed = _through(student.net, name, x, returns=False)[0]
         return [given, fed, wanted] + ([self._weights(x, index)] if self.fisher else [])
