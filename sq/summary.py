@@ -81,8 +81,9 @@ def costs(cost: Cost, widths: Widths, fixed: Mapping[str, int]) -> dict[str, Any
 
 def trials(results: dict[str, Any], tried: dict[str, Any]) -> dict[str, Any]:
     """Put the figures of trials among the `results`; return what else the record says of them, if there were any."""
-    results |= {name: value for name, value in tried.items() if name.startswith(("spearman", "kendall"))}
-    rest = {name: value for name, value in tried.items() if name not in results}
+    ranks = {name: value for name, value in tried.items() if name.startswith(("spearman", "kendall"))}
+    results |= ranks
+    rest = {name: value for name, value in tried.items() if name not in ranks}
     return {"trials": rest} if tried else {}
 
 

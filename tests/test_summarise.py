@@ -118,3 +118,11 @@ def test_images_that_could_not_be_read_are_named_and_not_counted():
     assert again["calibration"]["ids"] == found["calibration"]["ids"], "in whichever order they were drawn"
     assert again["evaluation"]["ids"] != found["evaluation"]["ids"]
     assert summary.images(dataset, draw(["a", "d"]), [])["calibration"]["ids"] != found["calibration"]["ids"]
+
+
+def test_what_trials_measured_stays_theirs_and_ranks_are_results():
+    results = {"top1_full": 99.0}
+    found = summary.trials(results, {"spearman": 0.9, "kendall_low": 0.5, "top1_full": 98.0, "front": []})
+    assert results == {"top1_full": 99.0, "spearman": 0.9, "kendall_low": 0.5}
+    assert found == {"trials": {"top1_full": 98.0, "front": []}}
+    assert summary.trials(results, {}) == {}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COEFFICIENTS = ("spearman", "kendall")
 NETWORK = ("model", "dataset")
+FULL = 32  # bits of a layer that is left as it is
 
 
 def correlations(records: list[Record]) -> pandas.DataFrame | None:
@@ -79,8 +80,9 @@ def chosen(records: list[Record], title: str) -> Figure:
     """Draw the bits of each layer's weights, a column for each metric and budget, averaged over seeds."""
     plt = pyplot()
     groups = _named(records)
-    layers = [layer["name"] for layer in records[0]["layers"]]
-    values = [[statistics.fmean(_bits(r, name) for r in own) for own in groups.values()] for name in layers]
+    layers = list(_widths(records[0]))
+    chosen = [[_widths(r) for r in own] for own in groups.values()]
+    values = [[statistics.fmean(bits.get(name, FULL) for bits in own) for own in chosen] for name in layers]
     with plt.rc_context(STYLE | {"axes.grid": False}):
         size = (2.2 + 0.42 * len(groups), 1.9 + 0.19 * len(layers))
         figure, axes = plt.subplots(figsize=size, layout="constrained")
@@ -104,7 +106,8 @@ def fronts(records: list[Record], title: str) -> Figure:
         figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
         for i, (name, own) in enumerate(groups.items()):
             axes.plot(*_averaged([r["trials"]["front"] for r in own]), label=name, **look(i, 4))
-        full = statistics.fmean(r["trials"]["top1_full"] for r in records)
+        # The first records of fronts, whose trials took the whole split, have that figure among the results alone.
+        full = statistics.fmean(r["trials"].get("top1_full", r["results"]["top1_full"]) for r in records)
         axes.axhline(full, color="0.4", linewidth=0.8, label="full precision")
         axes.set(xlabel="mean bits of weights", ylabel="top-1 %", title=f"{title}: no correction")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
@@ -146,8 +149,9 @@ def _mean(records: list[Record], figure: str) -> float:
     return statistics.fmean(r["results"][figure] for r in records)
 
 
-def _bits(record: Record, name: str) -> float:
-    return next((layer["bits"] for layer in record["layers"] if layer["name"] == name), 32)
+def _widths(record: Record) -> dict[str, int]:
+    """Return bits by layer name, of a record as it is or as `sq.report.slim` keeps it."""
+    return record.get("widths") or {layer["name"]: layer["bits"] for layer in record["layers"]}
 
 
 def _cell(values: list[float], form: str) -> str:

@@ -61,13 +61,18 @@ def _settings(record: Record) -> dict[str, Any]:
 
 
 def _apart(every: list[dict[str, Any]]) -> list[list[str]]:
-    """Return the words that tell each of `every` settings from the others: those that differ where they are."""
-    values: dict[str, set[str]] = {}
+    """Return the words that tell each of `every` settings from the others: choices, and knobs that differ in one."""
+    values: dict[tuple[Any, str], set[str]] = {}
     for own in every:
         for name, value in own.items():
-            values.setdefault(name, set()).add(str(value))
-    differing = [name for name, own in values.items() if len(own) > 1]
-    return [[_word(name, own[name]) for name in differing if name in own] for own in every]
+            values.setdefault((_choice(own, name), name), set()).add(str(value))
+    return [[_word(name, v) for name, v in own.items() if len(values[_choice(own, name), name]) > 1] for own in every]
+
+
+def _choice(own: dict[str, Any], name: str) -> Any:
+    """Return which choice of its family a knob is of; None for the choice itself."""
+    target = name.partition(".")[0] + "._target_"
+    return None if name == target else own.get(target)
 
 
 def _word(name: str, value: Any) -> str:

@@ -35,7 +35,8 @@ class Slim:
     def __call__(self, record: Record) -> Record:
         """Return `record` with `columns` (JSON, see `_columns`) for its layers, prices once for those of one origin.
 
-        The time when it `started` stands apart from the rest of its provenance, which many runs share.
+        Bits that an allocation chose stay at hand as `widths`, by layer name. The time when it `started` stands apart
+        from the rest of its provenance, which many runs share.
         """
         if "started" in record.get("provenance", {}):
             record["started"] = record["provenance"].pop("started")
@@ -44,6 +45,8 @@ class Slim:
                 if value.__class__ is dict and name not in ("results", "seconds", "sensitivity", "config"):
                     part[name] = share(value, self._parts)
         if "layers" in record:
+            if record.get("allocation"):
+                record["widths"] = share({own["name"]: own["bits"] for own in record["layers"]}, self._parts)
             record["columns"] = self._columns(record.pop("layers"))
         if record["status"] == "done" and "sensitivity" in record:
             priced = prices.origin(record)

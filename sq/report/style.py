@@ -60,7 +60,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             # The layout's last digits differ from process to process, and ids in the file follow from them.
             for axes in figure.axes:
                 axes.set_position(Bbox(axes.get_position(original=True).get_points().round(PLACES)))
-        vectors, pages = stem.with_suffix(".svg"), stem.with_suffix(".pdf")
+        vectors, pages = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.pdf")
         FigureCanvasSVG(figure).print_svg(vectors, metadata={"Date": None, "Creator": None})
         FigureCanvasPdf(figure).print_pdf(pages, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     plt.close(figure)

@@ -7,7 +7,7 @@ from report_pages import RESULTS
 from test_table import record
 
 from sq import record as records
-from sq.report import figure, prices
+from sq.report import figure, prices, style
 from sq.report.slim import Slim
 
 MSE, MINMAX = {"range": "mse", "steps": 8}, {"range": "minmax", "steps": 8}
@@ -58,6 +58,25 @@ def test_ways_of_pricing_and_networks_of_one_choice_are_apart():
     assert set(prices.tables(two)) == {"digits_resnet name=r18", "digits_resnet name=r34"}
     gates = [priced(0.1, model={"expected": {"top1": top1}}, statistics=str(top1)) for top1 in (1, 2)]
     assert set(prices.tables(gates)) == {"digits_resnet"}
+
+
+def test_knobs_of_another_choice_do_not_tell_tables_apart():
+    kl = {"_target_": "sq.sensitivity.kl.score", "images": 8}
+    noise = [{"_target_": "sq.sensitivity.noise.score", "images": 16, "tolerance": own} for own in (0.1, 0.05)]
+    found = prices.tables(
+        [priced(cost, sensitivity=own) for cost, own in zip((0.1, 0.2, 0.3), (kl, *noise), strict=True)]
+    )
+    assert set(found) == {
+        "digits_resnet sensitivity=kl",
+        "digits_resnet sensitivity=noise tolerance=0.1",
+        "digits_resnet sensitivity=noise tolerance=0.05",
+    }
+
+
+def test_names_with_a_point_keep_it_in_figures(tmp_path):
+    frame = prices.tables([priced(0.1)])["digits_resnet"]
+    files = style.save(figure.heat(frame, "x"), tmp_path / "tolerance_0.1")
+    assert [file.name for file in files] == ["tolerance_0.1.svg", "tolerance_0.1.pdf"]
 
 
 def test_images_that_are_made_have_a_table_of_their_own_and_their_number_and_seed_have_none():
