@@ -88,7 +88,8 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     iterations : steps; 0 leaves all as it is
     batch : images in one step, of calibration images in an order drawn anew each time all were used
     forward : roundings in between 0 and 1 ("soft", as published), or 0 and 1 with gradients as if in between ("hard",
-        straight-through: what is seen is what comes out, so that few steps suffice); without a rate they are fixed
+        straight-through: what is seen is what comes out, so that few steps suffice; all rates fall to 0 as a cosine
+        then, or codes would flip to and fro to the end); without a rate they are fixed
     optimizer : of the roundings; all else takes Adam
     rates : of each kind of what is learned; that of inputs falls to 0 as a cosine
     weight : of the regulariser that makes roundings hard; it counts where roundings are soft
@@ -158,7 +159,7 @@ class _Run:
         if self.forward != "fixed":
             alphas = [layer.alpha.requires_grad_() for layer in own]
             made = torch.optim.RAdam(alphas) if how.optimizer == "radam" else torch.optim.Adam(alphas, fused=True)
-            made.param_groups[0]["lr"] = rates["rounding"]
+            made.param_groups[0] |= {"lr": rates["rounding"], "first": rates["rounding"], "kind": "rounding"}
             self.optimizers.append(made)
         self.groups = [
             {"params": [p.requires_grad_() for p in params], "lr": rate, "first": rate, "kind": name}
@@ -187,10 +188,10 @@ class _Run:
         self._check({"gradient": float(torch.stack([g.norm() for g in gradients if g is not None]).sum())}, step)
         for own, gradient in zip(self.learned, gradients, strict=True):
             own.grad = gradient
-        for group in self.optimizers[-1].param_groups:
-            if group.get("kind") == "input":
-                group["lr"] = group["first"] * (1 + math.cos(math.pi * t)) / 2
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if group["kind"] == "input" or self.forward == "hard":
+                    group["lr"] = group["first"] * (1 + math.cos(math.pi * t)) / 2
             optimizer.step()
         return about
 
@@ -198,8 +199,7 @@ class _Run:
         """Return one point of the curves: the terms, how hard roundings are (0 to 1), and which share has flipped."""
         own = [self.session.student.roundings[name] for name in self.part.layers]
         count = sum(layer.alpha.numel() for layer in own)
-        with torch.no_grad():
-            hard = sum(float((2 * soft(layer.alpha) - 1).abs().sum()) for layer in own) / count
+        hard = sum(float((2 * soft(layer.alpha.detach()) - 1).abs().sum()) for layer in own) / count
         return {"step": step, **about, "hardness": hard, "flipped": sum(layer.flipped() for layer in own) / count}
 
     def _check(self, terms: dict[str, float], step: int) -> None:
