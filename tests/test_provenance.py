@@ -46,8 +46,9 @@ def test_start_time_is_now_and_says_its_zone():
 
 def test_packages_are_the_installed_ones():
     found = provenance.collect(CPU)["packages"]
-    assert set(found) == set(provenance.PACKAGES)
-    assert found == {name: metadata.version(name) for name in provenance.PACKAGES}
+    here = {own.metadata["Name"].lower() for own in metadata.distributions()}
+    assert found == {name: metadata.version(name) for name in provenance.PACKAGES if name in here}
+    assert {"torch", "numpy", "scipy", "hydra-core", "brevitas"} <= set(found)
     assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
