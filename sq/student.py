@@ -40,7 +40,7 @@ class Student:
 
     Raises
     ------
-    SqError : a grid that is not uniform, or is of a residual addition; see `start`
+    SqError : a grid of inputs that is not uniform, or is of a residual addition; see `start`
     """
 
     def __init__(self, problem: Problem, start: Start, hold: float):
@@ -50,9 +50,8 @@ class Student:
         self.roundings: dict[str, Rounding] = {}
         for layer in problem.model.layers:
             own = self.begun.layers[layer.name]
-            grid = _uniform(own.grid, f"the weights of layer {layer.name}", "grid")
-            self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), grid, own.codes, hold)
-        self.inputs = {name: Input(_uniform(g, name, "activation")) for name, g in problem.activations.items()}
+            self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), own.grid, own.codes, hold)
+        self.inputs = {name: Input(_uniform(grid, name)) for name, grid in problem.activations.items()}
         self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(problem.batch.x.device)
         self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none
         self._holders = {n: holders(problem.model.net, r.layer) for n, r in self.roundings.items()}
@@ -141,7 +140,7 @@ def _check_inputs(grids: Mapping[str, Grid]) -> None:
         )
 
 
-def _uniform(grid: Grid, what: str, family: str) -> UniformGrid:
+def _uniform(grid: Grid, name: str) -> UniformGrid:
     if not isinstance(grid, UniformGrid):
-        raise SqError(f"{what}: learned rounding takes uniform grids, got {type(grid).__name__}; change {family}")
+        raise SqError(f"{name}: inputs are learned on uniform grids, got {type(grid).__name__}; change activation")
     return grid
