@@ -2,6 +2,7 @@
 
 import itertools
 
+import grids
 import pytest
 import torch
 from learned_problems import START, problem, settings
@@ -20,8 +21,8 @@ def toy():
     return nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
 
 
-def session(net, images=32, file=None, **more):
-    student = Student(problem(net, images=images, bits=2, **more), START, 1e-3)
+def session(net, images=32, file=None, bits=2, **more):
+    student = Student(problem(net, images=images, bits=bits, **more), START, 1e-3)
     return Session(student, Resume(student.values, file), images, seed=0, every=7)
 
 
@@ -35,9 +36,9 @@ def whole(own):
     )
 
 
-@pytest.mark.parametrize("forward", ["soft", "hard"])
-def test_two_layers_reach_the_best_of_all_roundings(forward):
-    own = session(toy())
+@pytest.mark.parametrize(("forward", "kind"), [("soft", None), ("hard", None), ("soft", "post"), ("hard", "lcq")])
+def test_two_layers_reach_the_best_of_all_roundings(forward, kind):
+    own = session(toy()) if kind is None else session(toy(), bits=3, fit=grids.fit(kind))
     part, names = whole(own), [*own.student.roundings]
     count = sum(own.student.roundings[name].alpha.numel() for name in names)
     assert count == 10
