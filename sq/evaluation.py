@@ -34,6 +34,10 @@ class Measured(Protocol):
         """
         ...
 
+    def answers(self) -> str | None:
+        """Return which images were answered rightly, see `sq.paired.packed`; None where there is no such thing."""
+        ...
+
 
 Metric = Callable[[Model, Iterable[tuple[Tensor, Batch]]], Measured]
 

@@ -80,7 +80,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(cost, widths, fixed) | summary.trials(made["results"], tried)
-    made |= summary.images(dataset, batch, evaluation.left_out) | weighed
+    made |= summary.images(dataset, batch, evaluation.left_out, found.answers()) | weighed
     made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
     spent = {
         "full_precision_cached": known,

@@ -1,7 +1,6 @@
 """Reconstruction: roundings, scales and biases learned so that a part of a network returns what it did.
 
-One loop serves every method. A method says which part (a layer, a block, the whole network), what is compared with
-what, and at which rates what is learned.
+One loop serves every method, which says what part (layer, block, network), what is compared, and at which rates.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from sq.student import Student
 POINTS = 100  # of the curves of one stage, at most
 
 
-# Learning rates: of roundings, of biases, of the factors of the scales of weights (one a channel) and of what layers
-# are fed (one a layer). What has rate 0, or none, is not learned.
+# Of roundings, of biases, of the factors of the scales of weights (one a channel) and of what layers are fed (one a
+# layer). What has rate 0, or none, is not learned.
 Rates = dict[Literal["rounding", "bias", "scale", "input"], NotNegative]
 
 
@@ -38,8 +37,7 @@ class Part:
     """What is reconstructed together.
 
     `error(index, generator)` runs the student on the images numbered `index` (B,), draws by `generator` what it draws,
-    and returns what is to be small and, by
-    layer, the weight of its regulariser.
+    and returns what is to be small and, by layer, the weight of its regulariser.
     """
 
     name: str
@@ -58,6 +56,8 @@ class Session:
     every: int  # steps between two writes of the state
     stages: int = 0
     steps: int = 0
+    cpu: float = 0.0  # seconds that `taken` steps of this process took
+    taken: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # by layer
 
 
@@ -109,11 +109,12 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
             f"{session.images} or less, or calibration.images={batch} or more"
         )
     stage, session.stages = session.stages, session.stages + 1
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     run = _Run(session, part, stage, _How(forward, optimizer, rates, keep, share))
     iterations = iterations if run.learned else 0  # inputs in full precision have no scale to learn
     first = session.resume.begin(stage, run.optimizers)
-    for step in track(range(iterations if first is None else first, iterations), part.name, iterations):
+    first = iterations if first is None else first
+    for step in track(range(first, iterations), part.name, iterations):
         t = step / max(iterations - 1, 1)
         index = _order(session, stage, step, batch)
         exponent = schedule.beta(t, beta[0], beta[1], warm_up)
@@ -123,9 +124,10 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
             session.resume.rows.append({"part": part.name, **run.point(step, about), "beta": exponent})
         if (step + 1) % session.every == 0:
             session.resume.save(stage, step + 1, run.optimizers)
-    session.steps += iterations
-    spent = (time.perf_counter() - began) / len(part.layers)
+    session.steps, session.taken = session.steps + iterations, session.taken + iterations - first
+    session.cpu += time.process_time() - cpu
     for name in part.layers:
+        spent = (time.perf_counter() - began) / len(part.layers)
         session.seconds[name] = session.seconds.get(name, 0.0) + spent
 
 
@@ -207,10 +209,8 @@ class _Run:
             if not math.isfinite(value):
                 kept = self.session.resume.save(self.stage, step, self.optimizers)
                 where = f"; the state before it is kept in {self.session.resume.file}" if kept else ""
-                raise SqError(
-                    f"{self.part.name}: {name} is {value} at step {step}: lower quantizer.learn.rates, or check the "
-                    f"weights and calibration images{where}"
-                )
+                advice = "lower quantizer.learn.rates, or check the weights and calibration images"
+                raise SqError(f"{self.part.name}: {name} is {value} at step {step}: {advice}{where}")
 
 
 def _order(session: Session, stage: int, step: int, batch: int) -> Tensor:

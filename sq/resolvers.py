@@ -1,4 +1,4 @@
-"""Words that YAML files may use in interpolations: a value by the name of a budget, and a solver by its name."""
+"""Words that YAML files may use in interpolations: a value by a name or a number, and a solver by its name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def register() -> None:
     OmegaConf.register_new_resolver("solver", _solver, replace=True, use_cache=True)
 
 
-def _by(name: str, values: Mapping[str, Any]) -> Any:
+def _by(name: str | int, values: Mapping[str | int, Any]) -> Any:
     """Return the value that goes by `name`."""
     if name not in values:
-        raise SqError(f"no such budget: {name}; {nearest(str(name), values)}")
+        raise SqError(f"no such choice: {name}; {nearest(str(name), [str(own) for own in values])}")
     return values[name]
 
 

@@ -88,15 +88,19 @@ def trials(results: dict[str, Any], tried: dict[str, Any]) -> dict[str, Any]:
     return {"trials": rest} if tried else {}
 
 
-def images(dataset: Dataset, batch: Calibration, left_out: list[str]) -> dict[str, Any]:
-    """Return which images were used: the set, how many, hashes of their ids, and those that could not be read."""
+def images(dataset: Dataset, batch: Calibration, left_out: list[str], right: str | None) -> dict[str, Any]:
+    """Return which images were used: the set, how many, hashes of their ids, and those that could not be read.
+
+    `right` says which of the evaluation images were answered rightly, see `sq.paired.packed`.
+    """
     evaluated = without(dataset.test.ids, left_out)
     return {
         "image_set": dataset.name,
         "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)}
         | ({"made": batch.made} if batch.made else {}),
         "calibration_ids": sorted(batch.ids),
-        "evaluation": {"images": len(evaluated), "ids": _hash(evaluated), "left_out": left_out},
+        "evaluation": {"images": len(evaluated), "ids": _hash(evaluated), "left_out": left_out}
+        | ({"right": right} if right is not None else {}),
     }
 
 

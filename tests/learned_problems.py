@@ -61,7 +61,12 @@ def problem(net, images=32, bits=3, activation_bits=None, scratch=None, fit=FIT)
     first = found[0].module
     shape = (first.in_features,) if isinstance(first, nn.Linear) else (2, 6, 6)
     x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
-    model = trace.settle(Model(net, found, shape, "", None, skipped), x[:1])
+    return problem_of(Model(net, found, shape, "", None, skipped), x, bits, activation_bits, scratch)
+
+
+def problem_of(model, x, bits, activation_bits=None, scratch=None):
+    """Return the problem of a model with images `x`."""
+    model, images, net = trace.settle(model, x[:1]), len(x), model.net
     batch = Calibration(x, torch.zeros(images).long(), [str(i) for i in range(images)])
     measured = statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
     widths = {layer.name: bits for layer in model.layers}

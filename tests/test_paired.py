@@ -66,3 +66,25 @@ def test_mcnemar_is_a_fair_coin_counted_out(lost, won):
     rarer = [k for k in range(n + 1) if abs(k - n / 2) >= abs(lost - n / 2)]
     wanted = sum(math.comb(n, k) for k in rarer) / 2**n
     assert paired.p_value(*answers(20, lost, won, 4)) == pytest.approx(wanted)
+
+
+def test_gain_with_one_seed_is_the_interval_of_a_drop():
+    full, quantized = answers(50, 9, 3, 11)
+    found = paired.gain([paired.packed(full)], [paired.packed(quantized)], len(full))
+    assert found == pytest.approx((6 / 73, *paired.drop_interval(full, quantized)))
+
+
+def test_gain_averages_seeds_image_by_image():
+    ours = [torch.tensor([True, True, False]), torch.tensor([True, False, False])]
+    theirs = [torch.tensor([False, False, False])]
+    apart = [1, 0.5, 0]  # of each image
+    middle = sum(apart) / 5
+    half = 1.959963985 * math.sqrt(((1 + 0.25 + 1) / 5 - middle**2) / 5)
+    found = paired.gain([paired.packed(o) for o in ours], [paired.packed(t) for t in theirs], 3)
+    assert found == pytest.approx((0.5, middle - half, middle + half))
+
+
+def test_seeds_that_agree_make_no_interval_narrower():
+    full, quantized = answers(50, 9, 3, 11)
+    one = paired.gain([paired.packed(full)], [paired.packed(quantized)], len(full))
+    assert paired.gain([paired.packed(full)] * 3, [paired.packed(quantized)] * 3, len(full)) == pytest.approx(one)

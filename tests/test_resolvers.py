@@ -26,7 +26,7 @@ def test_start_is_the_yaml_of_the_solver_named():
     [
         ("quantizer.init=sensiqant", "quantizer.init=sensiqant: no solver to start from; nearest: sensiquant"),
         ("quantizer.init=brecq", "no solver to start from"),
-        ("quantizer.budget=papr", "no such budget: papr; nearest: paper"),
+        ("quantizer.budget=papr", "no such choice: papr; nearest: paper"),
     ],
 )
 def test_names_that_are_none(word, message):

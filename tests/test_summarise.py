@@ -109,15 +109,17 @@ def test_images_that_could_not_be_read_are_named_and_not_counted():
     draw = partial(Calibration, torch.zeros(0), torch.zeros(0))
     batch = draw(["b", "a"], left_out=("c",))
     dataset = Dataset(split(0), split(4), 10, "mine")
-    found = summary.images(dataset, batch, ["test/2"])
+    found = summary.images(dataset, batch, ["test/2"], "a0")
     assert found["image_set"] == "mine"
     assert (found["calibration"]["images"], found["calibration"]["left_out"]) == (2, ["c"])
     assert found["calibration_ids"] == ["a", "b"]
     assert (found["evaluation"]["images"], found["evaluation"]["left_out"]) == (3, ["test/2"])
-    again = summary.images(dataset, draw(["a", "b"]), [])
+    again = summary.images(dataset, draw(["a", "b"]), [], None)
     assert again["calibration"]["ids"] == found["calibration"]["ids"], "in whichever order they were drawn"
     assert again["evaluation"]["ids"] != found["evaluation"]["ids"]
-    assert summary.images(dataset, draw(["a", "d"]), [])["calibration"]["ids"] != found["calibration"]["ids"]
+    assert found["evaluation"]["right"] == "a0"
+    assert "right" not in again["evaluation"]
+    assert summary.images(dataset, draw(["a", "d"]), [], None)["calibration"]["ids"] != found["calibration"]["ids"]
 
 
 def test_what_trials_measured_stays_theirs_and_ranks_are_results():

@@ -71,3 +71,7 @@ class Classified:
         drops = {"drop": full.figures["top1"] - self.figures["top1"], "drop_low": 100 * low, "drop_high": 100 * high}
         drops["drop_p"] = paired.p_value(full.right, self.right)
         return drops | agreement.measure(self.logits, full.logits)
+
+    def answers(self) -> str:
+        """Return which images were answered rightly: records of other methods are compared image by image."""
+        return paired.packed(self.right)

@@ -9,6 +9,7 @@ sample-layer attention (SLA), says how much that matters for image n: it comes f
 
 from __future__ import annotations
 
+import time
 from typing import Literal
 
 import torch
@@ -65,8 +66,10 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     """
     own = {"budget": budget, "init": init, "hold": hold, "attention": attention, "draws": draws, "seed": seed}
     session = begin(problem, start, own, [learn], checkpoint_every)
-    weights = _weights(problem, attention, draws, seed)
     x, names = problem.batch.x, [layer.name for layer in problem.model.layers]
+    began = time.perf_counter()
+    weights = _weights(problem, attention, draws, seed)
+    session.seconds = dict.fromkeys(names, (time.perf_counter() - began) / len(names))
     size = images.together(x.shape[1:], None)
     wanted = Kept(lambda index: returned(problem.model.net, names, x[index]), len(x), size, memory_gib)
     with session.student.watched():

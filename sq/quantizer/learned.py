@@ -52,6 +52,7 @@ def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
     weights = sum(layer.codes.numel() for layer in done.layers.values())
     figures = {
         "steps": session.steps,
+        "cpu_seconds_per_step": session.cpu / max(session.taken, 1),
         "flipped": sum(layer.report["flipped"] for layer in done.layers.values()) / weights,
         "biases_moved": len(moved),
         "bias_moved": sum(moved) / len(moved) if moved else 0.0,

@@ -84,10 +84,10 @@ def quantize(problem: Problem, *, iterations: Whole, batch: Count, draws: Count,
             net, _ = mct.ptq.pytorch_post_training_quantization(*given, target_platform_capabilities=platform)
     seconds = (time.perf_counter() - wall) / len(problem.model.layers)
     done = {layer.name: _read(layer, problem, net, seconds) for layer in problem.model.layers}
-    report = {"method": "mct_gptq", "version": version("model-compression-toolkit"), "iterations": len(marks)}
+    report = {"method": "mct_gptq", "version": version("model-compression-toolkit"), "steps": len(marks)}
     report |= {"batch": batch, "draws": draws, "cpu_seconds": time.process_time() - start}
     if len(marks) > 1:
-        report["cpu_seconds_per_iteration"] = (marks[-1] - marks[0]) / (len(marks) - 1)
+        report["cpu_seconds_per_step"] = (marks[-1] - marks[0]) / (len(marks) - 1)
     return QuantizedModel(net.eval(), done, report)
 
 

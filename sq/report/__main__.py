@@ -147,7 +147,7 @@ def _write(records: list[record.Record], shapes: list[tuple], folder: Path, ques
 
 def _texts(own: Contents, folder: Path) -> list[Path]:
     """Write the tables."""
-    from sq.report import latex, mixed, prices
+    from sq.report import latex, learning, mixed, pairs, prices
 
     assert own.table is not None
     texts = {
@@ -157,9 +157,15 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
     }
     if own.claims is not None and len(own.claims):
         texts["claims.md"] = own.claims.to_markdown(index=False, disable_numparse=True) + "\n"
-    if (ranks := mixed.correlations(own.records)) is not None:
-        texts["correlation.md"] = ranks.to_markdown(index=False, disable_numparse=True) + "\n"
-        texts["correlation.tex"] = latex.tabular(ranks)
+    more = {
+        "correlation": mixed.correlations(own.records),
+        "learning": learning.table(own.rows, own.records),
+        "pairs": pairs.table(own.rows, own.records),
+    }
+    for name, found in more.items():
+        if found is not None:
+            texts[f"{name}.md"] = found.to_markdown(index=False, disable_numparse=True) + "\n"
+            texts[f"{name}.tex"] = latex.tabular(found)
     for name, cost in prices.tables(own.records).items():
         texts[f"{prices.stem(name)}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
         told = cost.astype(object).where(cost.notna(), None)

@@ -11,9 +11,10 @@ from sq.config import leaves
 from sq.record import BOOKKEEPING, Record
 from sq.report.distinct import ABSENT, distinct
 
-SEEDS = ("seed", "calibration.seed", "sensitivity.seed")
+SEEDS = ("seed", "calibration.seed", "sensitivity.seed", "quantizer.seed")
 NAMED_WITH_KNOBS = ("quantizer", "sensitivity", "calibration")  # choices whose varying settings are part of their name
 FOLLOWS = ("activation.bits", "allocation.average_bits")  # settings that another column shows
+STARTS = "quantizer.start."  # settings of the solver that a learned quantizer starts from: `init` names it
 ACTIVATION = "act. bits"  # the column
 FLOAT = 32  # bits of what is not quantized
 
@@ -93,7 +94,8 @@ class Labels:
             peers.setdefault(record["choices"].get(family, "-"), []).append(i)
         if family not in self._parts:
             return {}
-        return {name: sorted(k for k in self._vary(family, own) if "." in k) for name, own in peers.items()}
+        varying = {name: self._vary(family, own) for name, own in peers.items()}
+        return {n: sorted(k for k in own if "." in k and not k.startswith(STARTS)) for n, own in varying.items()}
 
 
 def rank(name: str, value: Any) -> tuple:

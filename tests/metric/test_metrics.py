@@ -31,6 +31,7 @@ def test_top1_by_hand():
     assert compared["drop"] == 50
     assert compared["drop_low"] < 50 < compared["drop_high"]
     assert compared["drop_p"] == 0.5  # two of two changes for the worse
+    assert found.answers() == "a0"  # 1010, and four that pad
     assert compared.items() >= agreement.measure(OUTPUTS, REFERENCE).items()
 
 

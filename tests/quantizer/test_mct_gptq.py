@@ -66,7 +66,7 @@ def test_batchnorm_has_to_be_folded(problem, anything, resnet):
 def test_codes_are_of_the_network_that_is_measured(problem, iterations):
     before = {layer.name: layers.weight(layer.module).clone() for layer in problem.model.layers}
     made = mct_gptq.quantize(problem, **KNOBS | {"iterations": iterations})
-    assert made.report["iterations"] == iterations
+    assert made.report["steps"] == iterations
     assert made.net(problem.batch.x).shape == (16, 10)
     for layer in problem.model.layers:
         own = made.layers[layer.name]

@@ -1,0 +1,132 @@
+"""Inputs of layers on a grid whose step adapts to each sample, through a small module that is learned (ASQ).
+
+    x' = s_a clip(round(x / s_a), low, high),    s_a = sigma s beta(x),
+    beta(x) = max(ReLU(W2 ReLU(W1 mean(x) + b1) + b2), 1e-8),    mean over positions
+
+beta is one number for each sample. The released code goes back by s_a as it went there; a review of the paper goes
+back by s alone, which would make the output's scale wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sq.errors import SqError
+from sq.uniform import UniformGrid
+
+NARROW = 8  # channels below which there is no hidden layer
+SQUEEZE = 4  # channels for one unit of the hidden layer
+LEAST = 1e-8
+
+
+class Adapter(nn.Module):
+    """beta(x) of an input of so many `channels`; exactly 1 before anything is learned.
+
+    Parameters
+    ----------
+    channels : of the input, at least 1
+    seed : of the hidden layer's weights
+
+    Source
+    ------
+    Zhou et al. 2025, Precision Neural Network Quantization via Learnable Adaptive Modules (ASQ), arXiv 2504.17263, as
+    its published code has it. There the last weights are drawn with a deviation of 0.01; here they start at 0, so that
+    learning starts exactly where a grid without an adapter stands: our reading.
+    """
+
+    def __init__(self, channels: int, seed: int):
+        super().__init__()
+        inner = channels // SQUEEZE
+        with torch.random.fork_rng([]):  # of the CPU alone: that is where it is drawn
+            torch.manual_seed(seed)
+            self.squeeze = nn.Linear(channels, inner) if channels >= NARROW else None
+            self.last = nn.Linear(inner if self.squeeze else channels, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.ones_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return beta (B,) of `x` (B, C, ...).
+
+        Raises
+        ------
+        SqError : `x` has no channels, or not as many as expected
+        """
+        own = self.squeeze or self.last
+        if x.ndim < 2 or x.shape[1] != own.in_features:
+            raise SqError(
+                f"an adaptive step takes inputs (samples, {own.in_features} channels, ...), got {tuple(x.shape)}: "
+                "choose a quantizer without adapters for this network"
+            )
+        means = x.flatten(2).mean(2) if x.ndim > 2 else x
+        hidden = means if self.squeeze is None else self.squeeze(means).relu()
+        return self.last(hidden).relu().clamp_min(LEAST).squeeze(1)
+
+
+@dataclass(frozen=True)
+class AdaptiveGrid:
+    """A grid of activations whose step an `adapter` sets for each sample."""
+
+    grid: UniformGrid  # per tensor
+    adapter: Adapter
+
+    @property
+    def levels(self) -> int:
+        """Return how many values a sample's grid has."""
+        return self.grid.levels
+
+    def parameters(self) -> int:
+        """Return how many numbers describe the grid, those of the adapter among them."""
+        return self.grid.parameters() + sum(own.numel() for own in self.adapter.parameters())
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Return the nearest value to each of `x` (B, C, ...), of its sample's grid."""
+        scale = self.grid.scale.reshape(()) * _spread(self.adapter(x), x)
+        low, high = self.grid.low.reshape(()), self.grid.high.reshape(())
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+
+    def to(self, device: torch.device) -> AdaptiveGrid:
+        """Return the grid on `device`."""
+        moved = {name: getattr(self.grid, name).to(device) for name in ("scale", "low", "high")}
+        return AdaptiveGrid(replace(self.grid, **moved), self.adapter.to(device))
+
+
+class Adapted(torch.autograd.Function):
+    """x' with its derivatives by x and s_a (B,), of each sample.
+
+    Inside of the range the gradient passes on to x; by s_a it is weighed by round(v) - v there, v = x / s_a, by low
+    below and by high above, and summed over the sample. What sigma, s and beta get follows by the chain rule.
+
+    Source
+    ------
+    Zhou et al. 2025 (ASQ), arXiv 2504.17263; Esser et al. 2020 (LSQ), arXiv 1902.08153, equations 2 and 3.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return x'."""
+        wide = _spread(scale, x)
+        q = torch.div(x, wide).round_().clamp_(low, high).mul_(wide)
+        ctx.low, ctx.high = float(low), float(high)
+        ctx.save_for_backward(x, scale, q)
+        return q
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """Return the gradients by x and s_a."""
+        x, scale, q = ctx.saved_tensors
+        wide = _spread(scale, x)
+        v = x / wide
+        passed = torch.where((v >= ctx.low) & (v <= ctx.high), g, 0)
+        by_scale = None
+        if ctx.needs_input_grad[1]:
+            by_scale = ((g * q - passed * x) / wide).flatten(1).sum(1)
+        return passed, by_scale, None, None
+
+
+def _spread(scale: Tensor, x: Tensor) -> Tensor:
+    """Return `scale` (B,) in a shape that goes with `x` (B, ...)."""
+    return scale.view(-1, *[1] * (x.ndim - 1))

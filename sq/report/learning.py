@@ -1,0 +1,108 @@
+"""Learned quantizers in tables and figures: what was learned, in how many steps, and accuracy against time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sq.record import Record
+from sq.report.labels import plain, rank
+from sq.report.style import MOST, STYLE, look, plain_decades, pyplot
+from sq.report.table import HEADLINES
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+    from sq.report.table import Row
+
+STEPS = "iterations="  # of a method's name: what its line goes along
+ACROSS = 3  # panels in a row
+
+
+def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
+    """Return what the learned quantizers among `rows` took and changed, means over seeds; None without any.
+
+    Steps are of all parts together; CPU seconds are those of one step, without what is done once; of codes, the share
+    that is not as it was at the start.
+    """
+    import pandas
+
+    told = {r["key"]: r["learning"] for r in records if "learning" in r}
+    lines = []
+    for row in rows:
+        own = [told[key] for key in row["keys"] if key in told]
+        if own:
+            lines.append(
+                {name: plain(value) for name, value in row["labels"].items()}
+                | {
+                    "steps": _mean(own, "steps", ".0f"),
+                    "CPU s a step": _mean(own, "cpu_seconds_per_step", ".3f"),
+                    "solve s": f"{statistics.fmean(row['solve_seconds']):.1f}",
+                    "codes changed": _mean(own, "flipped", ".2%"),
+                    "biases learned": _mean(own, "biases_moved", ".0f"),
+                    "runs": str(len(own)),
+                }
+            )
+    return pandas.DataFrame(lines).fillna("-") if lines else None
+
+
+def figures(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:
+    """Yield the figure of accuracy against time, if something was learned."""
+    learned = {r["key"] for r in records if "learning" in r}
+    if any(key in learned for row in rows for key in row["keys"]):
+        yield "time", against_time(rows)
+
+
+def against_time(rows: list[Row]) -> Figure:
+    """Draw accuracy against solve time, one panel for each setting and one line for each method, bars for seeds.
+
+    A line joins the runs of one method that differ in their steps.
+    """
+    plt = pyplot()
+    panels: dict[str, dict[str, list[Row]]] = {}
+    for row in sorted(rows, key=lambda row: [rank(n, v) for n, v in row["labels"].items() if n != "method"]):
+        setting = ", ".join(f"{name} {plain(value)}" for name, value in row["labels"].items() if name != "method")
+        panels.setdefault(setting, {}).setdefault(_line(row), []).append(row)
+    names = list(dict.fromkeys(name for own in panels.values() for name in own))[:MOST]
+    across = min(ACROSS, len(panels))
+    down = -(-len(panels) // across)
+    with plt.rc_context(STYLE):
+        size = (0.4 + 3.4 * across, 2.8 * down + 0.4 + 0.18 * (len(names) // 4))
+        figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (setting, lines) in zip(axes.flat, panels.items(), strict=False):
+            for name, own in lines.items():
+                if name in names:
+                    _draw(axis, sorted(own, key=_seconds), look(names.index(name)), name)
+            full = [s + d for own in lines.values() for r in own for s, d in zip(r["score"], r["drop"], strict=True)]
+            axis.axhline(statistics.fmean(full), color="0.4", linewidth=0.8, label="full precision")
+            axis.set(xlabel="solve time (s), all layers", ylabel=HEADLINES[rows[0]["headline"]][0], xscale="log")
+            axis.set_title(setting, fontsize=8, loc="left")
+            plain_decades(axis.xaxis)
+        handles: dict[str, Any] = {}
+        for axis in axes.flat:
+            handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _draw(axis: Any, own: list[Row], style: dict[str, Any], name: str) -> None:
+    spread = [statistics.stdev(row["score"]) if len(row["score"]) > 1 else 0.0 for row in own]
+    bars = spread if any(spread) else None
+    axis.errorbar([*map(_seconds, own)], [statistics.fmean(r["score"]) for r in own], bars, label=name, **style)
+
+
+def _line(row: Row) -> str:
+    return " ".join(word for word in row["labels"]["method"].split() if not word.startswith(STEPS))
+
+
+def _seconds(row: Row) -> float:
+    return statistics.fmean(row["solve_seconds"])
+
+
+def _mean(own: list[dict[str, Any]], what: str, form: str) -> str:
+    """Return the mean of a figure that all have; "-" where one lacks it."""
+    return f"{statistics.fmean(r[what] for r in own):{form}}" if all(what in r for r in own) else "-"

@@ -1,0 +1,58 @@
+from test_table import record
+
+from sq.report import learning, style, table
+
+
+def learned(quantizer, steps, seconds, seed=0, *, iterations=None, init="rtn"):
+    made = record(quantizer, seed=seed, seconds=seconds, top1=90 + seconds)
+    start = {"_target_": "sq.quantizer.layerwise.quantize", "damp": {"rtn": 0.01, "obq": 0.1}[init]}
+    learn = {"iterations": iterations or steps}
+    made["config"]["quantizer"] = {"learn": learn, "init": init, "start": start, "seed": seed}
+    made["key"] += f"{steps}{init}"
+    told = {"steps": steps, "cpu_seconds_per_step": seconds / steps, "flipped": 0.125, "biases_moved": 3}
+    return made | {"learning": told}
+
+
+def test_means_over_seeds_of_what_was_learned():
+    records = [learned("eptq", 10, 1.0), learned("eptq", 10, 3.0, seed=1), record("rtn")]
+    (line,) = learning.table(table.rows(records), records).to_dict("records")
+    assert (line["method"], line["steps"], line["runs"]) == ("eptq", "10", "2")
+    assert (line["CPU s a step"], line["solve s"], line["codes changed"]) == ("0.200", "2.0", "12.50%")
+
+
+def test_figures_that_one_run_lacks_are_left_out():
+    records = [learned("eptq", 10, 1.0), learned("eptq", 10, 3.0, seed=1)]
+    del records[1]["learning"]["flipped"]
+    (line,) = learning.table(table.rows(records), records).to_dict("records")
+    assert (line["codes changed"], line["steps"]) == ("-", "10")
+
+
+def test_nothing_learned_is_no_table_and_no_figure():
+    rows = table.rows([record("rtn")])
+    assert learning.table(rows, [record("rtn")]) is None
+    assert list(learning.figures(rows, [record("rtn")])) == []
+
+
+def test_the_solver_to_start_from_is_named_by_its_name_alone():
+    methods = [row["labels"]["method"] for row in table.rows([learned("eptq", 9, 1.0, init=i) for i in ("rtn", "obq")])]
+    assert methods == ["eptq init=obq", "eptq init=rtn"]
+
+
+def test_a_line_joins_the_runs_of_one_method_with_different_steps():
+    records = [learned("eptq", steps, seconds, seed) for steps, seconds in ((50, 2.0), (10, 1.0)) for seed in (0, 1)]
+    records.append(record("rtn", seconds=0.5))
+    ((name, figure),) = learning.figures(table.rows(records), records)
+    (axes,) = figure.axes
+    lines = {bar.get_label(): bar.lines[0] for bar in axes.containers}
+    assert name == "time"
+    assert lines["eptq"].get_xdata().tolist() == [1.0, 2.0]
+    assert lines["eptq"].get_ydata().tolist() == [91.0, 92.0]
+    assert lines["rtn"].get_xdata().tolist() == [0.5]
+    style.pyplot().close(figure)
+
+
+def test_each_setting_has_a_panel():
+    records = [learned("eptq", 10, 1.0), record("eptq", bits=3.0)]
+    ((_, figure),) = learning.figures(table.rows(records), records)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["bits 4", "bits 3"]
+    style.pyplot().close(figure)
