@@ -9,13 +9,17 @@ back by s alone, which would make the output's scale wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sq.errors import SqError
+from sq.lsq import Input
+from sq.schedule import Mix
 from sq.uniform import UniformGrid
 
 NARROW = 8  # channels below which there is no hidden layer
@@ -88,10 +92,40 @@ class AdaptiveGrid:
         low, high = self.grid.low.reshape(()), self.grid.high.reshape(())
         return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
 
-    def to(self, device: torch.device) -> AdaptiveGrid:
-        """Return the grid on `device`."""
-        moved = {name: getattr(self.grid, name).to(device) for name in ("scale", "low", "high")}
-        return AdaptiveGrid(replace(self.grid, **moved), self.adapter.to(device))
+    @property
+    def scale(self) -> Tensor:
+        """Return the scale where beta is 1."""
+        return self.grid.scale
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AdaptiveGrid:
+        """Return the grid with `function` applied to its tensors; the adapter follows to their device."""
+        moved = self.grid.map(function)
+        return AdaptiveGrid(moved, copy.deepcopy(self.adapter).to(moved.scale.device))
+
+
+class AdaptiveInput(Input):
+    """The quantizer of what one layer is fed, its step adapted to each sample by a module that is learned too.
+
+    Parameters
+    ----------
+    grid : to start from
+    channels : of the input
+    seed : of the adapter
+    """
+
+    def __init__(self, grid: UniformGrid, channels: int, seed: int):
+        super().__init__(grid)
+        self.adapter = Adapter(channels, seed)
+
+    def forward(self, x: Tensor, mix: Mix | None = None) -> Tensor:
+        """Return `x` as the layer sees it; of a `mix`, its share stays in full precision."""
+        scale = (self.sigma * self.scale).reshape(()) * self.adapter(x)
+        q = Adapted.apply(x, scale, self.low, self.high)
+        return q if mix is None else torch.lerp(x, q, mix.quantized(x))
+
+    def grid(self) -> AdaptiveGrid:  # type: ignore[override]
+        """Return the grid with all that was learned of it."""
+        return AdaptiveGrid(super().grid(), copy.deepcopy(self.adapter).requires_grad_(False))
 
 
 class Adapted(torch.autograd.Function):

@@ -102,7 +102,7 @@ class Quantized:
 
 def on(grid: Grid, device: torch.device) -> Grid:
     """Return `grid` with its tensors on `device`."""
-    return grid if grid.half_step().device == device else grid.map(lambda t: t.to(device))
+    return grid if grid.scale.device == device else grid.map(lambda t: t.to(device))
 
 
 def attach(net: nn.Module, grids: dict[str, Grid]) -> None:

@@ -58,6 +58,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     problem = Problem(
         model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, scratch=config["cache"]
     )
+    problem = replace(problem, train=dataset.train)
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
         cost.check()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.protocol import Grid
-from sq.samples import Calibration, Prepare
+from sq.samples import Calibration, Images, Prepare
 
 # decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
 Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
@@ -131,6 +131,7 @@ class Problem:
     inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
     fixed: dict[str, int] = field(default_factory=dict)  # bits of weights and inputs that are settled, by layer name
     importance: dict[str, Tensor] = field(default_factory=dict)  # h (G, O, I) of weights, if `fit` asks for it
+    train: Images | None = None  # the training split, for what trains the network
     scratch: str | None = None  # a folder for the state of what takes long, to be taken up where it was left
 
     def grid(self, name: str, W: Tensor, bits: int) -> Grid:

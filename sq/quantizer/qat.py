@@ -1,0 +1,72 @@
+"""LSQ and ASQ: the network is trained on, while it computes with quantized weights and inputs, whose steps it learns.
+
+Beside what `sq.projection` does to weights, ASQ's inputs have a step that adapts to each sample (`sq.adaptive`).
+Weights take any grid: on one of levels (POST) this is the published ASQ & POST.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sq import images as reading
+from sq.errors import SqError
+from sq.evaluation import to
+from sq.knobs import Whole
+from sq.samples import Batch
+from sq.trainee import Trainee
+from sq.training import Images
+from sq.types import Problem, QuantizedModel
+
+Train = Callable[[Trainee, Images], list[dict[str, Any]]]
+
+
+def quantize(problem: Problem, *, adaptive: bool, images: Whole | None, seed: Whole, train: Train) -> QuantizedModel:
+    """Train the network on labelled images of the training split; calibration images only set the grids to start from.
+
+    Parameters
+    ----------
+    adaptive : the step of each layer's input adapts to the sample (ASQ); otherwise it is one number (LSQ)
+    images : of the training split, drawn at random; null takes all
+    seed : of adapters, images, their order and what is done to them
+    train : see `sq.training.train`
+
+    Raises
+    ------
+    SqError : no training images, or without labels; see `sq.trainee` and `train`
+
+    Source
+    ------
+    Esser et al. 2020, Learned Step Size Quantization (LSQ), arXiv 1902.08153; Zhou et al. 2025, Precision Neural
+    Network Quantization via Learnable Adaptive Modules (ASQ), arXiv 2504.17263. Steps start at the grids fitted to
+    weights and calibration images: our reading.
+    """
+    batch = _training(problem, images, seed)
+    trainee = Trainee(problem, adaptive, seed)
+    lowest = problem.model.span[0]
+    black = torch.tensor(lowest if len(lowest) > 1 else lowest * batch.x.shape[1])
+    began = time.perf_counter()
+    rows = train(trainee, Images(batch, black, seed))
+    done = trainee.finish(time.perf_counter() - began)
+    curves = [{"part": "network", **row} for row in rows]
+    report = {"images": len(batch.x), "seed": seed, "steps": len(rows), "curves": curves}
+    return QuantizedModel(done.net, done.layers, report)
+
+
+def _training(problem: Problem, images: int | None, seed: int) -> Batch:
+    """Return the training images to take, in memory."""
+    split = problem.train
+    if split is None or not split.ids:
+        raise SqError("there are no training images: choose a dataset with a training split, or quantizer=eptq")
+    if not isinstance(split.y, Tensor) or int(split.y.min()) < 0:
+        raise SqError("training takes images with labels, of classes: choose quantizer=eptq for this dataset")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(split.ids), generator=generator)[: images or None].sort().values.tolist()
+    batch, device = reading.load(split, chosen, problem.model.prepare, "training images"), problem.batch.x.device
+    assert isinstance(batch.y, Tensor)
+    return replace(batch, x=to(batch.x, device), y=batch.y.to(device))

@@ -1,0 +1,132 @@
+"""A network that is trained while it computes with quantized weights and inputs (QAT)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sq import activations, adds, hooks, layers
+from sq.adaptive import AdaptiveInput
+from sq.errors import SqError
+from sq.lsq import Input
+from sq.projection import Weight
+from sq.sites import holders
+from sq.statistics import relative_error
+from sq.types import Problem, QuantizedLayer, QuantizedModel, digest
+from sq.uniform import UniformGrid
+
+Group = tuple[nn.Parameter, float, bool]  # what is trained, what its gradient is multiplied with, whether it decays
+
+
+class Trainee:
+    """The network in training; full precision stays as it is in `problem`.
+
+    Parameters
+    ----------
+    problem : grids are fitted to its weights and inputs, to start from
+    adaptive : the step of each input adapts to the sample, see `sq.adaptive`
+    seed : of adapters
+
+    Raises
+    ------
+    SqError : inputs are in full precision with `adaptive`; a grid of inputs that is not uniform, or of an addition
+    """
+
+    def __init__(self, problem: Problem, adaptive: bool, seed: int):
+        self.problem = problem
+        self.net = copy.deepcopy(problem.model.net)
+        names = {id(module): name for name, module in problem.model.net.named_modules()}
+        self.weights: dict[str, Weight] = {}
+        self._holders: dict[str, list[nn.Module]] = {}
+        for layer in problem.model.layers:
+            grid = problem.grid(layer.name, layers.weight(layer.module), problem.bits[layer.name])
+            self.weights[layer.name] = Weight(layer, grid)
+            self._holders[layer.name] = [
+                self.net.get_submodule(names[id(m)]) for m in holders(problem.model.net, layer)
+            ]
+        self.inputs = _inputs(problem, adaptive, seed)
+        self.quantizers = nn.ModuleList([*self.weights.values(), *self.inputs.values()]).to(problem.batch.x.device)
+        self._seen: dict[str, int] = {}  # how many numbers a layer was fed, in the last pass
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Let the network compute with quantized weights and inputs while the context lasts."""
+
+        def see(name: str, module: nn.Module, x: Tensor) -> Tensor:
+            self._seen[name] = x.numel()
+            return self.inputs[name](x)
+
+        own = [(module, self.weights[name]) for name, modules in self._holders.items() for module in modules]
+        fed = {name: self.net.get_submodule(name) for name in self.inputs}
+        try:
+            for module, weight in own:
+                module.__dict__["weight"] = weight()  # found before the parameter of that name
+            with hooks.replacing(fed, see):
+                yield
+        finally:
+            for module, _ in own:
+                module.__dict__.pop("weight", None)
+
+    def groups(self) -> list[Group]:
+        """Return all that is trained; call it after a pass. Steps do not decay, all else does.
+
+        Source
+        ------
+        Esser et al. 2020 (LSQ), arXiv 1902.08153, section 2.2: gradients of steps are multiplied with 1 / sqrt(p n), p
+        the largest unit and n the numbers quantized. `Input` learns a factor of its step s, so 1 / s^2 beside it.
+        """
+        held = {id(m.weight) for own in self._holders.values() for m in own}  # replaced by those of `weights`
+        found: list[Group] = [(p, 1.0, True) for p in self.net.parameters() if id(p) not in held]
+        for weight in self.weights.values():
+            found += [(weight.value, 1.0, True), (weight.scale, weight.slower, False)]
+        for name, own in self.inputs.items():
+            step, largest = float(own.scale), float(torch.maximum(-own.low, own.high))
+            found.append((own.sigma, 1 / (math.sqrt(largest * self._seen[name]) * step**2), False))
+            if isinstance(own, AdaptiveInput):
+                found += [(p, 1.0, True) for p in own.adapter.parameters()]
+        return found
+
+    def finish(self, seconds: float) -> QuantizedModel:
+        """Return the quantized network in eval mode; its layers share the `seconds` that training took."""
+        done: dict[str, QuantizedLayer] = {}
+        for name, own in self.weights.items():
+            codes, grid = own.codes(), own.grid()
+            for module in self._holders[name]:
+                layers.set_weight(module, grid.decode(codes))
+            hessian = self.problem.statistics.layers[name].hessian
+            report = {
+                "fit_seconds": 0.0,
+                "solve_seconds": seconds / len(self.weights),
+                # Of the weights it started from, which training has left: not what accuracy goes by.
+                "relative_error": relative_error(layers.weight(own.layer.module), grid.decode(codes), hessian),
+                "codes": digest([codes]),
+            }
+            done[name] = QuantizedLayer(codes, grid, report)
+        activations.attach(self.net, {name: own.grid() for name, own in self.inputs.items()})
+        return QuantizedModel(self.net.eval().requires_grad_(False), done)
+
+
+def _inputs(problem: Problem, adaptive: bool, seed: int) -> dict[str, Input]:
+    if adaptive and not problem.activations:
+        raise SqError(
+            "adaptive steps are of inputs, which stay in full precision: set activation=mse, or quantizer=lsq"
+        )
+    for name, grid in problem.activations.items():
+        if adds.is_side(name) or not isinstance(grid, UniformGrid):
+            raise SqError(
+                f"{name}: what is trained are uniform grids of layers' inputs, got {type(grid).__name__}: set "
+                "activation.observe.adds=false"
+            )
+    if not adaptive:
+        return {name: Input(grid) for name, grid in problem.activations.items()}  # type: ignore[arg-type]
+    channels: dict[str, int] = {}
+    fed = {name: problem.model.net.get_submodule(name) for name in problem.activations}
+    with torch.no_grad(), hooks.feeding(fed, lambda name, _, x: channels.update({name: x.shape[1]})):
+        problem.model.net(problem.batch.x[:1])
+    grids = problem.activations.items()
+    return {name: AdaptiveInput(grid, channels[name], seed + i) for i, (name, grid) in enumerate(grids)}  # type: ignore[arg-type]
