@@ -61,10 +61,10 @@ def problem(net, images=32, bits=3, activation_bits=None, scratch=None, fit=FIT)
     first = found[0].module
     shape = (first.in_features,) if isinstance(first, nn.Linear) else (2, 6, 6)
     x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
-    return problem_of(Model(net, found, shape, "", None, skipped), x, bits, activation_bits, scratch)
+    return problem_of(Model(net, found, shape, "", None, skipped), x, bits, activation_bits, scratch, fit)
 
 
-def problem_of(model, x, bits, activation_bits=None, scratch=None):
+def problem_of(model, x, bits, activation_bits=None, scratch=None, fit=FIT):
     """Return the problem of a model with images `x`."""
     model, images, net = trace.settle(model, x[:1]), len(x), model.net
     batch = Calibration(x, torch.zeros(images).long(), [str(i) for i in range(images)])

@@ -1,0 +1,184 @@
+"""LSQ and ASQ: training while the network computes with quantized weights and inputs."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from learned_problems import problem
+from PIL import Image
+from torch import nn
+
+from sq.adaptive import AdaptiveGrid
+from sq.errors import SqError
+from sq.quantizer import qat
+from sq.samples import Images
+from sq.trainee import Trainee
+from sq.training import train
+
+RECIPE = {
+    "epochs": 2,
+    "batch": 8,
+    "rate": 0.05,
+    "momentum": 0.9,
+    "decay": 0.0,
+    "move": 0,
+    "mirror": False,
+    "distill": 0.0,
+    "temperature": 1.0,
+}
+
+
+class Prepared:
+    """Reads the images of a problem again, from where they stand in memory."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __call__(self, image, resized):
+        return self.x[image.getpixel((0, 0))]
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 2)
+    ).eval()
+
+
+def given(bits=2, activation_bits=3, labels=True):
+    """A problem with 64 training images, whose class is the sign of their mean."""
+    made = problem(network(), bits=bits, activation_bits=activation_bits)
+    x = torch.randn(64, 2, 6, 6, generator=torch.Generator().manual_seed(5))
+    y = (x.mean((1, 2, 3)) > 0).long() if labels else torch.full((64,), -1)
+    split = Images([f"train/{i}" for i in range(64)], y, lambda place: Image.new("L", (1, 1), place))
+    return replace(made, train=split, model=replace(made.model, prepare=Prepared(x)))
+
+
+def quantize(what, adaptive=False, images=None, seed=0, **recipe):
+    own = partial(train, **RECIPE | recipe)
+    return qat.quantize(what, adaptive=adaptive, images=images, seed=seed, train=own)
+
+
+def nearest(what):
+    """The network with each weight and input at the grid value nearest to it, by hand."""
+    from sq import activations, layers
+
+    net = network()
+    for layer in what.model.layers:
+        W = layers.weight(layer.module)
+        layers.set_weight(net.get_submodule(layer.name), what.grid(layer.name, W, what.bits[layer.name]).nearest(W))
+    activations.attach(net, what.activations)
+    return net
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_without_training_all_is_rounded_to_nearest(adaptive):
+    what = given()
+    made = quantize(what, adaptive, epochs=0)
+    assert torch.equal(made.net(what.batch.x), nearest(what)(what.batch.x))
+
+
+def test_adaptive_steps_start_where_fixed_ones_are_and_go_their_own_way():
+    what = given()
+    fixed, adaptive = (quantize(what, own, epochs=1) for own in (False, True))
+    assert fixed.digest() != adaptive.digest()
+    hooks = [hook for m in adaptive.net.modules() for hook in m._forward_pre_hooks.values()]
+    grids = [hook.grid for hook in hooks]
+    assert len(grids) == 3
+    assert all(isinstance(grid, AdaptiveGrid) for grid in grids)
+    betas = grids[1].adapter(torch.randn(20, 8, 4, 4))
+    assert float(betas.std()) > 0, "samples differ"
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_what_comes_out_is_what_was_trained(adaptive):
+    what = given()
+    own = Trainee(what, adaptive, seed=0)
+    images = qat.Images(qat._training(what, None, 0), torch.zeros(2), 0)
+    train(own, images, **RECIPE)
+    with torch.no_grad(), own.computing():
+        wanted = own.net(what.batch.x)
+    made = own.finish(seconds=3.0)
+    assert torch.equal(made.net(what.batch.x), wanted)
+    assert sum(layer.report["solve_seconds"] for layer in made.layers.values()) == pytest.approx(3.0)
+    for name, layer in made.layers.items():
+        module = made.net.get_submodule(name)
+        assert torch.equal(layer.grid.decode(layer.codes).reshape(module.weight.shape), module.weight)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_training_learns_what_rounding_lost(adaptive):
+    what = given()
+    made = quantize(what, adaptive, epochs=30, seed=1)
+    x, y = what.model.prepare.x, what.train.y
+    before, after = (float((net(x).argmax(1) == y).double().mean()) for net in (nearest(what), made.net))
+    assert before < 0.7
+    assert after > 0.9
+    curves = made.report["curves"]
+    assert len(curves) == 30
+    assert curves[-1]["loss"] < 0.6 * curves[0]["loss"]
+    assert curves[-1]["top1"] > curves[0]["top1"]
+
+
+def test_full_precision_alone_can_teach():
+    what = given(bits=3, activation_bits=6)
+
+    @torch.no_grad()
+    def apart(net):
+        one, other = (own(what.batch.x).softmax(1) for own in (net, what.model.net))
+        return float((one - other).square().mean())
+
+    made = quantize(what, epochs=30, distill=1.0, temperature=2.0)
+    assert apart(made.net) < 0.5 * apart(nearest(what))
+
+
+def test_full_precision_and_its_gradients_are_left_alone():
+    what = given()
+    before = {name: value.clone() for name, value in what.model.net.state_dict().items()}
+    quantize(what, epochs=1, distill=0.5)
+    assert all(torch.equal(value, before[name]) for name, value in what.model.net.state_dict().items())
+    assert all(p.grad is None for p in what.model.net.parameters())
+
+
+def test_the_same_seed_trains_the_same_network():
+    one, same, other = (quantize(given(), True, epochs=1, move=1, mirror=True, seed=seed) for seed in (3, 3, 4))
+    assert all(torch.equal(v, same.net.state_dict()[n]) for n, v in one.net.state_dict().items())
+    assert one.digest() != other.digest()
+
+
+def test_some_of_the_images_are_drawn():
+    made = quantize(given(), images=24, epochs=1)
+    assert made.report["images"] == 24
+
+
+def test_steps_are_slowed_and_do_not_decay():
+    own = Trainee(given(bits=4), False, 0)
+    with torch.no_grad(), own.computing():
+        own.net(torch.randn(5, 2, 6, 6))
+    found = {id(p): (factor, decays) for p, factor, decays in own.groups()}
+    weight, fed = own.weights["3"], own.inputs["3"]
+    assert found[id(weight.value)] == (1.0, True)
+    assert found[id(weight.scale)] == (weight.slower, False)
+    factor, decays = found[id(fed.sigma)]
+    largest = max(-float(fed.low), float(fed.high))
+    assert factor == pytest.approx((largest * 5 * 8 * 4 * 4) ** -0.5 / float(fed.scale) ** 2)
+    assert not decays
+    assert id(own.net[3].weight) not in found, "another takes its place"
+    assert id(own.net[1].weight) in found
+
+
+@pytest.mark.parametrize(
+    ("what", "recipe", "message"),
+    [
+        (lambda: replace(given(), train=None), {}, "no training images"),
+        (lambda: given(labels=False), {}, "training takes images with labels"),
+        (given, {"batch": 65}, "64 training images are fewer than a batch of 65"),
+        (given, {"rate": 1e30}, "the loss is (nan|inf) at step .* of epoch .*: lower quantizer.train.rate"),
+        (lambda: given(activation_bits=None), {"adaptive": True}, "adaptive steps are of inputs"),
+    ],
+)
+def test_bad_input_is_one_line(what, recipe, message):
+    with pytest.raises(SqError, match=message) as caught:
+        quantize(what(), **recipe)
+    assert len(str(caught.value).splitlines()) == 1
