@@ -122,15 +122,12 @@ def test_training_learns_what_rounding_lost(adaptive):
 
 
 def test_full_precision_alone_can_teach():
-    what = given(bits=3, activation_bits=6)
-
-    @torch.no_grad()
-    def apart(net):
-        one, other = (own(what.batch.x).softmax(1) for own in (net, what.model.net))
-        return float((one - other).square().mean())
-
-    made = quantize(what, epochs=30, distill=1.0, temperature=2.0)
-    assert apart(made.net) < 0.5 * apart(nearest(what))
+    what = given()
+    other = replace(what, train=replace(what.train, y=1 - what.train.y))
+    one, same = (quantize(own, epochs=20, distill=1.0, temperature=2.0) for own in (what, other))
+    assert one.digest() == same.digest(), "labels do not matter then"
+    curves = one.report["curves"]
+    assert curves[-1]["loss"] < 0.4 * curves[0]["loss"]
 
 
 def test_full_precision_and_its_gradients_are_left_alone():
