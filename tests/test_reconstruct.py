@@ -10,8 +10,8 @@ from torch import nn
 from sq import reconstruct
 from sq.distance import squares
 from sq.errors import SqError
-from sq.reconstruct import Part, Session
 from sq.resume import Resume
+from sq.session import Part, Session
 from sq.student import Student
 
 

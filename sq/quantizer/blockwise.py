@@ -22,8 +22,9 @@ from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Portion, Positive, Whole
 from sq.quantizer.learned import begin, finish
-from sq.reconstruct import Learn, Part, Session
+from sq.reconstruct import Learn
 from sq.schedule import Mix
+from sq.session import Part, Session
 from sq.student import Hold, Start
 from sq.types import Problem, QuantizedModel
 from sq.units import Unit

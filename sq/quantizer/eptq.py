@@ -20,7 +20,8 @@ from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Positive, Whole
 from sq.quantizer.learned import begin, finish
-from sq.reconstruct import Learn, Part
+from sq.reconstruct import Learn
+from sq.session import Part
 from sq.student import Hold, Start, Student
 from sq.types import Problem, QuantizedModel
 

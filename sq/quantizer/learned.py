@@ -10,8 +10,8 @@ import torch
 
 from sq import source
 from sq.errors import SqError
-from sq.reconstruct import Session
 from sq.resume import Resume
+from sq.session import Session
 from sq.store import describe, name, place
 from sq.student import Start, Student
 from sq.types import Problem, QuantizedModel, digest

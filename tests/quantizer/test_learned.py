@@ -9,7 +9,7 @@ from sensitivity_problems import images, labels, tricky
 from sensitivity_problems import problem as tricky_problem
 from torch import nn
 
-from sq import layers, reconstruct
+from sq import descent, layers
 from sq.build import build
 from sq.errors import SqError
 
@@ -80,7 +80,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     net = residual()
     never = quantizer(name)(problem(net, activation_bits=4))
     given = problem(net, activation_bits=4, scratch=str(tmp_path))
-    steps, step = [], reconstruct._Run.step
+    steps, step = [], descent.Descent.step
 
     def stopping(self, number, *rest):
         steps.append((self.part.name, number))
@@ -88,7 +88,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
             raise _Stop
         return step(self, number, *rest)
 
-    monkeypatch.setattr(reconstruct._Run, "step", stopping)
+    monkeypatch.setattr(descent.Descent, "step", stopping)
     with pytest.raises(_Stop):
         quantizer(name)(given)
     left = list((tmp_path / "unfinished").iterdir())
@@ -96,7 +96,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     resumed = steps[-1]
     steps.clear()
     monkeypatch.setattr(
-        reconstruct._Run,
+        descent.Descent,
         "step",
         lambda self, number, *rest: (steps.append((self.part.name, number)), step(self, number, *rest))[1],
     )
@@ -109,15 +109,15 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
 
 def test_state_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
     given = problem(residual(), scratch=str(tmp_path))
-    step = reconstruct._Run.step
+    step = descent.Descent.step
     monkeypatch.setattr(
-        reconstruct._Run,
+        descent.Descent,
         "step",
         lambda self, number, *rest: (_ for _ in ()).throw(_Stop()) if number == 8 else step(self, number, *rest),
     )
     with pytest.raises(_Stop):
         quantizer("eptq")(given)
-    monkeypatch.setattr(reconstruct._Run, "step", step)
+    monkeypatch.setattr(descent.Descent, "step", step)
     done = quantizer("eptq", "learn.weight=0.02")(given)
     same(done, quantizer("eptq", "learn.weight=0.02")(problem(residual())))
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
