@@ -28,6 +28,16 @@ class Unit:
     module: nn.Module
     layers: list[Layer]  # in the order of execution
 
+    def channels(self, output: Tensor) -> int:
+        """Return how many channels are in what the unit returned.
+
+        They are on the second axis, but on the last where the unit's last layer is linear and has as many outputs as
+        that is long: a linear layer itself, blocks of tokens (B, T, C) and of images (B, H, W, C).
+        """
+        last = self.layers[-1]
+        linear = last.kind == "linear" and output.shape[-1] == last.outputs
+        return last.outputs if linear else output.shape[1]
+
 
 def find(model: Model, x: Tensor, named: list[str] | None = None) -> list[Unit]:
     """Return the units of a network, in the order of execution: each of its layers is in one of them.

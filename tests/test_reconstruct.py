@@ -31,7 +31,9 @@ def whole(own):
     wanted = own.student.problem.model.net(x).detach()
     ones = torch.ones(len(x))
     return Part(
-        "network", names, lambda index, _: (squares(own.student.net(x), wanted, ones), dict.fromkeys(names, 1.0))
+        "network",
+        names,
+        lambda index, _: (squares(own.student.net(x), wanted, ones, wanted.shape[1]), dict.fromkeys(names, 1.0)),
     )
 
 

@@ -108,7 +108,7 @@ class _Error:
     """The distance of what one part returns from full precision's, by the numbers of images."""
 
     def __init__(self, session: Session, unit: Unit, drop: float, kept: Kept):
-        self.module = session.student.net.get_submodule(unit.name)
+        self.unit, self.module = unit, session.student.net.get_submodule(unit.name)
         self.drop, self.kept = drop, kept
         self.shares = {layer.name: 1.0 for layer in unit.layers}
 
@@ -117,7 +117,7 @@ class _Error:
         m = Mix(self.drop, True, generator).quantized(fed)
         y = self.module(fed if isinstance(m, float) and m == 1 else torch.lerp(given, fed, m))
         weight = fisher[0] if fisher else torch.ones(len(y), device=y.device)
-        return squares(y, wanted, weight), self.shares
+        return squares(y, wanted, weight, self.unit.channels(y)), self.shares
 
 
 class _Seen:

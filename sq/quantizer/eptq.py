@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, images, scores
+from sq import hooks, images, layers, scores
 from sq.distance import squares
 from sq.errors import SqError
 from sq.kept import Kept
@@ -92,7 +92,7 @@ class _Error:
 
         def compare(name: str, module: nn.Module, y: Tensor) -> None:
             # Here and now, for what goes on may change y in place.
-            found.append(squares(y, next(given), own[name] / most))
+            found.append(squares(y, next(given), own[name] / most, layers.channels(module, y)))
 
         with hooks.returning(self.modules, compare):
             self.student.net(self.student.problem.batch.x[index])

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from learned_problems import problem, quantizer, residual
+from learned_problems import START, problem, quantizer, residual
 from sensitivity_problems import images, labels, tricky
 from sensitivity_problems import problem as tricky_problem
 from torch import nn
@@ -12,6 +12,9 @@ from torch import nn
 from sq import descent, layers
 from sq.build import build
 from sq.errors import SqError
+from sq.kept import Kept
+from sq.quantizer import eptq
+from sq.student import Student
 
 METHODS = ["eptq", "adaround", "brecq", "qdrop"]
 
@@ -162,3 +165,32 @@ def test_grids_of_additions_are_refused(name):
     given.activations["add.0.left"] = given.activations["0"]
     with pytest.raises(SqError, match=r"1 operands of additions.*activation\.observe\.adds=false"):
         quantizer(name)(given)
+
+
+class Tokens(nn.Module):
+    """Two layers that give the same numbers: a convolution, and a linear layer over the positions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(2, 4, 1), nn.Linear(2, 4)
+        self.second.load_state_dict({n: t.flatten(1) if t.ndim > 1 else t for n, t in self.first.state_dict().items()})
+
+    def forward(self, x):
+        return self.first(x).movedim(1, -1) + self.second(x.movedim(1, -1))
+
+
+def test_errors_of_linear_layers_over_positions_count_as_those_of_convolutions():
+    given = problem(Tokens().eval(), bits=2)
+    names = ["first", "second"]
+    ones = {name: torch.ones(32) for name in names}
+
+    def error(name):
+        student = Student(given, START, 1e-3)
+        weights = ones | {other: torch.full((32,), 1e-20) for other in names if other != name}
+        kept = Kept(lambda index: eptq.returned(given.model.net, names, given.batch.x[index]), 32, 32, 1.0)
+        with torch.no_grad(), student.lent(names, "fixed", None):
+            return float(eptq._Error(student, names, weights, kept)(torch.arange(32), None)[0])
+
+    assert error("first") > 0
+    assert error("second") == pytest.approx(error("first"), rel=1e-5)
