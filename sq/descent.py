@@ -77,6 +77,8 @@ class Descent:
             loss = torch.stack([*terms.values()]).sum()
         about = {name: float(term.detach()) for name, term in terms.items()} | {"kept": mix.share}
         self._check(about, step)
+        if not loss.requires_grad:  # inputs alone are learned, and all of them is in full precision yet
+            return about
         gradients = torch.autograd.grad(loss, self.learned, allow_unused=True)
         self._check({"gradient": float(torch.stack([g.norm() for g in gradients if g is not None]).sum())}, step)
         for own, gradient in zip(self.learned, gradients, strict=True):

@@ -6,8 +6,8 @@ One loop serves every method, which says what part (layer, block, network), what
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,27 @@ from sq.session import Part, Session
 POINTS = 100  # of the curves of one stage, at most
 
 Learn = Callable[[Session, Part], None]
+
+
+def check(name: str, stage: Learn, images: int) -> None:
+    """See that a stage can be learned, before anything is: `stage` is `learn` with its knobs, `name` is its setting's.
+
+    Raises
+    ------
+    SqError : fewer images than a batch, or nothing that a step could learn
+    """
+    knobs: Mapping[str, Any] = getattr(stage, "keywords", {})
+    if knobs["batch"] > images:
+        raise SqError(
+            f"{images} calibration images are fewer than a batch of {knobs['batch']}: set quantizer.{name}.batch="
+            f"{images} or less, or calibration.images={knobs['batch']} or more"
+        )
+    learned = [kind for kind, rate in knobs["rates"].items() if rate]
+    if knobs["iterations"] and learned == ["input"] and (knobs["keep"], knobs["share"]) == ("fixed", 1):
+        raise SqError(
+            f"quantizer.{name}: with keep=fixed share=1 inputs stay in full precision, and only their scales are to be "
+            f"learned: set quantizer.{name}.share below 1, or a rate of rounding, bias or scale"
+        )
 
 
 def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
@@ -48,7 +69,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     ----------
     session : changed in place; its student's network is not
     iterations : steps; 0 leaves all as it is
-    batch : images in one step, of calibration images in an order drawn anew each time all were used
+    batch : images in one step, no more than there are (see `check`), in an order drawn anew each time all were used
     forward : roundings in between 0 and 1 ("soft", as published), or 0 and 1 with gradients as if in between ("hard",
         straight-through: what is seen is what comes out, so that few steps suffice; all rates fall to 0 as a cosine
         then, or codes would flip to and fro to the end); without a rate they are fixed
@@ -62,14 +83,9 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
 
     Raises
     ------
-    SqError : fewer images than a batch; a loss or a gradient that is NaN or infinite: the step and the term are named,
-        and the last good state is kept
+    SqError : a loss or a gradient that is NaN or infinite: the step and the term are named, and the last good state is
+        kept
     """
-    if batch > session.images:
-        raise SqError(
-            f"{session.images} calibration images are fewer than a batch of {batch}: set quantizer.learn.batch="
-            f"{session.images} or less, or calibration.images={batch} or more"
-        )
     stage, session.stages = session.stages, session.stages + 1
     began, cpu = time.perf_counter(), time.process_time()
     run = Descent(session, part, stage, How(forward, optimizer, rates, keep, share))

@@ -78,12 +78,41 @@ def test_curves_tell_of_every_stage():
     assert (rows[0]["beta"], rows[-1]["beta"]) == (20.0, 2.0)
 
 
-def test_fewer_images_than_a_batch():
-    own = session(toy(), images=4)
+def test_fewer_images_than_a_batch_names_the_stage():
+    stage = settings("then", iterations=1, batch=8)
+    reconstruct.check("then", stage, 8)
     with pytest.raises(
-        SqError, match=r"4 calibration images are fewer than a batch of 8: set quantizer\.learn\.batch=4"
+        SqError, match=r"4 calibration images are fewer than a batch of 8: set quantizer\.then\.batch=4"
     ):
-        settings("learn", iterations=1, batch=8)(own, whole(own))
+        reconstruct.check("then", stage, 4)
+
+
+INPUTS = {"rounding": 0, "bias": 0, "scale": 0, "input": 0.001}
+
+
+def test_inputs_that_stay_in_full_precision_have_nothing_to_learn():
+    message = (
+        r"quantizer\.learn: with keep=fixed share=1 inputs stay in full precision.*quantizer\.learn\.share below 1"
+    )
+    for changes in ({}, {"rates": {"input": 0.001}}):
+        with pytest.raises(SqError, match=message):
+            reconstruct.check(
+                "learn", settings("learn", **({"rates": INPUTS, "keep": "fixed", "share": 1.0} | changes)), 32
+            )
+    for changes in ({"share": 0.9}, {"keep": "linear"}, {"iterations": 0}, {"rates": INPUTS | {"bias": 0.1}}):
+        knobs = {"rates": INPUTS, "keep": "fixed", "share": 1.0} | changes
+        reconstruct.check("learn", settings("learn", **knobs), 32)
+
+
+@pytest.mark.parametrize("keep", ["linear", "bernoulli"])
+def test_scales_of_inputs_alone_are_learned_once_inputs_are_quantized(keep):
+    own = session(toy(), activation_bits=3)
+    before = {name: p.clone() for name, p in own.student.values.named_parameters()}
+    with own.student.watched():
+        settings("learn", iterations=4, batch=8, rates=INPUTS, keep=keep)(own, whole(own))
+    changed = {name for name, p in own.student.values.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"2.sigma", "3.sigma"}
+    assert own.resume.rows[0]["kept"] == 1.0  # nothing to learn in that step
 
 
 @pytest.mark.parametrize("term", ["error", "rounding"])

@@ -21,7 +21,7 @@ from sq.draws import seeded, signs
 from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Portion, Positive, Whole
-from sq.quantizer.learned import begin, finish
+from sq.quantizer.learned import begin, finish, ready
 from sq.reconstruct import Learn
 from sq.schedule import Mix
 from sq.session import Part, Session
@@ -57,7 +57,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     init, start : the quantizer that gives the codes and grids to start from, by name and as a function
     hold : how far on their codes' side roundings start at least, see `sq.rounding.Rounding`
     parts : "layers", or "blocks": residual blocks, and layers outside of them; see `sq.units.find`
-    named : blocks by name, where they are not to be found
+    named : blocks by name, where they are not to be found; None finds them, and goes with layers
     loss : "mse", or "fisher": squared errors weighed by the squared gradients that images leave there
     drop : share of the elements of what a part is fed that are full precision's, drawn anew each step
     memory_gib : what a part is fed and returns is kept for all images as far as this, and made anew each step beyond
@@ -67,8 +67,8 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
 
     Raises
     ------
-    SqError : the network returns no tensor; a part is not called once, with one tensor; see `sq.units`, `sq.student`,
-        `start` and `learn`
+    SqError : before anything is solved: the network returns no tensor; a part is not called once, with one tensor;
+        `named` where parts are layers; see `ready` and `sq.units`; then: see `sq.student`, `start` and `learn`
 
     Source
     ------
@@ -77,6 +77,11 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     that of outputs with Gaussian noise, E_v[(J^T v)^2]: our reading, which takes no labels and any output. Wei et al.
     2022 (QDrop), arXiv 2203.05740.
     """
+    if parts == "layers" and named is not None:
+        raise SqError(
+            f"quantizer.named={named}: blocks are named where quantizer.parts=blocks, and here each layer is learned "
+            "alone: leave it out, or choose quantizer=brecq"
+        )
     own = {
         "budget": budget,
         "init": init,
@@ -87,10 +92,12 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
         "drop": drop,
         "seed": seed,
     }
-    session = begin(problem, start, own, [learn, then], checkpoint_every)
     model, x = problem.model, problem.batch.x
     each = [Unit(layer.name, layer.module, [layer]) for layer in model.layers]
     chosen = units.find(model, x[:1], named) if parts == "blocks" else each
+    units.check(model.net, chosen, x[:1])
+    ready(problem, {"learn": learn, "then": then}, [unit.name for unit in chosen])
+    session = begin(problem, start, own, [learn, then], checkpoint_every)
     size = images.together(x.shape[1:], None)
     streamed = []
     with session.student.watched():
@@ -121,17 +128,11 @@ class _Error:
 
 
 class _Seen:
-    """What full precision feeds one part and gets from it, what the student feeds it, and the weights of its errors.
-
-    Raises
-    ------
-    SqError : the part is called several times in a pass, or takes more than one tensor
-    """
+    """What full precision feeds one part and gets from it, what the student feeds it, and the weights of its errors."""
 
     def __init__(self, session: Session, unit: Unit, fisher: bool):
         self.session, self.unit = session, unit
         self.mean: float | None = None  # of the squared gradients, of the first images
-        _check(session.student.problem, unit)
         self.fisher = fisher
 
     def __call__(self, index: Tensor) -> list[Tensor]:
@@ -160,23 +161,6 @@ class _Seen:
             outputs = net(x)
             drawn = [signs(o, seeded(self.session.seed, int(i))) for o, i in zip(outputs, index, strict=True)]
             return torch.autograd.grad((outputs * torch.stack(drawn)).sum(), at)[0].square()
-
-
-def _check(problem: Problem, unit: Unit) -> None:
-    calls: list[Tensor] = []
-    with torch.no_grad(), hooks.returning({unit.name: unit.module}, lambda n, m, y: calls.append(y.clone())):
-        problem.model.net(problem.batch.x[:1])
-    given, _ = _through(problem.model.net, unit.name, problem.batch.x[:1])
-    try:
-        with torch.no_grad():
-            alone = len(calls) == 1 and torch.equal(unit.module(given), calls[0])
-    except (TypeError, RuntimeError):
-        alone = False
-    if not alone:
-        raise SqError(
-            f"{unit.name} is called {len(calls)} times a pass, or needs more than one tensor, so it cannot be learned "
-            "alone: choose quantizer=eptq, which learns the whole network, or quantizer.named"
-        )
 
 
 class _Enough(Exception):  # no error: the rest of the network is not needed

@@ -19,7 +19,7 @@ from sq.distance import squares
 from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Positive, Whole
-from sq.quantizer.learned import begin, finish
+from sq.quantizer.learned import begin, finish, ready
 from sq.reconstruct import Learn
 from sq.session import Part
 from sq.student import Hold, Start, Student
@@ -56,7 +56,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
 
     Raises
     ------
-    SqError : the network returns no tensor, or what `sq.student`, `start` and `learn` raise
+    SqError : see `ready`, before anything is solved, and `sq.student`, `start` and `learn`
 
     Source
     ------
@@ -65,6 +65,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     has one. Where BatchNorm is not folded, what a convolution returns before it is compared.
     """
     own = {"budget": budget, "init": init, "hold": hold, "attention": attention, "draws": draws, "seed": seed}
+    ready(problem, {"learn": learn}, [layer.name for layer in problem.model.layers])
     session = begin(problem, start, own, [learn], checkpoint_every)
     weights = _weights(problem, attention, draws, seed)
     x, names = problem.batch.x, [layer.name for layer in problem.model.layers]

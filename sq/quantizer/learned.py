@@ -10,11 +10,41 @@ import torch
 
 from sq import source
 from sq.errors import SqError
+from sq.kept import check_rows
+from sq.reconstruct import Learn, check
 from sq.resume import Resume
 from sq.session import Session
 from sq.store import describe, name, place
-from sq.student import Start, Student
+from sq.student import Start, Student, check_inputs
 from sq.types import Problem, QuantizedModel, digest
+
+
+def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -> None:
+    """See that all can be learned, before anything that takes long.
+
+    Parameters
+    ----------
+    stages : what is learned, by the name of its setting; None for none
+    parts : names of the modules whose outputs are compared, image by image
+
+    Raises
+    ------
+    SqError : the network returns no tensor; a part of it no rows of each image; grids of inputs that are not uniform,
+        or of residual additions; see `sq.reconstruct.check`
+    """
+    net, x = problem.model.net, problem.batch.x
+    with torch.no_grad():
+        made = net(x[:1])
+    if not isinstance(made, torch.Tensor):
+        raise SqError(
+            f"{type(net).__name__} returns {type(made).__name__}: learned quantizers take networks that return one "
+            "tensor, logits (images, classes) or raw predictions of a detector; choose quantizer=sensiquant"
+        )
+    check_inputs(problem.activations)
+    for setting, stage in stages.items():
+        if stage is not None:
+            check(setting, stage, len(x))
+    check_rows(net, parts, x[:2])
 
 
 def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any], every: int) -> Session:
@@ -24,18 +54,7 @@ def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any]
     ----------
     own : settings of the method, `seed` and `hold` among them; they and those of its `stages` name the state
     every : steps between two writes of the state
-
-    Raises
-    ------
-    SqError : the network returns no tensor
     """
-    with torch.no_grad():
-        made = problem.model.net(problem.batch.x[:1])
-    if not isinstance(made, torch.Tensor):
-        raise SqError(
-            f"{type(problem.model.net).__name__} returns {type(made).__name__}: learned quantizers take networks that "
-            "return one tensor, logits (images, classes) or raw predictions of a detector; choose quantizer=sensiquant"
-        )
     student = Student(problem, start, own["hold"])
     file = None
     if problem.scratch is not None:

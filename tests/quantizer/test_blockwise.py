@@ -75,3 +75,8 @@ def test_layer_that_is_called_twice_cannot_be_learned_alone():
     given.bits.update({layer.name: 3 for layer in given.model.layers})
     with pytest.raises(SqError, match=r"again is called 2 times a pass.*choose quantizer=eptq"):
         quantizer("adaround")(given)
+
+
+def test_names_of_blocks_are_refused_where_layers_are_learned_alone():
+    with pytest.raises(SqError, match=r"quantizer\.named=\['nothing'\]: .*leave it out, or choose quantizer=brecq"):
+        quantizer("adaround", "named=[nothing]")(problem(residual()))

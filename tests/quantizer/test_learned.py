@@ -194,3 +194,64 @@ def test_errors_of_linear_layers_over_positions_count_as_those_of_convolutions()
 
     assert error("first") > 0
     assert error("second") == pytest.approx(error("first"), rel=1e-5)
+
+
+def _never(problem):
+    raise AssertionError("a solver was started before all was checked")
+
+
+def _started_never(name, *changes):
+    made = quantizer(name, *changes)
+    made.keywords["start"] = _never
+    return made
+
+
+def test_refusals_come_before_anything_is_solved():
+    given = problem(residual(), activation_bits=4)
+    for name in METHODS:
+        with pytest.raises(SqError, match=r"32 calibration images.*quantizer\.learn\.batch=32"):
+            _started_never(name, "learn.batch=33")(given)
+        rates = "learn.rates={rounding: 0, bias: 0, scale: 0, input: 0.1}"
+        with pytest.raises(SqError, match=r"quantizer\.learn: with keep=fixed share=1"):
+            _started_never(name, rates, "learn.keep=fixed", "learn.share=1.0")(given)
+    with pytest.raises(SqError, match=r"32 calibration images.*quantizer\.then\.batch=32"):
+        _started_never("brecq", "then.batch=33")(given)
+    given.activations["add.0.left"] = given.activations["0"]
+    for name in METHODS:
+        with pytest.raises(SqError, match="operands of additions"):
+            _started_never(name)(given)
+    late = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(*[nn.Conv2d(2, 2, 1)] * 2)).eval()  # the last: called twice
+    with pytest.raises(SqError, match=r"1\.0 is called 2 times a pass"):
+        _started_never("adaround")(problem(late))
+
+
+class Windows(nn.Module):
+    """The four quarters of an image go through a layer as if they were images; or all positions, images beside."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.mixed = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 4), mixed
+
+    def forward(self, x):
+        y = self.first(x)  # (B, 4, 6, 6)
+        if self.mixed:
+            return self.second(y.permute(2, 3, 0, 1).flatten(0, 1)).mean(0)  # (36, B, 4): positions are first
+        parts = y.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 4, 5, 1).flatten(0, 2).flatten(1, 2)  # (4 B, 9, 4)
+        return self.second(parts).unflatten(0, (len(x), -1)).mean((1, 2))
+
+
+@pytest.mark.parametrize("limit", ["1.0", "1e-9"])
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_that_run_on_parts_of_images(name, limit):
+    given = problem(Windows(False).eval(), bits=2, activation_bits=4)
+    words = [f"memory_gib={limit}", "learn.rates.rounding=0.1"] + ["loss=fisher"] * (name == "brecq")
+    done = quantizer(name, *words)(given)
+    assert done.report["flipped"] > 0
+    assert done.report["streamed"] in (limit != "1.0", [] if limit == "1.0" else ["first", "second"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_that_mix_images_are_refused(name):
+    with pytest.raises(SqError, match=r"layer second returns \(36, 1, 4\) for one image and \(36, 2, 4\) for two"):
+        _started_never(name)(problem(Windows(True).eval()))
