@@ -101,6 +101,9 @@ class Descent:
         for name, value in terms.items():
             if not math.isfinite(value):
                 kept = self.session.resume.save(self.stage, step, self.optimizers)
-                where = f"; the state before it is kept in {self.session.resume.file}" if kept else ""
-                advice = "lower quantizer.learn.rates, or check the weights and calibration images"
-                raise SqError(f"{self.part.name}: {name} is {value} at step {step}: {advice}{where}")
+                place = self.session.resume.place
+                where = f" (the state before it is kept in {place.file}, to look into)" if kept and place else ""
+                raise SqError(
+                    f"{self.part.name}: {name} is {value} at step {step}: the same settings would come to the same, so "
+                    f"lower quantizer.learn.rates, or check the weights and calibration images{where}"
+                )

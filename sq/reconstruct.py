@@ -5,7 +5,6 @@ One loop serves every method, which says what part (layer, block, network), what
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -87,11 +86,11 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
         kept
     """
     stage, session.stages = session.stages, session.stages + 1
-    began, cpu = time.perf_counter(), time.process_time()
+    session.start()
     run = Descent(session, part, stage, How(forward, optimizer, rates, keep, share))
     iterations = iterations if run.learned else 0  # inputs in full precision have no scale to learn
     first = session.resume.begin(stage, run.optimizers)
-    first = iterations if first is None else first
+    counted = first = iterations if first is None else first
     for step in track(range(first, iterations), part.name, iterations):
         t = step / max(iterations - 1, 1)
         index = _order(session, stage, step, batch)
@@ -101,12 +100,11 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
         if step % max(1, iterations // POINTS) == 0 or step == iterations - 1:
             session.resume.rows.append({"part": part.name, **run.point(step, about), "beta": exponent})
         if (step + 1) % session.every == 0:
+            session.count(part.layers, step + 1 - counted)
+            counted = step + 1
             session.resume.save(stage, step + 1, run.optimizers)
-    session.steps, session.taken = session.steps + iterations, session.taken + iterations - first
-    session.cpu += time.process_time() - cpu
-    for name in part.layers:
-        spent = (time.perf_counter() - began) / len(part.layers)
-        session.seconds[name] = session.seconds.get(name, 0.0) + spent
+    session.steps += iterations
+    session.count(part.layers, iterations - counted)
 
 
 def _order(session: Session, stage: int, step: int, batch: int) -> Tensor:

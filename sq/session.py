@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,6 +37,17 @@ class Session:
     every: int  # steps between two writes of the state
     stages: int = 0
     steps: int = 0
-    cpu: float = 0.0  # seconds that `taken` steps of this process took
-    taken: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # by layer
+    _read: tuple[float, float] = (0.0, 0.0)  # clocks, when they were read last
+
+    def start(self) -> None:
+        """Begin to count what steps take."""
+        self._read = time.perf_counter(), time.process_time()
+
+    def count(self, layers: list[str], steps: int) -> None:
+        """Count what it took since the clocks were read last: `steps` of a part with `layers`, which share the time."""
+        before, spent = self._read, self.resume.spent
+        self.start()
+        spent.steps += steps
+        spent.cpu += self._read[1] - before[1]
+        for name in layers:
+            spent.seconds[name] = spent.seconds.get(name, 0.0) + (self._read[0] - before[0]) / len(layers)

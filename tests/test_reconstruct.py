@@ -10,7 +10,7 @@ from torch import nn
 from sq import reconstruct
 from sq.distance import squares
 from sq.errors import SqError
-from sq.resume import Resume
+from sq.resume import Place, Resume
 from sq.session import Part, Session
 from sq.student import Student
 
@@ -20,9 +20,9 @@ def toy():
     return nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
 
 
-def session(net, images=32, file=None, **more):
+def session(net, images=32, place=None, **more):
     student = Student(problem(net, images=images, bits=2, **more), START, 1e-3)
-    return Session(student, Resume(student.values, file), images, seed=0, every=7)
+    return Session(student, Resume(student.values, place), images, seed=0, every=7)
 
 
 def whole(own):
@@ -117,8 +117,8 @@ def test_scales_of_inputs_alone_are_learned_once_inputs_are_quantized(keep):
 
 @pytest.mark.parametrize("term", ["error", "rounding"])
 def test_nan_names_the_step_and_the_term_and_keeps_the_last_good_state(tmp_path, term):
-    file = tmp_path / "state.safetensors"
-    own = session(toy(), file=file)
+    place = Place(tmp_path, "state", 2**30)
+    own = session(toy(), place=place)
     part, calls = whole(own), itertools.count()
 
     def error(index, generator):
@@ -129,13 +129,13 @@ def test_nan_names_the_step_and_the_term_and_keeps_the_last_good_state(tmp_path,
         return found, {name: float("inf") if bad else 1.0 for name in weights}
 
     with pytest.raises(
-        SqError, match=rf"network: {term} is (nan|inf) at step 5: lower .* kept in .*state\.safetensors"
+        SqError, match=rf"network: {term} is (nan|inf) at step 5: the same settings .* kept in .*state\.safetensors, to"
     ):
         settings("learn", iterations=30, batch=8)(own, Part("network", part.layers, error))
     good = session(toy())
     with pytest.raises(_Stop):
         settings("learn", iterations=30, batch=8)(good, Part("network", part.layers, _stopping(whole(good), 5)))
-    kept = Resume(own.student.values, file)
+    kept = Resume(own.student.values, place)
     assert (kept.stage, kept.step) == (0, 5)
     for one, other in zip(own.student.values.parameters(), good.student.values.parameters(), strict=True):
         assert torch.equal(one, other)

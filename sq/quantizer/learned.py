@@ -12,9 +12,9 @@ from sq import source
 from sq.errors import SqError
 from sq.kept import check_rows
 from sq.reconstruct import Learn, check
-from sq.resume import Resume
+from sq.resume import Place, Resume
 from sq.session import Session
-from sq.store import describe, name, place
+from sq.store import GIB, describe, name, place
 from sq.student import Start, Student, check_inputs
 from sq.types import Problem, QuantizedModel, digest
 
@@ -56,27 +56,28 @@ def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any]
     every : steps between two writes of the state
     """
     student = Student(problem, start, own["hold"])
-    file = None
+    where = None
     if problem.scratch is not None:
-        file = Path(problem.scratch) / "unfinished" / f"{_key(student, own, stages)}.safetensors"
-    return Session(student, Resume(student.values, file), len(problem.batch.x), own["seed"], every)
+        where = Place(Path(problem.scratch), _key(student, own, stages), int(problem.scratch_gib * GIB))
+    return Session(student, Resume(student.values, where), len(problem.batch.x), own["seed"], every)
 
 
 def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
     """Return what was learned, with `about` and the curves for the record."""
-    done = session.student.finish(session.seconds)
-    session.resume.done()
-    curves = session.resume.rows
+    resume, spent = session.resume, session.resume.spent
+    done = session.student.finish(spent.seconds)
+    resume.done()
     moved = [layer.report["bias_moved"] for layer in done.layers.values() if layer.report["bias_moved"]]
     weights = sum(layer.codes.numel() for layer in done.layers.values())
     figures = {
         "steps": session.steps,
-        "cpu_seconds_per_step": session.cpu / max(session.taken, 1),
+        "steps_before_interruption": resume.before,
+        "cpu_seconds_per_step": spent.cpu / max(spent.steps, 1),
         "flipped": sum(layer.report["flipped"] for layer in done.layers.values()) / weights,
         "biases_moved": len(moved),
         "bias_moved": sum(moved) / len(moved) if moved else 0.0,
     }
-    return QuantizedModel(done.net, done.layers, about | figures | {"curves": curves})
+    return QuantizedModel(done.net, done.layers, about | figures | {"curves": resume.rows})
 
 
 def _key(student: Student, own: dict[str, Any], stages: list[Any]) -> str:

@@ -107,6 +107,8 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     assert steps[0] == (resumed[0], 5)  # after the last state that was written
     same(done, never)
     assert done.report["curves"] == never.report["curves"]
+    before = 5 if name == "eptq" else 17  # a stage of 12 steps, and 5 of the next
+    assert (done.report["steps_before_interruption"], never.report["steps_before_interruption"]) == (before, 0)
     assert list((tmp_path / "unfinished").iterdir()) == []
 
 
