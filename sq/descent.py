@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from sq import schedule
+from sq.console import say
 from sq.draws import seeded
 from sq.errors import SqError
 from sq.knobs import NotNegative
 from sq.rounding import Forward, regulariser, soft
 from sq.schedule import Keep
 from sq.session import Part, Session
+from sq.student import Precision
+
+FLOOR = 1e-3  # of the learned factors of scales
 
 # Of roundings, of biases, of the factors of the scales of weights (one a channel) and of what layers are fed (one a
 # layer). What has rate 0, or none, is not learned.
@@ -31,6 +35,7 @@ class How:
     rates: Rates
     keep: Keep
     share: float
+    precision: Precision
 
 
 class Descent:
@@ -47,6 +52,7 @@ class Descent:
             "scale": [layer.sigma for layer in own],
             "input": [quantizer.sigma for quantizer in fed],
         }
+        student.precision = how.precision
         student.values.requires_grad_(False)
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.forward != "fixed":
@@ -54,13 +60,14 @@ class Descent:
             made = torch.optim.RAdam(alphas) if how.optimizer == "radam" else torch.optim.Adam(alphas, fused=True)
             made.param_groups[0] |= {"lr": rates["rounding"], "first": rates["rounding"], "kind": "rounding"}
             self.optimizers.append(made)
-        self.groups = [
+        self.groups: list[dict[str, Any]] = [
             {"params": [p.requires_grad_() for p in params], "lr": rate, "first": rate, "kind": name}
             for name, params in found.items()
             if (rate := rates.get(name)) and params
         ]
         if self.groups:
             self.optimizers.append(torch.optim.Adam(self.groups, fused=True))
+        self.factors = [p for group in self.groups if group["kind"] in ("scale", "input") for p in group["params"]]
         self.learned = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
 
     def step(self, step: int, t: float, index: Tensor, exponent: float, pressure: float) -> dict[str, float]:
@@ -88,7 +95,23 @@ class Descent:
                 if group["kind"] == "input" or self.forward == "hard":
                     group["lr"] = group["first"] * (1 + math.cos(math.pi * t)) / 2
             optimizer.step()
+        with torch.no_grad():
+            for factor in self.factors:  # of scales: a step too long must not turn the signs of weights or inputs
+                factor.clamp_(min=FLOOR)
         return about
+
+    def tell_floored(self) -> None:
+        """Say which factors of scales ended as low as they may."""
+        if low := [name for name in self.part.layers if self._floored(name)]:
+            say(
+                f"{self.part.name}: factors of scales of {len(low)} layers ended at {FLOOR:g}, the least allowed "
+                f"({', '.join(low[:3])}): lower quantizer.learn.rates.scale and rates.input"
+            )
+
+    def _floored(self, name: str) -> bool:
+        student = self.session.student
+        own = [student.roundings[name].sigma] + ([student.inputs[name].sigma] if name in student.inputs else [])
+        return any(bool((factor <= FLOOR).any()) for factor in own)
 
     def point(self, step: int, about: dict[str, float]) -> dict[str, Any]:
         """Return one point of the curves: the terms, how hard roundings are (0 to 1), and which share has flipped."""

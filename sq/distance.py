@@ -30,11 +30,11 @@ def squares(y: Tensor, wanted: Tensor, weight: Tensor, channels: int) -> Tensor:
     Parameters
     ----------
     y, wanted : (B, C, ...) of convolutions, (B, ..., C) of linear layers; B may be a multiple of the number of images,
-        the parts of each one after the other (windows, patches)
+        the parts of each one after the other (windows, patches). Sums are of the precision of `wanted`
     weight : (images,) of each image, or of the shape of `y`
     channels : C; the axis that they are on makes no difference
     """
-    positions = y[0].numel() // channels
+    y, positions = y.to(wanted.dtype), y[0].numel() // channels
     if weight.ndim == 1:
         weight = weight.repeat_interleave(len(y) // len(weight)) if len(weight) < len(y) else weight
     shaped = weight.view(-1, *[1] * (y.ndim - 1)) if weight.ndim == 1 else weight

@@ -16,9 +16,10 @@ from sq.console import track
 from sq.descent import Descent, How, Rates
 from sq.draws import seeded
 from sq.errors import SqError
-from sq.knobs import Count, NotNegative, Portion, Whole
+from sq.knobs import Count, Ends, NotNegative, Portion, Whole
 from sq.schedule import Keep
 from sq.session import Part, Session
+from sq.student import Precision
 
 POINTS = 100  # of the curves of one stage, at most
 
@@ -58,9 +59,10 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     weight: NotNegative,
     warm_up: Portion,
     early: bool,
-    beta: tuple[float, float] | list[float],
+    beta: Ends,
     keep: Keep,
     share: Portion,
+    precision: Precision,
 ) -> None:
     """Learn the quantization of one part of a network.
 
@@ -73,12 +75,13 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
         straight-through: what is seen is what comes out, so that few steps suffice; all rates fall to 0 as a cosine
         then, or codes would flip to and fro to the end); without a rate they are fixed
     optimizer : of the roundings; all else takes Adam
-    rates : of each kind of what is learned; that of inputs falls to 0 as a cosine
+    rates : of each kind of what is learned; that of inputs falls to 0 as a cosine. Factors of scales stay above 0
     weight : of the regulariser that makes roundings hard; it counts where roundings are soft
     warm_up : share of the steps in which the regulariser's exponent stays at its first value
     early : the regulariser counts in the warm-up too (EPTQ); AdaRound and BRECQ leave it out
     beta : the exponent at first and at last
     keep, share : how much of what layers are fed stays in full precision, see `sq.schedule.kept`
+    precision : of the student's passes, by autocast; losses, gradients of what is learned and targets are in float32
 
     Raises
     ------
@@ -87,7 +90,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     """
     stage, session.stages = session.stages, session.stages + 1
     session.start()
-    run = Descent(session, part, stage, How(forward, optimizer, rates, keep, share))
+    run = Descent(session, part, stage, How(forward, optimizer, rates, keep, share, precision))
     iterations = iterations if run.learned else 0  # inputs in full precision have no scale to learn
     first = session.resume.begin(stage, run.optimizers)
     counted = first = iterations if first is None else first
@@ -103,6 +106,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
             session.count(part.layers, step + 1 - counted)
             counted = step + 1
             session.resume.save(stage, step + 1, run.optimizers)
+    run.tell_floored()
     session.steps += iterations
     session.count(part.layers, iterations - counted)
 

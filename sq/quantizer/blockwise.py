@@ -74,8 +74,10 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     ------
     Nagel et al. 2020 (AdaRound), arXiv 2004.10568, equation 25; what a layer returns is compared before the activation
     function, which may be no module. Li et al. 2021 (BRECQ), arXiv 2102.05426, equation 10; the Fisher information is
-    that of outputs with Gaussian noise, E_v[(J^T v)^2]: our reading, which takes no labels and any output. Wei et al.
-    2022 (QDrop), arXiv 2203.05740.
+    that of outputs with Gaussian noise, E_v[(J^T v)^2], and of mean 1 over the first images, so that the regulariser
+    counts alike in every part: our reading, which takes no labels and any output. So is that `then` follows after each
+    part, and that the next part is fed what that leaves; the published code learns all roundings with inputs in full
+    precision, then all scales of inputs. Wei et al. 2022 (QDrop), arXiv 2203.05740.
     """
     if parts == "layers" and named is not None:
         raise SqError(
@@ -102,7 +104,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     streamed = []
     with session.student.watched():
         for unit in chosen:
-            kept = Kept(_Seen(session, unit, loss == "fisher"), len(x), size, memory_gib)
+            kept = Kept(_Seen(session, unit, loss == "fisher", drop > 0), len(x), size, memory_gib)
             names = [layer.name for layer in unit.layers]
             for stage in (s for s in (learn, then) if s is not None):
                 stage(session, Part(unit.name, names, _Error(session, unit, drop, kept)))
@@ -115,23 +117,28 @@ class _Error:
     """The distance of what one part returns from full precision's, by the numbers of images."""
 
     def __init__(self, session: Session, unit: Unit, drop: float, kept: Kept):
-        self.unit, self.module = unit, session.student.net.get_submodule(unit.name)
+        self.session, self.unit, self.module = session, unit, session.student.net.get_submodule(unit.name)
         self.drop, self.kept = drop, kept
         self.shares = {layer.name: 1.0 for layer in unit.layers}
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        given, fed, wanted, *fisher = self.kept(index)
-        m = Mix(self.drop, True, generator).quantized(fed)
-        y = self.module(fed if isinstance(m, float) and m == 1 else torch.lerp(given, fed, m))
-        weight = fisher[0] if fisher else torch.ones(len(y), device=y.device)
+        fed, wanted, *rest = self.kept(index)
+        if self.drop:
+            fed = torch.lerp(rest.pop(0), fed, Mix(self.drop, True, generator).quantized(fed))
+        y = self.session.student.run(self.module, fed)
+        weight = rest[0] if rest else torch.ones(len(y), device=y.device)
         return squares(y, wanted, weight, self.unit.channels(y)), self.shares
 
 
 class _Seen:
-    """What full precision feeds one part and gets from it, what the student feeds it, and the weights of its errors."""
+    """What the student feeds one part, what full precision gets from it and, where they count, feeds it, and weights.
 
-    def __init__(self, session: Session, unit: Unit, fisher: bool):
-        self.session, self.unit = session, unit
+    Every part starts from the images again, in both networks, so that no more than one part's tensors are kept; for a
+    network of many parts, passes up to a part come to half the square of their number.
+    """
+
+    def __init__(self, session: Session, unit: Unit, fisher: bool, drops: bool):
+        self.session, self.unit, self.drops = session, unit, drops
         self.mean: float | None = None  # of the squared gradients, of the first images
         self.fisher = fisher
 
@@ -139,9 +146,9 @@ class _Seen:
         problem, student = self.session.student.problem, self.session.student
         x, name = problem.batch.x[index], self.unit.name
         with torch.no_grad(), student.mixed(None):  # parts before this one are quantized throughout
-            given, wanted = _through(problem.model.net, name, x)
+            *given, wanted = _through(problem.model.net, name, x)
             fed = _through(student.net, name, x, returns=False)[0]
-        return [given, fed, wanted] + ([self._weights(x, index)] if self.fisher else [])
+        return [fed, wanted, *(given if self.drops else []), *([self._weights(x, index)] if self.fisher else [])]
 
     def _weights(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the squared gradients by what the part returns, of mean 1 over the first images."""

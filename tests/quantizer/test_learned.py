@@ -257,3 +257,29 @@ def test_layers_that_run_on_parts_of_images(name, limit):
 def test_layers_that_mix_images_are_refused(name):
     with pytest.raises(SqError, match=r"layer second returns \(36, 1, 4\) for one image and \(36, 2, 4\) for two"):
         _started_never(name)(problem(Windows(True).eval()))
+
+
+def test_loss_of_eptq_is_the_formula():
+    given = problem(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 2)).eval())
+    scores = {"0": torch.rand(32) + 0.1, "3": torch.rand(32) + 0.5}
+    student = Student(given, START, 1e-3)
+    names, x, index = ["0", "3"], given.batch.x, torch.tensor([4, 1, 30])
+    kept = Kept(lambda index: eptq.returned(given.model.net, names, x[index]), 32, 32, 1.0)
+    with torch.no_grad(), student.lent(names, "soft", None) as h:
+        made, weights = eptq._Error(student, names, scores, kept)(index, None)
+        W, V = (student.roundings[name].weight(h[name]) for name in names)
+    first, second = given.model.net[0], given.model.net[3]
+    with torch.no_grad():
+        a, z = (nn.functional.conv2d(x[index], own, first.bias) for own in (first.weight, W))
+        b, y = (nn.functional.linear(t.relu().flatten(1), own, second.bias) for t, own in ((a, second.weight), (z, V)))
+    w, v = scores["0"][index], scores["3"][index]
+    most = max(w.mean(), v.mean())
+    wanted = (w * (z - a).square().sum(1).mean((1, 2))).mean() + (v * (y - b).square().sum(1)).mean()
+    assert float(made) == pytest.approx(float(wanted / most), rel=1e-5)
+    assert weights == pytest.approx({"0": float(w.mean() / most), "3": float(v.mean() / most)})
+
+
+@pytest.mark.parametrize(("net", "said"), [(residual(), False), (nn.Sequential(nn.Conv2d(2, 3, 3, bias=False)), True)])
+def test_few_biases_to_learn_are_told_of(net, said, capsys):
+    quantizer("eptq")(problem(net.eval()))
+    assert ("0 of 1 layers have a bias to learn: fold=true" in capsys.readouterr().err) is said
