@@ -172,8 +172,7 @@ def _sensitivity(record: Record) -> Table:
 
 
 def _tables(record: Record) -> dict[str, Table]:
-    own = {"layers": _layers(record), "sensitivity": _sensitivity(record)}
-    return own | _curves(record) | _scores(record)
+    return {"layers": _layers(record), "sensitivity": _sensitivity(record)} | _curves(record) | _scores(record)
 
 
 def _scores(record: Record) -> dict[str, Table]:
