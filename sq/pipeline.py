@@ -55,9 +55,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         h, weighed = importance.collect(part["grid"], model, batch, kept)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    problem = Problem(
-        model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, scratch=config["cache"]
-    )
+    scratch = {"scratch": config["cache"], "scratch_gib": config["cache_gib"]}
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, **scratch)
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
         cost.check()
