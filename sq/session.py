@@ -44,10 +44,13 @@ class Session:
         self._read = time.perf_counter(), time.process_time()
 
     def count(self, layers: list[str], steps: int) -> None:
-        """Count what it took since the clocks were read last: `steps` of a part with `layers`, which share the time."""
+        """Count what it took since the clocks were read last: `steps` of a part with `layers`, which share the time.
+
+        What is no step counts in their time alone.
+        """
         before, spent = self._read, self.resume.spent
         self.start()
         spent.steps += steps
-        spent.cpu += self._read[1] - before[1]
+        spent.cpu += self._read[1] - before[1] if steps else 0.0
         for name in layers:
             spent.seconds[name] = spent.seconds.get(name, 0.0) + (self._read[0] - before[0]) / len(layers)

@@ -9,7 +9,6 @@ sample-layer attention (SLA), says how much that matters for image n: it comes f
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
 import torch
@@ -71,9 +70,9 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     _tell_biases(problem, learn)
     session = begin(problem, start, own, [learn], checkpoint_every)
     x, names = problem.batch.x, [layer.name for layer in problem.model.layers]
-    began = time.perf_counter()
+    session.start()
     weights = _weights(problem, attention, draws, seed)
-    session.seconds = dict.fromkeys(names, (time.perf_counter() - began) / len(names))
+    session.count(names, 0)
     size = images.together(x.shape[1:], None)
     wanted = Kept(lambda index: returned(problem.model.net, names, x[index]), len(x), size, memory_gib)
     with session.student.watched():
