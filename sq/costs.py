@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sq.errors import SqError
+
+if TYPE_CHECKING:
+    from sq.types import Layer
 
 Rows = dict[str, dict[int, float]]  # by layer name, then bits
 
@@ -88,6 +91,7 @@ class Budget:
     inputs: dict[str, int] = field(default_factory=dict)  # bits of layers' inputs where the allocation leaves them
     rest: dict[str, int] = field(default_factory=dict)  # "bytes" and "bops" of all that no decision changes
     kept: tuple[str, ...] = ()  # layers that stay in full precision, by name: a table of latency has their time too
+    size: Callable[[Layer, int], int] | None = None  # bytes of a layer's codes and grid at some bits; None: codes alone
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ that a choice uses, layers with settled bits included, are counted as a record c
     bits         mean bits of a weight
     input_bits   mean bits of a layer's input, each layer counting once; 32 in full precision
     bytes        of the network as stored: codes, each layer's rounded up to whole bytes, and in 32 bits the parameters
-                 of weights' grids and what stays as it is
+                 of weights' grids (tables of levels too) and what stays as it is
     bops         multiply-accumulates times bits of weights times bits of inputs, for one image
     latency      milliseconds, the sum of a table's over layers, those left in full precision (32, 32) included
 """
@@ -116,7 +116,7 @@ def mix(cost: Cost, layers: list[Layer], budget: Budget, rules: Rules) -> Mixtur
     uses = {
         "bits": total(lambda layer, o, _: layer.weights * o.weights),
         "input_bits": total(lambda _, __, wide: wide),
-        "bytes": total(lambda layer, o, _: code_bytes(layer, o.weights)),
+        "bytes": total(lambda layer, o, _: (budget.size or code_bytes)(layer, o.weights)),
         "bops": total(lambda layer, o, wide: bops(layer, o.weights, wide)),
     }
     for name, more in budget.rest.items():

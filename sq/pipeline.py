@@ -62,7 +62,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         cost.check()
     with clock.phase("allocation"):
         wide = {layer.name: inputs.bits.get(layer.name, resources.FLOAT) for layer in model.layers}
-        budget = Budget(config["bits"], fixed, wide, resources.rest(whole, problem), ends.kept(whole, policy))
+        rest = resources.beside(whole, model.layers)
+        budget = Budget(config["bits"], fixed, wide, rest, ends.kept(whole, policy), resources.sizes(problem))
         widths = part["allocation"](cost, model.layers, budget)
     with clock.phase("activation"):
         problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))

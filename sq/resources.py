@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import nn
 
 from sq import layers as own
-from sq.types import Layer, Model, Problem
+from sq.types import Grid, Layer, Model, Problem
 
 FLOAT = 32  # bits of a number that stays unquantized
-GRID_BITS = 8  # of the grids whose parameters are counted
 
 
 def code_bytes(layer: Layer, bits: int) -> int:
     """Return the bytes of a layer's codes."""
     return -(-layer.weights * bits // 8)
+
+
+def code_bits(grid: Grid) -> int:
+    """Return the bits that a code of `grid` takes, all codes alike: 5 for the 17 levels of POST at 4 bits, say."""
+    return (grid.levels - 1).bit_length()
+
+
+def weight_bytes(layer: Layer, grid: Grid) -> int:
+    """Return the bytes of a layer's weights: codes at `code_bits`, and scales, zero points and tables in 32 bits."""
+    return code_bytes(layer, code_bits(grid)) + grid.parameters() * FLOAT // 8
 
 
 def bops(layer: Layer, bits: int, inputs: int) -> int:
@@ -30,17 +39,18 @@ def numbers(net: nn.Module) -> int:
     return sum(t.numel() for t in stored.values() if t.is_floating_point())
 
 
-def grid_bytes(problem: Problem) -> int:
-    """Return the bytes of the parameters of all weights' grids, of which there are as many at any bits and inputs."""
-    thin = replace(problem, importance={name: h[..., :1] for name, h in problem.importance.items()})  # as many, at once
-    grids = (thin.grid(layer.name, own.weight(layer.module)[..., :1], GRID_BITS) for layer in problem.model.layers)
-    return sum(grid.parameters() for grid in grids) * FLOAT // 8
+def sizes(problem: Problem) -> Callable[[Layer, int], int]:
+    """Return a function of a layer and bits that tells `weight_bytes` before anything is solved."""
+    # One input has as many levels and scales as all of them, and is fitted at once.
+    thin = replace(problem, importance={name: h[..., :1] for name, h in problem.importance.items()})
+    known: dict[tuple[str, int], int] = {}
 
+    def size(layer: Layer, bits: int) -> int:
+        if (key := (layer.name, bits)) not in known:
+            known[key] = weight_bytes(layer, thin.grid(layer.name, own.weight(layer.module)[..., :1], bits))
+        return known[key]
 
-def rest(whole: Model, problem: Problem) -> dict[str, int]:
-    """Return the bytes and BOPs of all that no bits of the layers of `problem` change, grids of weights included."""
-    found = beside(whole, problem.model.layers)
-    return found | {"bytes": found["bytes"] + grid_bytes(problem)}
+    return size
 
 
 def beside(whole: Model, layers: Iterable[Layer]) -> dict[str, int]:

@@ -41,7 +41,7 @@ class Student:
 
     Raises
     ------
-    SqError : a grid of weights that is not uniform; see `start`
+    SqError : a grid of inputs that is not uniform, or is of a residual addition; see `start`
     """
 
     def __init__(self, problem: Problem, start: Start, hold: float):
@@ -50,8 +50,7 @@ class Student:
         self.roundings: dict[str, Rounding] = {}
         for layer in problem.model.layers:
             own = self.begun.layers[layer.name]
-            grid = _uniform(own.grid, f"the weights of layer {layer.name}", "grid")
-            self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), grid, own.codes, hold)
+            self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), own.grid, own.codes, hold)
         self.inputs = {name: Input(grid) for name, grid in check_inputs(problem.activations).items()}
         self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(problem.batch.x.device)
         self.precision: Precision = "float32"
@@ -151,10 +150,10 @@ def check_inputs(grids: Mapping[str, Grid]) -> dict[str, UniformGrid]:
             f"{len(sums)} operands of additions have grids, and learned quantizers know inputs of layers alone: set "
             "activation.observe.adds=false, or quantizer=sensiquant"
         )
-    return {name: _uniform(grid, name, "activation") for name, grid in grids.items()}
+    return {name: _uniform(grid, name) for name, grid in grids.items()}
 
 
-def _uniform(grid: Grid, what: str, family: str) -> UniformGrid:
+def _uniform(grid: Grid, name: str) -> UniformGrid:
     if not isinstance(grid, UniformGrid):
-        raise SqError(f"{what}: learned rounding takes uniform grids, got {type(grid).__name__}; change {family}")
+        raise SqError(f"{name}: inputs are learned on uniform grids, got {type(grid).__name__}; change activation")
     return grid

@@ -8,7 +8,7 @@ from typing import Any
 
 from sq.costs import Cost, Rows, Widths
 from sq.evaluation import Measured
-from sq.resources import FLOAT, beside, bops, code_bytes, numbers
+from sq.resources import FLOAT, beside, bops, code_bits, numbers, weight_bytes
 from sq.samples import Calibration, Dataset, without
 from sq.types import Layer, Model, Problem, QuantizedModel
 
@@ -16,9 +16,10 @@ from sq.types import Layer, Model, Problem, QuantizedModel
 def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
     """Return the parts of a record that follow from the quantized network.
 
-    Sizes are of the network as it would be stored: codes at their bit-width, grid parameters and every
-    other parameter in 32 bits. BOPs are multiply-accumulates times weight bits times activation bits, per image,
-    of every layer sq knows: those left in full precision count 32 times 32.
+    Sizes are of the network as it would be stored: codes in as many whole bits as their levels need (one more than
+    the grid's bits where it has 2^bits + 1), grid parameters, tables of levels included, and every other parameter in
+    32 bits. BOPs are multiply-accumulates times weight bits times activation bits, per image, of every layer sq knows:
+    those left in full precision count 32 times 32. Bits, there and in means, are those the grid was asked for.
 
     Parameters
     ----------
@@ -110,9 +111,8 @@ def _hash(ids: Iterable[str]) -> str:
 def _describe(layer: Layer, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
     done, bits = quantized.layers[layer.name], problem.bits[layer.name]
     inputs = problem.activations.get(layer.name)
-    wide = FLOAT if inputs is None else (inputs.levels - 1).bit_length()
+    wide = FLOAT if inputs is None else code_bits(inputs)
     shape = {"groups": layer.groups, "outputs": layer.outputs, "inputs": layer.inputs}
-    size = code_bytes(layer, bits) + done.grid.parameters() * FLOAT // 8
-    sizes = {"bits": bits, "activation_bits": wide, "weights": layer.weights, "bytes": size}
+    sizes = {"bits": bits, "activation_bits": wide, "weights": layer.weights, "bytes": weight_bytes(layer, done.grid)}
     costs = {"macs": layer.macs, "bops": bops(layer, bits, wide)}
     return {"name": layer.name, "kind": layer.kind, **shape, **sizes, **costs, **done.report}

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sq.protocol import Grid
 from sq.samples import Calibration, Prepare
 
 # decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
@@ -81,55 +81,6 @@ class Statistics:
     def digest(self) -> str:
         """Return a hash of every Hessian: equal digests mean two runs solved the same problem."""
         return digest(s.hessian for s in self.layers.values())
-
-
-class Grid(Protocol):
-    """The values a weight may take. Its tensors broadcast against weights (G, O, I)."""
-
-    @property
-    def levels(self) -> int:
-        """Return how many values there are; codes are 0 .. levels - 1."""
-        ...
-
-    def nearest(self, values: Tensor) -> Tensor:
-        """Return the grid value nearest to each of `values` (G, O, any)."""
-        ...
-
-    def on_numpy(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Return `nearest` as a function of one column (G, O) in NumPy, for a grid laid out (G, 1, O) on the CPU."""
-        ...
-
-    def encode(self, values: Tensor) -> Tensor:
-        """Return the code (int32) of the grid value nearest to each of `values`."""
-        ...
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the grid value each code names."""
-        ...
-
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """Return the lowest and the highest value, each (G, O, 1)."""
-        ...
-
-    def steps(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far below and above each code's value its neighbours are; infinity where there is none."""
-        ...
-
-    def refit(self, W: Tensor, H: Tensor, codes: Tensor) -> Grid:
-        """Return the grid of least loss tr((W - Q) H (W - Q)^T) for these codes, as far as it can be moved."""
-        ...
-
-    def half_step(self) -> Tensor:
-        """Return (G, O, 1): half the widest gap; an error beyond it means "outside the grid"."""
-        ...
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Grid:
-        """Return the same grid with `function` applied to each of its (G, O, any) tensors."""
-        ...
-
-    def parameters(self) -> int:
-        """Return how many 32-bit numbers must be stored beside the codes."""
-        ...
 
 
 Fit = Callable[..., Grid]  # fit(W, bits) -> Grid, or fit(W, bits, h) where the grid asks for h, see `sq.importance`

@@ -43,9 +43,13 @@ class UniformGrid:
         """Return the code, int32 in 0 .. levels - 1, of the grid value nearest to each of `values`."""
         return (torch.div(values, self.scale).round_().clamp_(self.low, self.high) - self.low).to(torch.int32)
 
+    def units(self, codes: Tensor) -> Tensor:
+        """Return the integers ``codes + low``."""
+        return codes.to(self.scale.dtype) + self.low
+
     def decode(self, codes: Tensor) -> Tensor:
         """Return ``scale * (codes + low)``."""
-        return self.scale * (codes.to(self.scale.dtype) + self.low)
+        return self.scale * self.units(codes)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Return the lowest and the highest value, each (G, O, 1)."""
@@ -56,20 +60,21 @@ class UniformGrid:
         down = torch.where(codes > 0, self.scale, torch.inf)
         return down, torch.where(codes < self.levels - 1, self.scale, torch.inf)
 
-    def refit(self, W: Tensor, H: Tensor, codes: Tensor) -> UniformGrid:
-        """Return the grid with each row's scale at the least loss (w - s k) H (w - s k)^T for its integers k.
-
-        That scale is k H w / k H k. A row keeps its own where this is not a positive number.
-        """
-        k = codes.to(W.dtype) + self.low
-        product = torch.bmm(k, H)
-        scale = (product * W).sum(2, keepdim=True) / (product * k).sum(2, keepdim=True)
-        usable = torch.isfinite(scale) & (scale > 0)
-        return UniformGrid(torch.where(usable, scale, self.scale), self.low, self.high, self.levels)
+    def gap(self, values: Tensor) -> Tensor:
+        """Return the distance between neighbouring values, (G, O, 1), the same everywhere."""
+        return self.scale
 
     def half_step(self) -> Tensor:
         """Return half the distance between neighbouring values, (G, O, 1)."""
         return self.scale / 2
+
+    def scaled(self, factor: Tensor) -> UniformGrid:
+        """Return the grid with its scale times `factor`."""
+        return UniformGrid(self.scale * factor, self.low, self.high, self.levels)
+
+    def refit(self, W: Tensor, H: Tensor, codes: Tensor) -> UniformGrid:
+        """Return the grid with each row's scale at the least loss for its codes, see `best_scale`."""
+        return UniformGrid(best_scale(self.units(codes), self.scale, W, H), self.low, self.high, self.levels)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> UniformGrid:
         """Return the grid with `function` applied to `scale`, `low` and `high`."""
@@ -78,6 +83,16 @@ class UniformGrid:
     def parameters(self) -> int:
         """Return how many 32-bit numbers are stored beside the codes: a scale and a zero a channel."""
         return 2 * self.scale.numel()
+
+
+def best_scale(k: Tensor, scale: Tensor, W: Tensor, H: Tensor) -> Tensor:
+    """Return each row's scale of least loss (w - s k) H (w - s k)^T for its units k: k H w / k H k.
+
+    A row keeps its own `scale` where this is not a positive number.
+    """
+    product = torch.bmm(k, H)
+    found = (product * W).sum(2, keepdim=True) / (product * k).sum(2, keepdim=True)
+    return torch.where(torch.isfinite(found) & (found > 0), found, scale)
 
 
 def spanning(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> UniformGrid:

@@ -56,27 +56,27 @@ def residual():
     ).eval()
 
 
-def problem(net, images=32, bits=3, activation_bits=None, scratch=None):
+def problem(net, images=32, bits=3, activation_bits=None, scratch=None, fit=FIT):
     """Return the problem of `net`, which takes images (2, 6, 6) or, if its first layer is linear, rows of features."""
     found, skipped = layers.find(net)
     first = found[0].module
     shape = (first.in_features,) if isinstance(first, nn.Linear) else (2, 6, 6)
     x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
-    return problem_of(Model(net, found, shape, "", None, skipped), x, bits, activation_bits, scratch)
+    return problem_of(Model(net, found, shape, "", None, skipped), x, bits, activation_bits, scratch, fit)
 
 
-def problem_of(model, x, bits, activation_bits=None, scratch=None):
+def problem_of(model, x, bits, activation_bits=None, scratch=None, fit=FIT):
     """Return the problem of a model with images `x`."""
     model, images, net = trace.settle(model, x[:1]), len(x), model.net
     batch = Calibration(x, torch.zeros(images).long(), [str(i) for i in range(images)])
     measured = statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
     widths = {layer.name: bits for layer in model.layers}
-    made = Problem(model, batch, measured, FIT, widths, scratch=scratch)
+    made = Problem(model, batch, measured, fit, widths, scratch=scratch)
     if activation_bits is None:
         return made
     observe = partial(activations.observe, images=100, batch_size=8, bins=64, adds=False)
-    fit = partial(mse.fit, symmetric=False, norm=2.0, steps=8)
-    given = activations.quantize(net, list(widths), x, bits=activation_bits, observe=observe, fit=fit)
+    choose = partial(mse.fit, symmetric=False, norm=2.0, steps=8)
+    given = activations.quantize(net, list(widths), x, bits=activation_bits, observe=observe, fit=choose)
     return replace(made, inputs=given, activations=given.grids())
 
 

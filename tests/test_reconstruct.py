@@ -2,6 +2,7 @@
 
 import itertools
 
+import grids
 import pytest
 import torch
 from learned_problems import START, problem, settings
@@ -15,13 +16,13 @@ from sq.session import Part, Session
 from sq.student import Student
 
 
-def toy():
-    torch.manual_seed(8)
+def toy(seed=8):
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
 
 
-def session(net, images=32, place=None, **more):
-    student = Student(problem(net, images=images, bits=2, **more), START, 1e-3)
+def session(net, images=32, place=None, bits=2, **more):
+    student = Student(problem(net, images=images, bits=bits, **more), START, 1e-3)
     return Session(student, Resume(student.values, place), images, seed=0, every=7)
 
 
@@ -37,9 +38,15 @@ def whole(own):
     )
 
 
+# Networks on which a descent from the nearest codes reaches the best there is; elsewhere it can end beside it.
+TOYS = {"uniform": (8, 2), "apot": (10, 3), "lcq": (10, 3), "post": (21, 4)}  # seed and bits
+
+
 @pytest.mark.parametrize("forward", ["soft", "hard"])
-def test_two_layers_reach_the_best_of_all_roundings(forward):
-    own = session(toy())
+@pytest.mark.parametrize("kind", TOYS)
+def test_two_layers_reach_the_best_of_all_roundings(forward, kind):
+    seed, bits = TOYS[kind]
+    own = session(toy()) if kind == "uniform" else session(toy(seed), bits=bits, fit=grids.fit(kind))
     part, names = whole(own), [*own.student.roundings]
     count = sum(own.student.roundings[name].alpha.numel() for name in names)
     assert count == 10

@@ -1,3 +1,4 @@
+import grids
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,11 @@ def layer(outputs=4, inputs=6, bias=True):
     return Layer("0", module, "linear", 1, outputs, inputs)
 
 
+@pytest.fixture(scope="module", params=["uniform", "pot", "post_strict", "apot", "lcq"])
+def fit(request):
+    return grids.fit(request.param)
+
+
 def made(fit, codes=None, bits=3):
     own = layer()
     W = layers.weight(own.module)
@@ -22,9 +28,12 @@ def made(fit, codes=None, bits=3):
 
 def test_h_starts_at_the_fractional_part(fit):
     own, W, grid = made(fit)
-    steps = W / grid.scale
-    inside = (steps >= grid.low) & (steps <= grid.high)
-    share = (steps - steps.floor())[inside]
+    table = grids.values(grid, 1, 4)
+    low, high = grid.bounds()
+    inside = (low <= W) & (high >= W)
+    lower = (table.unsqueeze(2) <= W.unsqueeze(-1)).sum(-1).clamp(1, grid.levels - 1) - 1  # of the two around it
+    ends = table.gather(2, lower), table.gather(2, lower + 1)
+    share = ((W - ends[0]) / (ends[1] - ends[0]))[inside]
     assert inside.float().mean() > 0.5
     assert torch.allclose(rounding.soft(own.alpha)[inside], share, atol=2e-3)
 
@@ -50,10 +59,10 @@ def test_regulariser_is_zero_exactly_where_roundings_are_hard(beta):
     assert float(rounding.regulariser(torch.tensor([0.0, 0.99]), beta)) > 0
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4])
 def test_any_codes_come_back_unless_something_is_learned(fit, bits):
     random = torch.Generator().manual_seed(bits)
-    codes = torch.randint(0, 2**bits, (1, 4, 6), generator=random, dtype=torch.int32)
+    codes = torch.randint(0, 2**bits - 1, (1, 4, 6), generator=random, dtype=torch.int32)
     own, _, grid = made(fit, codes, bits)
     assert torch.equal(own.codes(), codes)
     assert own.flipped() == 0
@@ -63,7 +72,8 @@ def test_any_codes_come_back_unless_something_is_learned(fit, bits):
 
 def test_a_tie_keeps_its_code(fit):
     own, _, grid = made(fit)
-    W = grid.scale * (grid.low + 1.5).expand(1, 4, 6)
+    table = grids.values(grid, 1, 4)
+    W = table[..., 1:3].mean(-1, keepdim=True).expand(1, 4, 6)
     for up in (0, 1):
         codes = torch.full((1, 4, 6), 1 + up, dtype=torch.int32)
         assert torch.equal(Rounding(own.layer, W, grid, codes, 1e-3).codes(), codes)
@@ -71,7 +81,7 @@ def test_a_tie_keeps_its_code(fit):
 
 def test_every_rounding_stays_on_the_grid(fit):
     random = torch.Generator().manual_seed(1)
-    own, _, grid = made(fit, torch.randint(0, 8, (1, 4, 6), generator=random, dtype=torch.int32))
+    own, _, grid = made(fit, torch.randint(0, 7, (1, 4, 6), generator=random, dtype=torch.int32))
     for sign in (-1, 1):
         with torch.no_grad():
             own.alpha.fill_(sign * 9.0)
@@ -95,3 +105,23 @@ def test_learned_scale_folds_into_the_grid(fit):
         own.sigma.copy_(torch.tensor([0.9, 1.0, 1.1, 1.3]).view(1, 4, 1))
     decoded = own.grid().decode(own.codes()).view(4, 6)
     assert torch.allclose(own.weight(own.h("fixed")), decoded, rtol=1e-6)
+
+
+def test_uniform_grids_of_1_bit_and_their_last_code():
+    for bits in (1, 3):
+        codes = torch.full((1, 4, 6), 2**bits - 1, dtype=torch.int32)
+        own, _, grid = made(grids.fit("uniform"), codes, bits)
+        assert torch.equal(own.codes(), codes)
+        assert torch.equal(own.weight(own.h("fixed")), grid.decode(codes).view(4, 6))
+
+
+def test_weights_are_learned_between_two_neighbouring_levels():
+    own, W, grid = made(grids.fit("post"))
+    table = grids.values(grid, 1, 4)
+    for h, codes in ((0.0, own.lower), (1.0, own.lower + 1)):
+        reached = own.weight(torch.full_like(W, h)).view_as(W)
+        torch.testing.assert_close(reached, table.gather(2, codes.long()), rtol=1e-6, atol=1e-8)
+    middle = own.weight(torch.full_like(W, 0.5)).view_as(W)
+    torch.testing.assert_close(middle, (table.gather(2, own.lower.long()) + table.gather(2, own.lower.long() + 1)) / 2)
+    assert own.gap is not None
+    assert made(grids.fit("uniform"))[0].gap is None

@@ -8,8 +8,8 @@ from sq import loss
 from sq.costs import Cost, Rows
 from sq.derivatives import total, watched
 from sq.knobs import Count, InputWidths, Widths
-from sq.sites import Sites, price
-from sq.types import Problem
+from sq.sites import Sites, price, weight
+from sq.types import Layer, Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
@@ -34,7 +34,8 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
     Source
     ------
     Alizadeh et al. 2020, Gradient l1 Regularization for Quantization Robustness, arXiv 2002.07520: Delta / 2 times the
-    l1 norm of the gradient, by weights and by activations. A Delta for each channel, as grids here have, is ours.
+    l1 norm of the gradient, by weights and by activations. A Delta for each channel, as grids here have, is ours, and
+    so is one for each weight where grid values are not equally far apart.
     """
     x, y = problem.batch.x[:images], loss.labels(problem.batch, images, "grad_l1")
 
@@ -51,7 +52,15 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
         else:
             sizes = list(found[0])
         held = dict(zip(sites.modules, sizes, strict=True))
-        halves = ((layer, sites.grid(layer, width).half_step()) for layer, width in sites.choices())
+        halves = ((layer, _most(sites, layer, width)) for layer, width in sites.choices())
         return sites.rows([float((half * held[s.name].to(half)).sum()) / len(x) for s, half in halves])
 
     return Cost(*price(problem, bits, input_bits, one), unit="loss")
+
+
+def _most(sites: Sites, layer: Layer, width: int) -> Tensor:
+    """Return Delta / 2, the most that rounding moves a value: of each weight, or of any input."""
+    grid = sites.grid(layer, width)
+    if sites.kind == "inputs":
+        return grid.half_step()
+    return grid.gap(weight(layer).reshape(layer.groups, layer.outputs, layer.inputs)) / 2

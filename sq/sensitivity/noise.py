@@ -102,13 +102,15 @@ def _on_inputs(grid: Grid, layer: Layer, bins: int, seed: int) -> Callable[[Tens
 def noisy(values: Tensor, grid: Grid, bins: int, generator: torch.Generator) -> Tensor:
     """Return `values` with noise in place of rounding: clipped to the grid, and eps Delta added within it.
 
+    Delta is the distance of the two grid values around each of `values`.
+
     Parameters
     ----------
     values : what the grid's tensors broadcast against
     bins : of the histogram of (Q(values) - values) / Delta that eps is drawn from
     """
     low, high = grid.bounds()
-    step = 2 * grid.half_step()
+    step = grid.gap(values)
     within = (values >= low) & (values <= high)
     seen = ((grid.nearest(values) - values) / step)[within]
     counts = torch.bincount(((seen + 0.5) * bins).long().clamp_(0, bins - 1), minlength=bins)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sq import ranges
 from sq.errors import SqError
 from sq.grid import uniform
 from sq.uniform import UniformGrid
@@ -106,7 +107,7 @@ def test_mse_range_is_no_worse_than_minmax_in_its_norm(symmetric, norm):
 @pytest.mark.parametrize("chunk", [1, 2**22])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_search_equals_a_loop(monkeypatch, chunk, symmetric):
-    monkeypatch.setattr(uniform, "CHUNK", chunk)
+    monkeypatch.setattr(ranges, "CHUNK", chunk)
     W = weights(2, 2, 3, 16)
     grid = fit(W, 3, symmetric=symmetric, range="mse", steps=33, shrink=0.3)
     for g in range(2):
@@ -123,22 +124,22 @@ def test_search_equals_a_loop(monkeypatch, chunk, symmetric):
 @pytest.mark.parametrize("chunk", [1, 2**22])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_importance_weighs_the_error_of_each_weight(monkeypatch, chunk, symmetric):
-    monkeypatch.setattr(uniform, "CHUNK", chunk)
+    monkeypatch.setattr(ranges, "CHUNK", chunk)
     W, h = weights(2, 2, 3, 16), weights(9, 2, 3, 16).pow(4)
     h[1, 2] = 0  # nothing depends on this channel: the full range
     grid = fit(W, 3, h, symmetric=symmetric, range="hmse", steps=33, shrink=0.3)
     plain = fit(W, 3, symmetric=symmetric, range="mse", norm=2.0, steps=33, shrink=0.3)
     for g in range(2):
         for o in range(3):
-            ranges = [spanned(W[g, o], 1 - 0.7 * step / 32, symmetric) for step in range(33)]
+            tried = [spanned(W[g, o], 1 - 0.7 * step / 32, symmetric) for step in range(33)]
             lost = [
                 sum(
                     own * min(abs(w - t) for t in table) ** 2
                     for w, own in zip(W[g, o].tolist(), h[g, o].tolist(), strict=True)
                 )
-                for _, table in ranges
+                for _, table in tried
             ]
-            assert grid.scale[g, o].item() == pytest.approx(ranges[lost.index(min(lost))][0], rel=1e-12)
+            assert grid.scale[g, o].item() == pytest.approx(tried[lost.index(min(lost))][0], rel=1e-12)
     assert (grid.scale != plain.scale).any(), "the weights make no difference here"
 
     def cost(own):

@@ -2,8 +2,10 @@
 
 import copy
 
+import grids
 import pytest
 import torch
+from cli_helpers import compose
 from learned_problems import START, problem, quantizer, residual
 from sensitivity_problems import images, labels, tricky
 from sensitivity_problems import problem as tricky_problem
@@ -31,12 +33,26 @@ def same(one, other):
 @pytest.mark.parametrize("init", ["rtn", "sensiquant", "sensiquant_plus"])
 @pytest.mark.parametrize("name", METHODS)
 def test_without_steps_the_codes_are_those_it_starts_from(name, init):
-    from cli_helpers import compose
-
     given = problem(residual(), activation_bits=4)
     start = build(compose(f"quantizer={init}")[0]["quantizer"], "quantizer")(given)
     none = ["learn.iterations=0"] + ["then.iterations=0"] * (name == "brecq")
     same(quantizer(name, f"init={init}", *none)(given), start)
+
+
+@pytest.mark.parametrize("kind", grids.LEVELS)
+def test_levels_without_steps_stay_and_with_steps_are_learned(kind):
+    given = problem(residual(), activation_bits=4, fit=grids.fit(kind))
+    start = build(compose("quantizer=sensiquant")[0]["quantizer"], "quantizer")(given)
+    same(quantizer("eptq", "init=sensiquant", "learn.iterations=0")(given), start)
+    done = quantizer("eptq", "init=sensiquant", "learn.rates={rounding: 0.1, scale: 0.01}")(given)
+    assert done.report["flipped"] > 0
+    for name, layer in done.layers.items():
+        before = start.layers[name]
+        assert ((layer.codes - before.codes).abs() <= 1).all()  # to a neighbouring level
+        assert ((layer.codes >= 0) & (layer.codes < layer.grid.levels)).all()
+        assert torch.equal(layer.grid.table, before.grid.table)
+        assert torch.equal(layers.weight(done.net.get_submodule(name)), layer.grid.decode(layer.codes))
+        assert layer.report["scale_moved"] > 0
 
 
 @pytest.mark.parametrize("name", METHODS)

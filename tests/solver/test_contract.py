@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import grids
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -26,6 +27,16 @@ def name(request):
     return request.param
 
 
+@pytest.fixture(params=[own for own in grids.KINDS if own != "pot_strict"], scope="module")
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fit(kind):
+    return grids.fit(kind)
+
+
 @pytest.fixture
 def found(name):
     # codes and their grid, which some solvers move
@@ -44,21 +55,23 @@ def test_some_solvers_are_under_test():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("G", "O", "I", "bits"), [(1, 6, 20, 3), (8, 1, 9, 2), (2, 3, 5, 8), (1, 1, 1, 1)])
-def test_codes_name_grid_values(solve, fit, correlated, dtype, G, O, I, bits):
+def test_codes_name_grid_values(solve, kind, fit, correlated, dtype, G, O, I, bits):
     W, H = (t.to(dtype) for t in correlated(1, G, O, I))
-    codes = solve(W, H, fit(W, bits))
+    grid = fit(W, bits if kind == "uniform" else max(bits, 2))
+    codes = solve(W, H, grid)
     assert codes.dtype == torch.int32
     assert codes.shape == W.shape
     assert codes.min() >= 0
-    assert codes.max() <= 2**bits - 1
+    assert codes.max() < grid.levels
 
 
 def test_inputs_are_not_changed_and_results_repeat(solve, fit, correlated):
     W, H = correlated(2, 2, 6, 40)
     grid = fit(W, 3)
-    copies = [t.clone() for t in (W, H, grid.scale, grid.low, grid.high)]
+    copies = [t.clone() for t in (W, H, grid.scale, grids.values(grid, 2, 6))]
     first = solve(W, H, grid)
-    assert all(torch.equal(a, b) for a, b in zip(copies, (W, H, grid.scale, grid.low, grid.high), strict=True))
+    after = (W, H, grid.scale, grids.values(grid, 2, 6))
+    assert all(torch.equal(a, b) for a, b in zip(copies, after, strict=True))
     assert torch.equal(solve(W, H, grid), first)
 
 
@@ -78,18 +91,25 @@ def test_uncorrelated_inputs_mean_round_to_nearest(found, fit, correlated):
 def test_round_to_nearest_is_the_nearest(fit, correlated):
     W, H = correlated(3, 2, 6, 25)
     grid = fit(W, 3)
-    levels = grid.decode(torch.arange(8).expand(2, 6, 8))
+    levels = grids.values(grid, 2, 6)
     assert torch.equal(rtn.solve(W, H, grid).long(), (W.unsqueeze(-1) - levels.unsqueeze(2)).abs().argmin(-1))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_correlated_inputs_no_worse_than_round_to_nearest(name, found, fit, correlated, bits):
+def test_correlated_inputs_no_worse_than_round_to_nearest(name, found, kind, fit, correlated, bits):
+    errors = []
     for seed in range(4):
         W, H = correlated(seed, 2, 8, 40)
         grid = fit(W, bits)
         codes, own = found(W, H, grid)
         error, nearest = loss(W - own.decode(codes), H), loss(W - grid.nearest(W), H)
-        assert error == nearest if name in BLIND else error < 0.9 * nearest
+        errors.append((error, nearest))
+    if name in BLIND:
+        assert all(error == nearest for error, nearest in errors)
+    elif kind == "uniform":
+        assert all(error < 0.9 * nearest for error, nearest in errors)
+    else:  # OBQ leaves the widest gaps to the end, when little is free to make up for them
+        assert sum(error for error, _ in errors) < 0.9 * sum(nearest for _, nearest in errors)
 
 
 def test_order_of_columns(name, solve, fit, correlated):
@@ -102,11 +122,12 @@ def test_order_of_columns(name, solve, fit, correlated):
 
 def test_order_of_rows_and_groups(solve, fit, correlated):
     W, H = correlated(6, 3, 6, 20)
-    codes = solve(W, H, fit(W, 3))
+    grid = fit(W, 3)
+    codes = solve(W, H, grid)
     rows, groups = [4, 2, 0, 5, 1, 3], [2, 0, 1]
-    assert torch.equal(solve(W[:, rows], H, fit(W[:, rows], 3)), codes[:, rows])
-    assert torch.equal(solve(W[groups], H[groups], fit(W[groups], 3)), codes[groups])
-    assert torch.equal(solve(W[1:2], H[1:2], fit(W[1:2], 3)), codes[1:2])
+    assert torch.equal(solve(W[:, rows], H, grid.map(lambda t: t[:, rows])), codes[:, rows])
+    assert torch.equal(solve(W[groups], H[groups], grid.map(lambda t: t[groups])), codes[groups])
+    assert torch.equal(solve(W[1:2], H[1:2], grid.map(lambda t: t[1:2])), codes[1:2])
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4, 1e8])
@@ -143,8 +164,10 @@ def quantized(solve, W, H, grid):
 
 
 def test_dead_input_is_as_good_as_absent(name, fit, correlated):
-    # with fewer rankings than columns, a dead column takes the place of another between two of them
-    solve = build(PARTS[name] | ({"rankings": None} if "rankings" in PARTS[name] else {}), name)
+    # With fewer rankings than columns, a dead column takes the place of another between two of them; and its own error
+    # counts, at the damping it gets, where scales are refitted.
+    knobs = {"rankings": None, "refits": 0}
+    solve = build(PARTS[name] | {knob: own for knob, own in knobs.items() if knob in PARTS[name]}, name)
     W, H = correlated(9, 1, 6, 30)
     H[:, 4], H[:, :, 4] = 0, 0
     others = [j for j in range(30) if j != 4]

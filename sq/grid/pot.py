@@ -1,0 +1,58 @@
+"""PoT: zero and powers of two, a table and a scale for each output channel."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sq import levels
+from sq.knobs import Count, Positive, Share
+from sq.levels import LevelGrid
+from sq.ranges import Hessian, Range, Ranges, importance
+
+__all__ = ["fit", "importance", "table"]
+
+
+def fit(
+    W: Tensor,
+    bits: int,
+    h: Tensor | None = None,
+    *,
+    strict: bool,
+    range: Range,
+    norm: Positive,
+    steps: Count,
+    shrink: Share,
+    grow: Positive,
+    hessian: Hessian,
+) -> LevelGrid:
+    """Fit levels 0 and +-2^-k, k = 0 .. 2^(bits - 1) - 1, to each output channel of `W`.
+
+    Parameters
+    ----------
+    W : (G, O, I)
+    bits : 2 to 8; 2^bits + 1 levels, or 2^bits
+    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see `sq.importance`
+    strict : 2^bits levels, without the smallest one below zero, so that `bits` hold a code; otherwise 2^bits + 1, as in
+        the released code of POST, whose codes take a bit more
+    range, norm : see `sq.ranges.Ranges`
+    steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level is the largest weight
+    shrink : the smallest range tried, in (0, 1]
+    grow : the largest
+    hessian : what gives `h` of all layers
+
+    Raises
+    ------
+    SqError : `bits` outside its range, or what `Ranges.check` raises
+
+    Source
+    ------
+    Zhou et al. 2017 (INQ), arXiv:1702.03044, for powers of two; the number of levels is that of the released code of
+    Zhou et al. 2025 (POST), arXiv:2504.17263, so that the two differ in their base alone.
+    """
+    levels.check_bits("pot", bits)
+    return levels.fit(W, table(bits, strict), h, Ranges(range, norm, steps, grow, shrink))
+
+
+def table(bits: int, strict: bool) -> Tensor:
+    """Return the levels, rising, float64."""
+    return levels.signed([2.0**-k for k in range(2 ** (bits - 1))], strict)
