@@ -14,6 +14,7 @@ from sq.config import nearest
 from sq.errors import SqError
 
 OWN = ("_target_", "_partial_")
+BESIDE = {"model": ("blocks",)}  # what other parts read by interpolation, and a part's own function is not given
 
 
 def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
@@ -31,7 +32,8 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
     check(part, path)
     from hydra.utils import instantiate
 
-    return instantiate(part, _convert_="all", _partial_=True)
+    knobs = {name: value for name, value in part.items() if name not in BESIDE.get(path, ())}
+    return instantiate(knobs, _convert_="all", _partial_=True)
 
 
 def check(part: Mapping[str, Any], path: str) -> None:
@@ -39,7 +41,7 @@ def check(part: Mapping[str, Any], path: str) -> None:
     function = _find(part, path)
     hints = typing.get_type_hints(function, include_extras=True)
     knobs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    given = [name for name in part if name not in OWN]
+    given = [name for name in part if name not in OWN + BESIDE.get(path, ())]
     if missing := [name for name in knobs if name not in given]:
         raise SqError(f"{path}: no value for {', '.join(missing)}, which {part['_target_']} needs")
     for name in given:

@@ -93,6 +93,10 @@ def explain(error: Exception) -> str:
         name = found[1] or found[2]
         if full := re.search(r"full_key: (hydra\.\S+)", text):
             return _unknown_of_hydra(full[1])
+        if name.startswith("quantizer.start."):
+            return (
+                f"{name}: no such setting; quantizer.start is the quantizer that quantizer.init names, as its YAML is"
+            )
         return f"{name}: no such setting; {settings.nearest(name, _names())}"
     if found := re.search(
         r"Error merging override (\S+).* (?:could not be converted to|is not a valid) (\w+)", text, re.DOTALL

@@ -17,6 +17,7 @@ DETECTION = {
     "metric": ("sq.metric.coco_map.",),
 }
 LABELLED = ("fisher", "trace", "noise", "grad_l1")  # sensitivities that need labels whatever their settings
+TABLES = ("pot", "post", "apot", "lcq")  # grids of a table of levels
 OF_WEIGHTS = ("weight_mse", "mask_kl")  # sensitivities that do not price inputs
 BOUNDS = ("average_bits", "average_input_bits", "bytes", "bops", "latency")
 UNLABELLED = "choose kl, label_free or output_error, or labelled images (calibration=subset)"
@@ -60,6 +61,10 @@ def _tries(config: Config) -> bool:
 
 
 RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
+    (
+        lambda c: _is(c, "grid", *TABLES) and not 2 <= c["bits"] <= 8,
+        "grid=pot, post, apot and lcq have levels for 2 to 8 bits: set bits to one of these, or grid=uniform",
+    ),
     (
         lambda c: _is(c, "trials", "front") and not _is(c, "allocation", "pareto"),
         "trials=front measures a front, which no other allocation finds: set allocation=pareto",

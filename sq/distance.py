@@ -24,15 +24,19 @@ class _Squares(torch.autograd.Function):
         return weighed.mul_(2 * g), None, None  # in place: a step goes back once
 
 
-def squares(y: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+def squares(y: Tensor, wanted: Tensor, weight: Tensor, channels: int) -> Tensor:
     """Return the mean over images and positions of ``weight * (y - wanted)^2``, summed over channels.
 
     Parameters
     ----------
-    y, wanted : (B, C, ...) of convolutions, (..., C) of linear layers
-    weight : (B,) of each image, or of the shape of `y`
+    y, wanted : (B, C, ...) of convolutions, (B, ..., C) of linear layers; B may be a multiple of the number of images,
+        the parts of each one after the other (windows, patches). Sums are of the precision of `wanted`
+    weight : (images,) of each image, or of the shape of `y`
+    channels : C; the axis that they are on makes no difference
     """
-    positions = y[0].numel() // y.shape[1] if y.ndim > 2 else 1
+    y, positions = y.to(wanted.dtype), y[0].numel() // channels
+    if weight.ndim == 1:
+        weight = weight.repeat_interleave(len(y) // len(weight)) if len(weight) < len(y) else weight
     shaped = weight.view(-1, *[1] * (y.ndim - 1)) if weight.ndim == 1 else weight
     return _Squares.apply(y, wanted, shaped) / (len(y) * positions)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Ge, Gt, Interval, Len, MinLen
 
 
 class Distinct:
@@ -28,6 +28,7 @@ Widths = Annotated[list[Count], MinLen(1), Distinct()]  # bits of weights to pri
 Draws = Annotated[int, Ge(2)]  # of random estimates: one alone has no standard error
 Whole = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Ends = Annotated[list[Positive], Len(2, 2)]  # of what changes: its first and its last value
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 Portion = Annotated[float, Interval(ge=0, le=1)]

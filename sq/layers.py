@@ -143,6 +143,11 @@ def channels_second(module: nn.Module, output: Tensor) -> Tensor:
     return output.movedim(-1, 1) if isinstance(module, nn.Linear) else output
 
 
+def channels(module: nn.Module, output: Tensor) -> int:
+    """Return how many channels are in what `module` returned: see `channels_second`."""
+    return channels_second(module, output).shape[1]
+
+
 def taps(module: nn.Module) -> int:
     """Return how many taps a kernel of `module` has; 1 for a linear layer."""
     return _weight(module)[0, 0].numel()

@@ -35,6 +35,7 @@ class Input(nn.Module):
 
     def forward(self, x: Tensor, mix: Mix | None = None) -> Tensor:
         """Return `x` as the layer sees it; quantized throughout where there is no `mix`."""
+        x = x.float() if x.dtype == torch.bfloat16 else x  # autocast: a grid is of float32
         m = 1.0 if mix is None else mix.quantized(x)
         if isinstance(m, float) and m == 0:
             return x

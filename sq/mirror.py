@@ -73,7 +73,7 @@ def run(record: Record) -> Page:
         tags=tags(record),
         config={**config, **own},
         summary=_figures(record) if done else _cause(record),
-        tables={"layers": _layers(record), "sensitivity": _sensitivity(record)} | _curves(record) if done else {},
+        tables=_tables(record) if done else {},
         pictures=_sheet(record) if done else {},
         exit_code=0 if done else 1,
     )
@@ -169,6 +169,16 @@ def _sensitivity(record: Record) -> Table:
     cost: Mapping[str, Mapping[str, float]] = record["sensitivity"]
     rows = [[name, int(bits), value] for name, row in cost.items() for bits, value in row.items()]
     return Table(["layer", "bits", "cost"], rows)
+
+
+def _tables(record: Record) -> dict[str, Table]:
+    return {"layers": _layers(record), "sensitivity": _sensitivity(record)} | _curves(record) | _scores(record)
+
+
+def _scores(record: Record) -> dict[str, Table]:
+    """Return what weighed each layer while it was learned, {} where nothing did."""
+    scores: Mapping[str, float] = record.get("learning", {}).get("scores", {})
+    return {"scores": Table(["layer", "score"], [[*row] for row in scores.items()])} if scores else {}
 
 
 def _curves(record: Record) -> dict[str, Table]:

@@ -55,10 +55,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         h, weighed = importance.collect(part["grid"], model, batch, kept)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    problem = Problem(
-        model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, scratch=config["cache"]
-    )
-    problem = replace(problem, train=dataset.train)
+    beside = {"scratch": config["cache"], "scratch_gib": config["cache_gib"], "train": dataset.train}
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, **beside)
     with clock.phase("sensitivity"):
         cost = part["sensitivity"](problem)
         cost.check()
@@ -72,7 +70,9 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     with clock.phase("quantize"):
         quantized = part["quantizer"](problem)
     with clock.phase("correct"):
-        correction = part["correction"](quantized.net, whole.net, batch)
+        # What was trained on labels is not to be brought back to full precision's outputs.
+        correct = None if quantized.report.get("trained") else part["correction"]
+        correction = correct(quantized.net, whole.net, batch) if correct else {"left_out": "the network was trained"}
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)
     with clock.phase("trials"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Each with the value that says what runs did before it was there. A setting of a family counts where the family does.
+# Each with the value that says what runs did before it was there. A setting of a part counts where the part is.
 SETTINGS: dict[str, Any] = {
     "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
     "sensitivity.input_bits": [],
@@ -17,19 +17,24 @@ SETTINGS: dict[str, Any] = {
         "tolerance": 0.05,
         "seed": 0,
     },
+    "quantizer.learn.precision": "float32",
+    "quantizer.then.precision": "float32",
 }
 
 
 def stripped(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `config` without those of `SETTINGS` that have that value: its key is then what it was without them."""
     for setting, value in SETTINGS.items():
-        family, _, knob = setting.partition(".")
-        own = config.get(family)
-        if knob and isinstance(own, Mapping) and own.get(knob) == value:
-            config = {**config, family: {name: kept for name, kept in own.items() if name != knob}}
-        elif not knob and own == value:
-            config = {name: kept for name, kept in config.items() if name != family}
+        config = _without(config, setting.split("."), value)
     return config
+
+
+def _without(part: Mapping[str, Any], path: list[str], value: Any) -> Mapping[str, Any]:
+    first, *rest = path
+    own = part.get(first)
+    if rest:
+        return {**part, first: _without(own, rest, value)} if isinstance(own, Mapping) else part
+    return {name: kept for name, kept in part.items() if name != first} if own == value else part
 
 
 def complete(record: dict[str, Any]) -> None:
@@ -38,9 +43,11 @@ def complete(record: dict[str, Any]) -> None:
     if not isinstance(config, dict) or not isinstance(choices, dict):
         return  # of a benchmark
     for setting, value in SETTINGS.items():
-        family, _, knob = setting.partition(".")
-        if not knob:
-            config.setdefault(family, value)
-            choices.setdefault(family, "none")
-        elif isinstance(config.get(family), dict):
-            config[family].setdefault(knob, value)
+        *path, knob = setting.split(".")
+        part: Any = config
+        for name in path:
+            part = part.get(name) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            part.setdefault(knob, value)
+        if not path:
+            choices.setdefault(knob, "none")

@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sq import room
 from sq.console import say
 from sq.errors import one_line
 from sq.types import Model, digest
 
 GIB = 2**30
 PATIENCE = 5.0  # seconds to wait for another run before saying so
-ABANDONED = 3600.0  # seconds after which a file half written belongs to a run that was killed
 
 Tensors = dict[str, Tensor]
 Note = dict[str, Any]  # what is known beside the tensors, as JSON holds it
@@ -188,33 +187,7 @@ def _write(file: Path, kind: Kind, made: tuple[Tensors, Note], limit: int) -> No
     except (OSError, SafetensorError) as error:
         say(f"{kind.what}: cannot be kept in {file.parent} ({one_line(error)}); the run goes on without")
     else:
-        _make_room(file, kind, limit)
+        room.make(file.parent, file, kind.what, limit)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-def _make_room(newest: Path, kind: Kind, limit: int) -> None:
-    """Remove what killed runs left, and the least recently used entries beyond `limit` bytes with `newest`."""
-    try:
-        for used, _, left in _files(newest.parent, ".*.part"):
-            if time.time() - used > ABANDONED:
-                left.unlink(missing_ok=True)
-        total = 0
-        found = _files(newest.parent, "*.safetensors")
-        for _, size, entry in sorted(found, key=lambda f: (f[2] == newest, f[0]), reverse=True):
-            total += size
-            if total > limit:
-                entry.unlink(missing_ok=True)
-    except OSError as error:
-        say(f"{kind.what}: cannot make room in {newest.parent} ({one_line(error)}); it may exceed cache_gib")
-
-
-def _files(folder: Path, pattern: str) -> list[tuple[float, int, Path]]:
-    """Return time of use, bytes and path of files; other runs may be removing some of them meanwhile."""
-    found = []
-    for file in folder.glob(pattern):
-        with suppress(FileNotFoundError):
-            now = file.stat()
-            found.append((now.st_mtime, now.st_size, file))
-    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
@@ -26,6 +26,7 @@ from sq.types import Grid, Problem, QuantizedLayer, QuantizedModel, digest
 from sq.uniform import UniformGrid
 
 Start = Callable[[Problem], QuantizedModel]  # the codes to start from
+Precision = Literal["float32", "bfloat16"]  # of products and convolutions in a pass; sums of losses stay in float32
 Hold = Annotated[float, Interval(gt=0, lt=0.5)]
 
 
@@ -45,14 +46,14 @@ class Student:
 
     def __init__(self, problem: Problem, start: Start, hold: float):
         self.problem, self.begun = problem, start(problem)
-        _check_inputs(problem.activations)
         self.net = copy.deepcopy(problem.model.net).requires_grad_(False)
         self.roundings: dict[str, Rounding] = {}
         for layer in problem.model.layers:
             own = self.begun.layers[layer.name]
             self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), own.grid, own.codes, hold)
-        self.inputs = {name: Input(_uniform(grid, name)) for name, grid in problem.activations.items()}
+        self.inputs = {name: Input(grid) for name, grid in check_inputs(problem.activations).items()}
         self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(problem.batch.x.device)
+        self.precision: Precision = "float32"
         self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none
         self._holders = {n: holders(problem.model.net, r.layer) for n, r in self.roundings.items()}
         names = {id(module): name for name, module in problem.model.net.named_modules()}
@@ -85,6 +86,11 @@ class Student:
             for module in changed:
                 module.__dict__.pop("weight", None)
                 module.__dict__.pop("bias", None)
+
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return what a module of the network makes of `x`, in the precision that is learned in."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return module(x)
 
     @contextmanager
     def mixed(self, mix: Mix | None) -> Iterator[None]:
@@ -132,12 +138,19 @@ class Student:
         return float((own.bias - own.layer.module.bias).detach().abs().mean())  # type: ignore[operator]
 
 
-def _check_inputs(grids: Mapping[str, Grid]) -> None:
+def check_inputs(grids: Mapping[str, Grid]) -> dict[str, UniformGrid]:
+    """Return the grids of what layers are fed, if they can be learned.
+
+    Raises
+    ------
+    SqError : a grid that is not uniform, or is of a residual addition
+    """
     if sums := [name for name in grids if adds.is_side(name)]:
         raise SqError(
             f"{len(sums)} operands of additions have grids, and learned quantizers know inputs of layers alone: set "
             "activation.observe.adds=false, or quantizer=sensiquant"
         )
+    return {name: _uniform(grid, name) for name, grid in grids.items()}
 
 
 def _uniform(grid: Grid, name: str) -> UniformGrid:

@@ -133,6 +133,7 @@ class Problem:
     importance: dict[str, Tensor] = field(default_factory=dict)  # h (G, O, I) of weights, if `fit` asks for it
     train: Images | None = None  # the training split, for what trains the network
     scratch: str | None = None  # a folder for the state of what takes long, to be taken up where it was left
+    scratch_gib: float = 1.0  # for all that is kept there
 
     def grid(self, name: str, W: Tensor, bits: int) -> Grid:
         """Return the grid of `bits` for the weight (G, O, I) of a layer, or for one in its place."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,16 @@ class Unit:
     name: str
     module: nn.Module
     layers: list[Layer]  # in the order of execution
+
+    def channels(self, output: Tensor) -> int:
+        """Return how many channels are in what the unit returned.
+
+        They are on the second axis, but on the last where the unit's last layer is linear and has as many outputs as
+        that is long: a linear layer itself, blocks of tokens (B, T, C) and of images (B, H, W, C).
+        """
+        last = self.layers[-1]
+        linear = last.kind == "linear" and output.shape[-1] == last.outputs
+        return last.outputs if linear else output.shape[1]
 
 
 def find(model: Model, x: Tensor, named: list[str] | None = None) -> list[Unit]:
@@ -61,6 +72,36 @@ def find(model: Model, x: Tensor, named: list[str] | None = None) -> list[Unit]:
     for layer in model.layers:
         members.setdefault(home.get(layer.name, layer.name), []).append(layer)
     return [Unit(name, modules[name], layers) for name, layers in members.items()]
+
+
+def check(net: nn.Module, chosen: list[Unit], x: Tensor) -> None:
+    """See that each unit can be run on its own: a pass over image `x` (1, C, H, W) calls it once, with one tensor.
+
+    Raises
+    ------
+    SqError : it cannot
+    """
+    own = {unit.name: unit.module for unit in chosen}
+    given: dict[str, list[Any]] = {name: [] for name in own}
+    made: dict[str, list[Any]] = {name: [] for name in own}
+
+    def note(seen: dict[str, list[Any]]) -> hooks.See:
+        # A copy, for what goes on may change it in place.
+        return lambda name, module, y: seen[name].append(y.clone() if isinstance(y, Tensor) else None)
+
+    with torch.no_grad(), hooks.feeding(own, note(given)), hooks.returning(own, note(made)):
+        net(x)
+    for name, module in own.items():
+        try:
+            with torch.no_grad():
+                alone = len(made[name]) == 1 and torch.equal(module(given[name][0]), made[name][0])
+        except (TypeError, RuntimeError, AttributeError):
+            alone = False
+        if not alone:
+            raise SqError(
+                f"{name} is called {len(made[name])} times a pass, or needs more than one tensor, so it cannot be "
+                "learned alone: choose quantizer=eptq, which learns the whole network, or quantizer.named"
+            )
 
 
 class _Pass:

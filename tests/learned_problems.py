@@ -30,6 +30,7 @@ LEARN = {
     "beta": [20.0, 2.0],
     "keep": "none",
     "share": 0.0,
+    "precision": "float32",
 }
 
 

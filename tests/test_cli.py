@@ -16,6 +16,10 @@ from sq.config import FAMILIES
 
 # Refused before torch is loaded: half a second each.
 EARLY = {
+    "setting of the solver a learned quantizer starts from": (
+        ["quantizer=eptq", "quantizer.start.damp=0.05"],
+        ["quantizer.start.damp", "the quantizer that quantizer.init names"],
+    ),
     "unknown choice": (["quantizer=sensiqant"], ["quantizer=sensiqant", "nearest: sensiquant"]),
     "unknown model": (["model=digits_resnt"], ["model=digits_resnt", "nearest: digits_resnet"]),
     "bits=0": (["bits=0"], ["bits=0", "1 to 16"]),

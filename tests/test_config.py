@@ -184,7 +184,8 @@ def test_experiment_makes_sense(name):
     assert own == name or (own in NAMES and name.startswith(f"{own}_")), "a second part goes beside the first"
     assert [p for job in jobs for p in problems(job.config)] == []
     assert len({record.key(job.config) for job in jobs}) == len(jobs)
-    assert len({job.config["seed"] for job in jobs}) >= 3, "a claim stands on 3 seeds or more"
+    seeds = {job.config["seed"] for job in jobs}
+    assert len(seeds) >= 3 or "Seeds" in header(EXPERIMENTS / f"{name}.yaml"), "fewer than 3, and no word on why"
     for job in jobs:
         assert set(job.choices) == set(FAMILIES)
     for family in FAMILIES:

@@ -37,6 +37,7 @@ SENSELESS = [
     (["allocation=ilp", "allocation.latency_table=none.csv"], "none.csv: No such file"),
     (["allocation=ilp", "allocation.average_bits=null"], "nothing bounds the bits"),
     (["model=resnet50", "dataset=coco"], "choose all of one kind"),
+    *((["grid=" + name, f"bits={bits}"], "levels for 2 to 8 bits") for name, bits in (("post", 1), ("lcq", 9))),
 ]
 
 

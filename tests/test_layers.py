@@ -158,3 +158,17 @@ def test_padding_that_depends_on_the_input(size, kernel, stride, dilation, group
     total.add(x, layers.positions(conv, y))
     X = layers.inputs(conv, x)
     torch.testing.assert_close(total.finish(), X @ X.mT)
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "channels"),
+    [
+        (nn.Linear(3, 5), (2, 7, 3), 5),
+        (nn.Linear(3, 5), (2, 4, 4, 3), 5),
+        (nn.Linear(3, 5), (2, 3), 5),
+        (nn.Conv2d(3, 5, 1), (2, 3, 4, 6), 5),
+        (nn.Conv1d(3, 5, 1), (2, 3, 6), 5),
+    ],
+)
+def test_channels_of_what_a_layer_returned(module, x, channels):
+    assert layers.channels(module, module(torch.zeros(x))) == channels

@@ -68,6 +68,12 @@ def test_curves_of_what_was_learned_are_a_table():
     assert "curves" not in mirror.run(DONE).tables
 
 
+def test_scores_of_layers_are_a_table():
+    page = mirror.run({**DONE, "learning": {"curves": [], "scores": {"a": 2.0, "b": 0.5}}})
+    assert page.tables["scores"] == mirror.Table(["layer", "score"], [["a", 2.0], ["b", 0.5]])
+    assert "scores" not in mirror.run({**DONE, "learning": {"scores": {}}}).tables
+
+
 def test_layers_that_report_different_things_share_a_table():
     page = mirror.run({**DONE, "layers": [{"name": "a", "x": 1}, {"name": "b", "y": 2}]})
     assert page.tables["layers"] == mirror.Table(["name", "x", "y"], [["a", 1, None], ["b", None, 2]])

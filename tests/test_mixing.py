@@ -64,3 +64,14 @@ def test_costs_of_pairs_that_are_not_numbers_are_named():
     cost = Cost({"a": {2: 1.0}, "b": {2: 1.0}}, pairs=np.array([[0, np.nan], [np.nan, 0]]))
     with pytest.raises(SqError, match=r"layers a and b cost together is not a number"):
         cost.check()
+
+
+def test_bytes_are_those_of_codes_and_of_grids_where_their_size_is_known():
+    cost = Cost({each.name: {2: 1.0, 8: 0.5} for each in LAYERS})
+    alone = mix(cost, LAYERS, Budget(4.0, rest={"bytes": 100}), Rules("none", "free"))
+    known = Budget(4.0, rest={"bytes": 100}, size=lambda layer, bits: 1000 * layer.weights + bits)
+    whole = mix(cost, LAYERS, known, Rules("none", "free"))
+    chosen = np.array([0, 3, 4, 7])  # 2, 8, 2 and 8 bits
+    codes = sum(-(-each.weights * bits // 8) for each, bits in zip(LAYERS, (2, 8, 2, 8), strict=True))
+    assert alone.used(chosen)["bytes"] == codes + 100
+    assert whole.used(chosen)["bytes"] == sum(1000 * each.weights for each in LAYERS) + 20 + 100

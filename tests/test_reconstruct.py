@@ -11,19 +11,19 @@ from torch import nn
 from sq import reconstruct
 from sq.distance import squares
 from sq.errors import SqError
-from sq.reconstruct import Part, Session
-from sq.resume import Resume
+from sq.resume import Place, Resume
+from sq.session import Part, Session
 from sq.student import Student
 
 
-def toy():
-    torch.manual_seed(8)
+def toy(seed=8):
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
 
 
-def session(net, images=32, file=None, bits=2, **more):
+def session(net, images=32, place=None, bits=2, **more):
     student = Student(problem(net, images=images, bits=bits, **more), START, 1e-3)
-    return Session(student, Resume(student.values, file), images, seed=0, every=7)
+    return Session(student, Resume(student.values, place), images, seed=0, every=7)
 
 
 def whole(own):
@@ -32,13 +32,21 @@ def whole(own):
     wanted = own.student.problem.model.net(x).detach()
     ones = torch.ones(len(x))
     return Part(
-        "network", names, lambda index, _: (squares(own.student.net(x), wanted, ones), dict.fromkeys(names, 1.0))
+        "network",
+        names,
+        lambda index, _: (squares(own.student.net(x), wanted, ones, wanted.shape[1]), dict.fromkeys(names, 1.0)),
     )
 
 
-@pytest.mark.parametrize(("forward", "kind"), [("soft", None), ("hard", None), ("soft", "post"), ("hard", "lcq")])
+# Networks on which a descent from the nearest codes reaches the best there is; elsewhere it can end beside it.
+TOYS = {"uniform": (8, 2), "apot": (10, 3), "lcq": (10, 3), "post": (21, 4)}  # seed and bits
+
+
+@pytest.mark.parametrize("forward", ["soft", "hard"])
+@pytest.mark.parametrize("kind", TOYS)
 def test_two_layers_reach_the_best_of_all_roundings(forward, kind):
-    own = session(toy()) if kind is None else session(toy(), bits=3, fit=grids.fit(kind))
+    seed, bits = TOYS[kind]
+    own = session(toy()) if kind == "uniform" else session(toy(seed), bits=bits, fit=grids.fit(kind))
     part, names = whole(own), [*own.student.roundings]
     count = sum(own.student.roundings[name].alpha.numel() for name in names)
     assert count == 10
@@ -77,18 +85,47 @@ def test_curves_tell_of_every_stage():
     assert (rows[0]["beta"], rows[-1]["beta"]) == (20.0, 2.0)
 
 
-def test_fewer_images_than_a_batch():
-    own = session(toy(), images=4)
+def test_fewer_images_than_a_batch_names_the_stage():
+    stage = settings("then", iterations=1, batch=8)
+    reconstruct.check("then", stage, 8)
     with pytest.raises(
-        SqError, match=r"4 calibration images are fewer than a batch of 8: set quantizer\.learn\.batch=4"
+        SqError, match=r"4 calibration images are fewer than a batch of 8: set quantizer\.then\.batch=4"
     ):
-        settings("learn", iterations=1, batch=8)(own, whole(own))
+        reconstruct.check("then", stage, 4)
+
+
+INPUTS = {"rounding": 0, "bias": 0, "scale": 0, "input": 0.001}
+
+
+def test_inputs_that_stay_in_full_precision_have_nothing_to_learn():
+    message = (
+        r"quantizer\.learn: with keep=fixed share=1 inputs stay in full precision.*quantizer\.learn\.share below 1"
+    )
+    for changes in ({}, {"rates": {"input": 0.001}}):
+        with pytest.raises(SqError, match=message):
+            reconstruct.check(
+                "learn", settings("learn", **({"rates": INPUTS, "keep": "fixed", "share": 1.0} | changes)), 32
+            )
+    for changes in ({"share": 0.9}, {"keep": "linear"}, {"iterations": 0}, {"rates": INPUTS | {"bias": 0.1}}):
+        knobs = {"rates": INPUTS, "keep": "fixed", "share": 1.0} | changes
+        reconstruct.check("learn", settings("learn", **knobs), 32)
+
+
+@pytest.mark.parametrize("keep", ["linear", "bernoulli"])
+def test_scales_of_inputs_alone_are_learned_once_inputs_are_quantized(keep):
+    own = session(toy(), activation_bits=3)
+    before = {name: p.clone() for name, p in own.student.values.named_parameters()}
+    with own.student.watched():
+        settings("learn", iterations=4, batch=8, rates=INPUTS, keep=keep)(own, whole(own))
+    changed = {name for name, p in own.student.values.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"2.sigma", "3.sigma"}
+    assert own.resume.rows[0]["kept"] == 1.0  # nothing to learn in that step
 
 
 @pytest.mark.parametrize("term", ["error", "rounding"])
 def test_nan_names_the_step_and_the_term_and_keeps_the_last_good_state(tmp_path, term):
-    file = tmp_path / "state.safetensors"
-    own = session(toy(), file=file)
+    place = Place(tmp_path, "state", 2**30)
+    own = session(toy(), place=place)
     part, calls = whole(own), itertools.count()
 
     def error(index, generator):
@@ -99,13 +136,13 @@ def test_nan_names_the_step_and_the_term_and_keeps_the_last_good_state(tmp_path,
         return found, {name: float("inf") if bad else 1.0 for name in weights}
 
     with pytest.raises(
-        SqError, match=rf"network: {term} is (nan|inf) at step 5: lower .* kept in .*state\.safetensors"
+        SqError, match=rf"network: {term} is (nan|inf) at step 5: the same settings .* kept in .*state\.safetensors, to"
     ):
         settings("learn", iterations=30, batch=8)(own, Part("network", part.layers, error))
     good = session(toy())
     with pytest.raises(_Stop):
         settings("learn", iterations=30, batch=8)(good, Part("network", part.layers, _stopping(whole(good), 5)))
-    kept = Resume(own.student.values, file)
+    kept = Resume(own.student.values, place)
     assert (kept.stage, kept.step) == (0, 5)
     for one, other in zip(own.student.values.parameters(), good.student.values.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -30,7 +30,7 @@ def test_h_starts_at_the_fractional_part(fit):
     own, W, grid = made(fit)
     table = grids.values(grid, 1, 4)
     low, high = grid.bounds()
-    inside = (W >= low) & (W <= high)
+    inside = (low <= W) & (high >= W)
     lower = (table.unsqueeze(2) <= W.unsqueeze(-1)).sum(-1).clamp(1, grid.levels - 1) - 1  # of the two around it
     ends = table.gather(2, lower), table.gather(2, lower + 1)
     share = ((W - ends[0]) / (ends[1] - ends[0]))[inside]

@@ -222,3 +222,19 @@ def test_trained_networks(name, needs_data):
     shape = (3, 64, 64) if name == "yolov5n" else model.input
     made = units.find(trace.settle(model, torch.randn(1, *shape)), torch.randn(1, *shape))
     assert sum(len(unit.layers) > 1 for unit in made) == {"resnet20": 9, "efficientnet_lite0": 15, "yolov5n": 11}[name]
+
+
+@pytest.mark.parametrize(
+    ("last", "shape", "channels"),
+    [
+        (nn.Conv2d(2, 8, 1), (2, 8, 4, 4), 8),
+        (nn.Linear(2, 8), (2, 5, 8), 8),
+        (nn.Linear(2, 8), (2, 3, 4, 8), 8),
+        (nn.Linear(2, 8), (2, 8, 4, 4), 8),  # a block that puts them back
+        (nn.Linear(2, 8), (2, 8), 8),
+        (nn.Linear(2, 3), (2, 8, 4, 4), 8),  # of something beside
+    ],
+)
+def test_channels_of_what_a_unit_returns(last, shape, channels):
+    (layer,), _ = layers.find(nn.Sequential(last))
+    assert units.Unit("", last, [layer]).channels(torch.empty(shape)) == channels

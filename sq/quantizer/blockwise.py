@@ -21,9 +21,10 @@ from sq.draws import seeded, signs
 from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Portion, Positive, Whole
-from sq.quantizer.learned import begin, finish
-from sq.reconstruct import Learn, Part, Session
+from sq.quantizer.learned import begin, finish, ready
+from sq.reconstruct import Learn
 from sq.schedule import Mix
+from sq.session import Part, Session
 from sq.student import Hold, Start
 from sq.types import Problem, QuantizedModel
 from sq.units import Unit
@@ -56,7 +57,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     init, start : the quantizer that gives the codes and grids to start from, by name and as a function
     hold : how far on their codes' side roundings start at least, see `sq.rounding.Rounding`
     parts : "layers", or "blocks": residual blocks, and layers outside of them; see `sq.units.find`
-    named : blocks by name, where they are not to be found
+    named : blocks by name, where they are not to be found; None finds them, and goes with layers
     loss : "mse", or "fisher": squared errors weighed by the squared gradients that images leave there
     drop : share of the elements of what a part is fed that are full precision's, drawn anew each step
     memory_gib : what a part is fed and returns is kept for all images as far as this, and made anew each step beyond
@@ -66,16 +67,23 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
 
     Raises
     ------
-    SqError : the network returns no tensor; a part is not called once, with one tensor; see `sq.units`, `sq.student`,
-        `start` and `learn`
+    SqError : before anything is solved: the network returns no tensor; a part is not called once, with one tensor;
+        `named` where parts are layers; see `ready` and `sq.units`; then: see `sq.student`, `start` and `learn`
 
     Source
     ------
     Nagel et al. 2020 (AdaRound), arXiv 2004.10568, equation 25; what a layer returns is compared before the activation
     function, which may be no module. Li et al. 2021 (BRECQ), arXiv 2102.05426, equation 10; the Fisher information is
-    that of outputs with Gaussian noise, E_v[(J^T v)^2]: our reading, which takes no labels and any output. Wei et al.
-    2022 (QDrop), arXiv 2203.05740.
+    that of outputs with Gaussian noise, E_v[(J^T v)^2], and of mean 1 over the first images, so that the regulariser
+    counts alike in every part: our reading, which takes no labels and any output. So is that `then` follows after each
+    part, and that the next part is fed what that leaves; the published code learns all roundings with inputs in full
+    precision, then all scales of inputs. Wei et al. 2022 (QDrop), arXiv 2203.05740.
     """
+    if parts == "layers" and named is not None:
+        raise SqError(
+            f"quantizer.named={named}: blocks are named where quantizer.parts=blocks, and here each layer is learned "
+            "alone: leave it out, or choose quantizer=brecq"
+        )
     own = {
         "budget": budget,
         "init": init,
@@ -86,15 +94,17 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
         "drop": drop,
         "seed": seed,
     }
-    session = begin(problem, start, own, [learn, then], checkpoint_every)
     model, x = problem.model, problem.batch.x
     each = [Unit(layer.name, layer.module, [layer]) for layer in model.layers]
     chosen = units.find(model, x[:1], named) if parts == "blocks" else each
+    units.check(model.net, chosen, x[:1])
+    ready(problem, {"learn": learn, "then": then}, [unit.name for unit in chosen])
+    session = begin(problem, start, own, [learn, then], checkpoint_every)
     size = images.together(x.shape[1:], None)
     streamed = []
     with session.student.watched():
         for unit in chosen:
-            kept = Kept(_Seen(session, unit, loss == "fisher"), len(x), size, memory_gib)
+            kept = Kept(_Seen(session, unit, loss == "fisher", drop > 0), len(x), size, memory_gib)
             names = [layer.name for layer in unit.layers]
             for stage in (s for s in (learn, then) if s is not None):
                 stage(session, Part(unit.name, names, _Error(session, unit, drop, kept)))
@@ -107,39 +117,38 @@ class _Error:
     """The distance of what one part returns from full precision's, by the numbers of images."""
 
     def __init__(self, session: Session, unit: Unit, drop: float, kept: Kept):
-        self.module = session.student.net.get_submodule(unit.name)
+        self.session, self.unit, self.module = session, unit, session.student.net.get_submodule(unit.name)
         self.drop, self.kept = drop, kept
         self.shares = {layer.name: 1.0 for layer in unit.layers}
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        given, fed, wanted, *fisher = self.kept(index)
-        m = Mix(self.drop, True, generator).quantized(fed)
-        y = self.module(fed if isinstance(m, float) and m == 1 else torch.lerp(given, fed, m))
-        weight = fisher[0] if fisher else torch.ones(len(y), device=y.device)
-        return squares(y, wanted, weight), self.shares
+        fed, wanted, *rest = self.kept(index)
+        if self.drop:
+            fed = torch.lerp(rest.pop(0), fed, Mix(self.drop, True, generator).quantized(fed))
+        y = self.session.student.run(self.module, fed)
+        weight = rest[0] if rest else torch.ones(len(y), device=y.device)
+        return squares(y, wanted, weight, self.unit.channels(y)), self.shares
 
 
 class _Seen:
-    """What full precision feeds one part and gets from it, what the student feeds it, and the weights of its errors.
+    """What the student feeds one part, what full precision gets from it and, where they count, feeds it, and weights.
 
-    Raises
-    ------
-    SqError : the part is called several times in a pass, or takes more than one tensor
+    Every part starts from the images again, in both networks, so that no more than one part's tensors are kept; for a
+    network of many parts, passes up to a part come to half the square of their number.
     """
 
-    def __init__(self, session: Session, unit: Unit, fisher: bool):
-        self.session, self.unit = session, unit
+    def __init__(self, session: Session, unit: Unit, fisher: bool, drops: bool):
+        self.session, self.unit, self.drops = session, unit, drops
         self.mean: float | None = None  # of the squared gradients, of the first images
-        _check(session.student.problem, unit)
         self.fisher = fisher
 
     def __call__(self, index: Tensor) -> list[Tensor]:
         problem, student = self.session.student.problem, self.session.student
         x, name = problem.batch.x[index], self.unit.name
         with torch.no_grad(), student.mixed(None):  # parts before this one are quantized throughout
-            given, wanted = _through(problem.model.net, name, x)
+            *given, wanted = _through(problem.model.net, name, x)
             fed = _through(student.net, name, x, returns=False)[0]
-        return [given, fed, wanted] + ([self._weights(x, index)] if self.fisher else [])
+        return [fed, wanted, *(given if self.drops else []), *([self._weights(x, index)] if self.fisher else [])]
 
     def _weights(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the squared gradients by what the part returns, of mean 1 over the first images."""
@@ -159,23 +168,6 @@ class _Seen:
             outputs = net(x)
             drawn = [signs(o, seeded(self.session.seed, int(i))) for o, i in zip(outputs, index, strict=True)]
             return torch.autograd.grad((outputs * torch.stack(drawn)).sum(), at)[0].square()
-
-
-def _check(problem: Problem, unit: Unit) -> None:
-    calls: list[Tensor] = []
-    with torch.no_grad(), hooks.returning({unit.name: unit.module}, lambda n, m, y: calls.append(y.clone())):
-        problem.model.net(problem.batch.x[:1])
-    given, _ = _through(problem.model.net, unit.name, problem.batch.x[:1])
-    try:
-        with torch.no_grad():
-            alone = len(calls) == 1 and torch.equal(unit.module(given), calls[0])
-    except (TypeError, RuntimeError):
-        alone = False
-    if not alone:
-        raise SqError(
-            f"{unit.name} is called {len(calls)} times a pass, or needs more than one tensor, so it cannot be learned "
-            "alone: choose quantizer=eptq, which learns the whole network, or quantizer.named"
-        )
 
 
 class _Enough(Exception):  # no error: the rest of the network is not needed

@@ -42,15 +42,15 @@ def check_hessian(layer: Layer, hessian: Tensor) -> None:
 
 
 def check_grid(layer: Layer, grid: Grid) -> None:
-    """Raise an `SqError` that names `layer` if the values of its `grid` are not finite or all the same."""
+    """Raise an `SqError` that names `layer` if the values of its `grid` are not finite or do not rise."""
     lowest, highest = grid.bounds()
     if not (torch.isfinite(lowest).all() and torch.isfinite(highest).all()):
         raise SqError(f"layer {layer.name}: its grid holds NaN or infinity: check its weights and the settings of grid")
     empty = (highest <= lowest).flatten().nonzero().flatten().tolist()
     if empty:
         raise SqError(
-            f"layer {layer.name}: the grid of channel {empty[0]} has scale 0 ({len(empty)} such channels): "
-            "all its values are one; check its weights and the settings of grid"
+            f"layer {layer.name}: the grid of channel {empty[0]} has scale 0 or below ({len(empty)} such channels): "
+            "its values do not rise; check its weights and the settings of grid"
         )
 
 

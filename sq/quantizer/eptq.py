@@ -9,19 +9,20 @@ sample-layer attention (SLA), says how much that matters for image n: it comes f
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, images, scores
+from sq import hooks, images, layers, scores
+from sq.console import say
 from sq.distance import squares
 from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Positive, Whole
-from sq.quantizer.learned import begin, finish
-from sq.reconstruct import Learn, Part
+from sq.quantizer.learned import begin, finish, ready
+from sq.reconstruct import Learn
+from sq.session import Part
 from sq.student import Hold, Start, Student
 from sq.types import Problem, QuantizedModel
 
@@ -56,7 +57,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
 
     Raises
     ------
-    SqError : the network returns no tensor, or what `sq.student`, `start` and `learn` raise
+    SqError : see `ready`, before anything is solved, and `sq.student`, `start` and `learn`
 
     Source
     ------
@@ -65,17 +66,27 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     has one. Where BatchNorm is not folded, what a convolution returns before it is compared.
     """
     own = {"budget": budget, "init": init, "hold": hold, "attention": attention, "draws": draws, "seed": seed}
+    ready(problem, {"learn": learn}, [layer.name for layer in problem.model.layers])
+    _tell_biases(problem, learn)
     session = begin(problem, start, own, [learn], checkpoint_every)
     x, names = problem.batch.x, [layer.name for layer in problem.model.layers]
-    began = time.perf_counter()
+    session.start()
     weights = _weights(problem, attention, draws, seed)
-    session.seconds = dict.fromkeys(names, (time.perf_counter() - began) / len(names))
+    session.count(names, 0)
     size = images.together(x.shape[1:], None)
     wanted = Kept(lambda index: returned(problem.model.net, names, x[index]), len(x), size, memory_gib)
     with session.student.watched():
         learn(session, Part("network", names, _Error(session.student, names, weights, wanted)))
     scored = {name: float(w.mean()) for name, w in weights.items()} if attention == "sla" else {}
     return finish(session, own | {"streamed": wanted.streamed, "scores": scored})
+
+
+def _tell_biases(problem: Problem, learn: Learn) -> None:
+    """Say so where biases are to be learned and most layers have none."""
+    every = problem.model.layers
+    own = [layer.name for layer in every if layer.module.bias is not None]
+    if getattr(learn, "keywords", {}).get("rates", {}).get("bias") and 2 * len(own) < len(every):
+        say(f"{len(own)} of {len(every)} layers have a bias to learn: fold=true gives one to those before a BatchNorm")
 
 
 class _Error:
@@ -94,10 +105,10 @@ class _Error:
 
         def compare(name: str, module: nn.Module, y: Tensor) -> None:
             # Here and now, for what goes on may change y in place.
-            found.append(squares(y, next(given), own[name] / most))
+            found.append(squares(y, next(given), own[name] / most, layers.channels(module, y)))
 
         with hooks.returning(self.modules, compare):
-            self.student.net(self.student.problem.batch.x[index])
+            self.student.run(self.student.net, self.student.problem.batch.x[index])
         return torch.stack(found).sum(), {name: mean / most for name, mean in means.items()}
 
 

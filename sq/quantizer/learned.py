@@ -10,11 +10,41 @@ import torch
 
 from sq import source
 from sq.errors import SqError
-from sq.reconstruct import Session
-from sq.resume import Resume
-from sq.store import describe, name, place
-from sq.student import Start, Student
+from sq.kept import check_rows
+from sq.reconstruct import Learn, check
+from sq.resume import Place, Resume
+from sq.session import Session
+from sq.store import GIB, describe, name, place
+from sq.student import Start, Student, check_inputs
 from sq.types import Problem, QuantizedModel, digest
+
+
+def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -> None:
+    """See that all can be learned, before anything that takes long.
+
+    Parameters
+    ----------
+    stages : what is learned, by the name of its setting; None for none
+    parts : names of the modules whose outputs are compared, image by image
+
+    Raises
+    ------
+    SqError : the network returns no tensor; a part of it no rows of each image; grids of inputs that are not uniform,
+        or of residual additions; see `sq.reconstruct.check`
+    """
+    net, x = problem.model.net, problem.batch.x
+    with torch.no_grad():
+        made = net(x[:1])
+    if not isinstance(made, torch.Tensor):
+        raise SqError(
+            f"{type(net).__name__} returns {type(made).__name__}: learned quantizers take networks that return one "
+            "tensor, logits (images, classes) or raw predictions of a detector; choose quantizer=sensiquant"
+        )
+    check_inputs(problem.activations)
+    for setting, stage in stages.items():
+        if stage is not None:
+            check(setting, stage, len(x))
+    check_rows(net, parts, x[:2])
 
 
 def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any], every: int) -> Session:
@@ -24,40 +54,30 @@ def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any]
     ----------
     own : settings of the method, `seed` and `hold` among them; they and those of its `stages` name the state
     every : steps between two writes of the state
-
-    Raises
-    ------
-    SqError : the network returns no tensor
     """
-    with torch.no_grad():
-        made = problem.model.net(problem.batch.x[:1])
-    if not isinstance(made, torch.Tensor):
-        raise SqError(
-            f"{type(problem.model.net).__name__} returns {type(made).__name__}: learned quantizers take networks that "
-            "return one tensor, logits (images, classes) or raw predictions of a detector; choose quantizer=sensiquant"
-        )
     student = Student(problem, start, own["hold"])
-    file = None
+    where = None
     if problem.scratch is not None:
-        file = Path(problem.scratch) / "unfinished" / f"{_key(student, own, stages)}.safetensors"
-    return Session(student, Resume(student.values, file), len(problem.batch.x), own["seed"], every)
+        where = Place(Path(problem.scratch), _key(student, own, stages), int(problem.scratch_gib * GIB))
+    return Session(student, Resume(student.values, where), len(problem.batch.x), own["seed"], every)
 
 
 def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
     """Return what was learned, with `about` and the curves for the record."""
-    done = session.student.finish(session.seconds)
-    session.resume.done()
-    curves = session.resume.rows
+    resume, spent = session.resume, session.resume.spent
+    done = session.student.finish(spent.seconds)
+    resume.done()
     moved = [layer.report["bias_moved"] for layer in done.layers.values() if layer.report["bias_moved"]]
     weights = sum(layer.codes.numel() for layer in done.layers.values())
     figures = {
         "steps": session.steps,
-        "cpu_seconds_per_step": session.cpu / max(session.taken, 1),
+        "steps_before_interruption": resume.before,
+        "cpu_seconds_per_step": spent.cpu / max(spent.steps, 1),
         "flipped": sum(layer.report["flipped"] for layer in done.layers.values()) / weights,
         "biases_moved": len(moved),
         "bias_moved": sum(moved) / len(moved) if moved else 0.0,
     }
-    return QuantizedModel(done.net, done.layers, about | figures | {"curves": curves})
+    return QuantizedModel(done.net, done.layers, about | figures | {"curves": resume.rows})
 
 
 def _key(student: Student, own: dict[str, Any], stages: list[Any]) -> str:

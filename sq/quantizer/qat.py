@@ -54,7 +54,7 @@ def quantize(problem: Problem, *, adaptive: bool, images: Whole | None, seed: Wh
     rows = train(trainee, Images(batch, black, seed))
     done = trainee.finish(time.perf_counter() - began)
     curves = [{"part": "network", **row} for row in rows]
-    report = {"images": len(batch.x), "seed": seed, "steps": len(rows), "curves": curves}
+    report = {"trained": True, "images": len(batch.x), "seed": seed, "steps": len(rows), "curves": curves}
     return QuantizedModel(done.net, done.layers, report)
 
 

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from cli_helpers import compose
 from learned_problems import problem, quantizer, residual
 from sensitivity_problems import images, labels, tricky
 from sensitivity_problems import problem as tricky_problem
 
+from sq.build import build
 from sq.errors import SqError
+from sq.quantizer import blockwise
 
 JOINT = ["learn.keep=fixed", "learn.share=0.0", "learn.rates.input=0.001", "learn.rates.rounding=0.05"]
 
@@ -75,3 +78,26 @@ def test_layer_that_is_called_twice_cannot_be_learned_alone():
     given.bits.update({layer.name: 3 for layer in given.model.layers})
     with pytest.raises(SqError, match=r"again is called 2 times a pass.*choose quantizer=eptq"):
         quantizer("adaround")(given)
+
+
+def test_names_of_blocks_are_refused_where_layers_are_learned_alone():
+    with pytest.raises(SqError, match=r"quantizer\.named=\['nothing'\]: .*leave it out, or choose quantizer=brecq"):
+        quantizer("adaround", "named=[nothing]")(problem(residual()))
+
+
+@pytest.mark.parametrize(("drop", "kept"), [("0.0", 2), ("0.5", 3)])
+def test_inputs_of_full_precision_are_kept_only_where_some_are_dropped_in(drop, kept, monkeypatch):
+    made, call = [], blockwise._Seen.__call__
+    monkeypatch.setattr(blockwise._Seen, "__call__", lambda self, index: made.append(call(self, index)) or made[-1])
+    quantizer("qdrop", f"drop={drop}")(problem(residual(), activation_bits=4))
+    assert {len(tensors) for tensors in made} == {kept}
+
+
+def test_blocks_that_the_model_lists_are_taken():
+    config, _ = compose("quantizer=brecq", "+model.blocks=[stem,body]")
+    assert config["quantizer"]["named"] == ["stem", "body"]
+    assert "blocks" not in build(config["model"], "model").keywords
+    with pytest.raises(SqError, match=r"quantizer\.blocks: not a setting"):
+        build(config["quantizer"] | {"blocks": []}, "quantizer")
+    with pytest.raises(SqError, match=r"quantizer\.named=stem"):
+        build(compose("quantizer=brecq", "+model.blocks=stem")[0]["quantizer"], "quantizer")

@@ -1,5 +1,6 @@
 from functools import partial
 
+import grids
 import pytest
 import torch
 from torch import nn
@@ -66,8 +67,13 @@ def test_rounding_errors_are_no_asymmetry(fit):
     assert solve.calls == 3  # both layers, and one to warm up
 
 
-@pytest.mark.parametrize(("scale", "message"), [(0.0, "scale 0"), (torch.nan, "NaN or infinity")])
-def test_a_bad_grid_is_named_before_anything_is_solved(fit, scale, message):
+@pytest.mark.parametrize("kind", ["uniform", "post"])
+@pytest.mark.parametrize(
+    ("scale", "message"), [(0.0, "scale 0 or below"), (-1.0, "scale 0 or below"), (torch.nan, "NaN or infinity")]
+)
+def test_a_bad_grid_is_named_before_anything_is_solved(kind, scale, message):
+    fit = grids.fit(kind)
+
     def bad(W, bits):
         grid = fit(W, bits)
         return grid if W.shape[2] == 6 else grid.map(lambda t: t * scale if t is grid.scale else t)

@@ -6,14 +6,17 @@ import grids
 import pytest
 import torch
 from cli_helpers import compose
-from learned_problems import problem, quantizer, residual
+from learned_problems import START, problem, quantizer, residual
 from sensitivity_problems import images, labels, tricky
 from sensitivity_problems import problem as tricky_problem
 from torch import nn
 
-from sq import layers, reconstruct
+from sq import descent, layers
 from sq.build import build
 from sq.errors import SqError
+from sq.kept import Kept
+from sq.quantizer import eptq
+from sq.student import Student
 
 METHODS = ["eptq", "adaround", "brecq", "qdrop"]
 
@@ -96,7 +99,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     net = residual()
     never = quantizer(name)(problem(net, activation_bits=4))
     given = problem(net, activation_bits=4, scratch=str(tmp_path))
-    steps, step = [], reconstruct._Run.step
+    steps, step = [], descent.Descent.step
 
     def stopping(self, number, *rest):
         steps.append((self.part.name, number))
@@ -104,7 +107,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
             raise _Stop
         return step(self, number, *rest)
 
-    monkeypatch.setattr(reconstruct._Run, "step", stopping)
+    monkeypatch.setattr(descent.Descent, "step", stopping)
     with pytest.raises(_Stop):
         quantizer(name)(given)
     left = list((tmp_path / "unfinished").iterdir())
@@ -112,7 +115,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     resumed = steps[-1]
     steps.clear()
     monkeypatch.setattr(
-        reconstruct._Run,
+        descent.Descent,
         "step",
         lambda self, number, *rest: (steps.append((self.part.name, number)), step(self, number, *rest))[1],
     )
@@ -120,20 +123,22 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     assert steps[0] == (resumed[0], 5)  # after the last state that was written
     same(done, never)
     assert done.report["curves"] == never.report["curves"]
+    before = 5 if name == "eptq" else 17  # a stage of 12 steps, and 5 of the next
+    assert (done.report["steps_before_interruption"], never.report["steps_before_interruption"]) == (before, 0)
     assert list((tmp_path / "unfinished").iterdir()) == []
 
 
 def test_state_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
     given = problem(residual(), scratch=str(tmp_path))
-    step = reconstruct._Run.step
+    step = descent.Descent.step
     monkeypatch.setattr(
-        reconstruct._Run,
+        descent.Descent,
         "step",
         lambda self, number, *rest: (_ for _ in ()).throw(_Stop()) if number == 8 else step(self, number, *rest),
     )
     with pytest.raises(_Stop):
         quantizer("eptq")(given)
-    monkeypatch.setattr(reconstruct._Run, "step", step)
+    monkeypatch.setattr(descent.Descent, "step", step)
     done = quantizer("eptq", "learn.weight=0.02")(given)
     same(done, quantizer("eptq", "learn.weight=0.02")(problem(residual())))
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
@@ -178,3 +183,119 @@ def test_grids_of_additions_are_refused(name):
     given.activations["add.0.left"] = given.activations["0"]
     with pytest.raises(SqError, match=r"1 operands of additions.*activation\.observe\.adds=false"):
         quantizer(name)(given)
+
+
+class Tokens(nn.Module):
+    """Two layers that give the same numbers: a convolution, and a linear layer over the positions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(2, 4, 1), nn.Linear(2, 4)
+        self.second.load_state_dict({n: t.flatten(1) if t.ndim > 1 else t for n, t in self.first.state_dict().items()})
+
+    def forward(self, x):
+        return self.first(x).movedim(1, -1) + self.second(x.movedim(1, -1))
+
+
+def test_errors_of_linear_layers_over_positions_count_as_those_of_convolutions():
+    given = problem(Tokens().eval(), bits=2)
+    names = ["first", "second"]
+    ones = {name: torch.ones(32) for name in names}
+
+    def error(name):
+        student = Student(given, START, 1e-3)
+        weights = ones | {other: torch.full((32,), 1e-20) for other in names if other != name}
+        kept = Kept(lambda index: eptq.returned(given.model.net, names, given.batch.x[index]), 32, 32, 1.0)
+        with torch.no_grad(), student.lent(names, "fixed", None):
+            return float(eptq._Error(student, names, weights, kept)(torch.arange(32), None)[0])
+
+    assert error("first") > 0
+    assert error("second") == pytest.approx(error("first"), rel=1e-5)
+
+
+def _never(problem):
+    raise AssertionError("a solver was started before all was checked")
+
+
+def _started_never(name, *changes):
+    made = quantizer(name, *changes)
+    made.keywords["start"] = _never
+    return made
+
+
+def test_refusals_come_before_anything_is_solved():
+    given = problem(residual(), activation_bits=4)
+    for name in METHODS:
+        with pytest.raises(SqError, match=r"32 calibration images.*quantizer\.learn\.batch=32"):
+            _started_never(name, "learn.batch=33")(given)
+        rates = "learn.rates={rounding: 0, bias: 0, scale: 0, input: 0.1}"
+        with pytest.raises(SqError, match=r"quantizer\.learn: with keep=fixed share=1"):
+            _started_never(name, rates, "learn.keep=fixed", "learn.share=1.0")(given)
+    with pytest.raises(SqError, match=r"32 calibration images.*quantizer\.then\.batch=32"):
+        _started_never("brecq", "then.batch=33")(given)
+    given.activations["add.0.left"] = given.activations["0"]
+    for name in METHODS:
+        with pytest.raises(SqError, match="operands of additions"):
+            _started_never(name)(given)
+    late = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(*[nn.Conv2d(2, 2, 1)] * 2)).eval()  # the last: called twice
+    with pytest.raises(SqError, match=r"1\.0 is called 2 times a pass"):
+        _started_never("adaround")(problem(late))
+
+
+class Windows(nn.Module):
+    """The four quarters of an image go through a layer as if they were images; or all positions, images beside."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.mixed = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 4), mixed
+
+    def forward(self, x):
+        y = self.first(x)  # (B, 4, 6, 6)
+        if self.mixed:
+            return self.second(y.permute(2, 3, 0, 1).flatten(0, 1)).mean(0)  # (36, B, 4): positions are first
+        parts = y.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 4, 5, 1).flatten(0, 2).flatten(1, 2)  # (4 B, 9, 4)
+        return self.second(parts).unflatten(0, (len(x), -1)).mean((1, 2))
+
+
+@pytest.mark.parametrize("limit", ["1.0", "1e-9"])
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_that_run_on_parts_of_images(name, limit):
+    given = problem(Windows(False).eval(), bits=2, activation_bits=4)
+    words = [f"memory_gib={limit}", "learn.rates.rounding=0.1"] + ["loss=fisher"] * (name == "brecq")
+    done = quantizer(name, *words)(given)
+    assert done.report["flipped"] > 0
+    assert done.report["streamed"] in (limit != "1.0", [] if limit == "1.0" else ["first", "second"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_that_mix_images_are_refused(name):
+    with pytest.raises(SqError, match=r"layer second returns \(36, 1, 4\) for one image and \(36, 2, 4\) for two"):
+        _started_never(name)(problem(Windows(True).eval()))
+
+
+def test_loss_of_eptq_is_the_formula():
+    given = problem(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 2)).eval())
+    scores = {"0": torch.rand(32) + 0.1, "3": torch.rand(32) + 0.5}
+    student = Student(given, START, 1e-3)
+    names, x, index = ["0", "3"], given.batch.x, torch.tensor([4, 1, 30])
+    kept = Kept(lambda index: eptq.returned(given.model.net, names, x[index]), 32, 32, 1.0)
+    with torch.no_grad(), student.lent(names, "soft", None) as h:
+        made, weights = eptq._Error(student, names, scores, kept)(index, None)
+        W, V = (student.roundings[name].weight(h[name]) for name in names)
+    first, second = given.model.net[0], given.model.net[3]
+    with torch.no_grad():
+        a, z = (nn.functional.conv2d(x[index], own, first.bias) for own in (first.weight, W))
+        b, y = (nn.functional.linear(t.relu().flatten(1), own, second.bias) for t, own in ((a, second.weight), (z, V)))
+    w, v = scores["0"][index], scores["3"][index]
+    most = max(w.mean(), v.mean())
+    wanted = (w * (z - a).square().sum(1).mean((1, 2))).mean() + (v * (y - b).square().sum(1)).mean()
+    assert float(made) == pytest.approx(float(wanted / most), rel=1e-5)
+    assert weights == pytest.approx({"0": float(w.mean() / most), "3": float(v.mean() / most)})
+
+
+@pytest.mark.parametrize(("net", "said"), [(residual(), False), (nn.Sequential(nn.Conv2d(2, 3, 3, bias=False)), True)])
+def test_few_biases_to_learn_are_told_of(net, said, capsys):
+    quantizer("eptq")(problem(net.eval()))
+    assert ("0 of 1 layers have a bias to learn: fold=true" in capsys.readouterr().err) is said

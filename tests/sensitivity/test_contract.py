@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import grids
 import pytest
 import torch
 from cli_helpers import CONF, compose
@@ -60,6 +61,16 @@ def test_every_layer_is_priced_at_every_width_and_the_network_is_left_as_it_was(
         assert module.__dict__.keys() == then.keys()
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_levels_of_any_table_are_priced(own, name):
+    cost = metric(name, bits=[3, 4], input_bits=[])(replace(own, fit=grids.fit("post", grow=1.0)))
+    cost.check()
+    uniform = metric(name, bits=[3, 4], input_bits=[])(own)
+    for layer, row in cost.weights.items():
+        assert row != uniform.weights[layer]
+        assert row[3] != row[4] or name == "mask_kl"
 
 
 @pytest.mark.parametrize("name", EVERY)

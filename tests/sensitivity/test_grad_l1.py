@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import grids
 import pytest
 import torch
 from torch.nn import functional as F
@@ -39,3 +42,19 @@ def test_it_bounds_what_rounding_does_to_first_order(tricky_problem):
     )
     first = (with_curvature - half).abs()
     assert (torch.tensor([v for row in cost.weights.values() for v in row.values()]) >= first).all()
+
+
+def test_levels_that_are_not_equally_spaced_count_by_the_gap_around_each_weight(tricky_problem):
+    own = replace(tricky_problem, fit=grids.fit("post", range="minmax"))
+    cost = grad_l1.score(own, bits=[3, 4], input_bits=[], images=6)
+    layer = next(s for s in own.model.layers if s.name == "head")
+    losses = F.cross_entropy(own.model.net(own.batch.x), own.batch.y)
+    by_weight = torch.autograd.grad(losses, layer.module.weight)[0]
+    W = layer.module.weight.detach()
+    for bits in (3, 4):
+        table = grids.values(own.grid("head", W.unsqueeze(0), bits), 1, len(W))[0]
+        above = (table.unsqueeze(1) <= W.unsqueeze(-1)).sum(-1).clamp(1, table.shape[1] - 1)
+        gaps = table.gather(1, above) - table.gather(1, above - 1)
+        assert cost.weights["head"][bits] == pytest.approx(float((gaps / 2 * by_weight.abs()).sum()), rel=1e-4)
+    # The widest gap of POST is the same at any bits; those around small weights are not.
+    assert cost.weights["head"][4] < 0.95 * cost.weights["head"][3]

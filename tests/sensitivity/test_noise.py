@@ -1,3 +1,4 @@
+import grids
 import pytest
 import torch
 from torch.nn import functional as F
@@ -28,6 +29,16 @@ def test_values_beyond_the_grid_are_clipped_and_get_no_noise():
     made = noise.noisy(torch.tensor([[[-9.0, 3.0, 0.3, -1.2]]]), grid, 8, torch.Generator().manual_seed(0))
     assert made[0, 0, :2].tolist() == [-2.0, 1.0]
     assert not torch.equal(made[0, 0, 2:], torch.tensor([0.3, -1.2]))
+
+
+def test_noise_is_of_the_gap_around_each_value():
+    values = grids.weights(0, 1, 2, 4000)
+    grid = grids.fit("post", range="minmax")(values, 4)
+    added = (noise.noisy(values, grid, 64, torch.Generator().manual_seed(0)) - values).abs()
+    gap = grid.gap(values)
+    assert (added <= gap / 2 * (1 + 1e-9)).all()
+    inner, outer = gap < 0.1 * gap.max(), gap > 0.9 * gap.max()
+    assert float(added[inner].mean()) < 0.2 * float(added[outer].mean())
 
 
 def test_cost_is_the_mean_increase_of_the_loss(tricky_problem):

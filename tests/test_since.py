@@ -1,0 +1,35 @@
+"""Settings that came later: their first value leaves keys and records as they were."""
+
+import copy
+
+from cli_helpers import compose
+
+from sq import record, since
+
+
+def test_key_is_what_it_was_before_a_setting_within_a_part():
+    config, choices = compose("quantizer=brecq")
+    assert config["quantizer"]["learn"]["precision"] == config["quantizer"]["then"]["precision"] == "float32"
+    old = copy.deepcopy(config)
+    del old["quantizer"]["learn"]["precision"], old["quantizer"]["then"]["precision"]
+    assert record.key(old) == record.key(config)
+    for stage in ("learn", "then"):
+        assert record.key(compose("quantizer=brecq", f"quantizer.{stage}.precision=bfloat16")[0]) != record.key(config)
+    made = {"config": copy.deepcopy(old), "choices": choices}
+    since.complete(made)
+    assert made["config"] == config
+
+
+def test_parts_without_the_setting_are_left():
+    config, choices = compose("quantizer=eptq")
+    assert config["quantizer"].get("then") is None
+    made = {"config": copy.deepcopy(config), "choices": dict(choices)}
+    since.complete(made)
+    assert (made["config"], made["choices"]) == (config, choices)
+
+
+def test_model_without_blocks_has_the_config_it_had():
+    for name in ("brecq", "qdrop"):
+        config, _ = compose(f"quantizer={name}")
+        assert config["quantizer"]["named"] is None
+        assert "blocks" not in config["model"]
