@@ -13,6 +13,7 @@ from sq.report.distinct import ABSENT, distinct
 
 SEEDS = ("seed", "calibration.seed", "sensitivity.seed", "quantizer.seed")
 NAMED_WITH_KNOBS = ("quantizer", "sensitivity", "calibration")  # choices whose varying settings are part of their name
+NETWORK = ("model", "dataset")  # choices that make runs of different networks
 FOLLOWS = ("activation.bits", "allocation.average_bits")  # settings that another column shows
 STARTS = "quantizer.start."  # settings of the solver that a learned quantizer starts from: `init` names it
 ACTIVATION = "act. bits"  # the column
@@ -88,14 +89,19 @@ class Labels:
         return " ".join([name, *(f"{k.rsplit('.', 1)[1]}={own.get(k)}" for k in knobs)])
 
     def _knobs_by_choice(self, family: str) -> dict[str, list[str]]:
-        """Return, by choice of `family`, the names of its settings that vary among its runs."""
-        peers: dict[str, list[int]] = {}
-        for i, record in enumerate(self.records):
-            peers.setdefault(record["choices"].get(family, "-"), []).append(i)
+        """Return, by choice of `family`, the names of its settings that vary among its runs on one network.
+
+        What differs from network to network only, as steps that suit its size, says nothing beside its name.
+        """
         if family not in self._parts:
             return {}
-        varying = {name: self._vary(family, own) for name, own in peers.items()}
-        return {n: sorted(k for k in own if "." in k and not k.startswith(STARTS)) for n, own in varying.items()}
+        peers: dict[tuple[str, ...], list[int]] = {}
+        for i, record in enumerate(self.records):
+            peers.setdefault(tuple(record["choices"].get(part, "-") for part in (family, *NETWORK)), []).append(i)
+        found: dict[str, set[str]] = {}
+        for (name, *_), own in peers.items():
+            found.setdefault(name, set()).update(k for k in self._vary(family, own) if "." in k)
+        return {name: sorted(k for k in own if not k.startswith(STARTS)) for name, own in found.items()}
 
 
 def rank(name: str, value: Any) -> tuple:

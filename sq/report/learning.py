@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
-from sq.report.labels import plain, rank
+from sq.report.labels import ACTIVATION, FLOAT, NETWORK, plain, rank
 from sq.report.style import MOST, STYLE, look, plain_decades, pyplot
 from sq.report.table import HEADLINES
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STEPS = "iterations="  # of a method's name: what its line goes along
 ACROSS = 3  # panels in a row
+PANEL = (*NETWORK, "bits", ACTIVATION)  # labels that have a panel to themselves
 
 
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
@@ -56,15 +57,15 @@ def figures(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figur
 
 
 def against_time(rows: list[Row]) -> Figure:
-    """Draw accuracy against solve time, one panel for each setting and one line for each method, bars for seeds.
+    """Draw accuracy against solve time, a panel for each network and bits and a line for each method, bars for seeds.
 
-    A line joins the runs of one method that differ in their steps.
+    A line joins the runs of one method that differ in their steps. What else differs in a panel is in its name.
     """
     plt = pyplot()
-    panels: dict[str, dict[str, list[Row]]] = {}
-    for row in sorted(rows, key=lambda row: [rank(n, v) for n, v in row["labels"].items() if n != "method"]):
-        setting = ", ".join(f"{name} {plain(value)}" for name, value in row["labels"].items() if name != "method")
-        panels.setdefault(setting, {}).setdefault(_line(row), []).append(row)
+    settings: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: [rank(name, row["labels"].get(name)) for name in PANEL]):
+        settings.setdefault(_setting(row["labels"]), []).append(row)
+    panels = {setting: _lines(own) for setting, own in settings.items()}
     names = list(dict.fromkeys(name for own in panels.values() for name in own))[:MOST]
     across = min(ACROSS, len(panels))
     down = -(-len(panels) // across)
@@ -95,8 +96,27 @@ def _draw(axis: Any, own: list[Row], style: dict[str, Any], name: str) -> None:
     axis.errorbar([*map(_seconds, own)], [statistics.fmean(r["score"]) for r in own], bars, label=name, **style)
 
 
-def _line(row: Row) -> str:
-    return " ".join(word for word in row["labels"]["method"].split() if not word.startswith(STEPS))
+def _setting(labels: dict[str, Any]) -> str:
+    network = [plain(labels[name]) for name in NETWORK if name in labels]
+    bits = f"weights {plain(labels['bits'])} bits"
+    inputs = [f"inputs {plain(labels[ACTIVATION])}"] if labels.get(ACTIVATION, FLOAT) != FLOAT else []
+    return ", ".join([*network, bits, *inputs])
+
+
+def _lines(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return the rows of one panel by the name of their line: the method, and what differs among its own runs."""
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        words = [word for word in row["labels"]["method"].split() if not word.startswith(STEPS)]
+        methods.setdefault(" ".join(words), []).append(row)
+    found: dict[str, list[Row]] = {}
+    for method, own in methods.items():
+        others = dict.fromkeys(name for row in own for name in row["labels"] if name not in ("method", *PANEL))
+        telling = [name for name in others if len({plain(row["labels"].get(name)) for row in own}) > 1]
+        for row in own:
+            words = [method, *(f"{name}={plain(row['labels'].get(name))}" for name in telling)]
+            found.setdefault(" ".join(words), []).append(row)
+    return found
 
 
 def _seconds(row: Row) -> float:

@@ -51,8 +51,15 @@ def test_a_line_joins_the_runs_of_one_method_with_different_steps():
     style.pyplot().close(figure)
 
 
-def test_each_setting_has_a_panel():
-    records = [learned("eptq", 10, 1.0), record("eptq", bits=3.0)]
+def test_bits_have_panels_and_settings_that_differ_have_lines():
+    records = [record("rtn", bits=bits, seconds=1.0 + i, fold=i > 0) for bits in (4.0, 3.0) for i in (0, 1)]
+    records += [learned("eptq", 10, 1.0)]
+    records[-1]["config"]["fold"] = True
+    for i, own in enumerate(records):
+        own["key"] = str(i)
     ((_, figure),) = learning.figures(table.rows(records), records)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["bits 4", "bits 3"]
+    first, second = figure.axes
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["weights 4 bits", "weights 3 bits"]
+    assert {bar.get_label() for bar in first.containers} == {"eptq", "rtn fold=False", "rtn fold=True"}
+    assert {bar.get_label() for bar in second.containers} == {"rtn fold=False", "rtn fold=True"}
     style.pyplot().close(figure)

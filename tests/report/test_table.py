@@ -55,6 +55,17 @@ def test_settings_that_vary_tell_methods_apart():
     assert methods == ["obq", "sensiquant order=dynamic", "sensiquant order=static"]
 
 
+def test_settings_that_only_the_network_decides_are_no_part_of_a_name():
+    small, large = record("eptq"), record("eptq")
+    large["choices"]["model"] = "resnet20"
+    large["config"]["quantizer"]["damp"] = 0.1
+    assert [row["labels"]["method"] for row in table.rows([small, large])] == ["eptq", "eptq"]
+    other = copy.deepcopy(large)
+    other["config"]["quantizer"]["damp"] = 0.2
+    names = [row["labels"]["method"] for row in table.rows([small, large, other])]
+    assert sorted(names) == ["eptq damp=0.01", "eptq damp=0.1", "eptq damp=0.2"]
+
+
 def test_other_choices_and_settings_that_vary_become_columns():
     few, many = record(), record(calibration={"images": 64, "seed": 0})
     assert [row["labels"]["calibration.images"] for row in table.rows([few, many])] == [8, 64]
