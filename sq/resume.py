@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,10 +53,11 @@ class Resume:
     ----------
     values : its parameters are all that is learned, in all stages
     place : where the state is kept; None keeps none
+    buffers : tensors beside them that change too, in place, as statistics of BatchNorm do
     """
 
-    def __init__(self, values: nn.Module, place: Place | None):
-        self.values, self.place = values, place
+    def __init__(self, values: nn.Module, place: Place | None, buffers: Mapping[str, Tensor] | None = None):
+        self.values, self.place, self.buffers = values, place, dict(buffers or {})
         self.stage, self.step = -1, 0  # where the state on disk was; no stage is done yet
         self.rows: list[dict[str, Any]] = []  # of the curves, up to there
         self.spent = Spent()
@@ -84,7 +86,9 @@ class Resume:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        file, state = self.place.file, {f"value.{name}": own for name, own in self.values.named_parameters()}
+        file = self.place.file
+        state: dict[str, Tensor] = {f"value.{name}": own for name, own in self.values.named_parameters()}
+        state |= {f"buffer.{name}": own for name, own in self.buffers.items()}
         for number, optimizer in enumerate(optimizers):
             for place, own in enumerate(_parameters(optimizer)):
                 moments = optimizer.state.get(own, {})
@@ -122,13 +126,17 @@ class Resume:
                 about = json.loads(entry.metadata()["sq"])
                 state = {name: entry.get_tensor(name).clone() for name in entry.keys()}  # noqa: SIM118 (not a dict)
             values = {name: state[f"value.{name}"] for name in own}
-            if wrong := [name for name, value in values.items() if value.shape != own[name].shape]:
+            buffers = {name: state[f"buffer.{name}"] for name in self.buffers}
+            known, found = {**own, **self.buffers}, {**values, **buffers}
+            if wrong := [name for name, value in found.items() if value.shape != known[name].shape]:
                 raise ValueError(f"{wrong[0]} is of another shape")
             stage, step, rows, spent = about["stage"], about["step"], about["rows"], Spent(**about["spent"])
         except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
             say(f"{file} cannot be used ({one_line(error)}): beginning anew")
             return
         self.values.load_state_dict(values, strict=False)  # all else there is given, not learned
+        for name, buffer in buffers.items():
+            self.buffers[name].copy_(buffer)
         self.stage, self.step, self.rows, self.spent = stage, step, rows, spent
         self._moments = {name: moment for name, moment in state.items() if name.startswith("optimizer.")}
         say(f"going on from step {self.step} of stage {self.stage + 1}")

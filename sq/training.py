@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from sq.console import say, track
 from sq.draws import seeded
 from sq.errors import SqError
 from sq.knobs import Count, NotNegative, Portion, Positive, Whole
+from sq.resume import Resume, Spent
 from sq.samples import Batch
 from sq.trainee import Trainee
 
@@ -32,9 +32,18 @@ class Images:
     seed: int
 
 
-def train(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
+@dataclass(frozen=True)
+class Kept:
+    """Where training is kept, to be taken up where it was left."""
+
+    resume: Resume
+    every: int  # steps between two writes
+
+
+def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     trainee: Trainee,
     images: Images,
+    kept: Kept,
     *,
     epochs: Whole,
     batch: Count,
@@ -64,44 +73,75 @@ def train(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     ------
     SqError : fewer images than a batch; a loss that is NaN or infinite: step and epoch are named
     """
-    x, y = images.batch.x, images.batch.y
-    assert isinstance(y, Tensor)
-    steps = len(x) // batch
+    steps = len(images.batch.x) // batch
     if not steps:
-        raise SqError(f"{len(x)} training images are fewer than a batch of {batch}: set quantizer.train.batch={len(x)}")
-    optimizer, factors = _optimizer(trainee, x[:batch], rate, momentum, decay)
-    teacher = _Loss(trainee.problem.model.net, distill, temperature)
-    rows: list[dict[str, Any]] = []
-    began = time.perf_counter()
+        count = len(images.batch.x)
+        raise SqError(f"{count} training images are fewer than a batch of {batch}: set quantizer.train.batch={count}")
+    own = _Steps(trainee, images, batch, _Augment(move, mirror), _Loss(trainee, distill, temperature))
+    optimizer, factors = _optimizer(trainee, images.batch.x[:batch], rate, momentum, decay)
+    total, rows = epochs * steps, kept.resume.rows
+    first = kept.resume.begin(0, [optimizer]) or 0
+    began = read = time.perf_counter()
     trainee.net.train()
-    for step in track(range(epochs * steps), "training"):
-        epoch, place = divmod(step, steps)
-        draw = seeded(images.seed, step)
-        index = torch.randperm(len(x), generator=seeded(images.seed, -1 - epoch))[place * batch :][:batch]
-        given = augment.move(x[index], move, images.black, draw) if move else x[index]
-        given = augment.mirror(given, draw) if mirror else given
-        given = given.contiguous(memory_format=torch.channels_last)
+    for step in track(range(first, total), "training", total - first):
         for group in optimizer.param_groups:
-            group["lr"] = rate * (1 + math.cos(math.pi * step / (epochs * steps))) / 2
-        with torch.enable_grad(), trainee.computing():
-            loss, right = teacher(trainee.net(given), y[index], given)
-            if not math.isfinite(float(loss.detach())):
-                raise SqError(
-                    f"training: the loss is {float(loss.detach())} at step {place} of epoch {epoch}: lower "
-                    f"quantizer.train.rate={rate:g}, or check the training images"
-                )
-            optimizer.zero_grad()
-            loss.backward()
+            group["lr"] = rate * (1 + math.cos(math.pi * step / total)) / 2
+        optimizer.zero_grad()
+        loss, right = own.backward(*divmod(step, steps))
         for parameter, factor in factors:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
         optimizer.step()
-        _count(rows, epoch, float(loss.detach()), right / len(index), steps)
-        if step + 1 == TIMED and epochs * steps > TIMED:
-            left = (time.perf_counter() - began) / TIMED * (epochs * steps - TIMED)
+        _count(rows, step // steps, loss / steps, 100 * right / steps)
+        if step + 1 - first == TIMED and total > step + 1:
+            left = (time.perf_counter() - began) / TIMED * (total - step - 1)
             say(f"{epochs} epochs of {steps} steps: about {left / 60:.1f} minutes more")
+        if (step + 1) % kept.every == 0 or step + 1 == total:
+            read = _spend(kept.resume.spent, read)
+            kept.resume.save(0, step + 1, [optimizer])
     trainee.net.eval()
     return rows
+
+
+@dataclass(frozen=True)
+class _Augment:
+    """What is done to the images of a step."""
+
+    move: int
+    mirror: bool
+
+    def __call__(self, x: Tensor, black: Tensor, draw: torch.Generator) -> Tensor:
+        x = augment.move(x, self.move, black, draw) if self.move else x
+        x = augment.mirror(x, draw) if self.mirror else x
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """One step: its images, and the gradients they leave."""
+
+    trainee: Trainee
+    images: Images
+    batch: int
+    augment: _Augment
+    loss: _Loss
+
+    def backward(self, epoch: int, place: int) -> tuple[float, float]:
+        """Leave gradients of step `place` of an epoch; return the loss, and the share of right answers."""
+        x, y, seed = self.images.batch.x, self.images.batch.y, self.images.seed
+        assert isinstance(y, Tensor)
+        order = torch.randperm(len(x), generator=seeded(seed, epoch))
+        index = order[place * self.batch :][: self.batch]
+        given = self.augment(x[index], self.images.black, seeded(seed, epoch, place))
+        with torch.enable_grad(), self.trainee.computing():
+            loss, right = self.loss(self.trainee.net(given), y[index], given)
+            if not math.isfinite(float(loss.detach())):
+                raise SqError(
+                    f"training: the loss is {float(loss.detach())} at step {place} of epoch {epoch}: lower "
+                    "quantizer.train.rate, or check the training images; the last state that was kept stays"
+                )
+            loss.backward()
+        return float(loss.detach()), right / len(index)
 
 
 def _optimizer(
@@ -124,8 +164,8 @@ def _optimizer(
 class _Loss:
     """Cross-entropy, and the divergence from what full precision answers to the same images."""
 
-    def __init__(self, teacher: Callable[[Tensor], Tensor], share: float, temperature: float):
-        self.teacher, self.share, self.temperature = teacher, share, temperature
+    def __init__(self, trainee: Trainee, share: float, temperature: float):
+        self.teacher, self.share, self.temperature = trainee.problem.model.net, share, temperature
 
     def __call__(self, logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, int]:
         """Return the loss, and how many answers are right."""
@@ -140,8 +180,16 @@ class _Loss:
         return loss, right
 
 
-def _count(rows: list[dict[str, Any]], epoch: int, loss: float, right: float, steps: int) -> None:
+def _spend(spent: Spent, began: float) -> float:
+    """Count the seconds since `began`; return the time now."""
+    now = time.perf_counter()
+    spent.seconds["network"] = spent.seconds.get("network", 0.0) + now - began
+    return now
+
+
+def _count(rows: list[dict[str, Any]], epoch: int, loss: float, top1: float) -> None:
+    """Add a step's share to the row of its epoch."""
     if epoch == len(rows):
         rows.append({"step": epoch, "loss": 0.0, "top1": 0.0})
-    rows[epoch]["loss"] += loss / steps
-    rows[epoch]["top1"] += 100 * right / steps
+    rows[epoch]["loss"] += loss
+    rows[epoch]["top1"] += top1

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from sq import source
+from sq import unfinished
 from sq.errors import SqError
 from sq.kept import check_rows
 from sq.reconstruct import Learn, check
-from sq.resume import Place, Resume
+from sq.resume import Resume
 from sq.session import Session
-from sq.store import GIB, describe, name, place
 from sq.student import Start, Student, check_inputs
-from sq.types import Problem, QuantizedModel, digest
+from sq.types import Problem, QuantizedModel
 
 
 def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -> None:
@@ -56,9 +53,8 @@ def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any]
     every : steps between two writes of the state
     """
     student = Student(problem, start, own["hold"])
-    where = None
-    if problem.scratch is not None:
-        where = Place(Path(problem.scratch), _key(student, own, stages), int(problem.scratch_gib * GIB))
+    settings = [own, *(getattr(one, "keywords", {}) for one in stages)]
+    where = unfinished.place(problem, settings, student.values)
     return Session(student, Resume(student.values, where), len(problem.batch.x), own["seed"], every)
 
 
@@ -78,14 +74,3 @@ def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
         "bias_moved": sum(moved) / len(moved) if moved else 0.0,
     }
     return QuantizedModel(done.net, done.layers, about | figures | {"curves": resume.rows})
-
-
-def _key(student: Student, own: dict[str, Any], stages: list[Any]) -> str:
-    """Return a hash of all that is learned follows from: code, network, images, start, settings, machine."""
-    problem = student.problem
-    settings = json.dumps([own, *(getattr(one, "keywords", {}) for one in stages)], sort_keys=True, default=repr)
-    code, state = describe(problem.model)
-    begun = digest(student.values.state_dict().values())
-    return name(
-        [source.digest(), *code, *state, settings, begun, digest([problem.batch.x]), place(problem.batch.x.device)]
-    )

@@ -6,33 +6,37 @@ Weights take any grid: on one of levels (POST) this is the published ASQ & POST.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sq import images as reading
+from sq import unfinished
 from sq.errors import SqError
 from sq.evaluation import to
-from sq.knobs import Whole
+from sq.knobs import Count, Whole
+from sq.resume import Resume
 from sq.samples import Batch
 from sq.trainee import Trainee
-from sq.training import Images
+from sq.training import Images, Kept
 from sq.types import Problem, QuantizedModel
 
-Train = Callable[[Trainee, Images], list[dict[str, Any]]]
+Train = Callable[[Trainee, Images, Kept], list[dict[str, Any]]]
 
 
-def quantize(problem: Problem, *, adaptive: bool, images: Whole | None, seed: Whole, train: Train) -> QuantizedModel:
+def quantize(
+    problem: Problem, *, adaptive: bool, images: Whole | None, checkpoint_every: Count, seed: Whole, train: Train
+) -> QuantizedModel:
     """Train the network on labelled images of the training split; calibration images only set the grids to start from.
 
     Parameters
     ----------
     adaptive : the step of each layer's input adapts to the sample (ASQ); otherwise it is one number (LSQ)
     images : of the training split, drawn at random; null takes all
+    checkpoint_every : steps between two writes of the state, to be taken up where it was left
     seed : of adapters, images, their order and what is done to them
     train : see `sq.training.train`
 
@@ -50,11 +54,15 @@ def quantize(problem: Problem, *, adaptive: bool, images: Whole | None, seed: Wh
     trainee = Trainee(problem, adaptive, seed)
     lowest = problem.model.span[0]
     black = torch.tensor(lowest if len(lowest) > 1 else lowest * batch.x.shape[1])
-    began = time.perf_counter()
-    rows = train(trainee, Images(batch, black, seed))
-    done = trainee.finish(time.perf_counter() - began)
+    settings = [adaptive, images, seed, getattr(train, "keywords", {})]
+    values = nn.ModuleList([trainee.net, trainee.quantizers])
+    where = unfinished.place(problem, settings, values)
+    resume = Resume(values, where, dict(trainee.net.named_buffers()))
+    rows = train(trainee, Images(batch, black, seed), Kept(resume, checkpoint_every))
+    done = trainee.finish(resume.spent.seconds.get("network", 0.0))
+    resume.done()
     curves = [{"part": "network", **row} for row in rows]
-    report = {"trained": True, "images": len(batch.x), "seed": seed, "steps": len(rows), "curves": curves}
+    report = {"trained": True, "images": len(batch.x), "seed": seed, "epochs": len(rows), "curves": curves}
     return QuantizedModel(done.net, done.layers, report)
 
 

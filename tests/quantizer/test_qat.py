@@ -9,12 +9,14 @@ from learned_problems import problem
 from PIL import Image
 from torch import nn
 
+from sq import training
 from sq.adaptive import AdaptiveGrid
 from sq.errors import SqError
 from sq.quantizer import qat
+from sq.resume import Resume
 from sq.samples import Images
 from sq.trainee import Trainee
-from sq.training import train
+from sq.training import Kept, train
 
 RECIPE = {
     "epochs": 2,
@@ -57,7 +59,7 @@ def given(bits=2, activation_bits=3, labels=True):
 
 def quantize(what, adaptive=False, images=None, seed=0, **recipe):
     own = partial(train, **RECIPE | recipe)
-    return qat.quantize(what, adaptive=adaptive, images=images, seed=seed, train=own)
+    return qat.quantize(what, adaptive=adaptive, images=images, checkpoint_every=3, seed=seed, train=own)
 
 
 def nearest(what):
@@ -96,7 +98,7 @@ def test_what_comes_out_is_what_was_trained(adaptive):
     what = given()
     own = Trainee(what, adaptive, seed=0)
     images = qat.Images(qat._training(what, None, 0), torch.zeros(2), 0)
-    train(own, images, **RECIPE)
+    train(own, images, Kept(Resume(own.quantizers, None), 5), **RECIPE)
     with torch.no_grad(), own.computing():
         wanted = own.net(what.batch.x)
     made = own.finish(seconds=3.0)
@@ -142,6 +144,40 @@ def test_the_same_seed_trains_the_same_network():
     one, same, other = (quantize(given(), True, epochs=1, move=1, mirror=True, seed=seed) for seed in (3, 3, 4))
     assert all(torch.equal(v, same.net.state_dict()[n]) for n, v in one.net.state_dict().items())
     assert one.digest() != other.digest()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("steps", [4, 8, 11])
+def test_resumed_is_as_if_it_had_not_been_interrupted(adaptive, steps, tmp_path, monkeypatch):
+    how = {"adaptive": adaptive, "move": 1, "mirror": True, "distill": 0.3}
+    whole = quantize(replace(given(), scratch=str(tmp_path / "whole")), **how)
+    left = replace(given(), scratch=str(tmp_path))
+    counted, backward = [], training._Steps.backward
+
+    def until(self, epoch, place):
+        counted.append(place)
+        if len(counted) > steps:
+            raise Killed
+        return backward(self, epoch, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Steps, "backward", until)
+        with pytest.raises(Killed):
+            quantize(left, **how)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    with monkeypatch.context() as patch:
+        counted, steps = [], 1000
+        patch.setattr(training._Steps, "backward", until)
+        again = quantize(left, **how)
+    assert 0 < len(counted) <= 16 - 3, "what was kept is not done again"
+    state = again.net.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.net.state_dict().items())
+    assert again.report["curves"] == whole.report["curves"]
+    assert not list(tmp_path.rglob("*.safetensors")), "the state goes when the run is over"
 
 
 def test_some_of_the_images_are_drawn():
