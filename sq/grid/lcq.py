@@ -92,7 +92,8 @@ def expanded(s: int, theta: Tensor) -> Tensor:
     starts = shares.cumsum(0) - shares  # of each interval, compressed
     y = torch.linspace(0, 1, s + 1, dtype=theta.dtype)[1:-1]
     k = torch.searchsorted(starts.detach(), y, right=True) - 1
-    inner = (k + ((y - starts[k]) / shares[k]).clamp(0, 1)) / len(theta)
+    # Gathered, not indexed: its derivative takes half the time.
+    inner = (k + ((y - starts.gather(0, k)) / shares.gather(0, k)).clamp(0, 1)) / len(theta)
     return torch.cat((y.new_zeros(1), inner, y.new_ones(1)))
 
 
@@ -119,14 +120,18 @@ def _descend(theta: Tensor, s: int, seen: _Magnitudes, iterations: int, rate: fl
     theta = theta.clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], lr=rate)
     best, kept = float("inf"), theta.detach().clone()
-    with torch.enable_grad():
-        for _ in range(iterations + 1):
+    for _ in range(iterations + 1):
+        with torch.enable_grad():
             above = expanded(s, theta)
-            middles = (above[1:] + above[:-1]).detach() / 2
-            nearest = above[torch.bucketize(seen.u, middles)]
-            loss = (seen.cost * (seen.u - nearest).abs() ** seen.norm).sum()
-            if float(loss.detach()) < best:
-                best, kept = float(loss.detach()), theta.detach().clone()
-            (theta.grad,) = torch.autograd.grad(loss, theta)
-            optimizer.step()
+        own = above.detach()
+        nearest = torch.bucketize(seen.u, (own[1:] + own[:-1]) / 2)
+        error = own[nearest] - seen.u
+        lost = seen.cost * error.abs() ** seen.norm
+        if float(lost.sum()) < best:
+            best, kept = float(lost.sum()), theta.detach().clone()
+        # The derivative by each level, written out: by autograd this would take as long as all else here.
+        slope = torch.where(error == 0, 0, seen.norm * lost / error)
+        by_level = torch.bincount(nearest, slope, minlength=s + 1)
+        (theta.grad,) = torch.autograd.grad(above, theta, by_level)
+        optimizer.step()
     return kept
