@@ -21,7 +21,7 @@ MOST = 8  # methods of one setting: more make a table that nobody reads
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     """Return the gain in top-1 of each method over each other in the same setting, in points; None without two.
 
-    The better one stands first. The interval is that of `sq.paired.gain`, of 95 %: where 0 is in it, other images
+    The better one stands first, on the seeds that both have. The interval is that of `sq.paired.gain`, of 95 %: where 0 is in it, other images
     might turn the two round. Records from before answers were kept are left out.
     """
     import pandas
@@ -35,8 +35,8 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     lines = []
     for setting, own in settings.items():
         ordered = sorted(own, key=lambda row: -statistics.fmean(row["score"]))
-        for better, worse in itertools.combinations(ordered, 2) if len(own) <= MOST else ():
-            if (line := _line(better, worse, told)) is not None:
+        for one, other in itertools.combinations(ordered, 2) if len(own) <= MOST else ():
+            if (line := _line(one, other, told)) is not None:
                 lines.append(dict(setting[:-1]) | line)
     return pandas.DataFrame(lines) if lines else None
 
@@ -46,16 +46,16 @@ def _images(row: Row, told: dict[str, Record]) -> tuple[str, ...]:
     return tuple(sorted({told[key]["evaluation"]["ids"] for key in row["keys"]}))
 
 
-def _line(better: Row, worse: Row, told: dict[str, Record]) -> dict[str, Any] | None:
+def _line(one: Row, other: Row, told: dict[str, Record]) -> dict[str, Any] | None:
     """Return one line of the table, of the seeds that both have; None if they have none."""
-    ours, theirs = (
-        {told[key]["config"]["seed"]: told[key]["evaluation"] for key in r["keys"]} for r in (better, worse)
-    )
+    ours, theirs = ({told[key]["config"]["seed"]: told[key]["evaluation"] for key in r["keys"]} for r in (one, other))
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return None
-    images = ours[seeds[0]]["images"]
     right = [[own[seed]["right"] for seed in seeds] for own in (ours, theirs)]
-    gain, low, high = (100 * figure for figure in paired.gain(right[0], right[1], images))
+    gain, low, high = (100 * figure for figure in paired.gain(right[0], right[1], ours[seeds[0]]["images"]))
+    names = [row["labels"]["method"] for row in (one, other)]
+    if gain < 0:  # on these seeds, whatever others say
+        gain, low, high, names = -gain, -high, -low, names[::-1]
     interval = {"gain": f"{gain:.2f}", "95 %": f"[{low:.2f}, {high:.2f}]", "seeds": str(len(seeds))}
-    return {"method": better["labels"]["method"], "over": worse["labels"]["method"], **interval}
+    return {"method": names[0], "over": names[1], **interval}

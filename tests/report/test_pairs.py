@@ -36,6 +36,15 @@ def test_only_seeds_that_both_have_count():
     assert shown([answered("rtn", 20, seed=1), answered("obq", 36)]) is None
 
 
+def test_the_better_on_those_seeds_stands_first():
+    (line,) = shown(
+        [answered("rtn", 38), answered("obq", 36), answered("obq", 40, seed=1), answered("obq", 40, seed=2)]
+    )
+    assert (line["method"], line["over"], line["gain"]) == ("rtn", "obq", "5.00")
+    low, high = (float(end) for end in line["95 %"].strip("[]").split(","))
+    assert low < 5 < high
+
+
 @pytest.mark.parametrize(
     "other",
     [
