@@ -21,8 +21,8 @@ MOST = 8  # methods of one setting: more make a table that nobody reads
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     """Return the gain in top-1 of each method over each other in the same setting, in points; None without two.
 
-    The better one stands first, on the seeds that both have. The interval is that of `sq.paired.gain`, of 95 %: where 0 is in it, other images
-    might turn the two round. Records from before answers were kept are left out.
+    The better one stands first, on the seeds that both have. The interval is that of `sq.paired.gain`, of 95 %: where
+    0 is in it, other images might turn the two round. Records from before answers were kept are left out.
     """
     import pandas
 
