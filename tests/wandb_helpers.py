@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from wandb.proto import wandb_internal_pb2
 
+from sq.client import end
+
 BLOCK = 2**15  # of LevelDB's log format, in which W&B keeps a run
 KEY = "0" * 40  # has the shape of an API key
 
@@ -170,10 +172,10 @@ def client(folder, **more):
         del os.environ[name]
     os.environ |= {f"WANDB_{what}_DIR": str(folder / "wandb_home" / what) for what in ("DATA", "CACHE", "CONFIG")}
     os.environ |= {"NETRC": str(folder / "netrc"), **more}
-    wandb.teardown()
+    end(wandb)
     try:
         yield
     finally:
-        wandb.teardown()
+        end(wandb)
         os.environ.clear()
         os.environ |= {name: value for name, value in before.items() if name != "WANDB_SERVICE"}  # it has ended

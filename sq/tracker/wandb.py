@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sq import mirror
+from sq import client, mirror
 from sq.deadline import within
 from sq.errors import SqError
 from sq.mirror import Destination, Mode, Page
@@ -78,7 +77,7 @@ def place(where: Destination) -> str:
     project = f"{where.entity}/{where.project}" if where.entity else where.project
     if where.mode == "offline":
         return f"{project}, offline in {Path(where.dir).absolute() / 'wandb'}"
-    return f"{project} at {_client(where).setup().settings.base_url}"
+    return f"{project} at {client.load(where).setup().settings.base_url}"
 
 
 def check(where: Destination) -> None:
@@ -88,12 +87,12 @@ def check(where: Destination) -> None:
     ------
     SqError : there is no client, no key or no answer, or the key is refused
     """
-    wandb, wait = _client(where), max(1, min(where.timeout, ANSWER))
+    wandb, wait = client.load(where), max(1, min(where.timeout, ANSWER))
     if where.mode == "offline":
         return
 
     def ask() -> None:
-        _log_in(wandb)
+        client.log_in(wandb)
         _ = wandb.Api(timeout=wait).viewer  # `wandb.login` asks the first time only
 
     try:
@@ -121,35 +120,16 @@ def upload(page: Page, where: Destination) -> None:
         raise SqError(_reason(error)) from error
 
 
-def _client(where: Destination) -> Any:
-    """Return the module, quiet, its files kept in the folder they should be in."""
-    # Tables wait here for `wandb sync`; by default they would wait in the user's home.
-    os.environ.setdefault("WANDB_DATA_DIR", str(Path(where.dir).absolute()))
-    try:
-        import wandb
-    except ImportError as error:
-        raise SqError(f"W&B's client cannot be loaded ({error}): python -m pip install 'wandb>=0.30'") from error
-    if where.mode == "online":
-        wandb.setup(wandb.Settings(silent=True))  # for what is asked before a run begins
-    return wandb
-
-
-def _log_in(wandb: Any) -> None:
-    """Find the key, and never ask for it: whoever could answer does not see the question."""
-    if wandb.run is None and not wandb.login(prompt=False, verify=False):
-        raise SqError("there is no key (run `wandb login`, or set WANDB_API_KEY), or WANDB_MODE says offline")
-
-
 def _send(page: Page, where: Destination) -> None:
     _finish(_start(page, where), page)
 
 
 def _start(page: Page, where: Destination) -> Any:
     """Return a W&B run that has begun, with all of a page that is known before it runs."""
-    wandb = _client(where)
+    wandb = client.load(where)
     Path(where.dir).mkdir(parents=True, exist_ok=True)
     if where.mode == "online":
-        _log_in(wandb)
+        client.log_in(wandb)
     return wandb.init(
         project=where.project,
         entity=where.entity,
@@ -163,26 +143,7 @@ def _start(page: Page, where: Destination) -> Any:
         config=page.config,
         tags=page.tags,
         reinit="finish_previous",
-        settings=_settings(wandb, where.timeout),
-    )
-
-
-def _settings(wandb: Any, timeout: int) -> Any:
-    """Return settings with which W&B gathers nothing itself: that takes 0.3 s a run, and may be of another machine."""
-    return wandb.Settings(
-        init_timeout=timeout,
-        finish_timeout=timeout,
-        finish_timeout_raises=True,
-        silent=True,
-        console="off",
-        disable_git=True,
-        disable_code=True,
-        save_code=False,
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_save_requirements=False,
-        stop_fn=lambda: None,  # a button in W&B would interrupt the whole sweep
+        settings=client.settings(wandb, where.timeout),
     )
 
 
