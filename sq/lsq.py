@@ -8,12 +8,16 @@ not there (straight-through), and a clipping not at all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sq import adds
+from sq.errors import SqError
 from sq.schedule import Mix
+from sq.types import Grid
 from sq.uniform import UniformGrid
 
 EDGE = 1e-4  # of a step: the ends of a range belong to it
@@ -85,3 +89,24 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     if a.ndim == 4:
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
     return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def check_inputs(grids: Mapping[str, Grid]) -> dict[str, UniformGrid]:
+    """Return the grids of what layers are fed, if they can be learned.
+
+    Raises
+    ------
+    SqError : a grid that is not uniform, or is of a residual addition
+    """
+    if sums := [name for name in grids if adds.is_side(name)]:
+        raise SqError(
+            f"{len(sums)} operands of additions have grids, and learned quantizers know inputs of layers alone: set "
+            "activation.observe.adds=false, or quantizer=sensiquant"
+        )
+    return {name: _uniform(grid, name) for name, grid in grids.items()}
+
+
+def _uniform(grid: Grid, name: str) -> UniformGrid:
+    if not isinstance(grid, UniformGrid):
+        raise SqError(f"{name}: inputs are learned on uniform grids, got {type(grid).__name__}; change activation")
+    return grid

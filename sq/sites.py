@@ -7,7 +7,7 @@ a module is lent another tensor under the name `weight`, so what a metric leaves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -140,22 +140,38 @@ def holders(net: nn.Module, layer: Layer) -> list[nn.Module]:
     return [m for m in net.modules() if m._parameters.get("weight") is own]
 
 
+def counterparts(model: Model, copied: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the modules of a copy of the network that compute with each layer's weight, see `holders`, by its name."""
+    names = {id(module): name for name, module in model.net.named_modules()}
+    return {
+        layer.name: [copied.get_submodule(names[id(module)]) for module in holders(model.net, layer)]
+        for layer in model.layers
+    }
+
+
+@contextmanager
+def lending(given: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Let modules compute with tensors in place of their parameters of these names, for a while."""
+    before: list[tuple[nn.Module, str, Tensor | None]] = []
+    try:
+        for module, name, tensor in given:
+            before.append((module, name, module.__dict__.get(name)))  # what is lent already, of all or some layers
+            module.__dict__[name] = tensor  # found before the parameter of that name
+        yield
+    finally:
+        for module, name, earlier in reversed(before):
+            if earlier is None:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = earlier
+
+
 @contextmanager
 def lent(model: Model, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the network compute with these `weights`, by layer name and of their modules' shapes, for a while."""
     own = {layer.name: layer for layer in model.layers}
-    modules = [(m, given) for name, given in weights.items() for m in holders(model.net, own[name])]
-    before = [m.__dict__.get("weight") for m, _ in modules]  # what is lent already, of all or some layers
-    try:
-        for module, given in modules:
-            module.__dict__["weight"] = given  # found before the parameter of that name
+    with lending((m, "weight", given) for name, given in weights.items() for m in holders(model.net, own[name])):
         yield
-    finally:
-        for (module, _), earlier in zip(modules, before, strict=True):
-            if earlier is None:
-                module.__dict__.pop("weight", None)
-            else:
-                module.__dict__["weight"] = earlier
 
 
 @contextmanager

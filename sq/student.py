@@ -15,15 +15,13 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from sq import activations, adds, hooks, layers
-from sq.errors import SqError
-from sq.lsq import Input
+from sq import activations, hooks, layers
+from sq.lsq import Input, check_inputs
 from sq.rounding import Forward, Rounding
 from sq.schedule import Mix
-from sq.sites import holders
+from sq.sites import counterparts, lending
 from sq.statistics import relative_error
-from sq.types import Grid, Problem, QuantizedLayer, QuantizedModel, digest
-from sq.uniform import UniformGrid
+from sq.types import Problem, QuantizedLayer, QuantizedModel, digest
 
 Start = Callable[[Problem], QuantizedModel]  # the codes to start from
 Precision = Literal["float32", "bfloat16"]  # of products and convolutions in a pass; sums of losses stay in float32
@@ -55,9 +53,7 @@ class Student:
         self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(problem.batch.x.device)
         self.precision: Precision = "float32"
         self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none
-        self._holders = {n: holders(problem.model.net, r.layer) for n, r in self.roundings.items()}
-        names = {id(module): name for name, module in problem.model.net.named_modules()}
-        self._holders = {n: [self.net.get_submodule(names[id(m)]) for m in own] for n, own in self._holders.items()}
+        self._holders = counterparts(problem.model, self.net)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -70,22 +66,15 @@ class Student:
     def lent(self, names: list[str], forward: Forward, mix: Mix | None) -> Iterator[dict[str, Tensor]]:
         """Let layers compute with what they have learned, for a pass; give their roundings h."""
         h = {name: self.roundings[name].h(forward) for name in names}
-        changed: list[nn.Module] = []
-        try:
-            for name in names:
-                own = self.roundings[name]
-                weight = own.weight(h[name])
-                for module in self._holders[name]:
-                    module.__dict__["weight"] = weight  # found before the parameter of that name
-                    changed.append(module)
-                if own.bias is not None:
-                    self.net.get_submodule(name).__dict__["bias"] = own.bias
-            with self.mixed(mix):
-                yield h
-        finally:
-            for module in changed:
-                module.__dict__.pop("weight", None)
-                module.__dict__.pop("bias", None)
+        given: list[tuple[nn.Module, str, Tensor]] = []
+        for name in names:
+            own = self.roundings[name]
+            weight = own.weight(h[name])
+            given += [(module, "weight", weight) for module in self._holders[name]]
+            if own.bias is not None:
+                given.append((self.net.get_submodule(name), "bias", own.bias))
+        with lending(given), self.mixed(mix):
+            yield h
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return what a module of the network makes of `x`, in the precision that is learned in."""
@@ -136,24 +125,3 @@ class Student:
         if own.bias is None:
             return 0.0
         return float((own.bias - own.layer.module.bias).detach().abs().mean())  # type: ignore[operator]
-
-
-def check_inputs(grids: Mapping[str, Grid]) -> dict[str, UniformGrid]:
-    """Return the grids of what layers are fed, if they can be learned.
-
-    Raises
-    ------
-    SqError : a grid that is not uniform, or is of a residual addition
-    """
-    if sums := [name for name in grids if adds.is_side(name)]:
-        raise SqError(
-            f"{len(sums)} operands of additions have grids, and learned quantizers know inputs of layers alone: set "
-            "activation.observe.adds=false, or quantizer=sensiquant"
-        )
-    return {name: _uniform(grid, name) for name, grid in grids.items()}
-
-
-def _uniform(grid: Grid, name: str) -> UniformGrid:
-    if not isinstance(grid, UniformGrid):
-        raise SqError(f"{name}: inputs are learned on uniform grids, got {type(grid).__name__}; change activation")
-    return grid

@@ -10,15 +10,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sq import activations, adds, hooks, layers
+from sq import activations, hooks, layers
 from sq.adaptive import AdaptiveInput
 from sq.errors import SqError
-from sq.lsq import Input
+from sq.lsq import Input, check_inputs
 from sq.projection import Weight
-from sq.sites import holders
+from sq.sites import counterparts, lending
 from sq.statistics import relative_error
 from sq.types import Problem, QuantizedLayer, QuantizedModel, digest
-from sq.uniform import UniformGrid
 
 Group = tuple[nn.Parameter, float, bool]  # what is trained, what its gradient is multiplied with, whether it decays
 
@@ -40,15 +39,11 @@ class Trainee:
     def __init__(self, problem: Problem, adaptive: bool, seed: int):
         self.problem = problem
         self.net = copy.deepcopy(problem.model.net)
-        names = {id(module): name for name, module in problem.model.net.named_modules()}
         self.weights: dict[str, Weight] = {}
-        self._holders: dict[str, list[nn.Module]] = {}
         for layer in problem.model.layers:
             grid = problem.grid(layer.name, layers.weight(layer.module), problem.bits[layer.name])
             self.weights[layer.name] = Weight(layer, grid)
-            self._holders[layer.name] = [
-                self.net.get_submodule(names[id(m)]) for m in holders(problem.model.net, layer)
-            ]
+        self._holders = counterparts(problem.model, self.net)
         self.inputs = _inputs(problem, adaptive, seed)
         self.quantizers = nn.ModuleList([*self.weights.values(), *self.inputs.values()]).to(problem.batch.x.device)
         self._seen: dict[str, int] = {}  # how many numbers a layer was fed, in the last pass
@@ -61,16 +56,11 @@ class Trainee:
             self._seen[name] = x.numel()
             return self.inputs[name](x)
 
-        own = [(module, self.weights[name]) for name, modules in self._holders.items() for module in modules]
+        weights = {name: own() for name, own in self.weights.items()}
+        given = ((module, "weight", weights[name]) for name, own in self._holders.items() for module in own)
         fed = {name: self.net.get_submodule(name) for name in self.inputs}
-        try:
-            for module, weight in own:
-                module.__dict__["weight"] = weight()  # found before the parameter of that name
-            with hooks.replacing(fed, see):
-                yield
-        finally:
-            for module, _ in own:
-                module.__dict__.pop("weight", None)
+        with lending(given), hooks.replacing(fed, see):
+            yield
 
     def groups(self) -> list[Group]:
         """Return all that is trained; call it after a pass. Steps do not decay, all else does.
@@ -96,8 +86,7 @@ class Trainee:
         done: dict[str, QuantizedLayer] = {}
         for name, own in self.weights.items():
             codes, grid = own.codes(), own.grid()
-            for module in self._holders[name]:
-                layers.set_weight(module, grid.decode(codes))
+            layers.set_weight(self.net.get_submodule(name), grid.decode(codes))
             hessian = self.problem.statistics.layers[name].hessian
             report = {
                 "fit_seconds": 0.0,
@@ -116,17 +105,11 @@ def _inputs(problem: Problem, adaptive: bool, seed: int) -> dict[str, Input]:
         raise SqError(
             "adaptive steps are of inputs, which stay in full precision: set activation=mse, or quantizer=lsq"
         )
-    for name, grid in problem.activations.items():
-        if adds.is_side(name) or not isinstance(grid, UniformGrid):
-            raise SqError(
-                f"{name}: what is trained are uniform grids of layers' inputs, got {type(grid).__name__}: set "
-                "activation.observe.adds=false"
-            )
+    grids = check_inputs(problem.activations)
     if not adaptive:
-        return {name: Input(grid) for name, grid in problem.activations.items()}  # type: ignore[arg-type]
+        return {name: Input(grid) for name, grid in grids.items()}
     channels: dict[str, int] = {}
     fed = {name: problem.model.net.get_submodule(name) for name in problem.activations}
     with torch.no_grad(), hooks.feeding(fed, lambda name, _, x: channels.update({name: x.shape[1]})):
         problem.model.net(problem.batch.x[:1])
-    grids = problem.activations.items()
-    return {name: AdaptiveInput(grid, channels[name], seed + i) for i, (name, grid) in enumerate(grids)}  # type: ignore[arg-type]
+    return {name: AdaptiveInput(grid, channels[name], seed + i) for i, (name, grid) in enumerate(grids.items())}

@@ -9,10 +9,11 @@ import torch
 from sq import unfinished
 from sq.errors import SqError
 from sq.kept import check_rows
+from sq.lsq import check_inputs
 from sq.reconstruct import Learn, check
 from sq.resume import Resume
 from sq.session import Session
-from sq.student import Start, Student, check_inputs
+from sq.student import Start, Student
 from sq.types import Problem, QuantizedModel
 
 

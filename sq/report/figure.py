@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
 from sq.report import learning, mixed, prices
-from sq.report.labels import ACTIVATION, FLOAT, plain
-from sq.report.style import MOST, STYLE, look, plain_decades, pyplot
+from sq.report.labels import ACTIVATION, FLOAT, NETWORK, plain
+from sq.report.style import FULL, MOST, STYLE, legend, line, plain_decades, pyplot
 from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     from sq.report.table import Row
 
-NETWORK = ("model", "dataset")  # what has a row of panels to itself
 MOST_NETWORKS = 8  # rows of panels
-FULL = "full precision"
 DODGE = 0.05  # bits between two lines, so that one's bars do not hide the other's
 WIDE = 16  # numbers whose largest is this many times the smallest are drawn on a logarithmic axis
 
@@ -62,20 +60,10 @@ def methods(rows: list[Row]) -> Figure:
         for panels, (name, own) in zip(axes, shown.items(), strict=True):
             words = {bits: _title(name, bits if len(inputs) > 1 or bits != FLOAT else None) for bits in inputs}
             _row(panels, own, words, names, along)
-        _legend(figure, axes)
+        legend(figure, axes, 6)
         if note := _left_out(networks, names, along):
             figure.suptitle(note, fontsize=8)
     return figure
-
-
-def _legend(figure: Figure, axes: Any) -> None:
-    """Put the names of all panels' lines below them, each once, full precision last."""
-    lines: dict[str, Any] = {}
-    for panel in axes.flat:
-        lines |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    names = sorted(lines, key=lambda name: name == FULL)
-    handles = [lines[name] for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=8)
 
 
 def varied(rows: list[Row]) -> str:
@@ -104,7 +92,8 @@ def _accuracy(axes: Axes, rows: list[Row], names: list[str], along: str) -> None
     for name, own in _lines(rows, names, along).items():
         shift = dodge * (names.index(name) - (len(names) - 1) / 2)
         own = sorted(own, key=lambda row: row["labels"][along])
-        _line(axes, [row["labels"][along] + shift for row in own], [row["score"] for row in own], name, names)
+        places = [row["labels"][along] + shift for row in own]
+        line(axes, places, [row["score"] for row in own], names.index(name), name)
     full = statistics.fmean([s + d for row in rows for s, d in zip(row["score"], row["drop"], strict=True)])
     axes.axhline(full, color="0.4", linewidth=0.8, label=FULL)
     axes.margins(x=0.06 if len(ticks) > 1 else 0.15)
@@ -119,19 +108,13 @@ def _accuracy(axes: Axes, rows: list[Row], names: list[str], along: str) -> None
 def _tradeoff(axes: Axes, rows: list[Row], names: list[str], along: str) -> None:
     for name, own in _lines(rows, names, along).items():
         seconds = [statistics.fmean(row["solve_seconds"]) for row in own]
-        _line(axes, seconds, [row["relative_error"] for row in own], name, names)
+        line(axes, seconds, [row["relative_error"] for row in own], names.index(name), name)
         for row, x in zip(own, seconds, strict=True):
             point = (x, statistics.fmean(row["relative_error"]))
             axes.annotate(f"{row['labels'][along]:g}", point, (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="solve time (s), all layers", ylabel="mean relative output error", xscale="log", yscale="log")
     plain_decades(axes.xaxis, axes.yaxis)
     axes.set_title(f"numbers at the points: {along}", fontsize=8, loc="right")
-
-
-def _line(axes: Axes, x: list[float], y: list[list[float]], name: str, names: list[str]) -> None:
-    mean = [statistics.fmean(values) for values in y]
-    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in y]
-    axes.errorbar(x, mean, yerr=spread if any(spread) else None, capsize=2, label=name, **look(names.index(name)))
 
 
 def heat(cost: pandas.DataFrame, title: str) -> Figure:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
 from sq.report.labels import ACTIVATION, FLOAT, NETWORK, plain, rank
-from sq.report.style import MOST, STYLE, look, plain_decades, pyplot
+from sq.report.style import FULL, MOST, STYLE, legend, line, plain_decades, pyplot
 from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
@@ -75,25 +75,16 @@ def against_time(rows: list[Row]) -> Figure:
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
         for axis, (setting, lines) in zip(axes.flat, panels.items(), strict=False):
-            for name, own in lines.items():
-                if name in names:
-                    _draw(axis, sorted(own, key=_seconds), look(names.index(name)), name)
+            for name in (name for name in lines if name in names):
+                own = sorted(lines[name], key=_seconds)
+                line(axis, [*map(_seconds, own)], [row["score"] for row in own], names.index(name), name)
             full = [s + d for own in lines.values() for r in own for s, d in zip(r["score"], r["drop"], strict=True)]
-            axis.axhline(statistics.fmean(full), color="0.4", linewidth=0.8, label="full precision")
+            axis.axhline(statistics.fmean(full), color="0.4", linewidth=0.8, label=FULL)
             axis.set(xlabel="solve time (s), all layers", ylabel=HEADLINES[rows[0]["headline"]][0], xscale="log")
             axis.set_title(setting, fontsize=8, loc="left")
             plain_decades(axis.xaxis)
-        handles: dict[str, Any] = {}
-        for axis in axes.flat:
-            handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        legend(figure, axes, 4)
     return figure
-
-
-def _draw(axis: Any, own: list[Row], style: dict[str, Any], name: str) -> None:
-    spread = [statistics.stdev(row["score"]) if len(row["score"]) > 1 else 0.0 for row in own]
-    bars = spread if any(spread) else None
-    axis.errorbar([*map(_seconds, own)], [statistics.fmean(r["score"]) for r in own], bars, label=name, **style)
 
 
 def _setting(labels: dict[str, Any]) -> str:

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
-from sq.report.labels import Labels, plain
-from sq.report.style import COLOURS, STYLE, look, pyplot
+from sq.report.labels import NETWORK, Labels, plain
+from sq.report.style import COLOURS, FULL, STYLE, look, pyplot
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
 COEFFICIENTS = ("spearman", "kendall")
-NETWORK = ("model", "dataset")
-FULL = 32  # bits of a layer that is left as it is
+UNTOUCHED = 32  # bits of a layer that is left as it is
 
 
 def correlations(records: list[Record]) -> pandas.DataFrame | None:
@@ -82,7 +81,7 @@ def chosen(records: list[Record], title: str) -> Figure:
     groups = _named(records)
     layers = list(_widths(records[0]))
     chosen = [[_widths(r) for r in own] for own in groups.values()]
-    values = [[statistics.fmean(bits.get(name, FULL) for bits in own) for own in chosen] for name in layers]
+    values = [[statistics.fmean(bits.get(name, UNTOUCHED) for bits in own) for own in chosen] for name in layers]
     with plt.rc_context(STYLE | {"axes.grid": False}):
         size = (2.2 + 0.42 * len(groups), 1.9 + 0.19 * len(layers))
         figure, axes = plt.subplots(figsize=size, layout="constrained")
@@ -108,7 +107,7 @@ def fronts(records: list[Record], title: str) -> Figure:
             axes.plot(*_averaged([r["trials"]["front"] for r in own]), label=name, **look(i, 4))
         # The first records of fronts, whose trials took the whole split, have that figure among the results alone.
         full = statistics.fmean(r["trials"].get("top1_full", r["results"]["top1_full"]) for r in records)
-        axes.axhline(full, color="0.4", linewidth=0.8, label="full precision")
+        axes.axhline(full, color="0.4", linewidth=0.8, label=FULL)
         axes.set(xlabel="mean bits of weights", ylabel="top-1 %", title=f"{title}: no correction")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return figure

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -17,6 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 MOST = 2 * len(MARKERS)  # lines in one panel: beyond it two would have the same marker
 PNG_DPI = 150
+FULL = "full precision"  # the name of its line
 PLACES = 6  # of a position in a figure, in its sizes: a hundredth of a thousandth of an inch
 STYLE = {
     "font.size": 9,
@@ -41,6 +44,23 @@ def look(index: int, size: float = 5) -> dict[str, Any]:
         "markersize": size,
         "linewidth": 1.2,
     }
+
+
+def line(axes: Axes, x: list[float], y: list[list[float]], index: int, name: str) -> None:
+    """Draw means of `y`, whose lists are of seeds, against `x` as the line `index`; bars are standard deviations."""
+    mean = [statistics.fmean(values) for values in y]
+    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in y]
+    axes.errorbar(x, mean, yerr=spread if any(spread) else None, capsize=2, label=name, **look(index))
+
+
+def legend(figure: Figure, axes: Any, across: int) -> None:
+    """Put the names of all panels' lines below them, each once, `across` in a row, full precision last."""
+    lines: dict[str, Any] = {}
+    for panel in axes.flat:
+        lines |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    names = sorted(lines, key=lambda name: name == FULL)
+    handles = [lines[name] for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=min(across, len(names)), frameon=False, fontsize=8)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record, canonical
-from sq.report.labels import Labels, plain, rank
+from sq.report.labels import NETWORK, Labels, plain, rank
+from sq.report.style import FULL
 
 if TYPE_CHECKING:
     import pandas
@@ -65,9 +66,9 @@ def _full_precision(made: list[Row]) -> list[dict[str, str]]:
     """Return the cells of full precision, one line for each model and dataset in the table."""
     seen: dict[tuple, dict[str, str]] = {}
     for row in made:
-        where = {name: plain(row["labels"][name]) for name in ("model", "dataset") if name in row["labels"]}
+        where = {name: plain(row["labels"][name]) for name in NETWORK if name in row["labels"]}
         full = statistics.fmean(s + d for s, d in zip(row["score"], row["drop"], strict=True))
-        line = {"method": "full precision", "bits": "32", **where, _title(row): f"{full:{_form(row)}}"}
+        line = {"method": FULL, "bits": "32", **where, _title(row): f"{full:{_form(row)}}"}
         seen.setdefault(tuple(where.values()), line)
     return list(seen.values())
 
