@@ -149,6 +149,16 @@ def attach(net: nn.Module, grids: Mapping[str, Grid]) -> None:
         additions.attach(net, sums)
 
 
+def attached(net: nn.Module) -> dict[str, Grid]:
+    """Return the grids of what layers are fed, by layer name, as `attach` left them; those of additions are apart."""
+    return {
+        name: hook.grid
+        for name, module in net.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, _Nearest)
+    }
+
+
 def detach(net: nn.Module) -> None:
     """Remove what `attach` did, from `net` or from what it was copied from."""
     for module in net.modules():

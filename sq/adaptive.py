@@ -3,8 +3,9 @@
     x' = s_a clip(round(x / s_a), low, high),    s_a = sigma s beta(x),
     beta(x) = max(ReLU(W2 ReLU(W1 mean(x) + b1) + b2), 1e-8),    mean over positions
 
-beta is one number for each sample. The released code goes back by s_a as it went there; a review of the paper goes
-back by s alone, which would make the output's scale wrong.
+beta is one number for each sample. It is learned as the network is trained (`quantizer=asq`) or, an extension of ours,
+with the weights left as a solver has them (`quantizer=asq_ptq`). The released code goes back by s_a as it went there; a
+review of the paper goes back by s alone, which would make the output's scale wrong.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sq import hooks, layers
 from sq.errors import SqError
-from sq.lsq import Input
+from sq.lsq import Input, check_inputs
 from sq.schedule import Mix
+from sq.types import Problem
 from sq.uniform import UniformGrid
 
 NARROW = 8  # channels below which there is no hidden layer
@@ -34,6 +37,7 @@ class Adapter(nn.Module):
     ----------
     channels : of the input, at least 1
     seed : of the hidden layer's weights
+    axis : of channels, see `sq.layers.channel_axis`
 
     Source
     ------
@@ -42,8 +46,9 @@ class Adapter(nn.Module):
     learning starts exactly where a grid without an adapter stands: our reading.
     """
 
-    def __init__(self, channels: int, seed: int):
+    def __init__(self, channels: int, seed: int, axis: int = 1):
         super().__init__()
+        self.axis = axis
         inner = channels // SQUEEZE
         with torch.random.fork_rng([]):  # of the CPU alone: that is where it is drawn
             torch.manual_seed(seed)
@@ -53,19 +58,19 @@ class Adapter(nn.Module):
         nn.init.ones_(self.last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return beta (B,) of `x` (B, C, ...).
+        """Return beta (B,) of `x` (B, C, ...), or (B, ..., C) where its axis of channels is the last.
 
         Raises
         ------
         SqError : `x` has no channels, or not as many as expected
         """
         own = self.squeeze or self.last
-        if x.ndim < 2 or x.shape[1] != own.in_features:
+        if x.ndim < 2 or x.shape[self.axis] != own.in_features:
             raise SqError(
                 f"an adaptive step takes inputs (samples, {own.in_features} channels, ...), got {tuple(x.shape)}: "
                 "choose a quantizer without adapters for this network"
             )
-        means = x.flatten(2).mean(2) if x.ndim > 2 else x
+        means = x.movedim(self.axis, 1).flatten(2).mean(2) if x.ndim > 2 else x
         hidden = means if self.squeeze is None else self.squeeze(means).relu()
         return self.last(hidden).relu().clamp_min(LEAST).squeeze(1)
 
@@ -109,17 +114,18 @@ class AdaptiveInput(Input):
     Parameters
     ----------
     grid : to start from
-    channels : of the input
-    seed : of the adapter
+    adapter : of the input's channels
     """
 
-    def __init__(self, grid: UniformGrid, channels: int, seed: int):
+    def __init__(self, grid: UniformGrid, adapter: Adapter):
         super().__init__(grid)
-        self.adapter = Adapter(channels, seed)
+        self.adapter = adapter
 
     def forward(self, x: Tensor, mix: Mix | None = None) -> Tensor:
         """Return `x` as the layer sees it; of a `mix`, its share stays in full precision."""
-        scale = (self.sigma * self.scale).reshape(()) * self.adapter(x)
+        x = x.float() if x.dtype == torch.bfloat16 else x  # autocast: a grid is of float32
+        with torch.autocast(x.device.type, enabled=False):
+            scale = (self.sigma * self.scale).reshape(()) * self.adapter(x)
         q = Adapted.apply(x, scale, self.low, self.high)
         return q if mix is None else torch.lerp(x, q, mix.quantized(x))
 
@@ -164,3 +170,47 @@ class Adapted(torch.autograd.Function):
 def _spread(scale: Tensor, x: Tensor) -> Tensor:
     """Return `scale` (B,) in a shape that goes with `x` (B, ...)."""
     return scale.view(-1, *[1] * (x.ndim - 1))
+
+
+def check(problem: Problem, adapts: bool) -> dict[str, UniformGrid]:
+    """Return the grids of inputs, if they can be learned: their steps, or what `adapts` them to the sample.
+
+    Raises
+    ------
+    SqError : inputs are in full precision, and steps are to adapt; see `sq.lsq.check_inputs`
+    """
+    if adapts and not problem.activations:
+        raise SqError(
+            "adaptive steps are of inputs, which stay in full precision: set activation=mse, or choose a quantizer "
+            "without adapters"
+        )
+    return check_inputs(problem.activations)
+
+
+def inputs(problem: Problem, seed: int | None) -> dict[str, Input]:
+    """Return a quantizer of each input that has a grid, by layer name.
+
+    Parameters
+    ----------
+    problem : one image is passed through its network, to see the channels
+    seed : of adapters; None has none, and steps are one number
+
+    Raises
+    ------
+    SqError : see `check`
+    """
+    grids = check(problem, seed is not None)
+    if seed is None:
+        return {name: Input(grid) for name, grid in grids.items()}
+    modules = {name: problem.model.net.get_submodule(name) for name in grids}
+    widths: dict[str, int] = {}
+
+    def see(name: str, module: nn.Module, x: Tensor) -> None:
+        widths[name] = layers.channels(module, x)
+
+    with torch.no_grad(), hooks.feeding(modules, see):
+        problem.model.net(problem.batch.x[:1])
+    return {
+        name: AdaptiveInput(grid, Adapter(widths[name], seed + i, layers.channel_axis(modules[name])))
+        for i, (name, grid) in enumerate(grids.items())
+    }

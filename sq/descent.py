@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sq import schedule
+from sq.adaptive import AdaptiveInput
 from sq.console import say
 from sq.draws import seeded
 from sq.errors import SqError
@@ -22,8 +23,8 @@ from sq.student import Precision
 FLOOR = 1e-3  # of the learned factors of scales
 
 # Of roundings, of biases, of the factors of the scales of weights (one a channel) and of what layers are fed (one a
-# layer). What has rate 0, or none, is not learned.
-Rates = dict[Literal["rounding", "bias", "scale", "input"], NotNegative]
+# layer), and of adapters, which are there if they are learned in any stage. What has rate 0, or none, is not learned.
+Rates = dict[Literal["rounding", "bias", "scale", "input", "adapter"], NotNegative]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Descent:
             "bias": [layer.bias for layer in own if layer.bias is not None],
             "scale": [layer.sigma for layer in own],
             "input": [quantizer.sigma for quantizer in fed],
+            "adapter": [p for one in fed if isinstance(one, AdaptiveInput) for p in one.adapter.parameters()],
         }
         student.precision = how.precision
         student.values.requires_grad_(False)
@@ -92,7 +94,7 @@ class Descent:
             own.grad = gradient
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                if group["kind"] == "input" or self.forward == "hard":
+                if group["kind"] in ("input", "adapter") or self.forward == "hard":
                     group["lr"] = group["first"] * (1 + math.cos(math.pi * t)) / 2
             optimizer.step()
         with torch.no_grad():

@@ -138,9 +138,14 @@ def positions(module: nn.Module, output: Tensor) -> int:
     return output.numel() // _weight(module).shape[0]
 
 
+def channel_axis(module: nn.Module) -> int:
+    """Return the axis of channels in what `module` is fed and returns: the last of a linear layer, else the second."""
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
 def channels_second(module: nn.Module, output: Tensor) -> Tensor:
-    """Return what `module` returned with its channels on the second axis: those of a linear layer are on the last."""
-    return output.movedim(-1, 1) if isinstance(module, nn.Linear) else output
+    """Return what `module` returned with its channels on the second axis, see `channel_axis`."""
+    return output.movedim(channel_axis(module), 1)
 
 
 def channels(module: nn.Module, output: Tensor) -> int:

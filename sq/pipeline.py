@@ -70,8 +70,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     with clock.phase("quantize"):
         quantized = part["quantizer"](problem)
     with clock.phase("correct"):
-        # What was trained on labels is not to be brought back to full precision's outputs.
-        correct = None if quantized.report.get("trained") else part["correction"]
+        correct = None if quantized.trained else part["correction"]
         correction = correct(quantized.net, whole.net, batch) if correct else {"left_out": "the network was trained"}
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)

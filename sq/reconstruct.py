@@ -40,7 +40,12 @@ def check(name: str, stage: Learn, images: int) -> None:
             f"{images} or less, or calibration.images={knobs['batch']} or more"
         )
     learned = [kind for kind, rate in knobs["rates"].items() if rate]
-    if knobs["iterations"] and learned == ["input"] and (knobs["keep"], knobs["share"]) == ("fixed", 1):
+    if (
+        knobs["iterations"]
+        and learned
+        and set(learned) <= {"input", "adapter"}
+        and (knobs["keep"], knobs["share"]) == ("fixed", 1)
+    ):
         raise SqError(
             f"quantizer.{name}: with keep=fixed share=1 inputs stay in full precision, and only their scales are to be "
             f"learned: set quantizer.{name}.share below 1, or a rate of rounding, bias or scale"
@@ -75,7 +80,8 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
         straight-through: what is seen is what comes out, so that few steps suffice; all rates fall to 0 as a cosine
         then, or codes would flip to and fro to the end); without a rate they are fixed
     optimizer : of the roundings; all else takes Adam
-    rates : of each kind of what is learned; that of inputs falls to 0 as a cosine. Factors of scales stay above 0
+    rates : of each kind of what is learned; those of inputs and adapters fall to 0 as a cosine. Factors of scales
+        stay above 0
     weight : of the regulariser that makes roundings hard; it counts where roundings are soft
     warm_up : share of the steps in which the regulariser's exponent stays at its first value
     early : the regulariser counts in the warm-up too (EPTQ); AdaRound and BRECQ leave it out

@@ -19,6 +19,8 @@ SETTINGS: dict[str, Any] = {
     },
     "quantizer.learn.precision": "float32",
     "quantizer.then.precision": "float32",
+    "quantizer.learn.rates.adapter": 0.0,
+    "quantizer.then.rates.adapter": 0.0,
 }
 
 

@@ -16,7 +16,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from sq import activations, hooks, layers
-from sq.lsq import Input, check_inputs
+from sq.adaptive import inputs
 from sq.rounding import Forward, Rounding
 from sq.schedule import Mix
 from sq.sites import counterparts, lending
@@ -36,20 +36,21 @@ class Student:
     problem : its network stays as it is
     start : the codes and grids that rounding starts from
     hold : how far from the other code roundings start at least, see `Rounding`
+    seed : of adapters of the steps of inputs, see `sq.adaptive`; None has none
 
     Raises
     ------
     SqError : a grid of inputs that is not uniform, or is of a residual addition; see `start`
     """
 
-    def __init__(self, problem: Problem, start: Start, hold: float):
+    def __init__(self, problem: Problem, start: Start, hold: float, seed: int | None = None):
         self.problem, self.begun = problem, start(problem)
         self.net = copy.deepcopy(problem.model.net).requires_grad_(False)
         self.roundings: dict[str, Rounding] = {}
         for layer in problem.model.layers:
             own = self.begun.layers[layer.name]
             self.roundings[layer.name] = Rounding(layer, layers.weight(layer.module), own.grid, own.codes, hold)
-        self.inputs = {name: Input(grid) for name, grid in check_inputs(problem.activations).items()}
+        self.inputs = inputs(problem, seed)
         self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(problem.batch.x.device)
         self.precision: Precision = "float32"
         self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none

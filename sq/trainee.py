@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sq import activations, hooks, layers
-from sq.adaptive import AdaptiveInput
-from sq.errors import SqError
-from sq.lsq import Input, check_inputs
+from sq.adaptive import AdaptiveInput, inputs
 from sq.projection import Weight
 from sq.sites import counterparts, lending
 from sq.statistics import relative_error
@@ -44,7 +42,7 @@ class Trainee:
             grid = problem.grid(layer.name, layers.weight(layer.module), problem.bits[layer.name])
             self.weights[layer.name] = Weight(layer, grid)
         self._holders = counterparts(problem.model, self.net)
-        self.inputs = _inputs(problem, adaptive, seed)
+        self.inputs = inputs(problem, seed if adaptive else None)
         self.quantizers = nn.ModuleList([*self.weights.values(), *self.inputs.values()]).to(problem.batch.x.device)
         self._seen: dict[str, int] = {}  # how many numbers a layer was fed, in the last pass
 
@@ -98,18 +96,3 @@ class Trainee:
             done[name] = QuantizedLayer(codes, grid, report)
         activations.attach(self.net, {name: own.grid() for name, own in self.inputs.items()})
         return QuantizedModel(self.net.eval().requires_grad_(False), done)
-
-
-def _inputs(problem: Problem, adaptive: bool, seed: int) -> dict[str, Input]:
-    if adaptive and not problem.activations:
-        raise SqError(
-            "adaptive steps are of inputs, which stay in full precision: set activation=mse, or quantizer=lsq"
-        )
-    grids = check_inputs(problem.activations)
-    if not adaptive:
-        return {name: Input(grid) for name, grid in grids.items()}
-    channels: dict[str, int] = {}
-    fed = {name: problem.model.net.get_submodule(name) for name in problem.activations}
-    with torch.no_grad(), hooks.feeding(fed, lambda name, _, x: channels.update({name: x.shape[1]})):
-        problem.model.net(problem.batch.x[:1])
-    return {name: AdaptiveInput(grid, channels[name], seed + i) for i, (name, grid) in enumerate(grids.items())}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,8 @@ from sq.console import say, track
 from sq.draws import seeded
 from sq.errors import SqError
 from sq.knobs import Count, NotNegative, Portion, Positive, Whole
-from sq.resume import Resume, Spent
+from sq.pace import Plain, spending
+from sq.resume import Resume
 from sq.samples import Batch
 from sq.trainee import Trainee
 
@@ -54,8 +54,10 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     mirror: bool,
     distill: Portion,
     temperature: Positive,
-) -> list[dict[str, Any]]:
-    """Train all that `trainee` has, in place; return the curves, one row an epoch.
+) -> dict[str, Any]:
+    """Train all that `trainee` has, in place; return the curves, one row an epoch, and what steps took.
+
+    Beside CPU seconds of a step are those of a step in full precision (`plain`), timed in between.
 
     Parameters
     ----------
@@ -79,28 +81,32 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
         raise SqError(f"{count} training images are fewer than a batch of {batch}: set quantizer.train.batch={count}")
     own = _Steps(trainee, images, batch, _Augment(move, mirror), _Loss(trainee, distill, temperature))
     optimizer, factors = _optimizer(trainee, images.batch.x[:batch], rate, momentum, decay)
-    total, rows = epochs * steps, kept.resume.rows
+    total, rows, spent = epochs * steps, kept.resume.rows, kept.resume.spent
+    plain = Plain(trainee.problem.model.net, total)
     first = kept.resume.begin(0, [optimizer]) or 0
-    began = read = time.perf_counter()
     trainee.net.train()
     for step in track(range(first, total), "training", total - first):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (1 + math.cos(math.pi * step / total)) / 2
-        optimizer.zero_grad()
-        loss, right = own.backward(*divmod(step, steps))
-        for parameter, factor in factors:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
-        optimizer.step()
+        x, y = own.images(*divmod(step, steps))
+        with spending(spent, "network"):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 + math.cos(math.pi * step / total)) / 2
+            optimizer.zero_grad()
+            loss, right = own.backward(x, y, *divmod(step, steps))
+            for parameter, factor in factors:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+            optimizer.step()
+        if plain.due(step):
+            plain.step(x, y)
         _count(rows, step // steps, loss / steps, 100 * right / steps)
         if step + 1 - first == TIMED and total > step + 1:
-            left = (time.perf_counter() - began) / TIMED * (total - step - 1)
+            left = spent.seconds["network"] / spent.steps * (total - step - 1)
             say(f"{epochs} epochs of {steps} steps: about {left / 60:.1f} minutes more")
         if (step + 1) % kept.every == 0 or step + 1 == total:
-            read = _spend(kept.resume.spent, read)
             kept.resume.save(0, step + 1, [optimizer])
     trainee.net.eval()
-    return rows
+    cpu = {"cpu_seconds_per_step": spent.cpu / max(spent.steps, 1), "plain_cpu_seconds_per_step": plain.cpu_seconds()}
+    return {"steps": total, "steps_before_interruption": kept.resume.before, **cpu, "curves": rows}
 
 
 @dataclass(frozen=True)
@@ -121,27 +127,30 @@ class _Steps:
     """One step: its images, and the gradients they leave."""
 
     trainee: Trainee
-    images: Images
+    given: Images
     batch: int
     augment: _Augment
     loss: _Loss
 
-    def backward(self, epoch: int, place: int) -> tuple[float, float]:
-        """Leave gradients of step `place` of an epoch; return the loss, and the share of right answers."""
-        x, y, seed = self.images.batch.x, self.images.batch.y, self.images.seed
+    def images(self, epoch: int, place: int) -> tuple[Tensor, Tensor]:
+        """Return the images of step `place` of an epoch, moved and mirrored, and their labels."""
+        x, y, seed = self.given.batch.x, self.given.batch.y, self.given.seed
         assert isinstance(y, Tensor)
         order = torch.randperm(len(x), generator=seeded(seed, epoch))
         index = order[place * self.batch :][: self.batch]
-        given = self.augment(x[index], self.images.black, seeded(seed, epoch, place))
+        return self.augment(x[index], self.given.black, seeded(seed, epoch, place)), y[index]
+
+    def backward(self, x: Tensor, y: Tensor, epoch: int, place: int) -> tuple[float, float]:
+        """Leave the gradients of one step; return the loss, and the share of right answers."""
         with torch.enable_grad(), self.trainee.computing():
-            loss, right = self.loss(self.trainee.net(given), y[index], given)
+            loss, right = self.loss(self.trainee.net(x), y, x)
             if not math.isfinite(float(loss.detach())):
                 raise SqError(
                     f"training: the loss is {float(loss.detach())} at step {place} of epoch {epoch}: lower "
                     "quantizer.train.rate, or check the training images; the last state that was kept stays"
                 )
             loss.backward()
-        return float(loss.detach()), right / len(index)
+        return float(loss.detach()), right / len(x)
 
 
 def _optimizer(
@@ -178,13 +187,6 @@ class _Loss:
             apart = F.kl_div(own, wanted, reduction="batchmean", log_target=True)
             loss = loss + self.share * self.temperature**2 * apart
         return loss, right
-
-
-def _spend(spent: Spent, began: float) -> float:
-    """Count the seconds since `began`; return the time now."""
-    now = time.perf_counter()
-    spent.seconds["network"] = spent.seconds.get("network", 0.0) + now - began
-    return now
 
 
 def _count(rows: list[dict[str, Any]], epoch: int, loss: float, top1: float) -> None:

@@ -156,6 +156,7 @@ class QuantizedModel:
     net: nn.Module
     layers: dict[str, QuantizedLayer]
     report: dict[str, Any] = field(default_factory=dict)  # of how it was learned, if it was; see `sq.quantizer.learned`
+    trained: bool = False  # on labels: not to be brought back to what full precision returns
 
     def digest(self) -> str:
         """Return a hash of all codes: equal digests mean identical quantized weights."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from sq import unfinished
+from sq import adaptive, unfinished
 from sq.errors import SqError
 from sq.kept import check_rows
-from sq.lsq import check_inputs
 from sq.reconstruct import Learn, check
 from sq.resume import Resume
 from sq.session import Session
@@ -27,8 +27,8 @@ def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -
 
     Raises
     ------
-    SqError : the network returns no tensor; a part of it no rows of each image; grids of inputs that are not uniform,
-        or of residual additions; see `sq.reconstruct.check`
+    SqError : the network returns no tensor; a part of it no rows of each image; see `sq.adaptive.check` and
+        `sq.reconstruct.check`
     """
     net, x = problem.model.net, problem.batch.x
     with torch.no_grad():
@@ -38,11 +38,16 @@ def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -
             f"{type(net).__name__} returns {type(made).__name__}: learned quantizers take networks that return one "
             "tensor, logits (images, classes) or raw predictions of a detector; choose quantizer=sensiquant"
         )
-    check_inputs(problem.activations)
+    adaptive.check(problem, _adapts(stages.values()))
     for setting, stage in stages.items():
         if stage is not None:
             check(setting, stage, len(x))
     check_rows(net, parts, x[:2])
+
+
+def _adapts(stages: Iterable[Learn | None]) -> bool:
+    """Tell whether steps of inputs are to adapt to the sample, in any of the stages."""
+    return any(getattr(one, "keywords", {}).get("rates", {}).get("adapter") for one in stages)
 
 
 def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any], every: int) -> Session:
@@ -53,7 +58,7 @@ def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any]
     own : settings of the method, `seed` and `hold` among them; they and those of its `stages` name the state
     every : steps between two writes of the state
     """
-    student = Student(problem, start, own["hold"])
+    student = Student(problem, start, own["hold"], own["seed"] if _adapts(stages) else None)
     settings = [own, *(getattr(one, "keywords", {}) for one in stages)]
     where = unfinished.place(problem, settings, student.values)
     return Session(student, Resume(student.values, where), len(problem.batch.x), own["seed"], every)

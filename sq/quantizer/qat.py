@@ -24,7 +24,7 @@ from sq.trainee import Trainee
 from sq.training import Images, Kept
 from sq.types import Problem, QuantizedModel
 
-Train = Callable[[Trainee, Images, Kept], list[dict[str, Any]]]
+Train = Callable[[Trainee, Images, Kept], dict[str, Any]]
 
 
 def quantize(
@@ -58,12 +58,12 @@ def quantize(
     values = nn.ModuleList([trainee.net, trainee.quantizers])
     where = unfinished.place(problem, settings, values)
     resume = Resume(values, where, dict(trainee.net.named_buffers()))
-    rows = train(trainee, Images(batch, black, seed), Kept(resume, checkpoint_every))
+    told = train(trainee, Images(batch, black, seed), Kept(resume, checkpoint_every))
     done = trainee.finish(resume.spent.seconds.get("network", 0.0))
     resume.done()
-    curves = [{"part": "network", **row} for row in rows]
-    report = {"trained": True, "images": len(batch.x), "seed": seed, "epochs": len(rows), "curves": curves}
-    return QuantizedModel(done.net, done.layers, report)
+    curves = [{"part": "network", **row} for row in told["curves"]]
+    report = {"images": len(batch.x), "seed": seed, "epochs": len(curves)} | told | {"curves": curves}
+    return QuantizedModel(done.net, done.layers, report, trained=True)
 
 
 def _training(problem: Problem, images: int | None, seed: int) -> Batch:

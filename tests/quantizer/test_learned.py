@@ -19,6 +19,7 @@ from sq.quantizer import eptq
 from sq.student import Student
 
 METHODS = ["eptq", "adaround", "brecq", "qdrop"]
+AT_ONCE = ["eptq", "asq_ptq"]  # all layers
 
 
 def same(one, other):
@@ -94,7 +95,7 @@ class _Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "asq_ptq"])
 def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, monkeypatch):
     net = residual()
     never = quantizer(name)(problem(net, activation_bits=4))
@@ -103,7 +104,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
 
     def stopping(self, number, *rest):
         steps.append((self.part.name, number))
-        if len(steps) == 9 * (1 if name == "eptq" else 2):  # in the second part of those that have parts
+        if len(steps) == 9 * (1 if name in AT_ONCE else 2):  # in the second part of those that have parts
             raise _Stop
         return step(self, number, *rest)
 
@@ -123,7 +124,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     assert steps[0] == (resumed[0], 5)  # after the last state that was written
     same(done, never)
     assert done.report["curves"] == never.report["curves"]
-    before = 5 if name == "eptq" else 17  # a stage of 12 steps, and 5 of the next
+    before = 5 if name in AT_ONCE else 17  # a stage of 12 steps, and 5 of the next
     assert (done.report["steps_before_interruption"], never.report["steps_before_interruption"]) == (before, 0)
     assert list((tmp_path / "unfinished").iterdir()) == []
 
