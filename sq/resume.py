@@ -42,7 +42,8 @@ class Spent:
     """What the steps so far took, whichever process took them; what was not kept when one ended is not counted."""
 
     steps: int = 0
-    cpu: float = 0.0  # seconds
+    cpu: float = 0.0  # seconds of steps
+    once: float = 0.0  # CPU seconds of what is no step
     seconds: dict[str, float] = field(default_factory=dict)  # by layer
 
 

@@ -46,11 +46,12 @@ class Session:
     def count(self, layers: list[str], steps: int) -> None:
         """Count what it took since the clocks were read last: `steps` of a part with `layers`, which share the time.
 
-        What is no step counts in their time alone.
+        What is no step counts in their time, and apart from steps in CPU seconds.
         """
         before, spent = self._read, self.resume.spent
         self.start()
+        cpu = self._read[1] - before[1]
         spent.steps += steps
-        spent.cpu += self._read[1] - before[1] if steps else 0.0
+        spent.cpu, spent.once = (spent.cpu + cpu, spent.once) if steps else (spent.cpu, spent.once + cpu)
         for name in layers:
             spent.seconds[name] = spent.seconds.get(name, 0.0) + (self._read[0] - before[0]) / len(layers)

@@ -105,7 +105,11 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
         if (step + 1) % kept.every == 0 or step + 1 == total:
             kept.resume.save(0, step + 1, [optimizer])
     trainee.net.eval()
-    cpu = {"cpu_seconds_per_step": spent.cpu / max(spent.steps, 1), "plain_cpu_seconds_per_step": plain.cpu_seconds()}
+    cpu = {
+        "cpu_seconds": spent.cpu,
+        "cpu_seconds_per_step": spent.cpu / max(spent.steps, 1),
+        "plain_cpu_seconds_per_step": plain.cpu_seconds(),
+    }
     return {"steps": total, "steps_before_interruption": kept.resume.before, **cpu, "curves": rows}
 
 

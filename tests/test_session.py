@@ -32,9 +32,10 @@ def test_layers_of_a_part_share_its_time_and_steps_add_up():
     assert spent.seconds["a"] > before + 0.019
 
 
-def test_what_is_no_step_counts_in_time_alone():
+def test_what_is_no_step_counts_apart():
     own, spent = spending()
     work()
     own.count(["a"], 0)
     assert (spent.steps, spent.cpu) == (0, 0.0)
     assert spent.seconds["a"] > 0.019
+    assert spent.once > 0.019

@@ -74,6 +74,7 @@ def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
     figures = {
         "steps": session.steps,
         "steps_before_interruption": resume.before,
+        "cpu_seconds": spent.cpu + spent.once,
         "cpu_seconds_per_step": spent.cpu / max(spent.steps, 1),
         "flipped": sum(layer.report["flipped"] for layer in done.layers.values()) / weights,
         "biases_moved": len(moved),

@@ -30,7 +30,7 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     """
     import pandas
 
-    told = {r["key"]: r["learning"] for r in records if "learning" in r}
+    told = _told(records)
     lines = []
     for row in rows:
         own = [told[key] for key in row["keys"] if key in told]
@@ -52,15 +52,25 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
 
 def figures(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:
     """Yield the figure of accuracy against time, if something was learned."""
-    learned = {r["key"] for r in records if "learning" in r}
-    if any(key in learned for row in rows for key in row["keys"]):
-        yield "time", against_time(rows)
+    told = _told(records)
+    if any(key in told for row in rows for key in row["keys"]):
+        yield "time", against_time(rows, told)
 
 
-def against_time(rows: list[Row]) -> Figure:
-    """Draw accuracy against solve time, a panel for each network and bits and a line for each method, bars for seeds.
+def _told(records: list[Record]) -> dict[str, dict[str, Any]]:
+    """Return what records say of learning, by their keys."""
+    return {r["key"]: r["learning"] for r in records if "learning" in r}
 
-    A line joins the runs of one method that differ in their steps. What else differs in a panel is in its name.
+
+def against_time(rows: list[Row], told: dict[str, dict[str, Any]]) -> Figure:
+    """Draw accuracy against time, a panel for each network and bits and a line for each method, bars for seeds.
+
+    A line joins the runs of one method that differ in their steps. What else differs in a panel is in its name. Time
+    is that of the CPU where something is learned, which other work on a machine does not stretch; else solve time.
+
+    Parameters
+    ----------
+    told : what records say of learning, by their keys
     """
     plt = pyplot()
     settings: dict[str, list[Row]] = {}
@@ -77,11 +87,13 @@ def against_time(rows: list[Row]) -> Figure:
             axis.set_axis_off()
         for axis, (setting, lines) in zip(axes.flat, panels.items(), strict=False):
             for name in (name for name in lines if name in names):
-                own = sorted(lines[name], key=_seconds)
-                line(axis, [*map(_seconds, own)], [row["score"] for row in own], names.index(name), name)
+                own = sorted(lines[name], key=lambda row: _seconds(row, told))
+                line(axis, [_seconds(row, told) for row in own], [row["score"] for row in own], names.index(name), name)
             full = [s + d for own in lines.values() for r in own for s, d in zip(r["score"], r["drop"], strict=True)]
             axis.axhline(statistics.fmean(full), color="0.4", linewidth=0.8, label=FULL)
-            axis.set(xlabel="solve time (s), all layers", ylabel=HEADLINES[rows[0]["headline"]][0], xscale="log")
+            axis.set(
+                xlabel="CPU time of learning, or solve time (s)", ylabel=HEADLINES[rows[0]["headline"]][0], xscale="log"
+            )
             axis.set_title(setting, fontsize=8, loc="left")
             plain_decades(axis.xaxis)
         legend(figure, axes, 4)
@@ -111,8 +123,12 @@ def _lines(rows: list[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _seconds(row: Row) -> float:
-    return statistics.fmean(row["solve_seconds"])
+def _seconds(row: Row, told: dict[str, dict[str, Any]]) -> float:
+    own = [told[key] for key in row["keys"] if key in told]
+    if not own or not all("cpu_seconds_per_step" in r for r in own):
+        return statistics.fmean(row["solve_seconds"])
+    # Records from before the sum was kept have that of steps alone.
+    return statistics.fmean(r.get("cpu_seconds", r["steps"] * r["cpu_seconds_per_step"]) for r in own)
 
 
 def _mean(own: list[dict[str, Any]], what: str, form: str) -> str:

@@ -63,3 +63,25 @@ def test_bits_have_panels_and_settings_that_differ_have_lines():
     assert {bar.get_label() for bar in first.containers} == {"eptq", "rtn fold=False", "rtn fold=True"}
     assert {bar.get_label() for bar in second.containers} == {"rtn fold=False", "rtn fold=True"}
     style.pyplot().close(figure)
+
+
+def test_time_is_that_of_the_cpu_where_something_was_learned():
+    records = [learned("eptq", 10, 4.0), record("rtn", seconds=0.5)]
+    records[0]["results"]["solve_seconds"] = 9.0
+    for told, wanted in (({}, 4.0), ({"cpu_seconds": 5.0}, 5.0)):
+        records[0]["learning"] |= told
+        ((_, figure),) = learning.figures(table.rows(records), records)
+        drawn = {bar.get_label(): bar.lines[0].get_xdata().tolist() for bar in figure.axes[0].containers}
+        assert drawn == {"eptq": [wanted], "rtn": [0.5]}
+        style.pyplot().close(figure)
+
+
+def test_steps_stand_beside_those_of_full_precision_in_the_same_run():
+    records = [learned("lsq", 10, 2.0), learned("lsq", 10, 4.0, seed=1)]
+    for own, plain in zip(records, (0.1, 0.4), strict=True):
+        own["learning"]["plain_cpu_seconds_per_step"] = plain
+    (line,) = learning.table(table.rows(records), records).to_dict("records")
+    assert line["x full precision"] == "1.50"  # of 2 and 1: each in its own run
+    del records[0]["learning"]["plain_cpu_seconds_per_step"]
+    (line,) = learning.table(table.rows(records), records).to_dict("records")
+    assert line["x full precision"] == "-"
