@@ -34,10 +34,7 @@ def load(where: Destination) -> Any:
     """
     # Tables wait here for `wandb sync`; by default they would wait in the user's home.
     os.environ.setdefault("WANDB_DATA_DIR", str(Path(where.dir).absolute()))
-    try:
-        import wandb
-    except ImportError as error:
-        raise SqError(f"W&B's client cannot be loaded ({error}): python -m pip install 'wandb>=0.30'") from error
+    wandb = module()
     _end_with_us()
     if where.mode == "online":
         quiet = wandb.Settings(silent=True)  # for what is asked before a run begins
@@ -45,6 +42,20 @@ def load(where: Destination) -> Any:
             within(lambda: wandb.setup(quiet), START)
         except TimeoutError as error:
             raise SqError(f"W&B's service does not begin: {error}; upload with --mode offline") from error
+    return wandb
+
+
+def module() -> Any:
+    """Return W&B's module as it is.
+
+    Raises
+    ------
+    SqError : there is none
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise SqError(f"W&B's client cannot be loaded ({error}): python -m pip install 'wandb>=0.30'") from error
     return wandb
 
 

@@ -57,20 +57,20 @@ def upload(options: argparse.Namespace) -> bool:
     ------
     SqError : there are no records, or none can be uploaded
     """
-    from sq.tracker import wandb as client
+    from sq.tracker import wandb as adapter
 
     name = options.name
     found = tracked.read(record.folder(name, options.results))
     if not found.records and not found.damaged:
         raise SqError(f"no records in {options.results / name}: run the experiment first")
     where = destination(options, list(found.records.values()))
-    place = client.place(where)
+    place = adapter.place(where)
     ledger = Ledger(options.outputs / "tracked" / f"{name}.json", place)
     items = found.items()
     todo = [item for item in items if options.force or not ledger.has(item.id, item.digest)]
     failed = list(found.damaged.values())
     if todo:
-        client.check(where)
+        adapter.check(where)
         time_told = f", about {durations.words(len(todo) * ledger.seconds)} by the last time" if ledger.seconds else ""
         say(f"{name}: {len(todo)} of {len(items)} to upload to {place} (records, and a summary){time_told}")
         failed += _send(todo, where, ledger)
@@ -108,14 +108,14 @@ def destination(options: argparse.Namespace, records: Sequence[Record]) -> Desti
 
 def _send(todo: Sequence[Item], where: Destination, ledger: Ledger) -> list[str]:
     """Send every item and note it; return a line for each that was not sent."""
-    from sq.tracker import wandb as client
+    from sq.tracker import wandb as adapter
 
     failed: list[str] = []
     sent, start = 0, time.monotonic()
     try:
         for number, item in enumerate(track(todo, "uploading", len(todo))):
             try:
-                client.upload(item.draw(), where)
+                adapter.upload(item.draw(), where)
             except Exception as error:  # a record without what a page needs, too
                 failed.append(f"{item.id}: {one_line(error)}")
                 if lost := _lost(where):
@@ -133,10 +133,10 @@ def _send(todo: Sequence[Item], where: Destination, ledger: Ledger) -> list[str]
 
 def _lost(where: Destination) -> str:
     """Return why nothing more can be uploaded, "" if it can: what failed was one record's own matter."""
-    from sq.tracker import wandb as client
+    from sq.tracker import wandb as adapter
 
     try:
-        client.check(where)
+        adapter.check(where)
     except SqError as error:
         return str(error)
     return ""

@@ -250,7 +250,7 @@ def test_families_do_not_import_each_other(file):
 @pytest.mark.parametrize(
     ("package", "home"),
     [
-        ("wandb", "sq/tracker/wandb.py"),
+        ("wandb", "sq/client.py"),
         ("timm", ("sq/model", "sq/bench/sources.py", "sq/transforms.py", "sq/dataset/image_folder.py")),
         ("brevitas", "sq/solver/brevitas_gptq.py"),
         ("model_compression_toolkit", "sq/quantizer/mct_gptq.py"),

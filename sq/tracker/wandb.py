@@ -149,9 +149,9 @@ def _start(page: Page, where: Destination) -> Any:
 
 def _finish(run: Any, page: Page, begun: dict[str, Any] | None = None) -> None:
     """Send what is known when a run ends, and its config again if it is not the one it has `begun` with."""
-    import wandb
     from PIL import Image
 
+    wandb = client.module()
     try:
         if begun is not None and begun != page.config:
             run.config.update(page.config, allow_val_change=True)
