@@ -21,6 +21,7 @@ SETTINGS: dict[str, Any] = {
     "quantizer.then.precision": "float32",
     "quantizer.learn.rates.adapter": 0.0,
     "quantizer.then.rates.adapter": 0.0,
+    "quantizer.train.crop": None,
 }
 
 

@@ -14,21 +14,21 @@ from sq import augment
 from sq.console import say, track
 from sq.draws import seeded
 from sq.errors import SqError
+from sq.feed import Crop, choose
 from sq.knobs import Count, NotNegative, Portion, Positive, Whole
 from sq.pace import Plain, spending
 from sq.resume import Resume
-from sq.samples import Batch
 from sq.trainee import Trainee
+from sq.types import Model
 
 TIMED = 3  # steps after which what is left is told
 
 
 @dataclass(frozen=True)
-class Images:
-    """Training images in memory, what black is for the network, and the seed of their order and of what is drawn."""
+class Wanted:
+    """How many images of the training split, None for all, and the seed of all that is drawn of them."""
 
-    batch: Batch
-    black: Tensor  # (C,)
+    images: int | None
     seed: int
 
 
@@ -42,7 +42,7 @@ class Kept:
 
 def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     trainee: Trainee,
-    images: Images,
+    wanted: Wanted,
     kept: Kept,
     *,
     epochs: Whole,
@@ -50,6 +50,7 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     rate: Positive,
     momentum: Portion,
     decay: NotNegative,
+    crop: Crop | None,
     move: Whole,
     mirror: bool,
     distill: Portion,
@@ -66,6 +67,8 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     batch : images in a step
     rate : learning rate at first, which falls to 0 as a cosine
     momentum, decay : of SGD; steps of grids do not decay
+    crop : least and largest share of an image that is taken at random and resized, images being read anew each epoch
+        (ImageNet); None reads them once, whole, and keeps them in memory
     move : pixels that an image is moved by at most, each way
     mirror : half of the images are turned left to right
     distill : share of the loss that is the divergence from full precision's answers, the rest is cross-entropy
@@ -73,20 +76,23 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
 
     Raises
     ------
-    SqError : fewer images than a batch; a loss that is NaN or infinite: step and epoch are named
+    SqError : fewer images than a batch, see `sq.feed.choose`; a loss that is NaN or infinite: step and epoch are named
     """
-    steps = len(images.batch.x) // batch
+    feed = choose(trainee.problem, wanted.images, crop, wanted.seed)
+    steps = feed.count // batch
     if not steps:
-        count = len(images.batch.x)
-        raise SqError(f"{count} training images are fewer than a batch of {batch}: set quantizer.train.batch={count}")
-    own = _Steps(trainee, images, batch, _Augment(move, mirror), _Loss(trainee, distill, temperature))
-    optimizer, factors = _optimizer(trainee, images.batch.x[:batch], rate, momentum, decay)
+        raise SqError(
+            f"{feed.count} training images are fewer than a batch of {batch}: set quantizer.train.batch={feed.count}"
+        )
+    own = _Steps(trainee, _Augment(trainee.problem.model, move, mirror), _Loss(trainee, distill, temperature))
+    optimizer, factors = _optimizer(trainee, batch, rate, momentum, decay)
     total, rows, spent = epochs * steps, kept.resume.rows, kept.resume.spent
     plain = Plain(trainee.problem.model.net, total)
     first = kept.resume.begin(0, [optimizer]) or 0
     trainee.net.train()
-    for step in track(range(first, total), "training", total - first):
-        x, y = own.images(*divmod(step, steps))
+    given = feed.steps(batch, first, total)
+    for step, (x, y) in track(enumerate(given, first), "training", total - first):
+        x = own.augment(x, seeded(wanted.seed, *divmod(step, steps)))
         with spending(spent, "network"):
             for group in optimizer.param_groups:
                 group["lr"] = rate * (1 + math.cos(math.pi * step / total)) / 2
@@ -110,39 +116,36 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
         "cpu_seconds_per_step": spent.cpu / max(spent.steps, 1),
         "plain_cpu_seconds_per_step": plain.cpu_seconds(),
     }
-    return {"steps": total, "steps_before_interruption": kept.resume.before, **cpu, "curves": rows}
+    return {
+        "images": feed.count,
+        "steps": total,
+        "steps_before_interruption": kept.resume.before,
+        **cpu,
+        "curves": rows,
+    }
 
 
-@dataclass(frozen=True)
 class _Augment:
     """What is done to the images of a step."""
 
-    move: int
-    mirror: bool
+    def __init__(self, model: Model, move: int, mirror: bool):
+        lowest = model.span[0]
+        self.move, self.mirror = move, mirror
+        self.black = torch.tensor(lowest if len(lowest) > 1 else lowest * model.input[0])
 
-    def __call__(self, x: Tensor, black: Tensor, draw: torch.Generator) -> Tensor:
-        x = augment.move(x, self.move, black, draw) if self.move else x
+    def __call__(self, x: Tensor, draw: torch.Generator) -> Tensor:
+        x = augment.move(x, self.move, self.black, draw) if self.move else x
         x = augment.mirror(x, draw) if self.mirror else x
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """One step: its images, and the gradients they leave."""
+    """One step: what is done to its images, and the gradients they leave."""
 
     trainee: Trainee
-    given: Images
-    batch: int
     augment: _Augment
     loss: _Loss
-
-    def images(self, epoch: int, place: int) -> tuple[Tensor, Tensor]:
-        """Return the images of step `place` of an epoch, moved and mirrored, and their labels."""
-        x, y, seed = self.given.batch.x, self.given.batch.y, self.given.seed
-        assert isinstance(y, Tensor)
-        order = torch.randperm(len(x), generator=seeded(seed, epoch))
-        index = order[place * self.batch :][: self.batch]
-        return self.augment(x[index], self.given.black, seeded(seed, epoch, place)), y[index]
 
     def backward(self, x: Tensor, y: Tensor, epoch: int, place: int) -> tuple[float, float]:
         """Leave the gradients of one step; return the loss, and the share of right answers."""
@@ -158,11 +161,14 @@ class _Steps:
 
 
 def _optimizer(
-    trainee: Trainee, x: Tensor, rate: float, momentum: float, decay: float
+    trainee: Trainee, batch: int, rate: float, momentum: float, decay: float
 ) -> tuple[torch.optim.Optimizer, list[tuple[nn.Parameter, float]]]:
     """Return SGD over all that is trained, and what some gradients are multiplied with."""
+    x = trainee.problem.batch.x
     with torch.no_grad(), trainee.computing():
-        trainee.net(x)  # in eval mode yet: it counts what layers are fed, and leaves BatchNorm alone
+        trainee.net(
+            x[torch.arange(batch) % len(x)]
+        )  # in eval mode yet: it counts what layers are fed, and leaves BatchNorm alone
     groups = trainee.groups()
     parts = [
         {"params": [p for p, _, decays in groups if decays is wanted], "weight_decay": decay if wanted else 0.0}

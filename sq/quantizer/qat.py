@@ -7,24 +7,18 @@ Weights take any grid: on one of levels (POST) this is the published ASQ & POST.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sq import images as reading
 from sq import unfinished
-from sq.errors import SqError
-from sq.evaluation import to
 from sq.knobs import Count, Whole
 from sq.resume import Resume
-from sq.samples import Batch
 from sq.trainee import Trainee
-from sq.training import Images, Kept
+from sq.training import Kept, Wanted
 from sq.types import Problem, QuantizedModel
 
-Train = Callable[[Trainee, Images, Kept], dict[str, Any]]
+Train = Callable[[Trainee, Wanted, Kept], dict[str, Any]]
 
 
 def quantize(
@@ -42,7 +36,7 @@ def quantize(
 
     Raises
     ------
-    SqError : no training images, or without labels; see `sq.trainee` and `train`
+    SqError : see `sq.trainee` and `train`
 
     Source
     ------
@@ -50,31 +44,14 @@ def quantize(
     Network Quantization via Learnable Adaptive Modules (ASQ), arXiv 2504.17263. Steps start at the grids fitted to
     weights and calibration images: our reading.
     """
-    batch = _training(problem, images, seed)
     trainee = Trainee(problem, adaptive, seed)
-    lowest = problem.model.span[0]
-    black = torch.tensor(lowest if len(lowest) > 1 else lowest * batch.x.shape[1])
     settings = [adaptive, images, seed, getattr(train, "keywords", {})]
     values = nn.ModuleList([trainee.net, trainee.quantizers])
     where = unfinished.place(problem, settings, values)
     resume = Resume(values, where, dict(trainee.net.named_buffers()))
-    told = train(trainee, Images(batch, black, seed), Kept(resume, checkpoint_every))
+    told = train(trainee, Wanted(images, seed), Kept(resume, checkpoint_every))
     done = trainee.finish(resume.spent.seconds.get("network", 0.0))
     resume.done()
     curves = [{"part": "network", **row} for row in told["curves"]]
-    report = {"images": len(batch.x), "seed": seed, "epochs": len(curves)} | told | {"curves": curves}
+    report = {"seed": seed, "epochs": len(curves)} | told | {"curves": curves}
     return QuantizedModel(done.net, done.layers, report, trained=True)
-
-
-def _training(problem: Problem, images: int | None, seed: int) -> Batch:
-    """Return the training images to take, in memory."""
-    split = problem.train
-    if split is None or not split.ids:
-        raise SqError("there are no training images: choose a dataset with a training split, or quantizer=eptq")
-    if not isinstance(split.y, Tensor) or int(split.y.min()) < 0:
-        raise SqError("training takes images with labels, of classes: choose quantizer=eptq for this dataset")
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(split.ids), generator=generator)[: images or None].sort().values.tolist()
-    batch, device = reading.load(split, chosen, problem.model.prepare, "training images"), problem.batch.x.device
-    assert isinstance(batch.y, Tensor)
-    return replace(batch, x=to(batch.x, device), y=batch.y.to(device))

@@ -16,7 +16,7 @@ from sq.quantizer import qat
 from sq.resume import Resume
 from sq.samples import Images
 from sq.trainee import Trainee
-from sq.training import Kept, train
+from sq.training import Kept, Wanted, train
 
 RECIPE = {
     "epochs": 2,
@@ -24,6 +24,7 @@ RECIPE = {
     "rate": 0.05,
     "momentum": 0.9,
     "decay": 0.0,
+    "crop": None,
     "move": 0,
     "mirror": False,
     "distill": 0.0,
@@ -97,8 +98,7 @@ def test_adaptive_steps_start_where_fixed_ones_are_and_go_their_own_way():
 def test_what_comes_out_is_what_was_trained(adaptive):
     what = given()
     own = Trainee(what, adaptive, seed=0)
-    images = qat.Images(qat._training(what, None, 0), torch.zeros(2), 0)
-    train(own, images, Kept(Resume(own.quantizers, None), 5), **RECIPE)
+    train(own, Wanted(None, 0), Kept(Resume(own.quantizers, None), 5), **RECIPE)
     with torch.no_grad(), own.computing():
         wanted = own.net(what.batch.x)
     made = own.finish(seconds=3.0)
