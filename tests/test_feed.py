@@ -104,7 +104,7 @@ def test_images_that_cannot_be_read_are_named_or_left_out():
 
     own = stream()
     own.split = replace(own.split, read=broken)
-    with pytest.raises(SqError, match=r"1 of 10 images cannot be read \(3: truncated\)"):
+    with pytest.raises(SqError, match=r"1 of 10 images cannot be read \(3: OSError: truncated\)"):
         list(own.steps(5, 0, 2))
     own.split = replace(own.split, skip_corrupt=True)
     assert sorted(len(x) for x, _ in own.steps(5, 0, 2)) == [4, 5]
