@@ -13,12 +13,14 @@ from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from sq.report.table import Row
 
 STEPS = "iterations="  # of a method's name: what its line goes along
 ACROSS = 3  # panels in a row
+FAR = 4  # times what the median loses: farther below full precision nothing is drawn
 PANEL = (*NETWORK, "bits", ACTIVATION)  # labels that have a panel to themselves
 
 
@@ -89,15 +91,32 @@ def against_time(rows: list[Row], told: dict[str, dict[str, Any]]) -> Figure:
             for name in (name for name in lines if name in names):
                 own = sorted(lines[name], key=lambda row: _seconds(row, told))
                 line(axis, [_seconds(row, told) for row in own], [row["score"] for row in own], names.index(name), name)
-            full = [s + d for own in lines.values() for r in own for s, d in zip(r["score"], r["drop"], strict=True)]
+            shown = [row for name, own in lines.items() if name in names for row in own]
+            full = [s + d for row in shown for s, d in zip(row["score"], row["drop"], strict=True)]
             axis.axhline(statistics.fmean(full), color="0.4", linewidth=0.8, label=FULL)
             axis.set(
                 xlabel="CPU time of learning, or solve time (s)", ylabel=HEADLINES[rows[0]["headline"]][0], xscale="log"
             )
+            _floor(axis, shown, told)
             axis.set_title(setting, fontsize=8, loc="left")
             plain_decades(axis.xaxis)
         legend(figure, axes, 4)
     return figure
+
+
+def _floor(axis: Axes, rows: list[Row], told: dict[str, dict[str, Any]]) -> None:
+    """Cut off what lies far below most, so that they can be told apart; a figure at the edge says where it is."""
+    drops = [statistics.fmean(row["drop"]) for row in rows]
+    full = statistics.fmean(statistics.fmean(row["score"]) + drop for row, drop in zip(rows, drops, strict=True))
+    least = full - FAR * max(1.0, statistics.median(drops))
+    if all(full - drop >= least for drop in drops):
+        return
+    most = max(full, *(full - drop for drop in drops))
+    axis.set_ylim(least, most + 0.1 * (most - least))
+    for row, drop in zip(rows, drops, strict=True):
+        if full - drop < least:
+            place = (_seconds(row, told), least)
+            axis.annotate(f"{full - drop:.0f} ↓", place, (0, 2), textcoords="offset points", ha="center", fontsize=7)
 
 
 def _setting(labels: dict[str, Any]) -> str:

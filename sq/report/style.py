@@ -20,6 +20,7 @@ DASHES = ("-", "--", "-.", ":")
 MOST = 2 * len(MARKERS)  # lines in one panel: beyond it two would have the same marker
 PNG_DPI = 150
 FULL = "full precision"  # the name of its line
+NAME, LETTER = 0.62, 0.062  # inches of a legend's line and of one letter of its name
 PLACES = 6  # of a position in a figure, in its sizes: a hundredth of a thousandth of an inch
 STYLE = {
     "font.size": 9,
@@ -54,13 +55,18 @@ def line(axes: Axes, x: list[float], y: list[list[float]], index: int, name: str
 
 
 def legend(figure: Figure, axes: Any, across: int) -> None:
-    """Put the names of all panels' lines below them, each once, `across` in a row, full precision last."""
+    """Put the names of all panels' lines below them, each once, full precision last.
+
+    `across` of them stand in a row, or as many as the figure is wide enough for.
+    """
     lines: dict[str, Any] = {}
     for panel in axes.flat:
         lines |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     names = sorted(lines, key=lambda name: name == FULL)
     handles = [lines[name] for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(across, len(names)), frameon=False, fontsize=8)
+    widest = NAME + LETTER * max(map(len, names))
+    columns = max(1, min(across, len(names), int(figure.get_figwidth() / widest)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

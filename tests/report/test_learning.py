@@ -1,3 +1,4 @@
+import pytest
 from test_table import record
 
 from sq.report import learning, style, table
@@ -85,3 +86,29 @@ def test_steps_stand_beside_those_of_full_precision_in_the_same_run():
     del records[0]["learning"]["plain_cpu_seconds_per_step"]
     (line,) = learning.table(table.rows(records), records).to_dict("records")
     assert line["x full precision"] == "-"
+
+
+def test_what_lies_far_below_is_said_at_the_edge():
+    records = [learned("eptq", 10, 1.0), learned("qdrop", 10, 2.0), record("rtn", seconds=0.5)]
+    for own, lost in zip(records, (1.0, 2.0, 60.0), strict=True):
+        own["results"] |= {"top1": 91.0 - lost, "drop": lost}
+    ((_, figure),) = learning.figures(table.rows(records), records)
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert (low, 91 < high < 93) == (pytest.approx(91 - 4 * 2), True)
+    assert [text.get_text() for text in axes.texts] == ["31 ↓"]
+    style.pyplot().close(figure)
+
+
+def test_names_stand_in_as_many_columns_as_there_is_room_for():
+    plt = style.pyplot()
+    for letters, wanted in ((3, 4), (40, 1)):
+        figure, axes = plt.subplots(1, 1, figsize=(4, 3), squeeze=False, layout="constrained")
+        for i in range(5):
+            axes[0, 0].plot([0, 1], [0, i], label=str(i) * letters)
+        style.legend(figure, axes, 4)
+        (made,) = figure.legends
+        assert made._ncols == wanted
+        figure.canvas.draw()
+        assert made.get_window_extent().x0 >= 0
+        plt.close(figure)
