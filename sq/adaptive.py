@@ -11,18 +11,16 @@ review of the paper goes back by s alone, which would make the output's scale wr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, layers
 from sq.errors import SqError
-from sq.lsq import Input, check_inputs
+from sq.lsq import Input
 from sq.schedule import Mix
-from sq.types import Problem
 from sq.uniform import UniformGrid
 
 NARROW = 8  # channels below which there is no hidden layer
@@ -89,7 +87,11 @@ class AdaptiveGrid:
 
     def parameters(self) -> int:
         """Return how many numbers describe the grid, those of the adapter among them."""
-        return self.grid.parameters() + sum(own.numel() for own in self.adapter.parameters())
+        return self.grid.parameters() + self.learned()
+
+    def learned(self) -> int:
+        """Return how many numbers the adapter has."""
+        return sum(own.numel() for own in self.adapter.parameters())
 
     def nearest(self, x: Tensor) -> Tensor:
         """Return the nearest value to each of `x` (B, C, ...), of its sample's grid."""
@@ -172,45 +174,6 @@ def _spread(scale: Tensor, x: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (x.ndim - 1))
 
 
-def check(problem: Problem, adapts: bool) -> dict[str, UniformGrid]:
-    """Return the grids of inputs, if they can be learned: their steps, or what `adapts` them to the sample.
-
-    Raises
-    ------
-    SqError : inputs are in full precision, and steps are to adapt; see `sq.lsq.check_inputs`
-    """
-    if adapts and not problem.activations:
-        raise SqError(
-            "adaptive steps are of inputs, which stay in full precision: set activation=mse, or choose a quantizer "
-            "without adapters"
-        )
-    return check_inputs(problem.activations)
-
-
-def inputs(problem: Problem, seed: int | None) -> dict[str, Input]:
-    """Return a quantizer of each input that has a grid, by layer name.
-
-    Parameters
-    ----------
-    problem : one image is passed through its network, to see the channels
-    seed : of adapters; None has none, and steps are one number
-
-    Raises
-    ------
-    SqError : see `check`
-    """
-    grids = check(problem, seed is not None)
-    if seed is None:
-        return {name: Input(grid) for name, grid in grids.items()}
-    modules = {name: problem.model.net.get_submodule(name) for name in grids}
-    widths: dict[str, int] = {}
-
-    def see(name: str, module: nn.Module, x: Tensor) -> None:
-        widths[name] = layers.channels(module, x)
-
-    with torch.no_grad(), hooks.feeding(modules, see):
-        problem.model.net(problem.batch.x[:1])
-    return {
-        name: AdaptiveInput(grid, Adapter(widths[name], seed + i, layers.channel_axis(modules[name])))
-        for i, (name, grid) in enumerate(grids.items())
-    }
+def learned(grids: Iterable[object]) -> int:
+    """Return how many numbers the adapters among `grids` have."""
+    return sum(grid.learned() for grid in grids if isinstance(grid, AdaptiveGrid))

@@ -16,7 +16,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from sq import activations, hooks, layers
-from sq.adaptive import inputs
+from sq.adapters import inputs
 from sq.rounding import Forward, Rounding
 from sq.schedule import Mix
 from sq.sites import counterparts, lending

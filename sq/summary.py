@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sq import activations, adaptive
 from sq.costs import Cost, Rows, Widths
 from sq.evaluation import Measured
 from sq.resources import FLOAT, beside, bops, code_bits, numbers, weight_bytes
@@ -18,8 +19,9 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
 
     Sizes are of the network as it would be stored: codes in as many whole bits as their levels need (one more than
     the grid's bits where it has 2^bits + 1), grid parameters, tables of levels included, and every other parameter in
-    32 bits. BOPs are multiply-accumulates times weight bits times activation bits, per image, of every layer sq knows:
-    those left in full precision count 32 times 32. Bits, there and in means, are those the grid was asked for.
+    32 bits, adapters of inputs as well (`adapter_bytes`, where there are any). BOPs are multiply-accumulates times
+    weight bits times activation bits, per image, of every layer sq knows: those left in full precision count 32 times
+    32. Bits, there and in means, are those the grid was asked for.
 
     Parameters
     ----------
@@ -45,6 +47,8 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
         "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),
     }
+    if adapters := adaptive.learned(activations.attached(quantized.net).values()) * FLOAT // 8:
+        results |= {"adapter_bytes": adapters, "bytes": results["bytes"] + adapters}
     return {
         "results": results,
         "layers": layers,

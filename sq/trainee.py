@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sq import activations, hooks, layers
-from sq.adaptive import AdaptiveInput, inputs
+from sq.adapters import inputs
+from sq.adaptive import AdaptiveInput
 from sq.projection import Weight
 from sq.sites import counterparts, lending
 from sq.statistics import relative_error

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sq import adaptive, unfinished
+from sq import adapters, unfinished
 from sq.errors import SqError
 from sq.kept import check_rows
 from sq.reconstruct import Learn, check
@@ -27,7 +27,7 @@ def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -
 
     Raises
     ------
-    SqError : the network returns no tensor; a part of it no rows of each image; see `sq.adaptive.check` and
+    SqError : the network returns no tensor; a part of it no rows of each image; see `sq.adapters.check` and
         `sq.reconstruct.check`
     """
     net, x = problem.model.net, problem.batch.x
@@ -38,7 +38,7 @@ def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -
             f"{type(net).__name__} returns {type(made).__name__}: learned quantizers take networks that return one "
             "tensor, logits (images, classes) or raw predictions of a detector; choose quantizer=sensiquant"
         )
-    adaptive.check(problem, _adapts(stages.values()))
+    adapters.check(problem, _adapts(stages.values()))
     for setting, stage in stages.items():
         if stage is not None:
             check(setting, stage, len(x))

@@ -13,6 +13,7 @@ from sq.adaptive import Adapter, AdaptiveGrid
 from sq.build import build
 from sq.errors import SqError
 from sq.student import Student
+from sq.summary import summarise
 
 
 def uneven(given):
@@ -93,3 +94,18 @@ def test_inputs_in_full_precision_are_refused_before_anything_is_solved(monkeypa
     monkeypatch.setattr("sq.quantizer.eptq.begin", lambda *_, **__: pytest.fail("solved"))
     with pytest.raises(SqError, match="adaptive steps are of inputs, which stay in full precision: set activation="):
         quantizer("asq_ptq")(problem(residual()))
+
+
+def test_adapters_are_counted_in_bytes():
+    given = problem(residual(), activation_bits=4)
+    sizes = {
+        name: summarise(given.model, given, make(given))["results"]
+        for name, make in {
+            "with": quantizer("asq_ptq", "learn.iterations=1"),
+            "without": quantizer("asq_ptq", "learn.iterations=1", "learn.rates.adapter=0.0"),
+        }.items()
+    }
+    # Inputs of 2 and 4 channels have a single layer, one of 64 a hidden one of 16.
+    wanted = 4 * ((2 + 1) + 4 * (4 + 1) + (64 * 16 + 16) + (16 + 1))
+    assert sizes["with"]["adapter_bytes"] == sizes["with"]["bytes"] - sizes["without"]["bytes"] == wanted
+    assert "adapter_bytes" not in sizes["without"]

@@ -1,0 +1,57 @@
+"""The quantizers of what layers are fed, of a whole problem: with steps that adapt to the sample, or without."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sq import hooks, layers
+from sq.adaptive import Adapter, AdaptiveInput
+from sq.errors import SqError
+from sq.lsq import Input, check_inputs
+from sq.types import Problem
+from sq.uniform import UniformGrid
+
+
+def check(problem: Problem, adapts: bool) -> dict[str, UniformGrid]:
+    """Return the grids of inputs, if they can be learned: their steps, or what `adapts` them to the sample.
+
+    Raises
+    ------
+    SqError : inputs are in full precision, and steps are to adapt; see `sq.lsq.check_inputs`
+    """
+    if adapts and not problem.activations:
+        raise SqError(
+            "adaptive steps are of inputs, which stay in full precision: set activation=mse, or choose a quantizer "
+            "without adapters"
+        )
+    return check_inputs(problem.activations)
+
+
+def inputs(problem: Problem, seed: int | None) -> dict[str, Input]:
+    """Return a quantizer of each input that has a grid, by layer name.
+
+    Parameters
+    ----------
+    problem : one image is passed through its network, to see the channels
+    seed : of adapters; None has none, and steps are one number
+
+    Raises
+    ------
+    SqError : see `check`
+    """
+    grids = check(problem, seed is not None)
+    if seed is None:
+        return {name: Input(grid) for name, grid in grids.items()}
+    modules = {name: problem.model.net.get_submodule(name) for name in grids}
+    widths: dict[str, int] = {}
+
+    def see(name: str, module: nn.Module, x: Tensor) -> None:
+        widths[name] = layers.channels(module, x)
+
+    with torch.no_grad(), hooks.feeding(modules, see):
+        problem.model.net(problem.batch.x[:1])
+    return {
+        name: AdaptiveInput(grid, Adapter(widths[name], seed + i, layers.channel_axis(modules[name])))
+        for i, (name, grid) in enumerate(grids.items())
+    }
