@@ -110,6 +110,12 @@ def attach(net: nn.Module, grids: dict[str, Grid]) -> None:
     net.forward = Quantized(net.forward, "forward" in net.__dict__, dict(grids))
 
 
+def attached(net: nn.Module) -> dict[str, Grid]:
+    """Return the grids of operands of additions by name, as `attach` left them."""
+    forward = net.__dict__.get("forward")
+    return dict(forward.grids) if isinstance(forward, Quantized) else {}
+
+
 def detach(net: nn.Module) -> None:
     """Undo `attach`, if it was."""
     if isinstance(forward := net.__dict__.get("forward"), Quantized):

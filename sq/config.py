@@ -22,6 +22,7 @@ FAMILIES = (
     "activation",
     "quantizer",
     "correction",
+    "export",
     "metric",
     "tracker",
 )
@@ -73,6 +74,7 @@ class Config:
     activation: Any
     quantizer: Any
     correction: Any
+    export: Any
     metric: Any
     tracker: Any
 

@@ -4,9 +4,29 @@ A path of one machine in a config would give the same run another key, and a str
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from sq.errors import SqError
+
+_alone: ContextVar[bool] = ContextVar("architecture alone", default=False)
+
+
+@contextmanager
+def architecture_alone() -> Iterator[None]:
+    """Let networks be built without their checkpoints, which need not be there, while the context lasts."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def without_weights() -> bool:
+    """Tell whether networks are built without their checkpoints now."""
+    return _alone.get()
 
 
 def find(path: str, setting: str) -> Path:
@@ -21,6 +41,8 @@ def find(path: str, setting: str) -> Path:
     ------
     SqError : it is in none of these places
     """
+    if without_weights():
+        return Path(path)
     given = Path(path).expanduser()
     if given.exists():
         return given

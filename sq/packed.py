@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sq import bits
 from sq.errors import SqError
 from sq.levels import LevelGrid
 from sq.resources import FLOAT, code_bits
@@ -42,11 +43,7 @@ class Packed:
 
     def codes(self) -> Tensor:
         """Return the codes (G, O, I) int32."""
-        count = math.prod(self.shape)
-        places = torch.arange(8, device=self.data.device)
-        stream = (self.data.int().unsqueeze(1) >> places & 1).flatten()[: count * self.bits]
-        weights = 1 << torch.arange(self.bits, device=self.data.device)
-        return (stream.view(count, self.bits) * weights).sum(1).to(torch.int32).view(self.shape)
+        return bits.unpack(self.data, self.bits, math.prod(self.shape)).view(self.shape)
 
     def decode(self) -> Tensor:
         """Return the weights (G, O, I), by the table."""
@@ -60,15 +57,10 @@ def pack(codes: Tensor, grid: LevelGrid) -> Packed:
     ------
     SqError : codes that the grid does not have
     """
-    bits = code_bits(grid)
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < grid.levels:
         raise SqError(f"codes {int(codes.min())} to {int(codes.max())}: the grid has 0 to {grid.levels - 1}")
-    places = torch.arange(bits, device=codes.device)
-    stream = (codes.reshape(-1, 1) >> places & 1).flatten()
-    stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8))
-    weights = 1 << torch.arange(8, device=codes.device)
-    data = (stream.view(-1, 8) * weights).sum(1).to(torch.uint8)
-    return Packed(data, bits, tuple(codes.shape), grid.table, grid.scale)
+    width = code_bits(grid)
+    return Packed(bits.pack(codes, width), width, tuple(codes.shape), grid.table, grid.scale)
 
 
 @dataclass(frozen=True)

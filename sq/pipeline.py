@@ -15,6 +15,7 @@ from sq.config import FAMILIES
 from sq.console import say
 from sq.costs import Budget
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
+from sq.finished import Finished
 from sq.store import Store
 from sq.trial import Trial
 from sq.types import Problem
@@ -77,10 +78,13 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     with clock.phase("trials"):
         front = widths.report.get("front", [])
         tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, kept, front))
+    with clock.phase("export"):
+        exported = part["export"](Finished(config, problem, quantized, found, evaluation.measure))
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(cost, widths, fixed) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out, found.answers()) | weighed
+    made |= {"export": exported} if exported else {}
     made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
     spent = {
         "full_precision_cached": known,

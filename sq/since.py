@@ -8,6 +8,7 @@ from typing import Any
 # Each with the value that says what runs did before it was there. A setting of a part counts where the part is.
 SETTINGS: dict[str, Any] = {
     "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
+    "export": {"_target_": "sq.export.none.write", "_partial_": True},
     "sensitivity.input_bits": [],
     "grid.hessian": {
         "_target_": "sq.scores.weight_scores",

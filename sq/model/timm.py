@@ -13,7 +13,7 @@ from torch import nn
 from sq import layers
 from sq.config import nearest
 from sq.console import say
-from sq.data import find
+from sq.data import find, without_weights
 from sq.errors import SqError, one_line
 from sq.knobs import Expected
 from sq.transforms import Evaluation, check, span
@@ -45,7 +45,7 @@ def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expecte
     check(data or {})
     # Found before the network is built: that takes seconds.
     path = find(weights, "model.weights") if weights else None
-    net = timm.create_model(name, pretrained=False) if path else _download(name)
+    net = timm.create_model(name, pretrained=False) if path or without_weights() else _download(name)
     net = net.float().eval()
     checkpoint = load_into(net, path) if path else digest(net.state_dict().values())
     settings = resolve_data_config({}, model=net) | (data or {})

@@ -1,0 +1,1 @@
+"""Export: what a quantized network is written to, for use without the run that made it."""

@@ -1,0 +1,125 @@
+"""A network as one file of codes in their true bits, scales, and all else it computes with; and the way back.
+
+`sq.load` builds the network from its config, without its checkpoint, and gives it what the file holds: its outputs are
+those that were measured, bit by bit, on the same machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sq import activations, adds, container, data, fold, layers, record
+from sq.build import build
+from sq.errors import SqError, one_line
+from sq.finished import Finished
+from sq.resources import code_bits
+from sq.stored import Reader, Words, Writer
+
+SUFFIX = "sq.safetensors"
+
+
+def write(done: Finished) -> dict[str, Any]:
+    """Write the network of a run, read it back, and see that it is the one that was measured.
+
+    Returns
+    -------
+    the file's name under `outputs`, its bytes, and the figures of what was read back
+
+    Raises
+    ------
+    SqError : what the file cannot hold, named; the disk is full; what is read back is not what was written
+    """
+    file, out = done.file(SUFFIX), Writer()
+    named = {layer.name: done.quantized.layers[layer.name] for layer in done.problem.model.layers}
+    weights: list[Words] = []
+    for name, own in named.items():
+        codes = out.put_codes(own.codes, code_bits(own.grid))
+        weights.append({"layer": name, "codes": codes, "grid": out.put_grid(own.grid, name)})
+    net = done.quantized.net
+    fed = activations.attached(net) | adds.attached(net)
+    inputs = [{"name": name, "grid": out.put_grid(grid, name)} for name, grid in fed.items()]
+    state = [{"name": name, **out.put(own, name)} for name, own in _others(net, list(named)).items()]
+    config = {name: value for name, value in done.config.items() if name not in record.BOOKKEEPING}
+    layout = {"key": record.key(done.config), "config": config, "weights": weights, "inputs": inputs, "state": state}
+    container.write(file, layout, out.tensors())
+    try:
+        return {"format": "packed", "file": str(file.relative_to(done.config["outputs"]))} | _verify(done, file)
+    except BaseException:
+        file.unlink(missing_ok=True)  # a file that does not compute what the record says must not be there
+        raise
+
+
+def load(file: Path) -> nn.Module:
+    """Return the network in a file that `write` left, in eval mode, on the CPU.
+
+    Raises
+    ------
+    SqError : the file is missing, damaged or of another version; its network cannot be built here, or is another
+    """
+    layout, tensors = container.read(file)
+    try:
+        config = layout["config"]
+        with data.architecture_alone():
+            model = build(config["model"], "model")()
+        net = model.net.to(memory_format=torch.channels_last).requires_grad_(False)
+        if config["fold"]:
+            fold.fold(net, torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0)))
+        _fill(net, layout, Reader(tensors))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+        raise SqError(
+            f"{file} does not fit the network it names ({one_line(error)[:160]}): it was written with another version "
+            "of sq or of the network's library; export it again"
+        ) from error
+    return net.eval()
+
+
+def _fill(net: nn.Module, layout: dict[str, Any], given: Reader) -> None:
+    """Give `net` what was stored, in the order it was."""
+    names = [own["layer"] for own in layout["weights"]]
+    for own in layout["weights"]:
+        codes, grid = given.take_codes(own["codes"]), given.take_grid(own["grid"])
+        module = net.get_submodule(own["layer"])
+        values = grid.decode(codes)  # type: ignore[union-attr]
+        if values.numel() != module.weight.numel():  # type: ignore[union-attr,operator]
+            raise ValueError(f"the weight of {own['layer']} is of another size")
+        layers.set_weight(module, values)
+    inputs = {own["name"]: given.take_grid(own["grid"]) for own in layout["inputs"]}
+    others = _others(net, names)
+    if [*others] != [own["name"] for own in layout["state"]]:
+        strange = {own["name"] for own in layout["state"]} ^ {*others}
+        raise ValueError(f"parameters differ: {', '.join(sorted(strange)[:3]) or 'their order'}")
+    for own in layout["state"]:
+        value, place = given.take(own), others[own["name"]]
+        if value.shape != place.shape or value.dtype != place.dtype:
+            raise ValueError(f"{own['name']} is of another shape")
+        place.detach().copy_(value)
+    activations.attach(net, inputs)  # type: ignore[arg-type]
+
+
+def _others(net: nn.Module, quantized: list[str]) -> dict[str, Tensor]:
+    """Return every tensor of the network's state by name, once, but for the weights of `quantized` layers."""
+    seen = {id(net.get_submodule(name)._parameters["weight"]) for name in quantized}
+    found: dict[str, Tensor] = {}
+    for name, own in net.state_dict(keep_vars=True).items():
+        if id(own) not in seen:
+            seen.add(id(own))
+            found[name] = own
+    return found
+
+
+def _verify(done: Finished, file: Path) -> dict[str, Any]:
+    """Return the figures of the network in `file`, which must be the one that was measured."""
+    net, x = done.quantized.net, done.problem.batch.x
+    again = load(file).to(x.device)
+    for name, own in net.state_dict().items():
+        if not torch.equal(own, again.state_dict()[name]):
+            raise SqError(f"export=packed: {name} was not read back from {file} as it was written: nothing is kept")
+    with torch.no_grad():
+        for part in x.split(32):
+            if not torch.equal(net(part), again(part)):
+                raise SqError(f"export=packed: what was read back from {file} returns something else: nothing is kept")
+    return {"bytes": file.stat().st_size, "figures": done.measure(again).figures}

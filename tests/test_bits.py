@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+from sq import bits
+
+
+@pytest.mark.parametrize("width", range(1, 17))
+@pytest.mark.parametrize("count", [0, 1, 3, 8, 101])
+def test_codes_come_back_from_as_few_bytes_as_hold_them(width, count):
+    codes = torch.randint(2**width, (count,), generator=torch.Generator().manual_seed(width), dtype=torch.int32)
+    data = bits.pack(codes, width)
+    assert (data.dtype, len(data)) == (torch.uint8, -(-count * width // 8))
+    assert torch.equal(bits.unpack(data, width, count), codes)
+
+
+def test_the_lowest_bit_comes_first():
+    assert bits.pack(torch.tensor([[1, 2], [7, 0]]), 3).tolist() == [0b11_010_001, 0b0000_000_1]
