@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, layers
-from sq.adaptive import Adapter, AdaptiveInput
+from sq import activations, hooks, layers
+from sq.adaptive import Adapter, AdaptiveGrid, AdaptiveInput
 from sq.errors import SqError
 from sq.lsq import Input, check_inputs
 from sq.types import Problem
@@ -28,13 +28,14 @@ def check(problem: Problem, adapts: bool) -> dict[str, UniformGrid]:
     return check_inputs(problem.activations)
 
 
-def inputs(problem: Problem, seed: int | None) -> dict[str, Input]:
+def inputs(problem: Problem, seed: int | None, static: bool = False) -> dict[str, Input]:
     """Return a quantizer of each input that has a grid, by layer name.
 
     Parameters
     ----------
     problem : one image is passed through its network, to see the channels
     seed : of adapters; None has none, and steps are one number
+    static : see `Adapter`
 
     Raises
     ------
@@ -52,6 +53,23 @@ def inputs(problem: Problem, seed: int | None) -> dict[str, Input]:
     with torch.no_grad(), hooks.feeding(modules, see):
         problem.model.net(problem.batch.x[:1])
     return {
-        name: AdaptiveInput(grid, Adapter(widths[name], seed + i, layers.channel_axis(modules[name])))
+        name: AdaptiveInput(grid, Adapter(widths[name], seed + i, layers.channel_axis(modules[name]), static))
         for i, (name, grid) in enumerate(grids.items())
     }
+
+
+@torch.no_grad()
+def betas(net: nn.Module, x: Tensor) -> dict[str, list[float]]:
+    """Return mean and standard deviation of beta over images `x` (B, C, H, W), of each adapter in a network."""
+    every: dict[str, object] = {**activations.attached(net)}
+    grids = {name: grid for name, grid in every.items() if isinstance(grid, AdaptiveGrid)}
+    found: dict[str, list[float]] = {}
+
+    def see(name: str, module: nn.Module, fed: Tensor) -> None:
+        beta = grids[name].adapter(fed)
+        found[name] = [float(beta.mean()), float(beta.std(correction=0))]
+
+    if grids:
+        with hooks.feeding({name: net.get_submodule(name) for name in grids}, see, first=True):
+            net(x)
+    return found

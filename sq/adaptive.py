@@ -13,17 +13,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sq.errors import SqError
-from sq.lsq import Input
+from sq.lsq import EDGE, Input
 from sq.schedule import Mix
 from sq.uniform import UniformGrid
 
 NARROW = 8  # channels below which there is no hidden layer
+Adaptive = bool | Literal["static"]  # steps adapt to each sample, or not; or as `Adapter` has it
 SQUEEZE = 4  # channels for one unit of the hidden layer
 LEAST = 1e-8
 
@@ -36,6 +37,8 @@ class Adapter(nn.Module):
     channels : of the input, at least 1
     seed : of the hidden layer's weights
     axis : of channels, see `sq.layers.channel_axis`
+    static : beta is one learned number, whatever the input: the control that says what adapting is worth, for what
+        an adapter learns moves the step some hundred times as fast as LSQ's own gradient does
 
     Source
     ------
@@ -44,9 +47,9 @@ class Adapter(nn.Module):
     learning starts exactly where a grid without an adapter stands: our reading.
     """
 
-    def __init__(self, channels: int, seed: int, axis: int = 1):
+    def __init__(self, channels: int, seed: int, axis: int = 1, static: bool = False):
         super().__init__()
-        self.axis = axis
+        self.axis, self.static = axis, static
         inner = channels // SQUEEZE
         with torch.random.fork_rng([]):  # of the CPU alone: that is where it is drawn
             torch.manual_seed(seed)
@@ -54,6 +57,10 @@ class Adapter(nn.Module):
             self.last = nn.Linear(inner if self.squeeze else channels, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.ones_(self.last.bias)
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return what is learned of it."""
+        return [self.last.bias] if self.static else [*self.parameters()]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return beta (B,) of `x` (B, C, ...), or (B, ..., C) where its axis of channels is the last.
@@ -160,13 +167,18 @@ class Adapted(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """Return the gradients by x and s_a."""
         x, scale, q = ctx.saved_tensors
-        wide = _spread(scale, x)
-        v = x / wide
-        passed = torch.where((v >= ctx.low) & (v <= ctx.high), g, 0)
-        by_scale = None
-        if ctx.needs_input_grad[1]:
-            by_scale = ((g * q - passed * x) / wide).flatten(1).sum(1)
+        v = x / _spread(scale, x)
+        # In one pass, as `sq.lsq` does it: g inside of the range, to whose ends an `EDGE` belongs, else 0.
+        passed = torch.ops.aten.hardtanh_backward(g, v, ctx.low - EDGE, ctx.high + EDGE)
+        by_scale = (_inner(g, q) - _inner(passed, x)) / scale if ctx.needs_input_grad[1] else None
         return passed, by_scale, None, None
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sums (B,) of a * b over each sample, in one pass where both have their channels last in memory."""
+    if a.ndim == 4:
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.bmm(a.reshape(len(a), 1, -1), b.reshape(len(b), -1, 1)).flatten()
 
 
 def _spread(scale: Tensor, x: Tensor) -> Tensor:

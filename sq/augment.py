@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.types import Model
+
 
 def move(x: Tensor, pixels: int, black: Tensor, generator: torch.Generator) -> Tensor:
     """Return images moved by up to so many `pixels`, each way by chance, black where nothing comes in.
@@ -31,3 +33,18 @@ def mirror(x: Tensor, generator: torch.Generator) -> Tensor:
     """Return images (B, C, H, W) of which about half are turned left to right."""
     turned = torch.rand(len(x), generator=generator).to(x.device) < 0.5
     return torch.where(turned.view(-1, 1, 1, 1), x.flip(3), x)
+
+
+class Augment:
+    """What is done to the images of a step."""
+
+    def __init__(self, model: Model, move: int, mirror: bool):
+        lowest = model.span[0]
+        self.move, self.mirror = move, mirror
+        self.black = torch.tensor(lowest if len(lowest) > 1 else lowest * model.input[0])
+
+    def __call__(self, x: Tensor, draw: torch.Generator) -> Tensor:
+        """Return the images (B, C, H, W) of a step, moved and mirrored, channels last in memory."""
+        x = move(x, self.move, self.black, draw) if self.move else x
+        x = mirror(x, draw) if self.mirror else x
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

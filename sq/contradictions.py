@@ -56,6 +56,12 @@ def _prices_inputs(config: Config) -> bool:
     return bool(config["sensitivity"].get("input_bits"))
 
 
+def _adapts(config: Config) -> bool:
+    own = config["quantizer"]
+    stages = [own.get(name) or {} for name in ("learn", "then")]
+    return bool(own.get("adaptive")) or any((stage.get("rates") or {}).get("adapter") for stage in stages)
+
+
 def _tries(config: Config) -> bool:
     return not _is(config, "trials", "none")
 
@@ -64,6 +70,15 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: _is(c, "grid", *TABLES) and not 2 <= c["bits"] <= 8,
         "grid=pot, post, apot and lcq have levels for 2 to 8 bits: set bits to one of these, or grid=uniform",
+    ),
+    (
+        lambda c: _is(c, "quantizer", "qat") and detects(c),
+        "quantizer=lsq and asq train classifiers on labels: choose quantizer=eptq for a detector",
+    ),
+    (
+        lambda c: _adapts(c) and _is(c, "activation", "none"),
+        "adaptive steps are of inputs, which activation=none leaves in full precision: set activation=mse, or choose "
+        "a quantizer without adapters",
     ),
     (
         lambda c: _is(c, "trials", "front") and not _is(c, "allocation", "pareto"),

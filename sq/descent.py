@@ -15,12 +15,11 @@ from sq.console import say
 from sq.draws import seeded
 from sq.errors import SqError
 from sq.knobs import NotNegative
+from sq.lsq import FLOOR
 from sq.rounding import Forward, regulariser, soft
 from sq.schedule import Keep
 from sq.session import Part, Session
 from sq.student import Precision
-
-FLOOR = 1e-3  # of the learned factors of scales
 
 # Of roundings, of biases, of the factors of the scales of weights (one a channel) and of what layers are fed (one a
 # layer), and of adapters, which are there if they are learned in any stage. What has rate 0, or none, is not learned.

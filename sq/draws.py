@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -83,3 +84,12 @@ def seeded(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator
     """Return a generator whose draws follow from `numbers`: what is drawn at a step needs no state to be resumed."""
     seed = hashlib.sha256(repr(numbers).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))
+
+
+@contextmanager
+def drawing(*numbers: int, device: torch.device) -> Iterator[None]:
+    """Let what draws from PyTorch's own generators, as Dropout does, follow from `numbers` while the context lasts."""
+    seed = int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -25,6 +25,7 @@ from sq.samples import Images, Prepare
 from sq.types import Problem
 
 Crop = Annotated[list[Share], Len(2, 2)]  # the least and the largest share of an image
+PART = 1  # tells the numbers that parts are drawn by from others of the same epoch
 TRIES = 10  # at a crop that lies within the image
 ASPECT = math.log(4 / 3)  # of a crop's width over its height, at most, either way
 
@@ -35,8 +36,8 @@ class Feed(Protocol):
     count: int
     seed: int
 
-    def steps(self, batch: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (batch, C, H, W) and labels of the steps `first` to `last` - 1, count // batch in an epoch."""
+    def steps(self, batch: int, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield number, images (batch, C, H, W) and labels of steps `first` to `last` - 1, count // batch an epoch."""
         ...
 
 
@@ -52,12 +53,12 @@ class Memory:
     def __init__(self, x: Tensor, y: Tensor, seed: int):
         self.x, self.y, self.seed, self.count = x, y, seed, len(x)
 
-    def steps(self, batch: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images and labels, see `Feed`."""
+    def steps(self, batch: int, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield steps, see `Feed`."""
         for step in range(first, last):
             epoch, place = divmod(step, self.count // batch)
             index = order(self.count, self.seed, epoch)[place * batch :][:batch]
-            yield self.x[index], self.y[index]
+            yield step, self.x[index], self.y[index]
 
 
 class Stream:
@@ -88,18 +89,26 @@ class Stream:
         self.split, self.chosen, self.prepare, self.size = split, list(chosen), prepare, size
         self.crop, self.seed, self.device, self.count = (crop[0], crop[1]), seed, device, len(chosen)
 
-    def steps(self, batch: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images and labels, see `Feed`; a batch lacks the images that could not be read."""
+    def steps(self, batch: int, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield steps, see `Feed`; of images that could not be read, they have none, and none at all is left out.
+
+        Raises
+        ------
+        SqError : at the first image that cannot be read, unless these are to be left out
+        """
         each = self.count // batch
         while first < last:
             epoch, place = divmod(first, each)
             until = min(last - first, each - place)
             index = order(self.count, self.seed, epoch)[place * batch :][: until * batch]
-            parts = replace(self.split, read=_Part(self.split, self.size, self.crop, (self.seed, epoch)), resized=True)
+            parts = replace(
+                self.split, read=_Part(self.split, self.size, self.crop, (self.seed, epoch, PART)), resized=True
+            )
             wanted = [self.chosen[i] for i in index]
-            for given in images.batches(parts, wanted, self.prepare, batch, "training images"):
+            number = {self.split.ids[i]: first + n // batch for n, i in enumerate(wanted)}
+            for given in images.batches(parts, wanted, self.prepare, batch, "training images", at_once=True):
                 assert isinstance(given.y, Tensor)
-                yield to(given.x, self.device), given.y.to(self.device)
+                yield number[given.ids[0]], to(given.x, self.device), given.y.to(self.device)
             first += until
 
 
@@ -115,7 +124,8 @@ class _Part:
     def __call__(self, place: int) -> Image.Image:
         image = self.split.read(place)
         box = part(image.width, image.height, self.crop, seeded(*self.numbers, place))
-        return image.convert("RGB").resize(self.size[::-1], Image.Resampling.BILINEAR, box=box)
+        colours = image if image.mode == "L" else image.convert("RGB")
+        return colours.resize(self.size[::-1], Image.Resampling.BILINEAR, box=box)
 
 
 def part(width: int, height: int, crop: tuple[float, float], draw: torch.Generator) -> tuple[int, int, int, int]:
@@ -142,6 +152,21 @@ def order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=seeded(seed, epoch))
 
 
+def check(problem: Problem) -> Images:
+    """Return the training split of a problem, if it can be trained on.
+
+    Raises
+    ------
+    SqError : no training images, or without labels
+    """
+    split = problem.train
+    if split is None or not split.ids:
+        raise SqError("there are no training images: choose a dataset with a training split, or quantizer=eptq")
+    if not isinstance(split.y, Tensor) or int(split.y.min()) < 0:
+        raise SqError("training takes images with labels, of classes: choose quantizer=eptq for this dataset")
+    return split
+
+
 def choose(problem: Problem, wanted: int | None, crop: Crop | None, seed: int) -> Feed:
     """Return the training images of a problem.
 
@@ -153,15 +178,11 @@ def choose(problem: Problem, wanted: int | None, crop: Crop | None, seed: int) -
 
     Raises
     ------
-    SqError : no training images, or without labels; more than memory holds
+    SqError : see `check`; more than memory holds
     """
-    split = problem.train
-    if split is None or not split.ids:
-        raise SqError("there are no training images: choose a dataset with a training split, or quantizer=eptq")
-    if not isinstance(split.y, Tensor) or int(split.y.min()) < 0:
-        raise SqError("training takes images with labels, of classes: choose quantizer=eptq for this dataset")
+    split = check(problem)
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(split.ids), generator=generator)[: wanted or None].sort().values.tolist()
+    chosen = torch.randperm(len(split.ids), generator=generator)[:wanted].sort().values.tolist()
     device, prepare, shape = problem.batch.x.device, problem.model.prepare, tuple(problem.batch.x.shape[1:])
     if crop is not None:
         if crop[0] > crop[1]:

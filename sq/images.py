@@ -24,7 +24,9 @@ MANY = 8  # processes that decode, where nothing else decides: more wait for the
 SHOWN = 3  # images named in a message
 
 
-def batches(images: Images, chosen: Sequence[int], prepare: Prepare, size: int, what: str) -> Iterator[Batch]:
+def batches(
+    images: Images, chosen: Sequence[int], prepare: Prepare, size: int, what: str, *, at_once: bool = False
+) -> Iterator[Batch]:
     """Yield the `chosen` images of a split, in that order, as batches a network takes.
 
     Parameters
@@ -32,11 +34,12 @@ def batches(images: Images, chosen: Sequence[int], prepare: Prepare, size: int, 
     chosen : places in the split
     size : images in a batch; the last one, and those with corrupt images left out, have fewer
     what : for the progress line
+    at_once : an image that cannot be read stops it there, not after the last batch
 
     Raises
     ------
-    SqError : after the last batch, if images could not be read and the split does not allow to skip them; at once,
-        if an image is not what the network takes, or all are corrupt
+    SqError : after the last batch (but see `at_once`), if images could not be read and the split does not allow to
+        skip them; at once, if an image is not what the network takes, or all are corrupt
     """
     parts = [list(chosen[i : i + size]) for i in range(0, len(chosen), size)]
     workers = min(cores.available(), MANY) if images.workers is None else images.workers
@@ -52,6 +55,8 @@ def batches(images: Images, chosen: Sequence[int], prepare: Prepare, size: int, 
         if refusal:
             raise SqError(refusal)
         corrupt |= errors
+        if corrupt and at_once and not images.skip_corrupt:
+            break
         if len(places):
             yield Batch(torch.as_tensor(pixels), _at(images, places), [images.ids[i] for i in places])
     if corrupt and (not images.skip_corrupt or len(corrupt) == len(chosen)):

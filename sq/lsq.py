@@ -20,6 +20,7 @@ from sq.schedule import Mix
 from sq.types import Grid
 from sq.uniform import UniformGrid
 
+FLOOR = 1e-3  # of what learned scales may shrink to: a step too long must not turn the signs of weights or inputs
 EDGE = 1e-4  # of a step: the ends of a range belong to it
 
 

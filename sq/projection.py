@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sq import layers
+from sq.lsq import FLOOR
 from sq.types import Grid, Layer
 
 
@@ -65,11 +66,21 @@ class Weight(nn.Module):
 
         Source
         ------
-        Esser et al. 2020, arXiv 1902.08153, section 2.2; n is of a channel, as each has a scale: our reading.
+        Esser et al. 2020, arXiv 1902.08153, section 2.2; n is of a channel, as each has a scale, and p the larger end's
+        size (8 for -8 to 7): our reading.
         """
         low, high = self.first.bounds()
         largest = float((torch.maximum(-low, high) / self.first.scale).max())
         return 1 / math.sqrt(largest * self.layer.inputs)
+
+    def hold(self) -> None:
+        """Keep scales above zero: at least at `FLOOR` of the first."""
+        with torch.no_grad():
+            torch.maximum(self.scale, FLOOR * self.first.scale, out=self.scale)
+
+    def floored(self) -> bool:
+        """Tell whether a scale is as low as it may be."""
+        return bool((self.scale <= FLOOR * self.first.scale).any())
 
     def forward(self) -> Tensor:
         """Return W' in the shape of the layer's weight."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from sq import activations, hooks, layers
 from sq.adapters import inputs
-from sq.adaptive import AdaptiveInput
+from sq.adaptive import Adaptive, AdaptiveInput
+from sq.console import say
+from sq.lsq import FLOOR
 from sq.projection import Weight
 from sq.sites import counterparts, lending
 from sq.statistics import relative_error
@@ -27,7 +29,7 @@ class Trainee:
     Parameters
     ----------
     problem : grids are fitted to its weights and inputs, to start from
-    adaptive : the step of each input adapts to the sample, see `sq.adaptive`
+    adaptive : the step of each input adapts to the sample, see `sq.adaptive`; or "static", see `Adapter`
     seed : of adapters
 
     Raises
@@ -35,7 +37,7 @@ class Trainee:
     SqError : inputs are in full precision with `adaptive`; a grid of inputs that is not uniform, or of an addition
     """
 
-    def __init__(self, problem: Problem, adaptive: bool, seed: int):
+    def __init__(self, problem: Problem, adaptive: Adaptive, seed: int):
         self.problem = problem
         self.net = copy.deepcopy(problem.model.net)
         self.weights: dict[str, Weight] = {}
@@ -43,7 +45,7 @@ class Trainee:
             grid = problem.grid(layer.name, layers.weight(layer.module), problem.bits[layer.name])
             self.weights[layer.name] = Weight(layer, grid)
         self._holders = counterparts(problem.model, self.net)
-        self.inputs = inputs(problem, seed if adaptive else None)
+        self.inputs = inputs(problem, seed if adaptive else None, adaptive == "static")
         self.quantizers = nn.ModuleList([*self.weights.values(), *self.inputs.values()]).to(problem.batch.x.device)
         self._seen: dict[str, int] = {}  # how many numbers a layer was fed, in the last pass
 
@@ -77,8 +79,26 @@ class Trainee:
             step, largest = float(own.scale), float(torch.maximum(-own.low, own.high))
             found.append((own.sigma, 1 / (math.sqrt(largest * self._seen[name]) * step**2), False))
             if isinstance(own, AdaptiveInput):
-                found += [(p, 1.0, True) for p in own.adapter.parameters()]
+                found += [(p, 1.0, True) for p in own.adapter.trained()]
         return found
+
+    def hold(self) -> None:
+        """Keep all scales above zero, after a step."""
+        for weight in self.weights.values():
+            weight.hold()
+        with torch.no_grad():
+            for own in self.inputs.values():
+                own.sigma.clamp_(min=FLOOR)
+
+    def tell_floored(self) -> None:
+        """Say which scales ended as low as they may."""
+        low = [name for name, own in self.weights.items() if own.floored()]
+        low += [f"what {name} is fed" for name, own in self.inputs.items() if bool((own.sigma <= FLOOR).any())]
+        if low:
+            say(
+                f"scales of {len(low)} tensors ended at {FLOOR:g} of the first, the least allowed "
+                f"({', '.join(low[:3])}): lower quantizer.train.rate"
+            )
 
     def finish(self, seconds: float) -> QuantizedModel:
         """Return the quantized network in eval mode; its layers share the `seconds` that training took."""

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from sq import augment
+from sq.augment import Augment
 from sq.console import say, track
-from sq.draws import seeded
+from sq.draws import drawing, seeded
 from sq.errors import SqError
 from sq.feed import Crop, choose
 from sq.knobs import Count, NotNegative, Portion, Positive, Whole
 from sq.pace import Plain, spending
 from sq.resume import Resume
 from sq.trainee import Trainee
-from sq.types import Model
 
 TIMED = 3  # steps after which what is left is told
 
@@ -76,7 +76,8 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
 
     Raises
     ------
-    SqError : fewer images than a batch, see `sq.feed.choose`; a loss that is NaN or infinite: step and epoch are named
+    SqError : fewer images than a batch, see `sq.feed.choose`; a loss, a gradient or what is
+        trained that is NaN or infinite: step and epoch are named
     """
     feed = choose(trainee.problem, wanted.images, crop, wanted.seed)
     steps = feed.count // batch
@@ -84,33 +85,32 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
         raise SqError(
             f"{feed.count} training images are fewer than a batch of {batch}: set quantizer.train.batch={feed.count}"
         )
-    own = _Steps(trainee, _Augment(trainee.problem.model, move, mirror), _Loss(trainee, distill, temperature))
-    optimizer, factors = _optimizer(trainee, batch, rate, momentum, decay)
     total, rows, spent = epochs * steps, kept.resume.rows, kept.resume.spent
+    augmented = Augment(trainee.problem.model, move, mirror)
+    own = _Steps(trainee, _Loss(trainee, distill, temperature), batch, rate, momentum, decay)
+    say(f"{epochs} epochs of {steps} steps: about {own.forecast() * total / 60:.1f} minutes, by one pass")
     plain = Plain(trainee.problem.model.net, total)
-    first = kept.resume.begin(0, [optimizer]) or 0
+    first = kept.resume.begin(0, [own.optimizer]) or 0
     trainee.net.train()
-    given = feed.steps(batch, first, total)
-    for step, (x, y) in track(enumerate(given, first), "training", total - first):
-        x = own.augment(x, seeded(wanted.seed, *divmod(step, steps)))
-        with spending(spent, "network"):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (1 + math.cos(math.pi * step / total)) / 2
-            optimizer.zero_grad()
-            loss, right = own.backward(x, y, *divmod(step, steps))
-            for parameter, factor in factors:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-            optimizer.step()
+    began = time.perf_counter()
+    for step, x, y in track(feed.steps(batch, first, total), "training", total - first):
+        place = divmod(step, steps)
+        x = augmented(x, seeded(wanted.seed, *place))
+        with spending(spent, "network"), drawing(wanted.seed, *place, device=x.device):
+            loss, right = own.take(x, y, (1 + math.cos(math.pi * step / total)) / 2, place)
         if plain.due(step):
-            plain.step(x, y)
-        _count(rows, step // steps, loss / steps, 100 * right / steps)
+            with drawing(wanted.seed, *place, device=x.device):
+                plain.step(x, y)
+        _count(rows, place[0], loss / steps, 100 * right / steps)
         if step + 1 - first == TIMED and total > step + 1:
-            left = spent.seconds["network"] / spent.steps * (total - step - 1)
-            say(f"{epochs} epochs of {steps} steps: about {left / 60:.1f} minutes more")
-        if (step + 1) % kept.every == 0 or step + 1 == total:
-            kept.resume.save(0, step + 1, [optimizer])
+            left = (time.perf_counter() - began) / TIMED * (total - step - 1)
+            say(f"about {left / 60:.1f} minutes more, by {TIMED} steps")
+        if (step + 1) % kept.every == 0:
+            own.check_values(place)
+            kept.resume.save(0, step + 1, [own.optimizer])
+    own.check_values((epochs, 0))
     trainee.net.eval()
+    trainee.tell_floored()
     cpu = {
         "cpu_seconds": spent.cpu,
         "cpu_seconds_per_step": spent.cpu / max(spent.steps, 1),
@@ -125,59 +125,66 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     }
 
 
-class _Augment:
-    """What is done to the images of a step."""
-
-    def __init__(self, model: Model, move: int, mirror: bool):
-        lowest = model.span[0]
-        self.move, self.mirror = move, mirror
-        self.black = torch.tensor(lowest if len(lowest) > 1 else lowest * model.input[0])
-
-    def __call__(self, x: Tensor, draw: torch.Generator) -> Tensor:
-        x = augment.move(x, self.move, self.black, draw) if self.move else x
-        x = augment.mirror(x, draw) if self.mirror else x
-        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
-@dataclass(frozen=True)
 class _Steps:
-    """One step: what is done to its images, and the gradients they leave."""
+    """SGD over all that is trained, a step at a time."""
 
-    trainee: Trainee
-    augment: _Augment
-    loss: _Loss
+    def __init__(self, trainee: Trainee, loss: _Loss, batch: int, rate: float, momentum: float, decay: float):
+        self.trainee, self.loss, self.rate = trainee, loss, rate
+        x = trainee.problem.batch.x
+        start = time.perf_counter()
+        with torch.no_grad(), trainee.computing():
+            # In eval mode yet: it counts what layers are fed, and leaves BatchNorm alone.
+            trainee.net(x[torch.arange(batch) % len(x)])
+        self.pass_seconds = time.perf_counter() - start
+        groups = trainee.groups()
+        parts = [
+            {"params": [p for p, _, decays in groups if decays is wanted], "weight_decay": decay if wanted else 0.0}
+            for wanted in (True, False)
+        ]
+        self.trained = [parameter.requires_grad_() for parameter, _, _ in groups]
+        self.optimizer = torch.optim.SGD([part for part in parts if part["params"]], lr=rate, momentum=momentum)
+        self.factors = [(parameter, factor) for parameter, factor, _ in groups if factor != 1]
 
-    def backward(self, x: Tensor, y: Tensor, epoch: int, place: int) -> tuple[float, float]:
+    def forecast(self) -> float:
+        """Return about how many seconds a step takes: a pass forward, and two as long back."""
+        return 3 * self.pass_seconds
+
+    def take(self, x: Tensor, y: Tensor, share: float, place: tuple[int, int]) -> tuple[float, float]:
+        """Take the step at an epoch and `place`, with a share of the rate; return loss and share of right answers."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * share
+        self.optimizer.zero_grad()
+        loss, right = self.backward(x, y, place)
+        for parameter, factor in self.factors:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        norms = torch._foreach_norm([p.grad for p in self.trained if p.grad is not None])
+        if not math.isfinite(float(torch.stack(norms).sum())):
+            raise _diverged("a gradient is not finite", place)
+        self.optimizer.step()
+        self.trainee.hold()
+        return loss, right
+
+    def backward(self, x: Tensor, y: Tensor, place: tuple[int, int]) -> tuple[float, float]:
         """Leave the gradients of one step; return the loss, and the share of right answers."""
         with torch.enable_grad(), self.trainee.computing():
             loss, right = self.loss(self.trainee.net(x), y, x)
-            if not math.isfinite(float(loss.detach())):
-                raise SqError(
-                    f"training: the loss is {float(loss.detach())} at step {place} of epoch {epoch}: lower "
-                    "quantizer.train.rate, or check the training images; the last state that was kept stays"
-                )
+            if not math.isfinite(value := float(loss.detach())):
+                raise _diverged(f"the loss is {value}", place)
             loss.backward()
-        return float(loss.detach()), right / len(x)
+        return value, right / len(x)
+
+    def check_values(self, place: tuple[int, int]) -> None:
+        """Raise an `SqError` if anything that is trained is not finite: it must not take the place of what was kept."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.trained):
+            raise _diverged("what is trained is not finite", place)
 
 
-def _optimizer(
-    trainee: Trainee, batch: int, rate: float, momentum: float, decay: float
-) -> tuple[torch.optim.Optimizer, list[tuple[nn.Parameter, float]]]:
-    """Return SGD over all that is trained, and what some gradients are multiplied with."""
-    x = trainee.problem.batch.x
-    with torch.no_grad(), trainee.computing():
-        trainee.net(
-            x[torch.arange(batch) % len(x)]
-        )  # in eval mode yet: it counts what layers are fed, and leaves BatchNorm alone
-    groups = trainee.groups()
-    parts = [
-        {"params": [p for p, _, decays in groups if decays is wanted], "weight_decay": decay if wanted else 0.0}
-        for wanted in (True, False)
-    ]
-    for parameter, _, _ in groups:
-        parameter.requires_grad_()
-    made = torch.optim.SGD([part for part in parts if part["params"]], lr=rate, momentum=momentum)
-    return made, [(parameter, factor) for parameter, factor, _ in groups if factor != 1]
+def _diverged(what: str, place: tuple[int, int]) -> SqError:
+    return SqError(
+        f"training: {what} at step {place[1]} of epoch {place[0]}: lower quantizer.train.rate, or check the training "
+        "images; the last state that was kept stays"
+    )
 
 
 class _Loss:

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from sq.adaptive import LEAST, Adapted, Adapter, AdaptiveGrid
+from sq.adaptive import LEAST, Adapted, Adapter, AdaptiveGrid, AdaptiveInput
 from sq.errors import SqError
+from sq.lsq import Input
 from sq.uniform import per_tensor
 
 SHAPES = [(5, 3), (4, 12), (3, 6, 4, 4), (2, 16, 3, 3)]
@@ -112,3 +113,21 @@ def test_the_hidden_layer_follows_the_seed_and_leaves_other_draws_alone():
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.rand(2), wanted)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_at_start_gradients_are_those_of_one_step_for_all(last):
+    grid = per_tensor(-1.0, 1.5, 3, False)
+    low, high = (float(end) for end in grid.bounds())
+    x = torch.cat([inputs((4, 8, 5, 5)).float().flatten(), torch.tensor([low, high, high + 2e-7, low - 2e-7] * 50)])
+    x = x[: 4 * 8 * 31].view(4, 8, 31, 1)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    one, other = Input(grid), AdaptiveInput(grid, Adapter(8, 0))
+    g, found = inputs(x.shape, 1).float(), []
+    for own in (one, other):
+        given = x.clone().requires_grad_()
+        made = own(given)
+        found.append((made.detach(), *torch.autograd.grad(made, [given, own.sigma], g)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert float(found[1][2]) == pytest.approx(float(found[0][2]), rel=1e-4, abs=1e-4)

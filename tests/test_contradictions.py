@@ -16,6 +16,10 @@ SENSIBLE = [
     ["calibration=bn_matched", *DETECTOR],
     ["calibration=generated", "sensitivity=fisher", PRICED, "activation=mse", "allocation=ilp"],
     ["calibration.inputs=quantized"],
+    ["quantizer=lsq"],
+    ["quantizer=asq", "activation=mse"],
+    ["quantizer=asq_ptq", "activation=minmax"],
+    ["quantizer=brecq"],
     ["allocation=ilp", "allocation.average_bits=null", "allocation.bops=1e9"],
 ]
 SENSELESS = [
@@ -37,6 +41,10 @@ SENSELESS = [
     (["allocation=ilp", "allocation.latency_table=none.csv"], "none.csv: No such file"),
     (["allocation=ilp", "allocation.average_bits=null"], "nothing bounds the bits"),
     (["model=resnet50", "dataset=coco"], "choose all of one kind"),
+    (["quantizer=lsq", *DETECTOR], "train classifiers on labels"),
+    (["quantizer=asq"], "set activation=mse, or choose a quantizer without adapters"),
+    (["quantizer=asq_ptq"], "without adapters"),
+    (["quantizer=brecq", "quantizer.then.rates.adapter=0.01"], "without adapters"),
     *((["grid=" + name, f"bits={bits}"], "levels for 2 to 8 bits") for name, bits in (("post", 1), ("lcq", 9))),
 ]
 

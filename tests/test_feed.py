@@ -47,7 +47,8 @@ def test_any_step_can_be_the_first(make):
     for first in range(5):
         rest = list(make().steps(4, first, 5))
         assert len(rest) == 5 - first
-        for (x, y), (same_x, same_y) in zip(whole[first:], rest, strict=True):
+        for (step, x, y), (same_step, same_x, same_y) in zip(whole[first:], rest, strict=True):
+            assert step == same_step
             assert torch.equal(x, same_x)
             assert torch.equal(y, same_y)
 
@@ -55,16 +56,18 @@ def test_any_step_can_be_the_first(make):
 @pytest.mark.parametrize("make", [stream, kept])
 def test_an_epoch_has_each_image_once_with_its_label(make):
     epochs = [list(make().steps(5, first, first + 2)) for first in (0, 2)]
-    places = [[int(v) for x, _ in steps for v in x[:, -1].flatten(1).median(1).values.round()] for steps in epochs]
+    places = [[int(v) for _, x, _ in steps for v in x[:, -1].flatten(1).median(1).values.round()] for steps in epochs]
     assert sorted(places[0]) == sorted(places[1]) == list(range(10))
     assert places[0] != places[1], "each epoch has its own order"
     for steps, seen in zip(epochs, places, strict=True):
-        assert torch.cat([y for _, y in steps]).tolist() == [place % 3 for place in seen]
-    assert places[0] != [int(v) for x, _ in make(seed=1).steps(5, 0, 2) for v in x[:, -1].flatten(1).median(1).values]
+        assert torch.cat([y for _, _, y in steps]).tolist() == [place % 3 for place in seen]
+    assert places[0] != [
+        int(v) for _, x, _ in make(seed=1).steps(5, 0, 2) for v in x[:, -1].flatten(1).median(1).values
+    ]
 
 
 def test_parts_are_drawn_anew_each_epoch_at_the_size_of_the_network():
-    first, second = (torch.cat([x for x, _ in stream(4).steps(4, epoch, epoch + 1)]) for epoch in (0, 1))
+    first, second = (torch.cat([x for _, x, _ in stream(4).steps(4, epoch, epoch + 1)]) for epoch in (0, 1))
     assert first.shape == (4, 3, *SIZE)
     spans = first[:, 0].amax((1, 2)) - first[:, 0].amin((1, 2))  # of columns, 6 of red apart
     assert (spans > 0).all()
@@ -107,7 +110,24 @@ def test_images_that_cannot_be_read_are_named_or_left_out():
     with pytest.raises(SqError, match=r"1 of 10 images cannot be read \(3: OSError: truncated\)"):
         list(own.steps(5, 0, 2))
     own.split = replace(own.split, skip_corrupt=True)
-    assert sorted(len(x) for x, _ in own.steps(5, 0, 2)) == [4, 5]
+    assert sorted(len(x) for _, x, _ in own.steps(5, 0, 2)) == [4, 5]
+    whole = [int(step) for step, _, _ in stream().steps(1, 0, 10)]
+    gone = feed.order(10, 0, 0).tolist().index(3)
+    assert [step for step, _, _ in own.steps(1, 0, 10)] == [step for step in whole if step != gone]
+
+
+def test_an_image_that_cannot_be_read_stops_training_there():
+    read = []
+
+    def broken(place):
+        read.append(place)
+        raise OSError("truncated")
+
+    own = stream()
+    own.split = replace(own.split, read=broken)
+    with pytest.raises(SqError, match="1 of 10 images cannot be read"):
+        next(iter(own.steps(1, 0, 10)))
+    assert len(read) == 1
 
 
 class Problem:

@@ -3,13 +3,15 @@
 from dataclasses import replace
 from functools import partial
 
+import grids
 import pytest
 import torch
 from learned_problems import problem
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
-from sq import training
+from sq import activations, training
 from sq.adaptive import AdaptiveGrid
 from sq.errors import SqError
 from sq.quantizer import qat
@@ -49,9 +51,9 @@ def network():
     ).eval()
 
 
-def given(bits=2, activation_bits=3, labels=True):
+def given(bits=2, activation_bits=3, labels=True, net=None):
     """A problem with 64 training images, whose class is the sign of their mean."""
-    made = problem(network(), bits=bits, activation_bits=activation_bits)
+    made = problem(net or network(), bits=bits, activation_bits=activation_bits)
     x = torch.randn(64, 2, 6, 6, generator=torch.Generator().manual_seed(5))
     y = (x.mean((1, 2, 3)) > 0).long() if labels else torch.full((64,), -1)
     split = Images([f"train/{i}" for i in range(64)], y, lambda place: Image.new("L", (1, 1), place))
@@ -153,7 +155,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("steps", [4, 8, 11])
 def test_resumed_is_as_if_it_had_not_been_interrupted(adaptive, steps, tmp_path, monkeypatch):
-    how = {"adaptive": adaptive, "move": 1, "mirror": True, "distill": 0.3}
+    how, kept = {"adaptive": adaptive, "move": 1, "mirror": True, "distill": 0.3}, steps
     whole = quantize(replace(given(), scratch=str(tmp_path / "whole")), **how)
     left = replace(given(), scratch=str(tmp_path))
     counted, backward = [], training._Steps.backward
@@ -173,7 +175,7 @@ def test_resumed_is_as_if_it_had_not_been_interrupted(adaptive, steps, tmp_path,
         counted, steps = [], 1000
         patch.setattr(training._Steps, "backward", until)
         again = quantize(left, **how)
-    assert 0 < len(counted) <= 16 - 3, "what was kept is not done again"
+    assert len(counted) == 16 - kept // 3 * 3, "what was kept is not done again"
     state = again.net.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in whole.net.state_dict().items())
     assert again.report["curves"] == whole.report["curves"]
@@ -214,4 +216,119 @@ def test_steps_are_slowed_and_do_not_decay():
 def test_bad_input_is_one_line(what, recipe, message):
     with pytest.raises(SqError, match=message) as caught:
         quantize(what(), **recipe)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["uniform", "post"])
+@pytest.mark.parametrize("adaptive", [False, True, "static"])
+def test_scales_stay_above_zero_whatever_the_rate(adaptive, kind, capsys):
+    made = quantize(replace(given(bits=3), fit=grids.fit(kind)), adaptive, epochs=3, rate=2.0)
+    assert all(bool((layer.grid.scale > 0).all()) for layer in made.layers.values())
+    fed = activations.attached(made.net)
+    assert len(fed) == 3
+    assert all(float(grid.scale) > 0 for grid in fed.values())
+    assert "ended at 0.001 of the first, the least allowed" in capsys.readouterr().err
+
+
+def test_usual_rates_are_not_told_of(capsys):
+    quantize(given(), epochs=1, rate=0.01)
+    assert "least allowed" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["uniform", "post"])
+def test_what_diverged_is_not_kept(kind, tmp_path):
+    what = replace(given(bits=3), fit=grids.fit(kind), scratch=str(tmp_path))
+    with pytest.raises(SqError, match=r"training: .* of epoch .*: lower quantizer\.train\.rate"):
+        quantize(what, epochs=9, rate=1e30)
+    for file in tmp_path.rglob("*.safetensors"):
+        assert all(bool(torch.isfinite(value).all()) for value in load_file(file).values())
+
+
+def dropping():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 2)).eval()
+
+
+def test_what_the_network_draws_follows_from_the_step(tmp_path, monkeypatch):
+    one = quantize(given(net=dropping()), epochs=2)
+    torch.manual_seed(99)
+    assert quantize(given(net=dropping()), epochs=2).digest() == one.digest()
+    before = torch.random.get_rng_state()
+    again = interrupted(replace(given(net=dropping()), scratch=str(tmp_path)), 8, monkeypatch, epochs=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert again.report["steps_before_interruption"] > 0
+    assert again.digest() == one.digest()
+    assert again.report["curves"] == one.report["curves"]
+
+
+def interrupted(what, steps, monkeypatch, other=None, **how):
+    """Stop training after so many steps, take it up, of the `other` problem if there is one; return what that made."""
+    taken, take = [], training._Steps.take
+
+    def until(self, *step):
+        taken.append(step)
+        if len(taken) > steps:
+            raise Killed
+        return take(self, *step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Steps, "take", until)
+        with pytest.raises(Killed):
+            quantize(what, **how)
+    return quantize(other or what, **how)
+
+
+def test_other_training_data_do_not_take_up_what_was_left(tmp_path, monkeypatch):
+    what = replace(given(), scratch=str(tmp_path))
+    same = interrupted(what, 8, monkeypatch)
+    assert same.report["steps_before_interruption"] == 6
+    others = (replace(what.train, y=1 - what.train.y), replace(what.train, ids=[f"x{i}" for i in range(64)]))
+    for split in others:
+        made = interrupted(what, 8, monkeypatch, replace(what, train=split))
+        assert made.report["steps_before_interruption"] == 0
+
+
+def test_how_far_steps_adapt_is_told():
+    made = quantize(given(), True, epochs=3)
+    static = quantize(given(), "static", epochs=3)
+    assert list(made.report["betas"]) == list(static.report["betas"]) == ["0", "3", "5"]
+    assert all(spread > 0 for _, spread in made.report["betas"].values())
+    for mean, spread in static.report["betas"].values():
+        assert spread == pytest.approx(0, abs=1e-6)
+        assert abs(mean - 1) > 1e-4
+    assert "betas" not in quantize(given(), epochs=1).report
+
+
+def test_static_steps_learn_a_number_alone():
+    own = Trainee(given(), "static", 0)
+    with torch.no_grad(), own.computing():
+        own.net(torch.randn(5, 2, 6, 6))
+    trained = {id(p) for p, _, _ in own.groups()}
+    for fed in own.inputs.values():
+        learned = [name for name, p in fed.adapter.named_parameters() if id(p) in trained]
+        assert learned == ["last.bias"]
+        assert not fed.adapter.last.weight.any()
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        return self.net(x), x
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda own: replace(own, train=replace(own.train, y=own.train.y + 4)), "have a class 5, the network has 2"),
+        (lambda own: replace(own, model=replace(own.model, net=Pair())), "Pair returns no logits"),
+        (lambda own: replace(own, model=replace(own.model, net=network()[:3])), "Sequential returns no logits"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is(change, message, monkeypatch):
+    monkeypatch.setattr(training, "choose", lambda *_: pytest.fail("begun"))
+    with pytest.raises(SqError, match=message) as caught:
+        quantize(change(given()))
     assert len(str(caught.value).splitlines()) == 1
