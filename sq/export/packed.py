@@ -84,10 +84,12 @@ def _fill(net: nn.Module, layout: dict[str, Any], given: Reader) -> None:
         codes, grid = given.take_codes(own["codes"]), given.take_grid(own["grid"])
         module = net.get_submodule(own["layer"])
         values = grid.decode(codes)  # type: ignore[union-attr]
-        if values.numel() != module.weight.numel():  # type: ignore[union-attr,operator]
+        if values.numel() != module.weight.numel():  # type: ignore[operator]
             raise ValueError(f"the weight of {own['layer']} is of another size")
         layers.set_weight(module, values)
     inputs = {own["name"]: given.take_grid(own["grid"]) for own in layout["inputs"]}
+    for own in layout["state"]:
+        _make_room(net, own["name"], own["shape"])
     others = _others(net, names)
     if [*others] != [own["name"] for own in layout["state"]]:
         strange = {own["name"] for own in layout["state"]} ^ {*others}
@@ -98,6 +100,14 @@ def _fill(net: nn.Module, layout: dict[str, Any], given: Reader) -> None:
             raise ValueError(f"{own['name']} is of another shape")
         place.detach().copy_(value)
     activations.attach(net, inputs)  # type: ignore[arg-type]
+
+
+def _make_room(net: nn.Module, name: str, shape: list[int]) -> None:
+    """Give a layer without a bias the one that was stored: `correction=bias` gives it to some."""
+    layer, _, kind = name.rpartition(".")
+    module = net.get_submodule(layer) if kind == "bias" else None
+    if isinstance(module, layers.Quantizable) and module.bias is None:
+        module.bias = nn.Parameter(torch.zeros(shape), requires_grad=False)
 
 
 def _others(net: nn.Module, quantized: list[str]) -> dict[str, Tensor]:

@@ -134,8 +134,8 @@ def point(layout):
     [
         (rename, r"parameters differ: elsewhere, .*export it again"),
         (shrink, r"does not fit the network it names"),
-        (misname, r"does not fit the network it names .*no.such"),
-        (point, r"not a function of sq"),
+        (misname, r"does not fit the network it names .*has no attribute"),
+        (point, r"only names under sq\. are imported"),
         (lambda layout: layout.pop("weights"), r"does not fit the network it names"),
         (lambda layout: layout["inputs"].append({"name": "head", "grid": {"grid": "levels"}}), r"does not fit"),
     ],
