@@ -1,0 +1,173 @@
+"""A network's ONNX graph with integers in place of its weights, and with what its layers are fed quantized.
+
+A weight becomes codes and a DequantizeLinear of each output channel, or codes and a look-up in the table of their
+levels; an input goes through QuantizeLinear and DequantizeLinear. Codes of up to 4 bits are stored in 4, of up to 8
+in 8. The functions change a graph in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from onnx import GraphProto, NodeProto, TensorProto, helper
+from torch import Tensor
+
+from sq import bits
+from sq.errors import SqError
+from sq.levels import LevelGrid
+from sq.types import Grid
+from sq.uniform import UniformGrid
+
+MOST = 8  # bits of a code
+PLACES: dict[int, int] = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.UINT8: 8, TensorProto.INT8: 8}
+
+
+def put_weight(graph: GraphProto, layer: str, codes: Tensor, grid: Grid, shape: tuple[int, ...]) -> None:
+    """Put codes (G, O, I) of a `grid` in place of the weight, of this `shape`, that a layer has.
+
+    Raises
+    ------
+    SqError : codes of more than 8 bits; a grid that ONNX has no operator for; the graph has no such weight
+    """
+    name = f"{layer}.weight"
+    _take_out(graph, name)
+    if grid.levels > 2**MOST:
+        raise SqError(f"{layer} has codes of more than {MOST} bits, which export=onnx cannot hold: use export=packed")
+    if isinstance(grid, LevelGrid):
+        nodes = _look_up(graph, name, codes.reshape(shape), grid)
+    elif isinstance(grid, UniformGrid):
+        nodes = [_dequantize(graph, name, codes, grid, shape)]
+    else:
+        raise SqError(f"{layer} has a {type(grid).__name__}, which export=onnx cannot hold: use export=packed")
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+
+
+def put_input(graph: GraphProto, layer: str, grid: Grid) -> None:
+    """Quantize what a layer is fed.
+
+    Raises
+    ------
+    SqError : more than 8 bits; a grid that ONNX has no operator for; nothing in the graph computes with its weight
+    """
+    if not isinstance(grid, UniformGrid):
+        raise SqError(f"what {layer} is fed has a {type(grid).__name__}: export=onnx cannot hold it, use export=packed")
+    if grid.levels > 2**MOST:
+        raise SqError(f"what {layer} is fed has more than {MOST} bits: export=onnx cannot hold it, use export=packed")
+    scale, low, high = (float(own) for own in (grid.scale, grid.low, grid.high))
+    kind, zero = _kind(int(low), int(high), 8)
+    name = f"{layer}.input"
+    _add(graph, f"{name}.scale", torch.tensor(scale), TensorProto.FLOAT)
+    _add(graph, f"{name}.zero", None if zero is None else torch.tensor(zero), kind)
+    for end, value in (("low", scale * low), ("high", scale * high)):
+        _add(graph, f"{name}.{end}", torch.tensor(value), TensorProto.FLOAT)
+    for number, node in enumerate(_users(graph, f"{layer}.weight", layer)):
+        fed, own = node.input[0], f"{name}.{number}"
+        node.input[0] = f"{own}.values"
+        place = [*graph.node].index(node)
+        ends = [f"{name}.scale", f"{name}.zero"]
+        made = [
+            helper.make_node("Clip", [fed, f"{name}.low", f"{name}.high"], [f"{own}.within"]),
+            helper.make_node("QuantizeLinear", [f"{own}.within", *ends], [f"{own}.codes"]),
+            helper.make_node("DequantizeLinear", [f"{own}.codes", *ends], [f"{own}.values"]),
+        ]
+        for step in reversed(made):
+            step.name = f"{step.output[0]}.node"
+            graph.node.insert(place, step)
+
+
+def codes_in(graph: GraphProto, layer: str) -> Tensor:
+    """Return the integers that are stored for a layer's weight, of its shape, as they are in the file."""
+    own = next(tensor for tensor in graph.initializer if tensor.name == f"{layer}.weight.codes")
+    data = torch.frombuffer(bytearray(own.raw_data), dtype=torch.uint8)
+    width, shape = PLACES[own.data_type], tuple(own.dims)
+    made = bits.unpack(data, width, int(torch.tensor(shape).prod()))
+    signed = own.data_type in (TensorProto.INT4, TensorProto.INT8)
+    return torch.where(made >= 2 ** (width - 1), made - 2**width, made).view(shape) if signed else made.view(shape)
+
+
+def stored(codes: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
+    """Return the integers that `put_weight` stores for `codes`."""
+    if isinstance(grid, UniformGrid) and _kind(*_ends(grid), _width(grid))[1] is None:
+        return (codes + grid.low.to(codes)).reshape(shape)
+    return codes.reshape(shape)
+
+
+def _dequantize(graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, shape: tuple[int, ...]) -> NodeProto:
+    low, width = grid.low.flatten(), _width(grid)
+    kind, zero = _kind(*_ends(grid), width)
+    zeros = torch.zeros_like(low) if zero is None else -low
+    if bool((zeros != zeros.round()).any()) or int(zeros.min()) < 0 or int(zeros.max()) >= 2**width:
+        raise SqError(f"{name} has zero points beyond its codes, which export=onnx cannot hold: use export=packed")
+    _add(graph, f"{name}.codes", stored(codes, grid, shape), kind)
+    _add(graph, f"{name}.scale", grid.scale.flatten(), TensorProto.FLOAT)
+    _add(graph, f"{name}.zero", zeros, kind)
+    inputs = [f"{name}.{part}" for part in ("codes", "scale", "zero")]
+    return helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}.dequantize", axis=0)
+
+
+def _look_up(graph: GraphProto, name: str, codes: Tensor, grid: LevelGrid) -> list[NodeProto]:
+    _add(graph, f"{name}.codes", codes, TensorProto.UINT4 if _width(grid) == 4 else TensorProto.UINT8)
+    _add(graph, f"{name}.levels", grid.table, TensorProto.FLOAT)
+    _add(graph, f"{name}.scale", grid.scale.reshape(-1, *[1] * (codes.ndim - 1)), TensorProto.FLOAT)
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Cast", [f"{name}.codes"], f"{name}.places", {"to": TensorProto.INT32}),
+        ("Gather", [f"{name}.levels", f"{name}.places"], f"{name}.units", {}),
+        ("Mul", [f"{name}.units", f"{name}.scale"], name, {}),
+    ]
+    return [helper.make_node(kind, fed, [out], name=f"{out}.{kind}", **more) for kind, fed, out, more in steps]
+
+
+def _ends(grid: UniformGrid) -> tuple[int, int]:
+    return int(grid.low.min()), int(grid.high.max())
+
+
+def _width(grid: Grid) -> int:
+    """Return the bits that a code is stored in."""
+    return 4 if grid.levels <= 2**4 else 8
+
+
+def _kind(low: int, high: int, width: int) -> tuple[int, int | None]:
+    """Return the type of integers from `low` to `high`, and the zero point: None for signed ones, which need none."""
+    half = 2 ** (width - 1)
+    if -half <= low < 0 and high < half:
+        return (TensorProto.INT4 if width == 4 else TensorProto.INT8), None
+    return (TensorProto.UINT4 if width == 4 else TensorProto.UINT8), -low
+
+
+def _add(graph: GraphProto, name: str, values: Tensor | None, kind: int) -> None:
+    own = torch.tensor(0) if values is None else values.detach().cpu()
+    if kind == TensorProto.FLOAT:
+        raw = own.float().contiguous().numpy().tobytes()
+    else:
+        width = PLACES[kind]
+        raw = bits.pack(own.to(torch.int32) % 2**width, width).numpy().tobytes()
+    graph.initializer.append(TensorProto(name=name, data_type=kind, dims=list(own.shape), raw_data=raw))
+
+
+def _take_out(graph: GraphProto, name: str) -> None:
+    found = [tensor for tensor in graph.initializer if tensor.name == name]
+    if len(found) != 1:
+        raise SqError(f"the ONNX graph has no weight {name}: PyTorch's exporter has changed it; use export=packed")
+    graph.initializer.remove(found[0])
+
+
+def _users(graph: GraphProto, weight: str, layer: str) -> list[NodeProto]:
+    """Return the nodes that compute with a weight, as it is or transposed."""
+    names, users = {weight}, []
+    for node in graph.node:
+        if node.op_type in ("Transpose", "Identity", "Cast") and node.input[0] in names:
+            names.add(node.output[0])
+        elif len(node.input) > 1 and node.input[1] in names:
+            users.append(node)
+    if not users:
+        raise SqError(f"nothing in the ONNX graph computes with the weight of {layer}: use export=packed")
+    return users
+
+
+def as_numbers(graph: GraphProto, named: Iterable[str]) -> list[str]:
+    """Return the layers among `named` whose weights are still stored as numbers, which must not be."""
+    floats = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    return [layer for layer in named if f"{layer}.weight" in floats]

@@ -1,0 +1,138 @@
+"""Networks as ONNX: integers that are ours, outputs that are close, in a file that onnxruntime alone can run."""
+
+import sys
+
+import onnx
+import pytest
+import torch
+from cli_helpers import call, error_line, records
+from onnx import TensorProto
+
+from sq.export import graph
+from sq.export import onnx as own
+from sq.levels import LevelGrid
+from sq.uniform import UniformGrid
+
+RUNS = {
+    "4 bits": (["bits=4"], 60),
+    "2 bits": (["bits=2", "grid.symmetric=true"], 60),
+    "6 bits": (["bits=6", "fold=true"], 60),
+    "mixed": (["allocation=ilp", "bits=3.5", "sensitivity.bits=[2,3,4,8]"], 60),
+    "levels": (["bits=4", "grid=post"], 60),
+    "inputs of 8 bits": (["activation=mse", "activation.bits=8", "bits=4"], 30),
+    "inputs of 4 bits": (["activation=minmax", "activation.bits=4", "grid=apot", "ends=8bit"], 20),
+    "ends in full precision": (["ends=keep", "bits=3", "correction=bias"], 60),
+}
+
+
+def exported(folder, *words):
+    done = call(folder, "export=onnx", *words)
+    assert done.returncode == 0, done.stderr
+    (made,) = records(folder)
+    return made, folder / "outputs" / made["export"]["file"]
+
+
+@pytest.mark.parametrize(("words", "decibels"), RUNS.values(), ids=RUNS)
+def test_the_file_computes_what_the_record_says(words, decibels, tmp_path):
+    made, file = exported(tmp_path, *words)
+    said = made["export"]
+    assert said["bytes"] == file.stat().st_size
+    assert said["outputs_snr_db"] > decibels
+    assert said["figures"]["top1"] == pytest.approx(made["results"]["top1"], abs=0.34)  # two images
+    assert said["agreement"]["same_top1"] > 99.4
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    assert {(entry.key, entry.value) for entry in model.metadata_props} >= {("sq.key", made["key"])}
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for layer in made["layers"]:
+        stored = kinds[f"{layer['name']}.weight.codes"]
+        assert (stored in (TensorProto.INT4, TensorProto.UINT4)) == (layer["bits"] <= 4 and "grid=post" not in words)
+        assert f"{layer['name']}.weight" not in kinds
+    steps = [node.op_type for node in model.graph.node]
+    assert ("QuantizeLinear" in steps) == any("activation=" in word for word in words)
+    largest = max(layer["weights"] for layer in made["layers"])
+    floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
+    assert max(len(t.raw_data) // 4 for t in floats) < largest / 10, "no weight is left as numbers"
+
+
+def test_onnxruntime_takes_any_number_of_images(tmp_path):
+    _, file = exported(tmp_path)
+    session = own.Session(file.read_bytes())
+    for count in (1, 3):
+        assert session(torch.rand(count, 1, 8, 8)).shape == (count, 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (
+            ["activation=mse", "activation.observe.adds=true"],
+            "operands of additions have grids, which export=onnx cannot",
+        ),
+        (["bits=9"], "codes of more than 8 bits, which export=onnx cannot hold: use export=packed"),
+        (
+            ["activation=mse", "activation.bits=9"],
+            "has more than 8 bits: export=onnx cannot hold it, use export=packed",
+        ),
+        (
+            ["quantizer=asq_ptq", "activation=mse", "quantizer.learn.iterations=1", "quantizer.learn.batch=8"],
+            "has a AdaptiveGrid: export=onnx cannot hold it, use export=packed",
+        ),
+    ],
+)
+def test_what_the_format_cannot_hold_is_named(words, cause, tmp_path):
+    done = call(tmp_path, "export=onnx", *words)
+    assert done.returncode == 1
+    assert cause in done.stderr
+    assert list(tmp_path.rglob("*.onnx")) == []
+
+
+def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = call(tmp_path, "export=onnx")
+    assert "python -m pip install -e '.[export]'" in error_line(done)
+
+
+def test_a_file_with_other_codes_is_not_left(tmp_path, monkeypatch):
+    read = graph.codes_in
+    monkeypatch.setattr(graph, "codes_in", lambda *own: read(*own) + 1)
+    done = call(tmp_path, "export=onnx")
+    assert "were not read back as they were written" in done.stderr
+    assert list(tmp_path.rglob("*.onnx")) == []
+
+
+def test_a_file_that_computes_something_else_says_where_it_begins(tmp_path, monkeypatch):
+    put = graph.put_weight
+
+    def wrong(made, layer, codes, grid, shape):
+        put(made, layer, codes, grid.scaled(torch.tensor(1.0 if layer != "blocks.1.body.0.0" else 3.0)), shape)
+
+    monkeypatch.setattr(graph, "put_weight", wrong)
+    done = call(tmp_path, "export=onnx")
+    assert "they part at the weight of blocks.1.body.0.0" in done.stderr
+    assert list(tmp_path.rglob("*.onnx")) == []
+
+
+LOWS = {"affine": [-3.0, 0.0, -15.0], "symmetric": [-8.0, -8.0, -8.0], "wide": [-30.0, -128.0, 7.0]}
+
+
+@pytest.mark.parametrize("kind", [*LOWS, "levels"])
+def test_integers_decode_to_the_weights(kind):
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randint(16, (1, 3, 18), generator=draw, dtype=torch.int32)
+    scale = torch.rand(1, 3, 1, generator=draw) + 0.1
+    if kind == "levels":
+        grid = LevelGrid(scale, torch.randn(16, generator=draw).sort().values)
+    else:
+        low = torch.tensor(LOWS[kind]).view(1, 3, 1)
+        grid = UniformGrid(scale, low, low + 15, 16 if kind != "wide" else 64)
+    name, shape = "conv", (3, 2, 3, 3)
+    given = onnx.helper.make_tensor(f"{name}.weight", TensorProto.FLOAT, shape, [0.0] * 54)
+    step = onnx.helper.make_node("Identity", [f"{name}.weight"], ["out"])
+    images = onnx.helper.make_tensor_value_info("images", TensorProto.FLOAT, [1])
+    out = onnx.helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)
+    made = onnx.helper.make_graph([step], "g", [images], [out], [given])
+    graph.put_weight(made, name, codes, grid, shape)
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", own.OPSET)], ir_version=10)
+    assert torch.equal(own.Session(model.SerializeToString())(torch.zeros(1)), grid.decode(codes).view(shape))
+    assert torch.equal(graph.codes_in(model.graph, name), graph.stored(codes, grid, shape))
