@@ -14,9 +14,10 @@ from sq.config import leaves
 from sq.errors import SqError
 
 FILES = {"model": "weights", "dataset": "root"}  # the knobs that name files of the user's
-FAMILIES = ("model", "dataset", "metric", "quantizer")  # whose choices need something
+FAMILIES = ("model", "dataset", "metric", "quantizer", "export")  # whose choices need something
 # What pip install sq does not bring along, by the setting that asks for it and how its value begins.
 DETECTION = 'python -m pip install -e ".[detection]"'
+EXPORT = 'python -m pip install -e ".[export]"'
 PACKAGES = (
     ("model._target_", "sq.model.yolov5.", "ultralytics", DETECTION),
     ("model._target_", "sq.model.ultralytics.", "ultralytics", DETECTION),
@@ -28,6 +29,7 @@ PACKAGES = (
         "model_compression_toolkit",
         "python -m pip install -e '.[bench]'",
     ),
+    *(("export._target_", "sq.export.onnx.", package, EXPORT) for package in ("onnx", "onnxruntime", "onnxscript")),
     ("quantizer.solve._target_", "sq.solver.brevitas_gptq.", "brevitas", "python -m pip install 'brevitas>=0.13.4'"),
 )
 
@@ -48,8 +50,15 @@ def lacking(configs: Iterable[Mapping[str, Any]]) -> list[str]:
                     data.find(path, f"{family}.{knob}")
                 except SqError as error:
                     lines[str(error)] = None
-        flat = leaves(config)
-        for setting, start, package, install in PACKAGES:
-            if str(flat.get(setting, "")).startswith(start) and find_spec(package) is None:
-                lines[f"{package} is not installed: {install}"] = None
+        lines |= dict.fromkeys(packages(config))
     return list(lines)
+
+
+def packages(config: Mapping[str, Any]) -> list[str]:
+    """Return a line for each package that a run of `config` needs and that is not here."""
+    flat = leaves(config)
+    return [
+        f"{package} is not installed: {install}"
+        for setting, start, package, install in PACKAGES
+        if str(flat.get(setting, "")).startswith(start) and find_spec(package) is None
+    ]

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, importance, oom, resources, sheet, summary, trace
+from sq import baseline, cache, ends, fold, gate, importance, needs, oom, resources, sheet, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
 from sq.console import say
 from sq.costs import Budget
+from sq.errors import SqError
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.finished import Finished
 from sq.store import Store
@@ -29,6 +30,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     SqError : what a user can fix, with the way out
     """
     oom.halved.clear()
+    if missing := needs.packages(config):
+        raise SqError("; ".join(missing))
     part = {family: build(config[family], family) for family in FAMILIES if family != "tracker"}
     clock, size, policy = Clock(device), config["batch_size"], config["ends"]
     with clock.phase("load"):

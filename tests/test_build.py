@@ -259,6 +259,7 @@ def test_families_do_not_import_each_other(file):
         ("faster_coco_eval", "sq/coco_eval.py"),
         ("onnx", "sq/export"),
         ("onnxruntime", "sq/export"),
+        ("onnxscript", "sq/export"),
     ],
 )
 def test_optional_packages_are_imported_in_their_one_place(package, home):

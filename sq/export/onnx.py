@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import activations, adds, record
+from sq import activations, adds, needs, record
 from sq.errors import SqError, one_line
 from sq.finished import Finished
 
@@ -35,7 +35,7 @@ def write(done: Finished) -> dict[str, Any]:
 
     Raises
     ------
-    SqError : a package is missing (the extra `export`); what the format cannot hold, named, with the one that can; the
+    SqError : a package is missing; what the format cannot hold, named, with the one that can; the
         disk is full; the file computes something else: the node where that begins is named
     """
     _need()
@@ -52,10 +52,10 @@ def write(done: Finished) -> dict[str, Any]:
 def _need() -> None:
     try:
         import onnx  # noqa: F401
-        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise SqError(f"export=onnx: {error}: python -m pip install -e '.[export]'") from error
+        raise SqError(f"export=onnx: {error}: {needs.EXPORT}") from error
 
 
 def _model(done: Finished) -> Any:

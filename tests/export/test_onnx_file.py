@@ -1,13 +1,12 @@
 """Networks as ONNX: integers that are ours, outputs that are close, in a file that onnxruntime alone can run."""
 
-import sys
-
 import onnx
 import pytest
 import torch
 from cli_helpers import call, error_line, records
 from onnx import TensorProto
 
+from sq import needs
 from sq.export import graph
 from sq.export import onnx as own
 from sq.levels import LevelGrid
@@ -87,10 +86,15 @@ def test_what_the_format_cannot_hold_is_named(words, cause, tmp_path):
     assert list(tmp_path.rglob("*.onnx")) == []
 
 
-def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    done = call(tmp_path, "export=onnx")
-    assert "python -m pip install -e '.[export]'" in error_line(done)
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_with_the_extra_before_anything_runs(package, tmp_path, monkeypatch):
+    found = needs.find_spec
+    monkeypatch.setattr(needs, "find_spec", lambda name: None if name == package else found(name))
+    line = error_line(call(tmp_path, "export=onnx"))
+    assert f"{package} is not installed" in line
+    assert 'python -m pip install -e ".[export]"' in line
+    (made,) = records(tmp_path)
+    assert "seconds" not in made, "nothing was run"
 
 
 def test_a_file_with_other_codes_is_not_left(tmp_path, monkeypatch):
