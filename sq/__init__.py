@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 __version__ = "0.1.0"
 
@@ -16,3 +16,13 @@ def load(file: str | Path) -> nn.Module:
     from sq.export import packed
 
     return packed.load(Path(file))
+
+
+def quantize(
+    net: nn.Module, images: Tensor, *overrides: str, quantizer: str = "sensiquant", bits: float = 4
+) -> nn.Module:
+    """Return a quantized copy of `net`, with `images` (N, C, H, W) to calibrate on; see `sq.api.quantize`."""
+    from sq import api, ready
+
+    ready.import_torch()
+    return api.quantize(net, images, *overrides, quantizer=quantizer, bits=bits)

@@ -8,18 +8,16 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, importance, needs, oom, resources, sheet, summary, trace
+from sq import baseline, fold, gate, method, needs, oom, sheet, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
 from sq.console import say
-from sq.costs import Budget
 from sq.errors import SqError
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.finished import Finished
 from sq.store import Store
 from sq.trial import Trial
-from sq.types import Problem
 
 
 def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     if missing := needs.packages(config):
         raise SqError("; ".join(missing))
     part = {family: build(config[family], family) for family in FAMILIES if family != "tracker"}
-    clock, size, policy = Clock(device), config["batch_size"], config["ends"]
+    clock, size = Clock(device), config["batch_size"]
     with clock.phase("load"):
         model = part["model"]()
         model.net.to(device, memory_format=torch.channels_last)
@@ -52,48 +50,26 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
         full, known = baseline.measure(config, whole, dataset, evaluation)
         expected = gate.check(whole, dataset.name, full.figures)
-    model, fixed = ends.leave(whole, policy), ends.widths(whole, policy)
-    with clock.phase("statistics"):
-        how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
-        collected, cached = cache.collect(model, batch, kept, **how)
-        h, weighed = importance.collect(part["grid"], model, batch, kept)
-    with clock.phase("activation"):
-        inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
-    beside = {"scratch": config["cache"], "scratch_gib": config["cache_gib"], "train": dataset.train}
-    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, **beside)
-    with clock.phase("sensitivity"):
-        cost = part["sensitivity"](problem)
-        cost.check()
-    with clock.phase("allocation"):
-        wide = {layer.name: inputs.bits.get(layer.name, resources.FLOAT) for layer in model.layers}
-        rest = resources.beside(whole, model.layers)
-        budget = Budget(config["bits"], fixed, wide, rest, ends.kept(whole, policy), resources.sizes(problem))
-        widths = part["allocation"](cost, model.layers, budget)
-    with clock.phase("activation"):
-        problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
-    with clock.phase("quantize"):
-        quantized = part["quantizer"](problem)
-    with clock.phase("correct"):
-        correct = None if quantized.trained else part["correction"]
-        correction = correct(quantized.net, whole.net, batch) if correct else {"left_out": "the network was trained"}
+    done = method.solve(config, part, method.Given(whole, batch, kept, dataset.train), clock)
+    problem, quantized = done.problem, done.quantized
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)
     with clock.phase("trials"):
-        front = widths.report.get("front", [])
-        tried = part["trials"](Trial(problem, cost, part["quantizer"], dataset.test, size, kept, front))
+        front = done.widths.report.get("front", [])
+        tried = part["trials"](Trial(problem, done.cost, part["quantizer"], dataset.test, size, kept, front))
     with clock.phase("export"):
         exported = part["export"](Finished(config, problem, quantized, found, evaluation.measure))
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
-    made |= summary.costs(cost, widths, fixed) | summary.trials(made["results"], tried)
-    made |= summary.images(dataset, batch, evaluation.left_out, found.answers()) | weighed
+    made |= summary.costs(done.cost, done.widths, problem.fixed) | summary.trials(made["results"], tried)
+    made |= summary.images(dataset, batch, evaluation.left_out, found.answers()) | done.weighed
     made |= {"export": exported} if exported else {}
     made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
     spent = {
         "full_precision_cached": known,
-        "statistics_cached": cached,
+        "statistics_cached": done.cached,
         "seconds": clock.seconds,
         "peak_bytes": clock.peak_bytes(),
         "halved": dict(oom.halved),
     }
-    return made | {"expected": expected, "folded": folded and asdict(folded), "correction": correction} | spent
+    return made | {"expected": expected, "folded": folded and asdict(folded), "correction": done.correction} | spent

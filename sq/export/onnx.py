@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -60,6 +61,8 @@ def _need() -> None:
 
 def _model(done: Finished) -> Any:
     """Return the ONNX model of a run's network."""
+    import onnx
+
     from sq.export import graph as own
 
     net = copy.deepcopy(done.quantized.net).cpu()
@@ -79,10 +82,17 @@ def _model(done: Finished) -> Any:
     model = _tidy(model)
     if left := own.as_numbers(model.graph, done.quantized.layers):
         raise SqError(f"export=onnx left the weight of {left[0]} as numbers: use export=packed")
-    for key, value in {"sq.key": record.key(done.config), "sq.name": done.config["name"]}.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+    model.metadata_props.extend(_told(done, onnx.StringStringEntryProto))
     return model
+
+
+def _told(done: Finished, entry: Any) -> list[Any]:
+    """Return what the file says of itself: the run, and what images it takes, for whoever has nothing but the file."""
+    model = done.problem.model
+    black, white = ([*end] if len(end) > 1 else [*end] * model.input[0] for end in model.span)
+    image = {"shape": list(model.input), "black": black, "white": white}
+    words = {"sq.key": record.key(done.config), "sq.name": done.config["name"], "sq.image": json.dumps(image)}
+    return [entry(key=key, value=value) for key, value in words.items()]
 
 
 def _plain(net: nn.Module, x: Tensor) -> Any:

@@ -1,0 +1,74 @@
+"""One quantized network from Python, without a sweep: what a run does, but for loading and evaluating."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from sq import cli, contradictions, fold, layers, method, points, trace
+from sq.build import build
+from sq.clock import Clock
+from sq.config import FAMILIES, problems
+from sq.errors import SqError
+from sq.evaluation import to
+from sq.samples import Calibration
+from sq.store import Store
+from sq.types import Model
+
+APART = ("model", "dataset", "metric", "trials", "tracker", "export", "calibration")  # families that a call has none of
+
+
+def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bits: float) -> nn.Module:
+    """Return a quantized copy of `net`, in eval mode; `net` stays as it is.
+
+    Parameters
+    ----------
+    net : maps images to one tensor
+    images : (N, C, H, W) float32, calibration images as `net` takes them; on the device of `net`
+    overrides : further settings as on the command line, "activation=mse", "activation.bits=8", "fold=true"
+    quantizer, bits : as on the command line
+
+    Raises
+    ------
+    SqError : no images, or of a wrong kind; an unknown setting or choice; see the families
+    """
+    config = _config([f"quantizer={quantizer}", f"bits={bits}", *overrides])
+    _check(images)
+    part = {family: build(config[family], family) for family in FAMILIES if family not in APART}
+    copied = copy.deepcopy(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    images = to(images, images.device)  # laid out as a run has them
+    if config["fold"]:
+        fold.fold(copied, images[:1])
+    found, skipped = layers.find(copied)
+    model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
+    count = len(images)
+    batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
+    given = method.Given(trace.settle(model, images[:1]), batch, Store(None, 0.0), None)
+    return method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
+
+
+def _config(words: list[str]) -> dict[str, Any]:
+    """Return the resolved config that `words` lead to, without a folder to keep anything in."""
+    try:
+        with hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
+            composed = hydra.compose("config", overrides=[*words, "cache=null"], return_hydra_config=True)
+            config, choices = points.resolve(composed), points.chosen(composed.hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SqError(cli.explain(error)) from error
+    if wrong := problems(config) or contradictions.find(config, choices):
+        raise SqError("; ".join(wrong))
+    return config
+
+
+def _check(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim < 2 or not len(images):
+        kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise SqError(f"calibration images: got {kind}; give a float32 tensor (images, channels, height, width)")
+    if not bool(torch.isfinite(images).all()):
+        raise SqError("calibration images hold NaN or infinity: prepare them as the network takes them")

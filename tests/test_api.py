@@ -1,0 +1,91 @@
+"""One network, from Python."""
+
+import pytest
+import torch
+from cli_helpers import call, compose, records
+from torch import nn
+
+import sq
+from sq import activations
+from sq.build import build
+from sq.errors import SqError
+from sq.store import Store
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 5)
+    )
+
+
+def images(count=16):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("quantizer", ["sensiquant", "rtn", "obq", "eptq"])
+def test_a_quantized_copy_comes_back(quantizer):
+    net = network().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    words = ["quantizer.learn.iterations=2", "quantizer.learn.batch=8"] if quantizer == "eptq" else []
+    made = sq.quantize(net, images(), *words, quantizer=quantizer, bits=3)
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not made.training
+    for name in ("0", "3", "5"):
+        rows = made.get_submodule(name).weight.flatten(1)
+        assert max(len(row.unique()) for row in rows) <= 8
+    assert made(images()).shape == (16, 5)
+
+
+def test_more_bits_are_closer():
+    net, x = network().eval(), images()
+    with torch.no_grad():
+        apart = [float((sq.quantize(net, x, bits=bits)(x) - net(x)).square().mean()) for bits in (2, 4, 8)]
+    assert apart[0] > 4 * apart[1] > 16 * apart[2]
+
+
+def test_settings_are_those_of_the_command_line():
+    made = sq.quantize(network(), images(), "activation=mse", "activation.bits=4", "fold=true", "ends=8bit", bits=2)
+    assert {name: grid.levels for name, grid in activations.attached(made).items()} == {"0": 256, "3": 16, "5": 256}
+    assert isinstance(made[1], nn.Identity)
+
+
+def test_it_is_what_a_run_does(tmp_path, resnet, digits):
+    words = ["quantizer=sensiquant", "bits=3", "correction=batchnorm", "export=packed", "calibration.images=64"]
+    assert call(tmp_path, *words).returncode == 0
+    (made,) = records(tmp_path)
+    run = sq.load(tmp_path / "outputs" / made["export"]["file"])
+    draw = build(compose("calibration.images=64")[0]["calibration"], "calibration")
+    drawn = draw(resnet, digits, Store(None, 0.0)).x
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the run was
+    try:
+        own = sq.quantize(resnet.net, drawn, "sensitivity.bits=[4]", bits=3)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(value, own.state_dict()[name]) for name, value in run.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "message"),
+    [
+        (torch.zeros(0, 3, 8, 8), [], r"got torch.float32 \(0, 3, 8, 8\); give a float32 tensor"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [], r"got torch.uint8"),
+        ([1, 2], [], r"got list; give"),
+        (torch.full((2, 3, 8, 8), torch.nan), [], r"hold NaN or infinity"),
+        (torch.zeros(2, 3, 8, 8), ["quantizr=rtn"], r"quantizr"),
+        (torch.zeros(2, 3, 8, 8), ["quantizer.damp=-1"], r"quantizer\.damp"),
+        (torch.zeros(2, 3, 8, 8), ["bits=99"], r"bits=99: allowed are 1 to 16"),
+        (torch.randn(2, 3, 8, 8), ["quantizer=lsq"], r"there are no training images"),
+    ],
+)
+def test_bad_input_is_one_line(given, words, message):
+    with pytest.raises(SqError, match=message) as caught:
+        sq.quantize(network(), given, *words)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_unknown_quantizer_is_named():
+    with pytest.raises(SqError, match="sensiquan"):
+        sq.quantize(network(), images(), quantizer="sensiquan")
