@@ -147,25 +147,23 @@ def _write(records: list[record.Record], shapes: list[tuple], folder: Path, ques
 
 def _texts(own: Contents, folder: Path) -> list[Path]:
     """Write the tables."""
-    from sq.report import latex, learning, mixed, pairs, prices
+    from sq.report import exports, latex, learning, mixed, pairs, prices
 
     assert own.table is not None
-    texts = {
-        "table.md": own.table.to_markdown(index=False, disable_numparse=True) + "\n",
-        "table.tex": latex.tabular(own.table),
-        "table.csv": _long([r for r in own.records if r["status"] == "done"]),
-    }
-    if own.claims is not None and len(own.claims):
-        texts["claims.md"] = own.claims.to_markdown(index=False, disable_numparse=True) + "\n"
-    more = {
+    tables = {
+        "table": own.table,
         "correlation": mixed.correlations(own.records),
         "learning": learning.table(own.rows, own.records),
         "pairs": pairs.table(own.rows, own.records),
+        "exports": exports.table(own.rows, own.records),
     }
-    for name, found in more.items():
+    texts = {"table.csv": _long([r for r in own.records if r["status"] == "done"])}
+    for name, found in tables.items():
         if found is not None:
             texts[f"{name}.md"] = found.to_markdown(index=False, disable_numparse=True) + "\n"
             texts[f"{name}.tex"] = latex.tabular(found)
+    if own.claims is not None and len(own.claims):
+        texts["claims.md"] = own.claims.to_markdown(index=False, disable_numparse=True) + "\n"
     for name, cost in prices.tables(own.records).items():
         texts[f"{prices.stem(name)}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
         told = cost.astype(object).where(cost.notna(), None)
