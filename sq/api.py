@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
@@ -15,13 +19,15 @@ from sq import cli, contradictions, fold, layers, method, points, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES, problems
-from sq.errors import SqError
+from sq.errors import SqError, one_line
 from sq.evaluation import to
 from sq.samples import Calibration
 from sq.store import Store
 from sq.types import Model
 
 APART = ("model", "dataset", "metric", "trials", "tracker", "export", "calibration")  # families that a call has none of
+
+_lock = threading.Lock()  # Hydra has one state for all threads
 
 
 def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bits: float) -> nn.Module:
@@ -41,8 +47,11 @@ def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bi
     config = _config([f"quantizer={quantizer}", f"bits={bits}", *overrides])
     _check(images)
     part = {family: build(config[family], family) for family in FAMILIES if family not in APART}
-    copied = copy.deepcopy(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    images = to(images, images.device)  # laid out as a run has them
+    copied = copy.deepcopy(net).eval().requires_grad_(False)
+    if images.ndim == 4:
+        copied = copied.to(memory_format=torch.channels_last)
+    images = to(images, images.device) if images.ndim == 4 else images  # laid out as a run has them
+    _check_net(copied, images)
     if config["fold"]:
         fold.fold(copied, images[:1])
     found, skipped = layers.find(copied)
@@ -55,8 +64,11 @@ def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bi
 
 def _config(words: list[str]) -> dict[str, Any]:
     """Return the resolved config that `words` lead to, without a folder to keep anything in."""
+    named = {word.partition("=")[0].lstrip("+~").partition(".")[0] for word in words}
+    if apart := sorted(named & {*APART, "results", "outputs", "sweep", "rerun"}):
+        raise SqError(f"{apart[0]}: a call has none, for it loads and keeps nothing; use python run.py for it")
     try:
-        with hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
+        with _lock, _own_hydra():
             composed = hydra.compose("config", overrides=[*words, "cache=null"], return_hydra_config=True)
             config, choices = points.resolve(composed), points.chosen(composed.hydra)
     except (HydraException, OmegaConfBaseException) as error:
@@ -64,6 +76,28 @@ def _config(words: list[str]) -> dict[str, Any]:
     if wrong := problems(config) or contradictions.find(config, choices):
         raise SqError("; ".join(wrong))
     return config
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Give Hydra's global state to a call, and what was there back: the caller may be a Hydra application itself."""
+    state = GlobalHydra.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.set_state(state)
+
+
+def _check_net(net: nn.Module, images: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            made = net(images[:1])
+    except Exception as error:  # whatever a network that takes something else raises
+        raise SqError(f"{type(net).__name__} does not take these images ({one_line(error)[:160]})") from error
+    if not isinstance(made, Tensor):
+        raise SqError(f"{type(net).__name__} returns {type(made).__name__}: it must return one tensor; wrap it")
 
 
 def _check(images: Tensor) -> None:

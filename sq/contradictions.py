@@ -76,6 +76,18 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "quantizer=lsq and asq train classifiers on labels: choose quantizer=eptq for a detector",
     ),
     (
+        lambda c: _is(c, "export", "onnx") and (c["bits"] > 8 or (c["activation"].get("bits") or 0) > 8),
+        "export=onnx holds codes of up to 8 bits: set bits and activation.bits to 8 or less, or export=packed",
+    ),
+    (
+        lambda c: _is(c, "export", "onnx") and bool((c["activation"].get("observe") or {}).get("adds")),
+        "export=onnx cannot hold grids of operands of additions: set activation.observe.adds=false, or export=packed",
+    ),
+    (
+        lambda c: _is(c, "export", "onnx") and _adapts(c),
+        "export=onnx cannot hold steps that adapt to the sample: choose another quantizer, or export=packed",
+    ),
+    (
         lambda c: _adapts(c) and _is(c, "activation", "none"),
         "adaptive steps are of inputs, which activation=none leaves in full precision: set activation=mse, or choose "
         "a quantizer without adapters",

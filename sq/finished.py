@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,3 +29,17 @@ class Finished:
     def file(self, suffix: str) -> Path:
         """Return where the run's file of this `suffix` belongs: beside its log."""
         return Path(self.config["outputs"]) / self.config["name"] / f"{record.key(self.config)}.{suffix}"
+
+    def name(self, file: Path) -> str:
+        """Return the name of a file as the record has it: under `outputs`."""
+        return str(file.relative_to(self.config["outputs"]))
+
+    @contextmanager
+    def written(self, file: Path) -> Iterator[Path]:
+        """Give a place to write and verify a file at, which takes the name of `file` only if nothing goes wrong."""
+        part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part{file.suffix}")
+        try:
+            yield part
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from sq.types import Grid
 from sq.uniform import UniformGrid
 
 Words = dict[str, Any]
+WIDEST = 17  # bits of a code: a grid has up to 2^16 + 1 levels
 
 
 class Writer:
@@ -99,11 +100,15 @@ class Reader:
     def take_codes(self, words: Words) -> Tensor:
         """Return codes int32 that were put."""
         count, width = math.prod(words["shape"]), words["bits"]
+        if not 1 <= width <= WIDEST:
+            raise ValueError(f"codes of {width} bits")
         return bits.unpack(self._next("codes", -(-count * width // 8)), width, count).view(words["shape"])
 
     def take_grid(self, words: Words) -> Grid | AdaptiveGrid:
         """Return a grid that was put."""
         if words["grid"] == "adaptive":
+            if words["channels"] > sum(math.prod(own["shape"]) for own in words["learned"]):
+                raise ValueError("an adapter has fewer numbers than channels")
             adapter = Adapter(words["channels"], 0, words["axis"])
             names = adapter.state_dict()
             adapter.load_state_dict({n: self.take(own) for n, own in zip(names, words["learned"], strict=True)})

@@ -1,8 +1,11 @@
 """One network, from Python."""
 
+import threading
+
+import hydra
 import pytest
 import torch
-from cli_helpers import call, compose, records
+from cli_helpers import CONF, call, compose, records
 from torch import nn
 
 import sq
@@ -89,3 +92,48 @@ def test_bad_input_is_one_line(given, words, message):
 def test_an_unknown_quantizer_is_named():
     with pytest.raises(SqError, match="sensiquan"):
         sq.quantize(network(), images(), quantizer="sensiquan")
+
+
+@pytest.mark.parametrize("word", ["export=onnx", "calibration.images=3", "dataset=cifar10", "tracker.mode=online"])
+def test_settings_that_a_call_has_not_are_refused(word):
+    with pytest.raises(SqError, match=f"^{word.partition('=')[0].partition('.')[0]}: a call has none"):
+        sq.quantize(network(), images(), word)
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Pair(), "Pair returns tuple: it must return one tensor"),
+        (nn.Sequential(nn.Conv2d(5, 2, 3)), "Sequential does not take these images"),
+        (network().double(), "Sequential does not take these images"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused_in_one_line(net, message):
+    with pytest.raises(SqError, match=message) as caught:
+        sq.quantize(net, images())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_it_works_within_a_hydra_application_and_from_threads():
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        sq.quantize(network(), images(), quantizer="rtn")
+        assert hydra.compose("config")["name"] == "runs", "what was there is there again"
+    made, caught = [], []
+
+    def call_it():
+        try:
+            made.append(sq.quantize(network(), images(), quantizer="rtn"))
+        except Exception as error:
+            caught.append(error)
+
+    threads = [threading.Thread(target=call_it) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), caught) == (4, [])

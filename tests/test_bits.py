@@ -15,3 +15,12 @@ def test_codes_come_back_from_as_few_bytes_as_hold_them(width, count):
 
 def test_the_lowest_bit_comes_first():
     assert bits.pack(torch.tensor([[1, 2], [7, 0]]), 3).tolist() == [0b11_010_001, 0b0000_000_1]
+
+
+@pytest.mark.parametrize("width", [3, 8])
+def test_many_codes_go_in_parts(width, monkeypatch):
+    codes = torch.randint(2**width, (1000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    whole = bits.pack(codes, width)
+    monkeypatch.setattr(bits, "CHUNK", 64)
+    assert torch.equal(bits.pack(codes, width), whole)
+    assert torch.equal(bits.unpack(whole, width, 1000), codes)

@@ -100,13 +100,20 @@ def test_damaged_files_are_refused_each_in_one_line_and_in_little_memory(file, t
 
 
 def test_content_that_was_changed_and_hashed_again_is_not_believed_to_be_small(tmp_path):
-    bomb = container.zlib.compress(b"[" + b"0," * 2**27, 9)
+    bomb = container.zlib.compress(b"[" + b"{}," * 2**26, 9)
     tensors = {container.TEXT: torch.frombuffer(bytearray(bomb), dtype=torch.uint8)}
-    about = {"format": f"{container.FORMAT} {container.VERSION}", "sha256": container._hash(tensors)}
+    about = {container.FORMAT: f"{container.VERSION} {container._hash(tensors)}"}
     (tmp_path / "bomb").write_bytes(save(tensors, about))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "is damaged" in refusal(tmp_path / "bomb")
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST
+
+
+def test_a_number_without_an_axis_is_refused(tmp_path):
+    tensors = {"numbers": torch.tensor(1.0)}
+    about = {container.FORMAT: f"{container.VERSION} {container._hash(tensors)}"}
+    (tmp_path / "one").write_bytes(save(tensors, about))
+    assert "is damaged" in refusal(tmp_path / "one")
 
 
 def test_another_version_is_named(file, monkeypatch):

@@ -45,12 +45,12 @@ def put_weight(graph: GraphProto, layer: str, codes: Tensor, grid: Grid, shape: 
         graph.node.insert(0, node)
 
 
-def put_input(graph: GraphProto, layer: str, grid: Grid) -> None:
-    """Quantize what a layer is fed.
+def put_input(graph: GraphProto, layer: str, grid: Grid, calls: int) -> None:
+    """Quantize what a layer is fed, in each of its `calls`.
 
     Raises
     ------
-    SqError : more than 8 bits; a grid that ONNX has no operator for; nothing in the graph computes with its weight
+    SqError : more than 8 bits; a grid that ONNX has no operator for; another number of nodes computes with its weight
     """
     if not isinstance(grid, UniformGrid):
         raise SqError(f"what {layer} is fed has a {type(grid).__name__}: export=onnx cannot hold it, use export=packed")
@@ -63,7 +63,13 @@ def put_input(graph: GraphProto, layer: str, grid: Grid) -> None:
     _add(graph, f"{name}.zero", None if zero is None else torch.tensor(zero), kind)
     for end, value in (("low", scale * low), ("high", scale * high)):
         _add(graph, f"{name}.{end}", torch.tensor(value), TensorProto.FLOAT)
-    for number, node in enumerate(_users(graph, f"{layer}.weight", layer)):
+    users = _users(graph, f"{layer}.weight")
+    if len(users) != calls:
+        raise SqError(
+            f"{len(users)} nodes of the ONNX graph compute with the weight of {layer}, which is called {calls} times: "
+            "use export=packed"
+        )
+    for number, node in enumerate(users):
         fed, own = node.input[0], f"{name}.{number}"
         node.input[0] = f"{own}.values"
         place = [*graph.node].index(node)
@@ -154,7 +160,7 @@ def _take_out(graph: GraphProto, name: str) -> None:
     graph.initializer.remove(found[0])
 
 
-def _users(graph: GraphProto, weight: str, layer: str) -> list[NodeProto]:
+def _users(graph: GraphProto, weight: str) -> list[NodeProto]:
     """Return the nodes that compute with a weight, as it is or transposed."""
     names, users = {weight}, []
     for node in graph.node:
@@ -162,8 +168,6 @@ def _users(graph: GraphProto, weight: str, layer: str) -> list[NodeProto]:
             names.add(node.output[0])
         elif len(node.input) > 1 and node.input[1] in names:
             users.append(node)
-    if not users:
-        raise SqError(f"nothing in the ONNX graph computes with the weight of {layer}: use export=packed")
     return users
 
 

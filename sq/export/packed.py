@@ -6,6 +6,8 @@ those that were measured, bit by bit, on the same machine.
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sq.resources import code_bits
 from sq.stored import Reader, Words, Writer
 
 SUFFIX = "sq.safetensors"
+FOREIGN = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # would read other files
 
 
 def write(done: Finished) -> dict[str, Any]:
@@ -45,12 +48,9 @@ def write(done: Finished) -> dict[str, Any]:
     state = [{"name": name, **out.put(own, name)} for name, own in _others(net, list(named)).items()]
     config = {name: value for name, value in done.config.items() if name not in record.BOOKKEEPING}
     layout = {"key": record.key(done.config), "config": config, "weights": weights, "inputs": inputs, "state": state}
-    container.write(file, layout, out.tensors())
-    try:
-        return {"format": "packed", "file": str(file.relative_to(done.config["outputs"]))} | _verify(done, file)
-    except BaseException:
-        file.unlink(missing_ok=True)  # a file that does not compute what the record says must not be there
-        raise
+    with done.written(file) as part:
+        container.write(part, layout, out.tensors())
+        return {"format": "packed", "file": done.name(file)} | _verify(done, part)
 
 
 def load(file: Path) -> nn.Module:
@@ -63,13 +63,14 @@ def load(file: Path) -> nn.Module:
     layout, tensors = container.read(file)
     try:
         config = layout["config"]
+        _check_plain(config["model"])
         with data.architecture_alone():
             model = build(config["model"], "model")()
         net = model.net.to(memory_format=torch.channels_last).requires_grad_(False)
         if config["fold"]:
             fold.fold(net, torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0)))
         _fill(net, layout, Reader(tensors))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # whatever a layout that was made up leads to
         raise SqError(
             f"{file} does not fit the network it names ({one_line(error)[:160]}): it was written with another version "
             "of sq or of the network's library; export it again"
@@ -77,16 +78,37 @@ def load(file: Path) -> nn.Module:
     return net.eval()
 
 
+def _check_plain(part: dict[str, Any]) -> None:
+    """See that what names the network is a choice of sq and plain values, of which nothing is looked up or called."""
+    if not re.fullmatch(r"sq\.model\.\w+\.load", str(part["_target_"])):
+        raise ValueError(f"{part['_target_']} is no model of sq")
+
+    def check(value: Any) -> None:
+        if isinstance(value, dict):
+            if strange := [key for key in value if str(key).startswith("_") or key in FOREIGN]:
+                raise ValueError(f"a setting {strange[0]} of the network")
+            for own in value.values():
+                check(own)
+        elif isinstance(value, list):
+            for own in value:
+                check(own)
+        elif isinstance(value, str) and "${" in value:
+            raise ValueError("a setting of the network that is to be looked up")
+
+    check({name: value for name, value in part.items() if name not in ("_target_", "_partial_")})
+
+
 def _fill(net: nn.Module, layout: dict[str, Any], given: Reader) -> None:
     """Give `net` what was stored, in the order it was."""
     names = [own["layer"] for own in layout["weights"]]
     for own in layout["weights"]:
-        codes, grid = given.take_codes(own["codes"]), given.take_grid(own["grid"])
         module = net.get_submodule(own["layer"])
-        values = grid.decode(codes)  # type: ignore[union-attr]
-        if values.numel() != module.weight.numel():  # type: ignore[operator]
+        if math.prod(own["codes"]["shape"]) != module.weight.numel():  # type: ignore[operator]
             raise ValueError(f"the weight of {own['layer']} is of another size")
-        layers.set_weight(module, values)
+        codes, grid = given.take_codes(own["codes"]), given.take_grid(own["grid"])
+        if int(codes.max()) >= grid.levels:
+            raise ValueError(f"{own['layer']} has codes that its grid has not")
+        layers.set_weight(module, grid.decode(codes))  # type: ignore[union-attr]
     inputs = {own["name"]: given.take_grid(own["grid"]) for own in layout["inputs"]}
     for own in layout["state"]:
         _make_room(net, own["name"], own["shape"])

@@ -1,15 +1,23 @@
 """Networks as ONNX: integers that are ours, outputs that are close, in a file that onnxruntime alone can run."""
 
+import grids
 import onnx
 import pytest
 import torch
 from cli_helpers import call, error_line, records
+from learned_problems import problem_of
 from onnx import TensorProto
+from torch import nn
 
-from sq import needs
+from sq import layers, needs
+from sq.errors import SqError
 from sq.export import graph
 from sq.export import onnx as own
+from sq.finished import Finished
 from sq.levels import LevelGrid
+from sq.quantizer import layerwise
+from sq.solver import rtn
+from sq.types import Model
 from sq.uniform import UniformGrid
 
 RUNS = {
@@ -64,25 +72,22 @@ def test_onnxruntime_takes_any_number_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        (
-            ["activation=mse", "activation.observe.adds=true"],
-            "operands of additions have grids, which export=onnx cannot",
-        ),
-        (["bits=9"], "codes of more than 8 bits, which export=onnx cannot hold: use export=packed"),
-        (
-            ["activation=mse", "activation.bits=9"],
-            "has more than 8 bits: export=onnx cannot hold it, use export=packed",
-        ),
-        (
-            ["quantizer=asq_ptq", "activation=mse", "quantizer.learn.iterations=1", "quantizer.learn.batch=8"],
-            "has a AdaptiveGrid: export=onnx cannot hold it, use export=packed",
-        ),
+        (["activation=mse", "activation.observe.adds=true"], "cannot hold grids of operands of additions"),
+        (["bits=9"], "holds codes of up to 8 bits: set bits and activation.bits to 8 or less, or export=packed"),
+        (["activation=mse", "activation.bits=9"], "holds codes of up to 8 bits"),
+        (["quantizer=asq_ptq", "activation=mse"], "cannot hold steps that adapt to the sample"),
     ],
 )
-def test_what_the_format_cannot_hold_is_named(words, cause, tmp_path):
-    done = call(tmp_path, "export=onnx", *words)
-    assert done.returncode == 1
-    assert cause in done.stderr
+def test_what_the_format_cannot_hold_is_said_before_anything_runs(words, cause, tmp_path):
+    line = error_line(call(tmp_path, "export=onnx", *words))
+    assert cause in line
+    assert "export=packed" in line
+
+
+def test_what_only_the_grids_show_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "MOST", 3)
+    done = call(tmp_path, "export=onnx", "bits=4")
+    assert "stem.0 has codes of more than 3 bits, which export=onnx cannot hold: use export=packed" in done.stderr
     assert list(tmp_path.rglob("*.onnx")) == []
 
 
@@ -105,16 +110,80 @@ def test_a_file_with_other_codes_is_not_left(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.onnx")) == []
 
 
-def test_a_file_that_computes_something_else_says_where_it_begins(tmp_path, monkeypatch):
+@pytest.mark.parametrize("factor", [1.001, 3.0])
+def test_a_file_with_another_scale_says_whose(factor, tmp_path, monkeypatch):
     put = graph.put_weight
 
     def wrong(made, layer, codes, grid, shape):
-        put(made, layer, codes, grid.scaled(torch.tensor(1.0 if layer != "blocks.1.body.0.0" else 3.0)), shape)
+        put(made, layer, codes, grid.scaled(torch.tensor(1.0 if layer != "blocks.1.body.0.0" else factor)), shape)
 
     monkeypatch.setattr(graph, "put_weight", wrong)
     done = call(tmp_path, "export=onnx")
-    assert "they part at the weight of blocks.1.body.0.0" in done.stderr
-    assert list(tmp_path.rglob("*.onnx")) == []
+    assert "the weight of blocks.1.body.0.0 is not ours in the file" in done.stderr
+    assert list(tmp_path.rglob("*.onnx*")) == []
+
+
+def test_a_file_that_is_fed_something_else_is_not_left(tmp_path, monkeypatch):
+    put = graph.put_input
+
+    def wrong(made, layer, grid, calls):
+        put(made, layer, UniformGrid(grid.scale * 1.5, grid.low, grid.high, grid.levels), calls)
+
+    monkeypatch.setattr(graph, "put_input", wrong)
+    done = call(tmp_path, "export=onnx", "activation=mse", "activation.bits=4")
+    assert "although weights are ours: they part at what layers are fed" in done.stderr
+    assert list(tmp_path.rglob("*.onnx*")) == []
+
+
+def test_outputs_that_are_no_numbers_are_far():
+    assert not own.snr(torch.ones(2), torch.tensor([1.0, torch.nan])) >= own.LEAST_SNR
+    assert own.snr(torch.ones(2), torch.ones(2)) >= own.LEAST_SNR
+
+
+class Small(nn.Module):
+    """Layers of few weights, one of which is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1, groups=2)
+        self.line, self.last = nn.Linear(4, 4), nn.Linear(32, 3)
+
+    def forward(self, x):
+        y = self.second(self.second(self.first(x)))
+        return self.last(self.line(y).relu().flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "pot"])
+def test_small_layers_and_such_that_are_called_twice(kind, tmp_path):
+    torch.manual_seed(0)
+    net = Small().eval()
+    given = problem_of(
+        Model(net, layers.find(net)[0], (3, 4, 4), "", None), torch.randn(16, 3, 4, 4), 4, 8, fit=grids.fit(kind)
+    )
+    made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
+    done = Finished({"outputs": str(tmp_path), "name": "small"}, given, made, None, lambda net: Agrees())
+    said = own.write(done)
+    assert said["outputs_snr_db"] > 30
+    model = onnx.load(tmp_path / said["file"])
+    assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 5
+
+
+class Agrees:
+    def __init__(self):
+        self.figures = {"top1": 50.0}
+
+    def against(self, full):
+        return {"same_top1": 100.0}
+
+
+def test_a_shared_weight_is_named(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(48, 2)).eval()
+    net[1].weight = net[0].weight
+    given = problem_of(Model(net, layers.find(net)[0], (3, 4, 4), "", None), torch.randn(8, 3, 4, 4), 4)
+    made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
+    with pytest.raises(SqError, match="0 shares its weight, which export=onnx cannot hold: use export=packed"):
+        own.write(Finished({"outputs": str(tmp_path), "name": "small"}, given, made, None, None))
 
 
 LOWS = {"affine": [-3.0, 0.0, -15.0], "symmetric": [-8.0, -8.0, -8.0], "wide": [-30.0, -128.0, 7.0]}

@@ -14,7 +14,6 @@ from safetensors.torch import load as tensors_of
 import sq
 from sq import activations, adds, container, record
 from sq.errors import SqError
-from sq.export import packed
 
 RUNS = {
     "codes of 4 bits": ["bits=4"],
@@ -129,13 +128,43 @@ def point(layout):
     layout["config"]["model"]["_target_"] = "os.system"
 
 
+def call_another(layout):
+    layout["config"]["model"]["_target_"] = "sq.ready.import_torch"
+
+
+def nest(layout):
+    layout["config"]["model"] |= {"arguments": {"a": {"_target_": "pathlib.Path.touch", "_args_": ["touched"]}}}
+
+
+def look_up(layout):
+    layout["config"]["model"]["weights"] = "${oc.create:{_target_: pathlib.Path.touch, _args_: [touched]}}"
+
+
+def grow(layout):
+    layout["weights"][0]["codes"] |= {"shape": [2**30, 2**30, 1], "bits": 0}
+
+
+def thin(layout):
+    layout["weights"][0]["codes"]["bits"] = 0
+
+
+def widen(layout):
+    layout["inputs"].append({"name": "head", "grid": {"grid": "adaptive", "channels": 10**9, "axis": 1, "learned": []}})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (rename, r"parameters differ: elsewhere, .*export it again"),
         (shrink, r"does not fit the network it names"),
         (misname, r"does not fit the network it names .*has no attribute"),
-        (point, r"only names under sq\. are imported"),
+        (point, r"os\.system is no model of sq"),
+        (call_another, r"sq\.ready\.import_torch is no model of sq"),
+        (nest, r"a setting _target_ of the network"),
+        (look_up, r"a setting of the network that is to be looked up"),
+        (grow, r"is of another size"),
+        (thin, r"codes of 0 bits"),
+        (widen, r"an adapter has fewer numbers than channels"),
         (lambda layout: layout.pop("weights"), r"does not fit the network it names"),
         (lambda layout: layout["inputs"].append({"name": "head", "grid": {"grid": "levels"}}), r"does not fit"),
     ],
@@ -146,6 +175,58 @@ def test_a_file_of_another_network_is_refused(change, message, tmp_path):
     with pytest.raises(SqError, match=message) as caught:
         sq.load(file)
     assert len(str(caught.value).splitlines()) == 1
+    assert not Path("touched").exists()
+
+
+FUZZ = """
+import copy, json, random, resource, sys
+from pathlib import Path
+import sq
+from sq import container
+from sq.errors import SqError
+
+file, other = Path(sys.argv[1]), Path(sys.argv[2])
+layout, tensors = container.read(file)
+draw = random.Random(0)
+VALUES = [None, -1, 0, 1, 2**31, 2**62, 1.5, "", "x", [], {}, [2**40], [-1, -1], True]
+sq.load(file)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def places(value, path=()):
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*path, key))
+
+
+every = [path for path in places(layout) if path and path[0] != "config"]
+refused = 0
+for _ in range(int(sys.argv[3])):
+    made = copy.deepcopy(layout)
+    *way, last = draw.choice(every)
+    own = made
+    for key in way:
+        own = own[key]
+    own[last] = draw.choice(VALUES)
+    container.write(other, made, tensors)
+    try:
+        sq.load(other)
+    except SqError as error:
+        assert len(str(error).splitlines()) == 1, error
+        refused += 1
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(json.dumps([refused, grown]))
+"""
+
+
+def test_layouts_that_were_made_up_are_refused_in_one_line_and_little_memory(tmp_path):
+    _, file = exported(tmp_path, "activation=mse")
+    words = [sys.executable, "-c", FUZZ, str(file), str(tmp_path / "other"), "60"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused, grown = json.loads(done.stdout.splitlines()[-1])
+    assert refused > 40
+    assert grown < 2**30
 
 
 def test_a_file_that_computes_something_else_is_not_left(tmp_path, monkeypatch):
@@ -158,7 +239,7 @@ def test_a_file_that_computes_something_else_is_not_left(tmp_path, monkeypatch):
     done = call(tmp_path, "export=packed")
     assert done.returncode == 1
     assert "was not read back from" in done.stderr
-    assert list(tmp_path.rglob(f"*.{packed.SUFFIX}")) == []
+    assert list((tmp_path / "outputs" / "runs").glob("*safetensors*")) == []
     (made,) = records(tmp_path)
     assert made["status"] == "failed"
 
