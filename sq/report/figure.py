@@ -42,6 +42,7 @@ def methods(rows: list[Row]) -> Figure:
     """
     plt = pyplot()
     along = varied(rows)
+    rows = _telling(rows, along)
     networks = _by(rows, network)
     shown = dict(list(networks.items())[:MOST_NETWORKS])
     inputs = sorted({_panel(row, along) for row in rows}, reverse=True)
@@ -64,6 +65,19 @@ def methods(rows: list[Row]) -> Figure:
         if note := _left_out(networks, names, along):
             figure.suptitle(note, fontsize=8)
     return figure
+
+
+def _telling(rows: list[Row], along: str) -> list[Row]:
+    """Return the rows without labels that differ from network to network only, for each network has its own panels."""
+    kept = {"method", "bits", ACTIVATION, along, *NETWORK}
+    for own in _by(rows, network).values():
+        values: dict[str, set[str]] = {}
+        for row in own:
+            for name, value in row["labels"].items():
+                values.setdefault(name, set()).add(str(value))
+        kept |= {name for name, found in values.items() if len(found) > 1}
+    told = ({name: value for name, value in row["labels"].items() if name in kept} for row in rows)
+    return [{**row, "labels": labels} for row, labels in zip(rows, told, strict=True)]
 
 
 def varied(rows: list[Row]) -> str:

@@ -137,3 +137,17 @@ def test_layouts_that_differ_in_their_last_digits_are_one(tmp_path):
     for axes in drawn.axes:
         places = axes.get_position(original=True).get_points().flatten()
         assert places == pytest.approx(places.round(style.PLACES), abs=1e-12)
+
+
+def test_what_differs_from_network_to_network_only_names_no_line():
+    rows = []
+    for model, images in (("a", 8), ("b", 16)):
+        for name in ("rtn", "obq"):
+            made = record(name, calibration={"images": images, "seed": 0})
+            made["choices"]["model"] = model
+            made["key"] += model
+            rows.append(made)
+    drawn = figure.methods(table.rows(rows))
+    lines = [{bar.get_label() for bar in axes.containers} for axes in drawn.axes[::2]]
+    assert lines == [{"rtn", "obq"}, {"rtn", "obq"}]
+    style.pyplot().close(drawn)
