@@ -12,6 +12,8 @@ from sq.lsq import Input, check_inputs
 from sq.types import Problem
 from sq.uniform import UniformGrid
 
+SEEN = 256  # images at most, whose steps are told
+
 
 def check(problem: Problem, adapts: bool) -> dict[str, UniformGrid]:
     """Return the grids of inputs, if they can be learned: their steps, or what `adapts` them to the sample.
@@ -60,7 +62,7 @@ def inputs(problem: Problem, seed: int | None, static: bool = False) -> dict[str
 
 @torch.no_grad()
 def betas(net: nn.Module, x: Tensor) -> dict[str, list[float]]:
-    """Return mean and standard deviation of beta over images `x` (B, C, H, W), of each adapter in a network."""
+    """Return mean and standard deviation of beta over the first images of `x` (B, C, H, W), for each adapter."""
     every: dict[str, object] = {**activations.attached(net)}
     grids = {name: grid for name, grid in every.items() if isinstance(grid, AdaptiveGrid)}
     found: dict[str, list[float]] = {}
@@ -71,5 +73,5 @@ def betas(net: nn.Module, x: Tensor) -> dict[str, list[float]]:
 
     if grids:
         with hooks.feeding({name: net.get_submodule(name) for name in grids}, see, first=True):
-            net(x)
+            net(x[:SEEN])
     return found

@@ -51,7 +51,7 @@ class Descent:
             "bias": [layer.bias for layer in own if layer.bias is not None],
             "scale": [layer.sigma for layer in own],
             "input": [quantizer.sigma for quantizer in fed],
-            "adapter": [p for one in fed if isinstance(one, AdaptiveInput) for p in one.adapter.parameters()],
+            "adapter": [p for one in fed if isinstance(one, AdaptiveInput) for p in one.adapter.trained()],
         }
         student.precision = how.precision
         student.values.requires_grad_(False)

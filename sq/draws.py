@@ -82,14 +82,17 @@ def _error(values: list[float]) -> float:
 
 def seeded(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator whose draws follow from `numbers`: what is drawn at a step needs no state to be resumed."""
-    seed = hashlib.sha256(repr(numbers).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))
+    return torch.Generator(device).manual_seed(_seed(numbers))
 
 
 @contextmanager
 def drawing(*numbers: int, device: torch.device) -> Iterator[None]:
     """Let what draws from PyTorch's own generators, as Dropout does, follow from `numbers` while the context lasts."""
-    seed = int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(_seed(numbers))
         yield
+
+
+def _seed(numbers: tuple[int, ...]) -> int:
+    """Return a seed of 56 bits that follows from `numbers`."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")

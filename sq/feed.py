@@ -57,7 +57,9 @@ class Memory:
         """Yield steps, see `Feed`."""
         for step in range(first, last):
             epoch, place = divmod(step, self.count // batch)
-            index = order(self.count, self.seed, epoch)[place * batch :][:batch]
+            if place == 0 or step == first:
+                whole = order(self.count, self.seed, epoch)
+            index = whole[place * batch :][:batch]
             yield step, self.x[index], self.y[index]
 
 

@@ -7,7 +7,6 @@ in 8. The functions change a graph in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -169,9 +168,3 @@ def _users(graph: GraphProto, weight: str) -> list[NodeProto]:
         elif len(node.input) > 1 and node.input[1] in names:
             users.append(node)
     return users
-
-
-def as_numbers(graph: GraphProto, named: Iterable[str]) -> list[str]:
-    """Return the layers among `named` whose weights are still stored as numbers, which must not be."""
-    floats = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    return [layer for layer in named if f"{layer}.weight" in floats]

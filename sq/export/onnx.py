@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import activations, adds, hooks, needs, record
+from sq import activations, adds, hooks, images, needs, record
 from sq.errors import SqError, one_line
 from sq.finished import Finished
 from sq.sites import holders
@@ -28,7 +28,6 @@ OPSET = 21  # the first with integers of 4 bits
 # where inputs are quantized some fall on the other side of a rounding for it.
 LEAST_SNR, LEAST_SNR_ROUNDED = 60.0, 20.0
 SMALL = 64  # bytes of constants that are computed beforehand: shapes, never codes
-TIMED = 32  # calibration images that outputs are compared on at a time
 
 
 def write(done: Finished) -> dict[str, Any]:
@@ -84,8 +83,6 @@ def _model(done: Finished) -> Any:
     for name, grid in fed.items():
         own.put_input(model.graph, name, grid, calls[name])
     onnx.checker.check_model(model, full_check=True)
-    if left := own.as_numbers(model.graph, done.quantized.layers):
-        raise SqError(f"export=onnx left the weight of {left[0]} as numbers: use export=packed")
     model.metadata_props.extend(_told(done, onnx.StringStringEntryProto))
     return model
 
@@ -173,8 +170,8 @@ def _verify(done: Finished, file: Path) -> dict[str, Any]:
             raise SqError(f"export=onnx: the codes of {layer.name} were not read back as they were written")
     session, x = Session(stored.SerializeToString()), done.problem.batch.x
     with torch.no_grad():
-        wanted = torch.cat([done.quantized.net(part) for part in x.split(TIMED)])
-        got = torch.cat([session(part) for part in x.split(TIMED)])
+        wanted = torch.cat([done.quantized.net(part) for part in images.split(x, None)])
+        got = torch.cat([session(part) for part in images.split(x, None)])
     if (other := _other_weight(done, stored)) is not None:
         raise SqError(f"export=onnx: the weight of {other} is not ours in the file; use export=packed, and tell us")
     least = LEAST_SNR_ROUNDED if activations.attached(done.quantized.net) else LEAST_SNR

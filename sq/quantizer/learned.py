@@ -16,8 +16,6 @@ from sq.session import Session
 from sq.student import Start, Student
 from sq.types import Problem, QuantizedModel
 
-SEEN = 256  # images at most, whose steps are told
-
 
 def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -> None:
     """See that all can be learned, before anything that takes long.
@@ -82,6 +80,6 @@ def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
         "biases_moved": len(moved),
         "bias_moved": sum(moved) / len(moved) if moved else 0.0,
     }
-    betas = adapters.betas(done.net, session.student.problem.batch.x[:SEEN])
+    betas = adapters.betas(done.net, session.student.problem.batch.x)
     about |= {"betas": betas} if betas else {}
     return QuantizedModel(done.net, done.layers, about | figures | {"curves": resume.rows})

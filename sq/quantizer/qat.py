@@ -22,8 +22,6 @@ from sq.trainee import Trainee
 from sq.training import Kept, Wanted
 from sq.types import Problem, QuantizedModel, digest
 
-SEEN = 256  # images at most, whose steps are told
-
 Train = Callable[[Trainee, Wanted, Kept], dict[str, Any]]
 
 
@@ -61,7 +59,7 @@ def quantize(
     done = trainee.finish(resume.spent.seconds.get("network", 0.0))
     resume.done()
     curves = [{"part": "network", **row} for row in told["curves"]]
-    betas = adapters.betas(done.net, problem.batch.x[:SEEN])
+    betas = adapters.betas(done.net, problem.batch.x)
     report = {"seed": seed, "epochs": len(curves)} | told | ({"betas": betas} if betas else {}) | {"curves": curves}
     return QuantizedModel(done.net, done.layers, report, trained=True)
 

@@ -152,30 +152,35 @@ class Killed(BaseException):
     pass
 
 
+def counting(patch, most):
+    """Return the list that steps are counted in from now on; the one after `most` stops training."""
+    taken, take = [], training._Steps.take
+
+    def until(self, *step):
+        taken.append(step)
+        if len(taken) > most:
+            raise Killed
+        return take(self, *step)
+
+    patch.setattr(training._Steps, "take", until)
+    return taken
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("steps", [4, 8, 11])
 def test_resumed_is_as_if_it_had_not_been_interrupted(adaptive, steps, tmp_path, monkeypatch):
-    how, kept = {"adaptive": adaptive, "move": 1, "mirror": True, "distill": 0.3}, steps
+    how = {"adaptive": adaptive, "move": 1, "mirror": True, "distill": 0.3}
     whole = quantize(replace(given(), scratch=str(tmp_path / "whole")), **how)
     left = replace(given(), scratch=str(tmp_path))
-    counted, backward = [], training._Steps.backward
-
-    def until(self, *step):
-        counted.append(step)
-        if len(counted) > steps:
-            raise Killed
-        return backward(self, *step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(training._Steps, "backward", until)
+        counting(patch, steps)
         with pytest.raises(Killed):
             quantize(left, **how)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     with monkeypatch.context() as patch:
-        counted, steps = [], 1000
-        patch.setattr(training._Steps, "backward", until)
+        counted = counting(patch, 1000)
         again = quantize(left, **how)
-    assert len(counted) == 16 - kept // 3 * 3, "what was kept is not done again"
+    assert len(counted) == 16 - steps // 3 * 3, "what was kept is not done again"
     state = again.net.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in whole.net.state_dict().items())
     assert again.report["curves"] == whole.report["curves"]
@@ -263,16 +268,8 @@ def test_what_the_network_draws_follows_from_the_step(tmp_path, monkeypatch):
 
 def interrupted(what, steps, monkeypatch, other=None, **how):
     """Stop training after so many steps, take it up, of the `other` problem if there is one; return what that made."""
-    taken, take = [], training._Steps.take
-
-    def until(self, *step):
-        taken.append(step)
-        if len(taken) > steps:
-            raise Killed
-        return take(self, *step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(training._Steps, "take", until)
+        counting(patch, steps)
         with pytest.raises(Killed):
             quantize(what, **how)
     return quantize(other or what, **how)
