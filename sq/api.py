@@ -25,7 +25,16 @@ from sq.samples import Calibration
 from sq.store import Store
 from sq.types import Model
 
-APART = ("model", "dataset", "metric", "trials", "tracker", "export", "calibration")  # families that a call has none of
+APART = (
+    "model",
+    "dataset",
+    "metric",
+    "trials",
+    "tracker",
+    "export",
+    "latency",
+    "calibration",
+)  # a call has none of them
 
 _lock = threading.Lock()  # Hydra has one state for all threads
 

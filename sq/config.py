@@ -23,6 +23,7 @@ FAMILIES = (
     "quantizer",
     "correction",
     "export",
+    "latency",
     "metric",
     "tracker",
 )
@@ -75,6 +76,7 @@ class Config:
     quantizer: Any
     correction: Any
     export: Any
+    latency: Any
     metric: Any
     tracker: Any
 

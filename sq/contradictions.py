@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sq import latency
+from sq import latency_table
 from sq.errors import SqError
 
 Config = Mapping[str, Any]
@@ -78,10 +78,6 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: _is(c, "export", "onnx") and (c["bits"] > 8 or (c["activation"].get("bits") or 0) > 8),
         "export=onnx holds codes of up to 8 bits: set bits and activation.bits to 8 or less, or export=packed",
-    ),
-    (
-        lambda c: _is(c, "export", "onnx") and bool((c["activation"].get("observe") or {}).get("adds")),
-        "export=onnx cannot hold grids of operands of additions: set activation.observe.adds=false, or export=packed",
     ),
     (
         lambda c: _is(c, "export", "onnx") and _adapts(c),
@@ -158,7 +154,7 @@ def _table(config: Config) -> str:
     path = config["allocation"].get("latency_table")
     try:
         if path is not None:
-            latency.read(path)
+            latency_table.read(path)
     except SqError as error:
         return str(error)
     return ""

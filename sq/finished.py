@@ -1,4 +1,4 @@
-"""A run that is done: what an export writes, and what it is measured against."""
+"""A run that is done: what an export writes and a latency times, and what they are measured against."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from sq import record
 from sq.evaluation import Measured
-from sq.types import Problem, QuantizedModel
+from sq.types import Model, Problem, QuantizedModel
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Finished:
     """A quantized network as it was measured, and the run it is of."""
 
     config: Mapping[str, Any]
+    whole: Model  # in full precision, with the layers that are left so
     problem: Problem
     quantized: QuantizedModel
     found: Measured

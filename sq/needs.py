@@ -14,10 +14,11 @@ from sq.config import leaves
 from sq.errors import SqError
 
 FILES = {"model": "weights", "dataset": "root"}  # the knobs that name files of the user's
-FAMILIES = ("model", "dataset", "metric", "quantizer", "export")  # whose choices need something
+FAMILIES = ("model", "dataset", "metric", "quantizer", "export", "latency")  # whose choices need something
 # What pip install sq does not bring along, by the setting that asks for it and how its value begins.
 DETECTION = 'python -m pip install -e ".[detection]"'
 EXPORT = 'python -m pip install -e ".[export]"'
+ONNX = ("onnx", "onnxruntime", "onnxscript")
 PACKAGES = (
     ("model._target_", "sq.model.yolov5.", "ultralytics", DETECTION),
     ("model._target_", "sq.model.ultralytics.", "ultralytics", DETECTION),
@@ -29,7 +30,8 @@ PACKAGES = (
         "model_compression_toolkit",
         "python -m pip install -e '.[bench]'",
     ),
-    *(("export._target_", "sq.export.onnx.", package, EXPORT) for package in ("onnx", "onnxruntime", "onnxscript")),
+    *(("export._target_", "sq.export.onnx.", package, EXPORT) for package in ONNX),
+    *(("latency._target_", "sq.latency.onnxruntime.", package, EXPORT) for package in ONNX),
     ("quantizer.solve._target_", "sq.solver.brevitas_gptq.", "brevitas", "python -m pip install 'brevitas>=0.13.4'"),
 )
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from sq.costs import Budget, Cost, Rows
 from sq.errors import SqError
-from sq.latency import Table
+from sq.latency_table import Table
 from sq.resources import FLOAT
 from sq.types import Layer
 

@@ -58,12 +58,16 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         front = done.widths.report.get("front", [])
         tried = part["trials"](Trial(problem, done.cost, part["quantizer"], dataset.test, size, kept, front))
     with clock.phase("export"):
-        exported = part["export"](Finished(config, problem, quantized, found, evaluation.measure))
+        finished = Finished(config, whole, problem, quantized, found, evaluation.measure)
+        exported = part["export"](finished)
+    with clock.phase("latency"):
+        timed = part["latency"](finished)
     made = summary.summarise(whole, problem, quantized)
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(done.cost, done.widths, problem.fixed) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out, found.answers()) | done.weighed
     made |= {"export": exported} if exported else {}
+    made |= {"latency": timed} if timed else {}
     made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
     spent = {
         "full_precision_cached": known,

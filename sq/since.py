@@ -9,6 +9,7 @@ from typing import Any
 SETTINGS: dict[str, Any] = {
     "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
     "export": {"_target_": "sq.export.none.write", "_partial_": True},
+    "latency": {"_target_": "sq.latency.none.measure", "_partial_": True},
     "sensitivity.input_bits": [],
     "grid.hessian": {
         "_target_": "sq.scores.weight_scores",

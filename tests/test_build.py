@@ -257,9 +257,9 @@ def test_families_do_not_import_each_other(file):
         ("ultralytics", ("sq/model", "sq/yolo.py", "sq/hub.py")),
         ("pycocotools", "sq/coco_eval.py"),
         ("faster_coco_eval", "sq/coco_eval.py"),
-        ("onnx", "sq/export"),
-        ("onnxruntime", "sq/export"),
-        ("onnxscript", "sq/export"),
+        ("onnx", ("sq/export", "sq/onnx_")),
+        ("onnxruntime", ("sq/latency/onnxruntime.py", "sq/onnx_model.py")),
+        ("onnxscript", "sq/onnx_model.py"),
     ],
 )
 def test_optional_packages_are_imported_in_their_one_place(package, home):

@@ -34,7 +34,8 @@ def test_data_and_weights_that_are_not_there_are_named_once(monkeypatch, tmp_pat
         (["dataset=coco_sample", "metric.evaluator=pycocotools"], "pycocotools"),
         (["quantizer=peer/brevitas_gptq"], "brevitas"),
         (["quantizer=peer/mct_gptq"], "model_compression_toolkit"),
-        *((["export=onnx"], package) for package in ("onnx", "onnxruntime", "onnxscript")),
+        *((["export=onnx"], package) for package in needs.ONNX),
+        *((["latency=onnxruntime"], package) for package in needs.ONNX),
     ],
 )
 def test_packages_of_extras(words, package, monkeypatch):

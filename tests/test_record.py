@@ -366,7 +366,7 @@ def test_record_describes_every_layer(real):
 def test_record_holds_time_and_memory(real):
     made = real[2]
     phases = ["load", "calibrate", "full_precision", "statistics", "activation", "sensitivity", "allocation"]
-    phases += ["quantize", "correct", "evaluate", "trials", "export"]
+    phases += ["quantize", "correct", "evaluate", "trials", "export", "latency"]
     assert list(made["seconds"]) == phases
     assert all(seconds >= 0 for seconds in made["seconds"].values())
     assert made["results"]["solve_seconds"] < made["seconds"]["quantize"]

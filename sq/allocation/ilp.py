@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sq import latency as tables
+from sq import latency_table as tables
 from sq.costs import Budget, Cost, Widths
 from sq.errors import SqError
 from sq.knobs import NotNegative, Positive, Whole

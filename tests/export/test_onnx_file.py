@@ -9,9 +9,8 @@ from learned_problems import problem_of
 from onnx import TensorProto
 from torch import nn
 
-from sq import layers, needs
+from sq import layers, needs, onnx_graph
 from sq.errors import SqError
-from sq.export import graph
 from sq.export import onnx as own
 from sq.finished import Finished
 from sq.levels import LevelGrid
@@ -28,6 +27,7 @@ RUNS = {
     "levels": (["bits=4", "grid=post"], 60),
     "inputs of 8 bits": (["activation=mse", "activation.bits=8", "bits=4"], 30),
     "inputs of 4 bits": (["activation=minmax", "activation.bits=4", "grid=apot", "ends=8bit"], 20),
+    "operands of additions": (["activation=mse", "activation.observe.adds=true", "bits=4", "fold=true"], 30),
     "ends in full precision": (["ends=keep", "bits=3", "correction=bias"], 60),
 }
 
@@ -72,7 +72,6 @@ def test_onnxruntime_takes_any_number_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        (["activation=mse", "activation.observe.adds=true"], "cannot hold grids of operands of additions"),
         (["bits=9"], "holds codes of up to 8 bits: set bits and activation.bits to 8 or less, or export=packed"),
         (["activation=mse", "activation.bits=9"], "holds codes of up to 8 bits"),
         (["quantizer=asq_ptq", "activation=mse"], "cannot hold steps that adapt to the sample"),
@@ -85,7 +84,7 @@ def test_what_the_format_cannot_hold_is_said_before_anything_runs(words, cause, 
 
 
 def test_what_only_the_grids_show_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(graph, "MOST", 3)
+    monkeypatch.setattr(onnx_graph, "MOST", 3)
     done = call(tmp_path, "export=onnx", "bits=4")
     assert "stem.0 has codes of more than 3 bits, which export=onnx cannot hold: use export=packed" in done.stderr
     assert list(tmp_path.rglob("*.onnx")) == []
@@ -103,8 +102,8 @@ def test_a_missing_package_is_named_with_the_extra_before_anything_runs(package,
 
 
 def test_a_file_with_other_codes_is_not_left(tmp_path, monkeypatch):
-    read = graph.codes_in
-    monkeypatch.setattr(graph, "codes_in", lambda *own: read(*own) + 1)
+    read = onnx_graph.codes_in
+    monkeypatch.setattr(onnx_graph, "codes_in", lambda *own: read(*own) + 1)
     done = call(tmp_path, "export=onnx")
     assert "were not read back as they were written" in done.stderr
     assert list(tmp_path.rglob("*.onnx")) == []
@@ -112,24 +111,24 @@ def test_a_file_with_other_codes_is_not_left(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("factor", [1.001, 3.0])
 def test_a_file_with_another_scale_says_whose(factor, tmp_path, monkeypatch):
-    put = graph.put_weight
+    put = onnx_graph.put_weight
 
-    def wrong(made, layer, codes, grid, shape):
-        put(made, layer, codes, grid.scaled(torch.tensor(1.0 if layer != "blocks.1.body.0.0" else factor)), shape)
+    def wrong(made, layer, codes, grid, *more):
+        put(made, layer, codes, grid.scaled(torch.tensor(1.0 if layer != "blocks.1.body.0.0" else factor)), *more)
 
-    monkeypatch.setattr(graph, "put_weight", wrong)
+    monkeypatch.setattr(onnx_graph, "put_weight", wrong)
     done = call(tmp_path, "export=onnx")
     assert "the weight of blocks.1.body.0.0 is not ours in the file" in done.stderr
     assert list(tmp_path.rglob("*.onnx*")) == []
 
 
 def test_a_file_that_is_fed_something_else_is_not_left(tmp_path, monkeypatch):
-    put = graph.put_input
+    put = onnx_graph.put_input
 
     def wrong(made, layer, grid, calls):
         put(made, layer, UniformGrid(grid.scale * 1.5, grid.low, grid.high, grid.levels), calls)
 
-    monkeypatch.setattr(graph, "put_input", wrong)
+    monkeypatch.setattr(onnx_graph, "put_input", wrong)
     done = call(tmp_path, "export=onnx", "activation=mse", "activation.bits=4")
     assert "although weights are ours: they part at what layers are fed" in done.stderr
     assert list(tmp_path.rglob("*.onnx*")) == []
@@ -161,8 +160,8 @@ def test_small_layers_and_such_that_are_called_twice(kind, tmp_path):
         Model(net, layers.find(net)[0], (3, 4, 4), "", None), torch.randn(16, 3, 4, 4), 4, 8, fit=grids.fit(kind)
     )
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
-    done = Finished({"outputs": str(tmp_path), "name": "small"}, given, made, None, lambda net: Agrees())
-    said = own.write(done)
+    done = Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, lambda net: Agrees())
+    said = own.write(done, least_bits=4)
     assert said["outputs_snr_db"] > 30
     model = onnx.load(tmp_path / said["file"])
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 5
@@ -183,7 +182,9 @@ def test_a_shared_weight_is_named(tmp_path):
     given = problem_of(Model(net, layers.find(net)[0], (3, 4, 4), "", None), torch.randn(8, 3, 4, 4), 4)
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
     with pytest.raises(SqError, match="0 shares its weight, which export=onnx cannot hold: use export=packed"):
-        own.write(Finished({"outputs": str(tmp_path), "name": "small"}, given, made, None, None))
+        own.write(
+            Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, None), least_bits=4
+        )
 
 
 LOWS = {"affine": [-3.0, 0.0, -15.0], "symmetric": [-8.0, -8.0, -8.0], "wide": [-30.0, -128.0, 7.0]}
@@ -205,7 +206,7 @@ def test_integers_decode_to_the_weights(kind):
     images = onnx.helper.make_tensor_value_info("images", TensorProto.FLOAT, [1])
     out = onnx.helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)
     made = onnx.helper.make_graph([step], "g", [images], [out], [given])
-    graph.put_weight(made, name, codes, grid, shape)
+    onnx_graph.put_weight(made, name, codes, grid, shape)
     model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", own.OPSET)], ir_version=10)
     assert torch.equal(own.Session(model.SerializeToString())(torch.zeros(1)), grid.decode(codes).view(shape))
-    assert torch.equal(graph.codes_in(model.graph, name), graph.stored(codes, grid, shape))
+    assert torch.equal(onnx_graph.codes_in(model.graph, name), onnx_graph.stored(codes, grid, shape))

@@ -1,19 +1,20 @@
 """A network's ONNX graph with integers in place of its weights, and with what its layers are fed quantized.
 
 A weight becomes codes and a DequantizeLinear of each output channel, or codes and a look-up in the table of their
-levels; an input goes through QuantizeLinear and DequantizeLinear. Codes of up to 4 bits are stored in 4, of up to 8
-in 8. The functions change a graph in place.
+levels; an input, or an operand of an addition, goes through QuantizeLinear and DequantizeLinear. Codes of up to 4 bits
+are stored in 4, of up to 8 in 8. The functions change a graph in place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper
 from torch import Tensor
 
-from sq import bits
+from sq import adds, bits
 from sq.errors import SqError
 from sq.levels import LevelGrid
 from sq.types import Grid
@@ -23,8 +24,14 @@ MOST = 8  # bits of a code
 PLACES: dict[int, int] = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.UINT8: 8, TensorProto.INT8: 8}
 
 
-def put_weight(graph: GraphProto, layer: str, codes: Tensor, grid: Grid, shape: tuple[int, ...]) -> None:
+def put_weight(
+    graph: GraphProto, layer: str, codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4
+) -> None:
     """Put codes (G, O, I) of a `grid` in place of the weight, of this `shape`, that a layer has.
+
+    Parameters
+    ----------
+    least : bits that a code is stored in at least, 4 or 8
 
     Raises
     ------
@@ -35,9 +42,9 @@ def put_weight(graph: GraphProto, layer: str, codes: Tensor, grid: Grid, shape: 
     if grid.levels > 2**MOST:
         raise SqError(f"{layer} has codes of more than {MOST} bits, which export=onnx cannot hold: use export=packed")
     if isinstance(grid, LevelGrid):
-        nodes = _look_up(graph, name, codes.reshape(shape), grid)
+        nodes = _look_up(graph, name, codes.reshape(shape), grid, least)
     elif isinstance(grid, UniformGrid):
-        nodes = [_dequantize(graph, name, codes, grid, shape)]
+        nodes = [_dequantize(graph, name, stored(codes, grid, shape, least), grid, least)]
     else:
         raise SqError(f"{layer} has a {type(grid).__name__}, which export=onnx cannot hold: use export=packed")
     for node in reversed(nodes):
@@ -51,36 +58,64 @@ def put_input(graph: GraphProto, layer: str, grid: Grid, calls: int) -> None:
     ------
     SqError : more than 8 bits; a grid that ONNX has no operator for; another number of nodes computes with its weight
     """
-    if not isinstance(grid, UniformGrid):
-        raise SqError(f"what {layer} is fed has a {type(grid).__name__}: export=onnx cannot hold it, use export=packed")
-    if grid.levels > 2**MOST:
-        raise SqError(f"what {layer} is fed has more than {MOST} bits: export=onnx cannot hold it, use export=packed")
-    scale, low, high = (float(own) for own in (grid.scale, grid.low, grid.high))
-    kind, zero = _kind(int(low), int(high), 8)
-    name = f"{layer}.input"
-    _add(graph, f"{name}.scale", torch.tensor(scale), TensorProto.FLOAT)
-    _add(graph, f"{name}.zero", None if zero is None else torch.tensor(zero), kind)
-    for end, value in (("low", scale * low), ("high", scale * high)):
-        _add(graph, f"{name}.{end}", torch.tensor(value), TensorProto.FLOAT)
     users = _users(graph, f"{layer}.weight")
     if len(users) != calls:
         raise SqError(
             f"{len(users)} nodes of the ONNX graph compute with the weight of {layer}, which is called {calls} times: "
             "use export=packed"
         )
-    for number, node in enumerate(users):
-        fed, own = node.input[0], f"{name}.{number}"
-        node.input[0] = f"{own}.values"
-        place = [*graph.node].index(node)
-        ends = [f"{name}.scale", f"{name}.zero"]
+    _quantize(graph, f"{layer}.input", grid, [(node, 0) for node in users])
+
+
+def put_operands(graph: GraphProto, grids: Mapping[str, Grid], count: int) -> None:
+    """Quantize operands of residual additions, by the names they have in `sq/adds.py`.
+
+    Parameters
+    ----------
+    count : of additions in one pass; they are the graph's additions of two feature maps, in its order
+
+    Raises
+    ------
+    SqError : as of `put_input`; the graph makes another number of additions
+    """
+    found = _additions(graph)
+    if len(found) != count:
+        raise SqError(
+            f"the ONNX graph adds {len(found)} pairs of feature maps, the network {count}: use export=packed, or "
+            "activation.observe.adds=false"
+        )
+    for number, node in enumerate(found):
+        for place, side in enumerate(adds.sides(number)):
+            if side in grids:
+                _quantize(graph, side, grids[side], [(node, place)])
+
+
+def _quantize(graph: GraphProto, name: str, grid: Grid, places: list[tuple[NodeProto, int]]) -> None:
+    """Quantize what nodes are fed at these places of theirs."""
+    if not isinstance(grid, UniformGrid):
+        raise SqError(f"{name} has a {type(grid).__name__}: export=onnx cannot hold it, use export=packed")
+    if grid.levels > 2**MOST:
+        raise SqError(f"{name} has more than {MOST} bits: export=onnx cannot hold it, use export=packed")
+    scale, low, high = (float(own) for own in (grid.scale, grid.low, grid.high))
+    kind, zero = _kind(int(low), int(high), 8)
+    _add(graph, f"{name}.scale", torch.tensor(scale), TensorProto.FLOAT)
+    _add(graph, f"{name}.zero", None if zero is None else torch.tensor(zero), kind)
+    narrow = grid.levels < 2**MOST  # else the codes' own ends are the grid's
+    for end, value in (("low", scale * low), ("high", scale * high)) if narrow else ():
+        _add(graph, f"{name}.{end}", torch.tensor(value), TensorProto.FLOAT)
+    for number, (node, place) in enumerate(places):
+        own, fed, ends = f"{name}.{number}", node.input[place], [f"{name}.scale", f"{name}.zero"]
+        clip = [helper.make_node("Clip", [fed, f"{name}.low", f"{name}.high"], [f"{own}.within"])]
         made = [
-            helper.make_node("Clip", [fed, f"{name}.low", f"{name}.high"], [f"{own}.within"]),
-            helper.make_node("QuantizeLinear", [f"{own}.within", *ends], [f"{own}.codes"]),
+            *(clip if narrow else []),
+            helper.make_node("QuantizeLinear", [f"{own}.within" if narrow else fed, *ends], [f"{own}.codes"]),
             helper.make_node("DequantizeLinear", [f"{own}.codes", *ends], [f"{own}.values"]),
         ]
+        at = [*graph.node].index(node)
+        node.input[place] = f"{own}.values"
         for step in reversed(made):
             step.name = f"{step.output[0]}.node"
-            graph.node.insert(place, step)
+            graph.node.insert(at, step)
 
 
 def codes_in(graph: GraphProto, layer: str) -> Tensor:
@@ -93,28 +128,28 @@ def codes_in(graph: GraphProto, layer: str) -> Tensor:
     return torch.where(made >= 2 ** (width - 1), made - 2**width, made).view(shape) if signed else made.view(shape)
 
 
-def stored(codes: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
+def stored(codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4) -> Tensor:
     """Return the integers that `put_weight` stores for `codes`."""
-    if isinstance(grid, UniformGrid) and _kind(*_ends(grid), _width(grid))[1] is None:
+    if isinstance(grid, UniformGrid) and _kind(*_ends(grid), _width(grid, least))[1] is None:
         return (codes + grid.low.to(codes)).reshape(shape)
     return codes.reshape(shape)
 
 
-def _dequantize(graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, shape: tuple[int, ...]) -> NodeProto:
-    low, width = grid.low.flatten(), _width(grid)
+def _dequantize(graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, least: int) -> NodeProto:
+    low, width = grid.low.flatten(), _width(grid, least)
     kind, zero = _kind(*_ends(grid), width)
     zeros = torch.zeros_like(low) if zero is None else -low
     if bool((zeros != zeros.round()).any()) or int(zeros.min()) < 0 or int(zeros.max()) >= 2**width:
         raise SqError(f"{name} has zero points beyond its codes, which export=onnx cannot hold: use export=packed")
-    _add(graph, f"{name}.codes", stored(codes, grid, shape), kind)
+    _add(graph, f"{name}.codes", codes, kind)
     _add(graph, f"{name}.scale", grid.scale.flatten(), TensorProto.FLOAT)
     _add(graph, f"{name}.zero", zeros, kind)
     inputs = [f"{name}.{part}" for part in ("codes", "scale", "zero")]
     return helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}.dequantize", axis=0)
 
 
-def _look_up(graph: GraphProto, name: str, codes: Tensor, grid: LevelGrid) -> list[NodeProto]:
-    _add(graph, f"{name}.codes", codes, TensorProto.UINT4 if _width(grid) == 4 else TensorProto.UINT8)
+def _look_up(graph: GraphProto, name: str, codes: Tensor, grid: LevelGrid, least: int) -> list[NodeProto]:
+    _add(graph, f"{name}.codes", codes, TensorProto.UINT4 if _width(grid, least) == 4 else TensorProto.UINT8)
     _add(graph, f"{name}.levels", grid.table, TensorProto.FLOAT)
     _add(graph, f"{name}.scale", grid.scale.reshape(-1, *[1] * (codes.ndim - 1)), TensorProto.FLOAT)
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
@@ -129,9 +164,9 @@ def _ends(grid: UniformGrid) -> tuple[int, int]:
     return int(grid.low.min()), int(grid.high.max())
 
 
-def _width(grid: Grid) -> int:
+def _width(grid: Grid, least: int) -> int:
     """Return the bits that a code is stored in."""
-    return 4 if grid.levels <= 2**4 else 8
+    return 4 if grid.levels <= 2**4 and least == 4 else 8
 
 
 def _kind(low: int, high: int, width: int) -> tuple[int, int | None]:
@@ -157,6 +192,19 @@ def _take_out(graph: GraphProto, name: str) -> None:
     if len(found) != 1:
         raise SqError(f"the ONNX graph has no weight {name}: PyTorch's exporter has changed it; use export=packed")
     graph.initializer.remove(found[0])
+
+
+def _additions(graph: GraphProto) -> list[NodeProto]:
+    """Return the nodes that add two feature maps of one shape, in the graph's order; no constants, no vectors."""
+    shapes = {own.name: own.type.tensor_type.shape.dim for own in [*graph.value_info, *graph.input, *graph.output]}
+    constant = {own.name for own in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
+
+    def counts(node: NodeProto) -> bool:
+        left, right = (shapes.get(name) for name in node.input)
+        alike = left is not None and right is not None and len(left) > 2 and [*left] == [*right]
+        return alike and not constant & {*node.input}
+
+    return [node for node in graph.node if node.op_type == "Add" and counts(node)]
 
 
 def _users(graph: GraphProto, weight: str) -> list[NodeProto]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sq import latency
+from sq import latency_table as latency
 from sq.errors import SqError
 
 

@@ -1,15 +1,17 @@
-"""Tables of latency: how long a layer takes at each bit-width, measured elsewhere and read from a CSV file."""
+"""Tables of latency: how long a layer takes at each bit-width, in a CSV file of `latency=onnxruntime` or of others."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sq.errors import SqError
+from sq.resources import FLOAT
 
 COLUMNS = ("layer", "bits", "input_bits", "ms")
 
@@ -78,3 +80,26 @@ def _entry(words: list[str], where: str) -> tuple[tuple[str, int, int], float]:
             f"latency table {where}: {','.join(words)}: should be a layer, its bits, its inputs' bits, and milliseconds"
         )
     return (name, bits, inputs), value
+
+
+def lines(found: Iterable[Mapping[str, Any]], bits: list[int], input_bits: list[int]) -> str:
+    """Return the table, as text, of layers that were timed at the widths that codes are stored in.
+
+    Parameters
+    ----------
+    found : `layer`, bits that `weights` and `inputs` are stored in, `median`, `low` and `high` in ms
+    bits, input_bits : that the table is to have; those that are stored alike take equally long
+    """
+    text = [",".join([*COLUMNS, "low", "high"])]
+    for own in found:
+        narrow = [width for width in bits if _stored(width, 4) == own["weights"]]
+        wide = [width for width in input_bits if _stored(width, 8) == own["inputs"]]
+        widths = [(FLOAT, FLOAT)] if own["weights"] == FLOAT else [(w, a) for w in narrow for a in wide]
+        times = [f"{own[name]:.5f}" for name in ("median", "low", "high")]
+        text += [",".join([own["layer"], str(w), str(a), *times]) for w, a in widths]
+    return "\n".join(text) + "\n"
+
+
+def _stored(width: int, least: int) -> int:
+    """Return the bits that a code of `width` is stored in; 0 if in none."""
+    return FLOAT if width == FLOAT else least if width <= least else 8 if width <= 8 else 0

@@ -1,0 +1,215 @@
+"""Networks as ONNX models: as they are, or with integers for weights and quantized inputs; and onnxruntime to run them.
+
+A model is exported once for a network's structure, then given codes as often as one likes. It holds what it computes
+with and no more: what PyTorch's exporter notes beside the nodes, paths of its source files among it, is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sq import activations, adds, hooks, needs
+from sq.errors import SqError, one_line
+from sq.sites import holders
+from sq.types import Grid, Layer, Model, Problem, QuantizedLayer, QuantizedModel
+
+OPSET = 21  # the first with integers of 4 bits
+SMALL = 64  # bytes of constants that are computed beforehand: shapes, never codes
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A network as an ONNX model without anything quantized, and what one needs to quantize it there."""
+
+    model: Any  # onnx.ModelProto
+    shapes: dict[str, tuple[int, ...]]  # of layers' weights
+    calls: Counter[str]  # of layers, in one pass
+    additions: int  # of feature maps, in one pass
+
+    def plain(self) -> Any:
+        """Return the model in full precision."""
+        return _slim(duplicate(self.model))
+
+    def quantized(self, own: Parts, least: int = 4) -> Any:
+        """Return the model with codes and grids in place; see `sq/onnx_graph.py` for `least` and errors.
+
+        Raises
+        ------
+        SqError : what ONNX cannot hold, named, with the format that can
+        """
+        from sq import onnx_graph
+
+        made = duplicate(self.model)
+        for name, (codes, grid) in own.weights.items():
+            onnx_graph.put_weight(made.graph, name, codes, grid, self.shapes[name], least)
+        for name, grid in own.inputs.items():
+            onnx_graph.put_input(made.graph, name, grid, self.calls[name])
+        if own.operands:
+            onnx_graph.put_operands(made.graph, own.operands, self.additions)
+        return _slim(made)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a network is quantized: codes and grids of weights, grids of inputs and of operands of additions."""
+
+    weights: Mapping[str, tuple[Tensor, Grid]]
+    inputs: Mapping[str, Grid] = field(default_factory=dict)
+    operands: Mapping[str, Grid] = field(default_factory=dict)
+
+
+def need() -> None:
+    """Raise an `SqError` unless all is here that writes ONNX and runs it."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise SqError(f"ONNX: {error}: {needs.EXPORT}") from error
+
+
+def parts(made: QuantizedModel, problem: Problem) -> Parts:
+    """Return what is quantized of a network that a run has made."""
+    given: dict[str, QuantizedLayer] = {layer.name: made.layers[layer.name] for layer in problem.model.layers}
+    weights = {name: (own.codes.cpu(), own.grid.map(torch.Tensor.cpu)) for name, own in given.items()}
+    return Parts(weights, activations.attached(made.net), adds.attached(made.net))
+
+
+def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame:
+    """Return a network's frame, for any number of images.
+
+    Parameters
+    ----------
+    net : has the modules of `model`'s network, by the same names; grids attached to it are left out
+    layers : of `model`, that are to be quantized
+    x : (B, ...), two images or more
+
+    Raises
+    ------
+    SqError : PyTorch cannot export it; layers share their weight
+    """
+    plain = copy.deepcopy(net).cpu().eval()
+    activations.detach(plain)
+    x = x[:2].cpu()
+    if shared := [layer.name for layer in layers if len(holders(model.net, layer)) > 1]:
+        raise SqError(f"{shared[0]} shares its weight, which export=onnx cannot hold: use export=packed")
+    shapes = {layer.name: tuple(weight(plain, layer.name).shape) for layer in layers}
+    calls, additions = _passed(plain, x[:1], list(shapes))
+    return Frame(exported(plain, x), shapes, calls, additions)
+
+
+def exported(net: nn.Module, x: Tensor) -> Any:
+    """Return the ONNX model of a network on the CPU as it is, for any number of images.
+
+    Raises
+    ------
+    SqError : PyTorch cannot export it
+    """
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    how = {"dynamo": True, "opset_version": OPSET, "optimize": False, "verbose": False}
+    names = {"input_names": ["images"], "output_names": ["outputs"]}
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(net, (x,), dynamic_shapes=batch, **how, **names)  # type: ignore[arg-type]
+    except Exception as error:  # whatever its exporter raises
+        raise SqError(
+            f"PyTorch cannot write {type(net).__name__} as ONNX ({one_line(error)[:200]}): use export=packed"
+        ) from error
+    assert made is not None
+    return _tidy(made.model_proto)
+
+
+def _tidy(model: Any) -> Any:
+    """Return the model with shapes computed beforehand; weights, and BatchNorm beside them, stay as they are."""
+    from onnxscript import ir, optimizer
+
+    made = ir.from_proto(model)
+    weights = {tensor.name for tensor in model.graph.initializer}
+
+    def may_fold(node: ir.Node) -> bool | None:
+        return False if any(own is not None and own.name in weights for own in node.inputs) else None
+
+    optimizer.fold_constants(made, input_size_limit=SMALL, output_size_limit=SMALL, should_fold=may_fold)
+    optimizer.remove_unused_nodes(made)
+    return ir.to_proto(made)
+
+
+def _slim(model: Any) -> Any:
+    """Return the model without what its nodes do not need: where they came from, and shapes that follow."""
+    del model.graph.value_info[:]
+    for own in (model.graph, *model.graph.node, *model.graph.initializer):
+        del own.metadata_props[:]
+        own.doc_string = ""
+    return model
+
+
+def duplicate(model: Any) -> Any:
+    """Return a copy of a model."""
+    made = type(model)()
+    made.CopyFrom(model)
+    return made
+
+
+def _passed(net: nn.Module, x: Tensor, names: list[str]) -> tuple[Counter[str], int]:
+    """Return how often each layer is called in a pass, and how many additions the pass makes."""
+    found: Counter[str] = Counter()
+    modules = {name: net.get_submodule(name) for name in names}
+    seen = hooks.feeding(modules, lambda name, module, fed: found.update([name]))
+    with torch.no_grad(), seen, adds.Adds(lambda name, own: own) as made:
+        net(x)
+    return found, made.number
+
+
+def weight(net: nn.Module, layer: str) -> Tensor:
+    """Return what a layer of `net` computes with."""
+    own = net.get_submodule(layer).weight
+    assert isinstance(own, Tensor)
+    return own
+
+
+def open_session(model: bytes, threads: int) -> Any:
+    """Return an `onnxruntime.InferenceSession` on the CPU."""
+    import onnxruntime as ort
+
+    own = ort.SessionOptions()
+    own.intra_op_num_threads = threads
+    own.log_severity_level = 3
+    return ort.InferenceSession(model, own, providers=["CPUExecutionProvider"])
+
+
+class Session(nn.Module):
+    """A model run by onnxruntime on the CPU, in the place of a network."""
+
+    def __init__(self, model: bytes):
+        super().__init__()
+        self.session = open_session(model, torch.get_num_threads())
+        self.name = self.session.get_inputs()[0].name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the first output for images `x` (B, C, H, W)."""
+        found = self.session.run(None, {self.name: x.cpu().contiguous().numpy()})
+        return torch.from_numpy(found[0]).to(x.device)
+
+
+def weights_in(model: Any, names: Iterable[str], x: Tensor) -> dict[str, Tensor]:
+    """Return the weights that a quantized model computes with, as onnxruntime has them, by layer name."""
+    from onnx import TensorProto, helper
+
+    wanted, told = list(names), duplicate(model)
+    for name in wanted:
+        told.graph.output.append(helper.make_tensor_value_info(f"{name}.weight", TensorProto.FLOAT, None))
+    session = open_session(told.SerializeToString(), torch.get_num_threads())
+    fed = {session.get_inputs()[0].name: x[:1].cpu().contiguous().numpy()}
+    found = session.run([f"{name}.weight" for name in wanted], fed)
+    return {name: torch.from_numpy(own) for name, own in zip(wanted, found, strict=True)}
