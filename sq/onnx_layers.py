@@ -106,12 +106,16 @@ def _quantize(graph: Any, layer: Layer, widths: Widths) -> None:
     if widths[1] == FLOAT:
         return
     onnx_graph.put_input(graph, "layer", spanning(torch.tensor(0.0), torch.tensor(1.0), 8, symmetric=False), 1)
-    first = next(node for node in graph.node if node.op_type == "QuantizeLinear")
-    graph.input[0].name = first.output[0]
-    graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
-    graph.node.remove(first)
-    ends = [graph.output[0].name, *first.input[1:]]
-    graph.node.append(helper.make_node("QuantizeLinear", ends, ["layer.codes"], name="layer.quantize"))
-    graph.output[0].name = "layer.codes"
-    graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    step = next(node for node in graph.node if node.op_type == "QuantizeLinear")
+    given, ends = graph.input[0], list(step.input[1:])
+    if step.input[0] == given.name:
+        given.name = step.output[0]
+        graph.node.remove(step)
+    else:  # something stands between, as padding that depends on the size: it is part of the layer
+        graph.node.insert(0, helper.make_node("DequantizeLinear", ["codes", *ends], [given.name], name="images.values"))
+        given.name = "codes"
+    graph.node.append(helper.make_node("QuantizeLinear", [graph.output[0].name, *ends], ["out"], name="out.codes"))
+    graph.output[0].name = "out"
+    for end in (given, graph.output[0]):
+        end.type.tensor_type.elem_type = TensorProto.UINT8
     del graph.value_info[:]
