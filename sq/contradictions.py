@@ -20,6 +20,7 @@ LABELLED = ("fisher", "trace", "noise", "grad_l1")  # sensitivities that need la
 TABLES = ("pot", "post", "apot", "lcq")  # grids of a table of levels
 OF_WEIGHTS = ("weight_mse", "mask_kl")  # sensitivities that do not price inputs
 BOUNDS = ("average_bits", "average_input_bits", "bytes", "bops", "latency")
+ONNX = "ONNX (export=onnx, latency=onnxruntime)"
 UNLABELLED = "choose kl, label_free or output_error, or labelled images (calibration=subset)"
 
 
@@ -62,6 +63,10 @@ def _adapts(config: Config) -> bool:
     return bool(own.get("adaptive")) or any((stage.get("rates") or {}).get("adapter") for stage in stages)
 
 
+def _onnx(config: Config) -> bool:
+    return _is(config, "export", "onnx") or _is(config, "latency", "onnxruntime")
+
+
 def _tries(config: Config) -> bool:
     return not _is(config, "trials", "none")
 
@@ -76,12 +81,12 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "quantizer=lsq and asq train classifiers on labels: choose quantizer=eptq for a detector",
     ),
     (
-        lambda c: _is(c, "export", "onnx") and (c["bits"] > 8 or (c["activation"].get("bits") or 0) > 8),
-        "export=onnx holds codes of up to 8 bits: set bits and activation.bits to 8 or less, or export=packed",
+        lambda c: _onnx(c) and (c["bits"] > 8 or (c["activation"].get("bits") or 0) > 8),
+        f"{ONNX} holds codes of up to 8 bits: set bits and activation.bits to 8 or less, or export=packed latency=none",
     ),
     (
-        lambda c: _is(c, "export", "onnx") and _adapts(c),
-        "export=onnx cannot hold steps that adapt to the sample: choose another quantizer, or export=packed",
+        lambda c: _onnx(c) and _adapts(c),
+        f"{ONNX} cannot hold steps that adapt to the sample: choose another quantizer, or export=packed latency=none",
     ),
     (
         lambda c: _adapts(c) and _is(c, "activation", "none"),

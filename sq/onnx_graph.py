@@ -40,13 +40,13 @@ def put_weight(
     name = f"{layer}.weight"
     _take_out(graph, name)
     if grid.levels > 2**MOST:
-        raise SqError(f"{layer} has codes of more than {MOST} bits, which export=onnx cannot hold: use export=packed")
+        raise SqError(f"{layer} has codes of more than {MOST} bits, which ONNX cannot hold: use export=packed")
     if isinstance(grid, LevelGrid):
         nodes = _look_up(graph, name, codes.reshape(shape), grid, least)
     elif isinstance(grid, UniformGrid):
         nodes = [_dequantize(graph, name, stored(codes, grid, shape, least), grid, least)]
     else:
-        raise SqError(f"{layer} has a {type(grid).__name__}, which export=onnx cannot hold: use export=packed")
+        raise SqError(f"{layer} has a {type(grid).__name__}, which ONNX cannot hold: use export=packed")
     for node in reversed(nodes):
         graph.node.insert(0, node)
 
@@ -93,9 +93,9 @@ def put_operands(graph: GraphProto, grids: Mapping[str, Grid], count: int) -> No
 def _quantize(graph: GraphProto, name: str, grid: Grid, places: list[tuple[NodeProto, int]]) -> None:
     """Quantize what nodes are fed at these places of theirs."""
     if not isinstance(grid, UniformGrid):
-        raise SqError(f"{name} has a {type(grid).__name__}: export=onnx cannot hold it, use export=packed")
+        raise SqError(f"{name} has a {type(grid).__name__}: ONNX cannot hold it, use export=packed")
     if grid.levels > 2**MOST:
-        raise SqError(f"{name} has more than {MOST} bits: export=onnx cannot hold it, use export=packed")
+        raise SqError(f"{name} has more than {MOST} bits: ONNX cannot hold it, use export=packed")
     scale, low, high = (float(own) for own in (grid.scale, grid.low, grid.high))
     kind, zero = _kind(int(low), int(high), 8)
     _add(graph, f"{name}.scale", torch.tensor(scale), TensorProto.FLOAT)
@@ -140,7 +140,7 @@ def _dequantize(graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, 
     kind, zero = _kind(*_ends(grid), width)
     zeros = torch.zeros_like(low) if zero is None else -low
     if bool((zeros != zeros.round()).any()) or int(zeros.min()) < 0 or int(zeros.max()) >= 2**width:
-        raise SqError(f"{name} has zero points beyond its codes, which export=onnx cannot hold: use export=packed")
+        raise SqError(f"{name} has zero points beyond its codes, which ONNX cannot hold: use export=packed")
     _add(graph, f"{name}.codes", codes, kind)
     _add(graph, f"{name}.scale", grid.scale.flatten(), TensorProto.FLOAT)
     _add(graph, f"{name}.zero", zeros, kind)

@@ -102,7 +102,7 @@ def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame
     activations.detach(plain)
     x = x[:2].cpu()
     if shared := [layer.name for layer in layers if len(holders(model.net, layer)) > 1]:
-        raise SqError(f"{shared[0]} shares its weight, which export=onnx cannot hold: use export=packed")
+        raise SqError(f"{shared[0]} shares its weight, which ONNX cannot hold: use export=packed")
     shapes = {layer.name: tuple(weight(plain, layer.name).shape) for layer in layers}
     calls, additions = _passed(plain, x[:1], list(shapes))
     return Frame(exported(plain, x), shapes, calls, additions)

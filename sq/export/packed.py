@@ -20,6 +20,7 @@ from sq.errors import SqError, one_line
 from sq.finished import Finished
 from sq.resources import code_bits
 from sq.stored import Reader, Words, Writer
+from sq.types import QuantizedLayer
 
 SUFFIX = "sq.safetensors"
 FOREIGN = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # would read other files
@@ -38,19 +39,29 @@ def write(done: Finished) -> dict[str, Any]:
     """
     file, out = done.file(SUFFIX), Writer()
     named = {layer.name: done.quantized.layers[layer.name] for layer in done.problem.model.layers}
-    weights: list[Words] = []
-    for name, own in named.items():
-        codes = out.put_codes(own.codes, code_bits(own.grid))
-        weights.append({"layer": name, "codes": codes, "grid": out.put_grid(own.grid, name)})
-    net = done.quantized.net
-    fed = activations.attached(net) | adds.attached(net)
-    inputs = [{"name": name, "grid": out.put_grid(grid, name)} for name, grid in fed.items()]
-    state = [{"name": name, **out.put(own, name)} for name, own in _others(net, list(named)).items()]
+    held = put(out, done.quantized.net, named)
     config = {name: value for name, value in done.config.items() if name not in record.BOOKKEEPING}
-    layout = {"key": record.key(done.config), "config": config, "weights": weights, "inputs": inputs, "state": state}
+    layout = {"key": record.key(done.config), "config": config, **held}
     with done.written(file) as part:
         container.write(part, layout, out.tensors())
         return {"format": "packed", "file": done.name(file)} | _verify(done, part)
+
+
+def put(out: Writer, net: nn.Module, quantized: dict[str, QuantizedLayer]) -> Words:
+    """Put all that a network with `quantized` layers computes with; return where it is, for `fill`.
+
+    Raises
+    ------
+    SqError : what the file cannot hold, named
+    """
+    weights: list[Words] = []
+    for name, own in quantized.items():
+        codes = out.put_codes(own.codes, code_bits(own.grid))
+        weights.append({"layer": name, "codes": codes, "grid": out.put_grid(own.grid, name)})
+    fed = activations.attached(net) | adds.attached(net)
+    inputs = [{"name": name, "grid": out.put_grid(grid, name)} for name, grid in fed.items()]
+    state = [{"name": name, **out.put(own, name)} for name, own in _others(net, list(quantized)).items()]
+    return {"weights": weights, "inputs": inputs, "state": state}
 
 
 def load(file: Path) -> nn.Module:
@@ -69,7 +80,7 @@ def load(file: Path) -> nn.Module:
         net = model.net.to(memory_format=torch.channels_last).requires_grad_(False)
         if config["fold"]:
             fold.fold(net, torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0)))
-        _fill(net, layout, Reader(tensors))
+        fill(net, layout, Reader(tensors))
     except Exception as error:  # whatever a layout that was made up leads to
         raise SqError(
             f"{file} does not fit the network it names ({one_line(error)[:160]}): it was written with another version "
@@ -98,8 +109,13 @@ def _check_plain(part: dict[str, Any]) -> None:
     check({name: value for name, value in part.items() if name not in ("_target_", "_partial_")})
 
 
-def _fill(net: nn.Module, layout: dict[str, Any], given: Reader) -> None:
-    """Give `net` what was stored, in the order it was."""
+def fill(net: nn.Module, layout: dict[str, Any], given: Reader) -> None:
+    """Give `net` what was stored, in the order it was.
+
+    Raises
+    ------
+    ValueError, AttributeError : it is of another network, or was made up
+    """
     names = [own["layer"] for own in layout["weights"]]
     for own in layout["weights"]:
         module = net.get_submodule(own["layer"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sq import activations, adds, onnx_layers, onnx_model, record, stopwatch
 from sq.console import track
+from sq.errors import SqError
 from sq.finished import Finished
 from sq.knobs import Count, Whole, Widths
 from sq.latency_table import lines
@@ -59,7 +60,10 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     import onnxruntime
 
     x = _images(done, images)
-    models = _models(done)
+    try:
+        models = _models(done)
+    except SqError as error:
+        raise SqError(f"latency=onnxruntime: {error}, and latency=none") from error
     sessions = {name: onnx_model.open_session(model, cores) for name, model in models.items()}
     took = stopwatch.race({name: _pass(s, x) for name, s in sessions.items()}, rounds, warmup, "latency")
     networks = {

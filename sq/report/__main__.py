@@ -147,7 +147,7 @@ def _write(records: list[record.Record], shapes: list[tuple], folder: Path, ques
 
 def _texts(own: Contents, folder: Path) -> list[Path]:
     """Write the tables."""
-    from sq.report import exports, latex, learning, mixed, pairs, prices
+    from sq.report import exports, latency, latex, learning, mixed, pairs, prices
 
     assert own.table is not None
     tables = {
@@ -156,6 +156,7 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
         "learning": learning.table(own.rows, own.records),
         "pairs": pairs.table(own.rows, own.records),
         "exports": exports.table(own.rows, own.records),
+        "latency": latency.table(own.rows, own.records),
     }
     texts = {"table.csv": _long([r for r in own.records if r["status"] == "done"])}
     for name, found in tables.items():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
-from sq.report import learning, mixed, prices
+from sq.report import latency, learning, mixed, prices
 from sq.report.labels import ACTIVATION, FLOAT, NETWORK, plain
 from sq.report.style import FULL, MOST, STYLE, legend, line, plain_decades, pyplot
 from sq.report.table import HEADLINES
@@ -31,6 +31,7 @@ def every(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]
         yield prices.stem(name), heat(cost, f"{name}: cost by layer and bits")
     yield from mixed.figures(records)
     yield from learning.figures(rows, records)
+    yield from latency.figures(rows, records)
 
 
 def methods(rows: list[Row]) -> Figure:

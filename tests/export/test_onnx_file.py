@@ -86,7 +86,7 @@ def test_what_the_format_cannot_hold_is_said_before_anything_runs(words, cause, 
 def test_what_only_the_grids_show_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "MOST", 3)
     done = call(tmp_path, "export=onnx", "bits=4")
-    assert "stem.0 has codes of more than 3 bits, which export=onnx cannot hold: use export=packed" in done.stderr
+    assert "stem.0 has codes of more than 3 bits, which ONNX cannot hold: use export=packed" in done.stderr
     assert list(tmp_path.rglob("*.onnx")) == []
 
 
@@ -181,7 +181,7 @@ def test_a_shared_weight_is_named(tmp_path):
     net[1].weight = net[0].weight
     given = problem_of(Model(net, layers.find(net)[0], (3, 4, 4), "", None), torch.randn(8, 3, 4, 4), 4)
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
-    with pytest.raises(SqError, match="0 shares its weight, which export=onnx cannot hold: use export=packed"):
+    with pytest.raises(SqError, match="0 shares its weight, which ONNX cannot hold: use export=packed"):
         own.write(
             Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, None), least_bits=4
         )

@@ -1,0 +1,59 @@
+"""Latency in tables and figures."""
+
+from test_table import record
+
+from sq.report import latency, style, table
+
+
+def timed(bits, seed=0, wide=True):
+    made = record("rtn", bits=bits, seed=seed, top1=90.0 - seed)
+    made["results"] |= {"headline": "top1"}
+    full = {
+        "median": 1.0,
+        "low": 0.9,
+        "high": 1.2,
+        "bytes": 1000,
+        "faster": dict.fromkeys(("median", "low", "high"), 1),
+    }
+    own = {
+        "median": 2.0 + seed,
+        "low": 1.5,
+        "high": 2.5,
+        "bytes": 200,
+        "faster": {"median": 0.5, "low": 0.4, "high": 0.6},
+    }
+    networks = {"full": full, "eight": own, "own": own} | ({"wide": own} if wide else {})
+    return made | {"latency": {"networks": networks}}
+
+
+def test_networks_of_a_run_stand_beneath_each_other():
+    records = [timed(4), timed(4, seed=1), timed(8, wide=False), record("obq")]
+    lines = latency.table(table.rows(records), records).to_dict("records")
+    four = [line for line in lines if line["bits"] == "4"]
+    assert [line["network"] for line in four] == [*latency.NAMES.values()]
+    assert [line["network"] for line in lines if line["bits"] == "8"] == [*latency.NAMES.values()][:3]
+    assert four[0]["ms"] == "1.000 [0.900, 1.200]"
+    assert four[2]["ms"] == "2.500 [1.500, 2.500]"
+    assert four[2]["x full precision"] == "0.50 [0.40, 0.60]"
+    assert (four[2]["bytes"], four[2]["runs"]) == ("200", "2")
+
+
+def test_accuracy_size_and_latency_are_drawn_together():
+    records = [timed(4), timed(8, wide=False), record("obq")]
+    ((name, figure),) = latency.figures(table.rows(records), records)
+    assert name == "latency"
+    (panel,) = figure.axes
+    names = panel.get_legend_handles_labels()[1]
+    assert names == ["full precision", "rtn", "rtn, stored in 8 bits"]
+    assert panel.get_xlabel().startswith("times as fast as full precision")
+    areas = sorted(float(points.get_sizes()[0]) for points in panel.collections if hasattr(points, "get_sizes"))
+    assert areas[-1] == latency.AREA
+    assert areas[0] == latency.AREA * 0.2, "as large as the file"
+    assert sorted(text.get_text() for text in panel.texts) == ["4", "4", "8"]
+    style.pyplot().close(figure)
+
+
+def test_nothing_timed_is_no_table_and_no_figure():
+    records = [record("rtn")]
+    assert latency.table(table.rows(records), records) is None
+    assert [*latency.figures(table.rows(records), records)] == []

@@ -1,0 +1,39 @@
+"""Timing in turns."""
+
+import gc
+import time
+
+import numpy as np
+import pytest
+
+from sq import stopwatch
+
+
+def test_everyone_runs_once_a_round_and_every_other_round_backwards():
+    turns = []
+    found = stopwatch.race({name: lambda name=name: turns.append(name) for name in "abc"}, 3, 2, "letters")
+    assert "".join(turns) == "abc" + "cba" + "abc" + "cba" + "abc"
+    assert {name: len(ms) for name, ms in found.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_milliseconds_are_of_each_round_without_the_warm_up():
+    naps = {"short": iter([0.1, 0.001, 0.001, 0.001]), "long": iter([0.0, 0.02, 0.02, 0.02])}
+    found = stopwatch.race({n: lambda own=own: time.sleep(next(own)) for n, own in naps.items()}, 3, 1, "naps")
+    assert 1 <= np.median(found["short"]) < 20
+    assert np.median(found["long"]) >= 20
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_garbage_is_collected_as_before_whatever_happens(on):
+    was = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            stopwatch.race({"a": lambda: 1 / 0}, 1, 0, "nothing")
+        assert gc.isenabled() is on
+    finally:
+        (gc.enable if was else gc.disable)()
+
+
+def test_spread_is_the_median_and_quartiles():
+    assert stopwatch.spread(np.array([5.0, 1.0, 2.0, 3.0, 4.0])) == {"median": 3.0, "low": 2.0, "high": 4.0}
