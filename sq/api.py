@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sq import cli, contradictions, fold, layers, method, points, trace
+from sq import cli, contradictions, fold, layers, method, points, ready, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES, problems
@@ -67,8 +67,9 @@ def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bi
     model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
-    given = method.Given(trace.settle(model, images[:1]), batch, Store(None, 0.0), None)
-    return method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
+    with ready.exactly():
+        given = method.Given(trace.settle(model, images[:1]), batch, Store(None, 0.0), None)
+        return method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
 
 
 def _config(words: list[str]) -> dict[str, Any]:

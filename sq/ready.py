@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sq import heap
@@ -56,6 +57,15 @@ def prepare(config: Mapping[str, Any]) -> Any:
     global _threads
     _threads = _threads or torch.get_num_threads()  # before anything has changed it
     torch.set_num_threads(config["threads"] or _threads)
+    _be_exact()
+    torch.manual_seed(config["seed"])
+    return device
+
+
+def _be_exact() -> None:
+    """Make PyTorch compute in float32 where it is asked to, and in the same order each time."""
+    import torch
+
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
@@ -63,5 +73,20 @@ def prepare(config: Mapping[str, Any]) -> Any:
     # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward pass. It would only
     # make the reading of memory never written repeatable, which is a fault wherever it happens.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.manual_seed(config["seed"])
-    return device
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Let PyTorch compute as in a run for a while, in a process that is somebody else's."""
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    filled: Any = torch.utils.deterministic
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, filled.fill_uninitialized_memory
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        _be_exact()
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, filled.fill_uninitialized_memory = before
+        torch.use_deterministic_algorithms(strict, warn_only=warns)

@@ -18,6 +18,10 @@ from sq.types import Grid
 from sq.uniform import UniformGrid
 
 Words = dict[str, Any]
+# What else networks hold beside float32 and int64, as the bytes it is.
+RAW = {str(kind): kind for kind in (torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8)} | {
+    str(kind): kind for kind in (torch.int8, torch.int16, torch.int32)
+}
 WIDEST = 17  # bits of a code: a grid has up to 2^16 + 1 levels
 
 
@@ -32,12 +36,15 @@ class Writer:
         return {kind: torch.cat(own) for kind, own in self.parts.items() if own}
 
     def put(self, tensor: Tensor, what: str) -> Words:
-        """Put float32 or int64 numbers.
+        """Put numbers.
 
         Raises
         ------
-        SqError : numbers of another type
+        SqError : numbers of a type that has no bytes of its own: quantized, complex
         """
+        if str(tensor.dtype) in RAW:
+            self.parts["codes"].append(tensor.detach().cpu().contiguous().flatten().view(torch.uint8))
+            return {"shape": list(tensor.shape), "kind": str(tensor.dtype)}
         kind = {torch.float32: "numbers", torch.int64: "integers"}.get(tensor.dtype)
         if kind is None:
             raise SqError(f"{what} is of {tensor.dtype}, which export=packed cannot hold: choose another model")
@@ -95,6 +102,9 @@ class Reader:
 
     def take(self, words: Words) -> Tensor:
         """Return numbers that were put."""
+        if (raw := RAW.get(words["kind"])) is not None:
+            data = self._next("codes", math.prod(words["shape"]) * raw.itemsize)
+            return data.clone().view(raw).view(words["shape"])
         return self._next(words["kind"], math.prod(words["shape"])).view(words["shape"]).clone()
 
     def take_codes(self, words: Words) -> Tensor:

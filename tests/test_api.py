@@ -9,7 +9,7 @@ from cli_helpers import CONF, call, compose, records
 from torch import nn
 
 import sq
-from sq import activations
+from sq import activations, method
 from sq.build import build
 from sq.errors import SqError
 from sq.store import Store
@@ -137,3 +137,28 @@ def test_it_works_within_a_hydra_application_and_from_threads():
     for thread in threads:
         thread.join()
     assert (len(made), caught) == (4, [])
+
+
+def test_pytorch_is_left_as_it_was(monkeypatch):
+    seen = []
+
+    def fit(*args):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()))
+        return solve(*args)
+
+    solve = method.solve
+    monkeypatch.setattr(method, "solve", fit)
+    before = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.allow_tf32 = True
+    torch.use_deterministic_algorithms(False)
+    try:
+        sq.quantize(network(), images(), quantizer="rtn", bits=4)
+        assert (torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()) == (True, False)
+        monkeypatch.setattr(method, "solve", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sq.quantize(network(), images(), quantizer="rtn", bits=4)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.use_deterministic_algorithms(before[1])
+    assert seen[0] == (False, True)
