@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval, Len, MinLen
 
+FLOAT = 32  # bits of what is not quantized
+
 
 class Distinct:
     """Refuses lists that have a value twice."""

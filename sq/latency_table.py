@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sq.errors import SqError
-from sq.resources import FLOAT
+from sq.knobs import FLOAT
 
 COLUMNS = ("layer", "bits", "input_bits", "ms")
 

@@ -23,9 +23,10 @@ import numpy as np
 from sq import quadratic
 from sq.costs import Budget, Cost, Widths
 from sq.errors import SqError
+from sq.knobs import FLOAT
 from sq.options import Option, Rules, inputs_of, offered, price, tied
 from sq.programme import Effort, Programme, ceiling
-from sq.resources import FLOAT, bops, code_bytes
+from sq.resources import bops, code_bytes
 from sq.types import Layer
 
 MEANS = ("bits", "input_bits")  # a limit above what the widest candidates reach is a mistake

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sq import hooks, onnx_model
-from sq.resources import FLOAT
+from sq.knobs import FLOAT
 from sq.types import Layer, Model
 from sq.uniform import UniformGrid, spanning
 

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 from sq.costs import Budget, Cost, Rows
 from sq.errors import SqError
+from sq.knobs import FLOAT
 from sq.latency_table import Table
-from sq.resources import FLOAT
 from sq.types import Layer
 
 Ties = Literal["fed", "none"]

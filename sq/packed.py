@@ -19,8 +19,9 @@ from torch import Tensor
 
 from sq import bits
 from sq.errors import SqError
+from sq.knobs import FLOAT
 from sq.levels import LevelGrid
-from sq.resources import FLOAT, code_bits
+from sq.resources import code_bits
 
 POINT = 24  # bits after the point of the constant 1 / sqrt(2): as many as float32 has of it, so it is a table's own
 DEEPEST = 15  # the largest shift: with 8-bit inputs, 2^14 of them and `POINT`, sums stay within 63 bits

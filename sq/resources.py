@@ -8,9 +8,8 @@ from dataclasses import replace
 from torch import nn
 
 from sq import layers as own
+from sq.knobs import FLOAT
 from sq.types import Grid, Layer, Model, Problem
-
-FLOAT = 32  # bits of a number that stays unquantized
 
 
 def code_bytes(layer: Layer, bits: int) -> int:

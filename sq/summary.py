@@ -9,7 +9,8 @@ from typing import Any
 from sq import activations, adaptive
 from sq.costs import Cost, Rows, Widths
 from sq.evaluation import Measured
-from sq.resources import FLOAT, beside, bops, code_bits, numbers, weight_bytes
+from sq.knobs import FLOAT
+from sq.resources import beside, bops, code_bits, numbers, weight_bytes
 from sq.samples import Calibration, Dataset, without
 from sq.types import Layer, Model, Problem, QuantizedModel
 

@@ -16,11 +16,10 @@ from sq import activations, adds, onnx_layers, onnx_model, record, stopwatch
 from sq.console import track
 from sq.errors import SqError
 from sq.finished import Finished
-from sq.knobs import Count, Whole, Widths
+from sq.knobs import FLOAT, Count, Whole, Widths
 from sq.latency_table import lines
 from sq.onnx_layers import Geometry
 from sq.onnx_model import Parts
-from sq.resources import FLOAT
 from sq.sites import weight
 
 

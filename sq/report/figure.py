@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sq.knobs import FLOAT
 from sq.record import Record
 from sq.report import latency, learning, mixed, prices
-from sq.report.labels import ACTIVATION, FLOAT, NETWORK, plain
+from sq.report.labels import ACTIVATION, NETWORK, plain
 from sq.report.style import FULL, MOST, STYLE, legend, line, plain_decades, pyplot
 from sq.report.table import HEADLINES
 

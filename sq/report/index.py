@@ -11,10 +11,11 @@ from typing import Any
 
 from sq.bench import summary as bench
 from sq.experiments import Experiment
+from sq.knobs import FLOAT
 from sq.record import Record, read
 from sq.report import experiment, page
 from sq.report.figure import line_name, network
-from sq.report.labels import ACTIVATION, FLOAT, plain
+from sq.report.labels import ACTIVATION, plain
 from sq.report.table import HEADLINES, Row
 
 PAGE = "index.html"

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sq.config import leaves
+from sq.knobs import FLOAT
 from sq.record import BOOKKEEPING, Record
 from sq.report.distinct import ABSENT, distinct
 
@@ -17,7 +18,6 @@ NETWORK = ("model", "dataset")  # choices that make runs of different networks
 FOLLOWS = ("activation.bits", "allocation.average_bits")  # settings that another column shows
 STARTS = "quantizer.start."  # settings of the solver that a learned quantizer starts from: `init` names it
 ACTIVATION = "act. bits"  # the column
-FLOAT = 32  # bits of what is not quantized
 
 
 class Labels:
