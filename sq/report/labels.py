@@ -70,7 +70,8 @@ class Labels:
             if name.startswith("choice of "):
                 labels[family] = self._named(family, i, own)
             elif f"choice of {family}" not in self._varying:  # a setting of the same choice, set to other values
-                labels[name] = own.get(name)
+                value = own.get(name)
+                labels[name] = str(value) if isinstance(value, list) else value  # what is a label can be looked up
         return labels
 
     def _settings(self, i: int) -> dict[str, Any]:

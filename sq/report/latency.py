@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NAMES = {"full": FULL, "eight": "8 bits, rounded to nearest", "own": "the run's", "wide": "the run's, stored in 8 bits"}
 APART = ("export", "latency")  # labels of families that say nothing here
 AREA = 260  # of the marker of a network in full precision, in square points
-Timed = dict[str, dict[str, Any]]  # by key of the record: what it says of latency
+Timed = dict[str, dict[str, Any]]  # by key of the record: what it says of latency, and its mean bits
 
 
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
@@ -47,67 +47,72 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
 def figures(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:
     """Yield the figure of accuracy, size and latency, if something was timed."""
     told = _told(records)
-    if any(key in told for row in rows for key in row["keys"]):
-        yield "latency", together(rows, told)
+    timed = [row for row in rows if all(key in told for key in row["keys"])]
+    if timed:
+        yield "latency", together(timed, told)
 
 
 def together(rows: list[Row], told: Timed) -> Figure:
     """Draw accuracy against how many times as fast as full precision a network is; markers are as large as its file.
 
-    A panel for each network; bars are quartiles over rounds; numbers are bits of weights. What was stored in 8 bits,
-    whatever its codes, has a line of its own.
+    A panel for each network; bars are quartiles over rounds; numbers are mean bits of weights. What was stored in 8
+    bits, whatever its codes, is hollow.
     """
     plt = pyplot()
     panels: dict[str, list[Row]] = {}
     for row in rows:
-        if row["keys"][0] in told:
-            panels.setdefault(_network(row), []).append(row)
-    names = list(dict.fromkeys(name for own in panels.values() for name, *_ in _points(own, told)))[:MOST]
+        panels.setdefault(_network(row), []).append(row)
+    telling = _telling(panels.values())
+    names = list(dict.fromkeys(_name(row, telling) for row in rows))[:MOST]
     with plt.rc_context(STYLE):
-        size = (max(6.4, 0.6 + 3.6 * len(panels)), 3.2 + 0.18 * len(names))
+        size = (max(6.4, 0.6 + 3.6 * len(panels)), 3.4 + 0.18 * len(names))
         figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
         for panel, (network, own) in zip(axes.flat, panels.items(), strict=True):
-            _draw(panel, own, told, names)
+            full = statistics.fmean([s + d for row in own for s, d in zip(row["score"], row["drop"], strict=True)])
+            panel.scatter([1], [full], s=AREA, color="0.6", label=FULL, zorder=1)
+            for row in own:
+                if (name := _name(row, telling)) in names:
+                    _draw(panel, row, [told[key] for key in row["keys"]], look(names.index(name)) | {"label": name})
+            panel.margins(0.14)
+            panel.set(xlabel="times as fast as full precision", ylabel=HEADLINES[own[0]["headline"]][0])
             panel.set_title(network, fontsize=8, loc="left")
+        figure.suptitle("area: bytes of the file; hollow: codes stored in 8 bits", fontsize=8)
         legend(figure, axes, 2)
     return figure
 
 
-def _draw(axes: Axes, rows: list[Row], told: Timed, names: list[str]) -> None:
-    full = statistics.fmean([s + d for row in rows for s, d in zip(row["score"], row["drop"], strict=True)])
-    axes.scatter([1], [full], s=AREA, color="0.6", label=FULL, zorder=1)
-    for name, row, kind in _points(rows, told):
-        if name not in names:
-            continue
-        runs = [told[key]["networks"] for key in row["keys"] if key in told]
-        x = {end: statistics.fmean(r[kind]["faster"][end] for r in runs) for end in ("low", "median", "high")}
-        share = statistics.fmean(r[kind]["bytes"] / r["full"]["bytes"] for r in runs)
-        y, style = statistics.fmean(row["score"]), look(names.index(name))
-        known = name in axes.get_legend_handles_labels()[1]
+def _draw(axes: Axes, row: Row, runs: list[dict[str, Any]], style: dict[str, Any]) -> None:
+    """Draw one row: as it is stored, and stored in 8 bits."""
+    known = axes.get_legend_handles_labels()[1]
+    bits = statistics.fmean(own["bits"] for own in runs)
+    for kind in (kind for kind in ("wide", "own") if all(kind in own["networks"] for own in runs)):
+        found = [own["networks"][kind] for own in runs]
+        x = {end: statistics.fmean(own["faster"][end] for own in found) for end in ("low", "median", "high")}
+        pairs = zip(found, runs, strict=True)
+        share = statistics.fmean(own["bytes"] / run["networks"]["full"]["bytes"] for own, run in pairs)
+        y, colour = statistics.fmean(row["score"]), style["color"]
         error = [[x["median"] - x["low"]], [x["high"] - x["median"]]]
-        axes.errorbar([x["median"]], [y], xerr=error, color=style["color"], linewidth=0.8, capsize=2, zorder=2)
-        marks = {"marker": style["marker"], "facecolor": style["markerfacecolor"], "edgecolor": style["color"]}
-        axes.scatter([x["median"]], [y], s=AREA * share, label=None if known else name, zorder=3, **marks)
-        text = f"{plain(row['labels']['bits'])}"
-        axes.annotate(text, (x["median"], y), (6, 6), textcoords="offset points", fontsize=7)
-    axes.margins(0.12)
-    axes.set(
-        xlabel="times as fast as full precision; area: bytes of the file", ylabel=HEADLINES[rows[0]["headline"]][0]
-    )
+        axes.errorbar([x["median"]], [y], xerr=error, color=colour, linewidth=0.8, capsize=2, zorder=2)
+        label = style["label"] if kind == "own" and style["label"] not in known else None
+        face = colour if kind == "own" else "white"
+        looks: dict[str, Any] = {"marker": style["marker"], "facecolor": face, "edgecolor": colour, "label": label}
+        axes.scatter([x["median"]], [y], s=AREA * share, zorder=3, **looks)
+        axes.annotate(f"{bits:.2g}", (x["median"], y), (6, 6), textcoords="offset points", fontsize=7)
 
 
-def _points(rows: list[Row], told: Timed) -> Iterator[tuple[str, Row, str]]:
-    """Yield the line, the row and the kind of each network that is drawn."""
-    values: dict[str, set[str]] = {}
-    for row in rows:
-        for name, value in row["labels"].items():
-            values.setdefault(name, set()).add(plain(value))
-    telling = [n for n, found in values.items() if len(found) > 1 and n not in ("bits", "method", *NETWORK, *APART)]
-    for row in rows:
-        words = [row["labels"]["method"], *(f"{name}={plain(row['labels'].get(name))}" for name in telling)]
-        for kind in ("own", "wide"):
-            if all(kind in told[key]["networks"] for key in row["keys"] if key in told):
-                yield " ".join(words) + (", stored in 8 bits" if kind == "wide" else ""), row, kind
+def _telling(panels: Iterable[list[Row]]) -> list[str]:
+    """Return the labels that tell rows of one network apart; what differs from network to network says nothing here."""
+    found: dict[str, None] = {}
+    for rows in panels:
+        for name in dict.fromkeys(name for row in rows for name in row["labels"]):
+            if len({plain(row["labels"].get(name)) for row in rows}) > 1:
+                found[name] = None
+    return [name for name in found if name not in ("bits", "method", *NETWORK, *APART)]
+
+
+def _name(row: Row, telling: list[str]) -> str:
+    words = (f"{name.rpartition('.')[2]}={plain(row['labels'].get(name))}" for name in telling)
+    return " ".join([row["labels"]["method"], *words])
 
 
 def _network(row: Row) -> str:
@@ -115,7 +120,7 @@ def _network(row: Row) -> str:
 
 
 def _told(records: list[Record]) -> Timed:
-    return {r["key"]: r["latency"] for r in records if "latency" in r}
+    return {r["key"]: r["latency"] | {"bits": r["results"].get("bits")} for r in records if "latency" in r}
 
 
 def _cells(found: list[dict[str, Any]]) -> dict[str, str]:

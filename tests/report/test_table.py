@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sq.report import table
+from sq.report import figure, style, table
 
 
 def record(quantizer="rtn", bits=4.0, seed=0, *, top1=98.0, seconds=1.0, statistics="s0", machine="m", **config):
@@ -131,3 +131,11 @@ def test_time_grows_as_the_number_of_runs():
     assert time.process_time() - started < 2  # a look at every pair of them takes 8, this one 0.2
     assert [row["runs"] for row in made] == [1500] * 4
     assert {len(row["speedup"]) for row in made} == {1500}
+
+
+def test_a_setting_that_is_a_list_can_tell_runs_apart():
+    records = [record(latency={"bits": [4]}), record(latency={"bits": [4, 8]})]
+    rows = table.rows(records)
+    assert {row["labels"]["latency.bits"] for row in rows} == {"[4]", "[4, 8]"}
+    for _, drawn in figure.every(rows, records):  # lists are no numbers, and can be looked up
+        style.pyplot().close(drawn)
