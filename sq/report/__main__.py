@@ -169,6 +169,7 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
         texts[f"{prices.stem(name)}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
         told = cost.astype(object).where(cost.notna(), None)
         texts[f"{prices.stem(name)}.md"] = told.to_markdown(floatfmt=".2e", missingval="-") + "\n"
+    texts |= latency.layers(own.records)
     for file, text in texts.items():
         record.write_text(folder / file, text)
     return [folder / file for file in texts]

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
 from sq.report.labels import plain
+from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
     import pandas
 
     from sq.report.table import Row
+
+APART = ("export", "latency", "metric")  # labels of families that say nothing here
 
 
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
@@ -27,26 +30,32 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     for row in rows:
         own = [told[key] for key in row["keys"] if key in told]
         if own:
-            lines.append({name: plain(value) for name, value in row["labels"].items() if name != "export"} | _line(own))
+            lines.append(
+                {name: plain(value) for name, value in row["labels"].items() if name not in APART} | _line(own)
+            )
     return pandas.DataFrame(lines).fillna("-") if lines else None
 
 
 def _line(own: list[Record]) -> dict[str, str]:
     figure = own[0]["results"]["headline"]
+    title, form = HEADLINES[figure]
     return {
         "format": own[0]["export"]["format"],
         "bytes": _mean([r["export"]["bytes"] for r in own], ",.0f"),
         "x 32 bits": _mean([r["export"]["bytes"] / r["results"]["bytes_full"] for r in own], ".3f"),
-        f"{figure} of the file": _mean([r["export"]["figures"][figure] for r in own], ".2f"),
-        f"{figure} of the run": _mean([r["results"][figure] for r in own], ".2f"),
-        "same top-1 %": _mean([_agreement(r) for r in own], ".2f"),
+        "figure": title,
+        "file": _mean([r["export"]["figures"][figure] for r in own], form),
+        "run": _mean([r["results"][figure] for r in own], form),
+        "answers apart": _mean([_apart(r) for r in own], ".0f"),
         "outputs dB": _mean([r["export"].get("outputs_snr_db") for r in own], ".1f"),
         "runs": str(len(own)),
     }
 
 
-def _agreement(made: Record) -> float | None:
-    return made["export"].get("agreement", {}).get("same_top1")
+def _apart(made: Record) -> float | None:
+    """Return how many evaluation images have another top-1 answer by the file than by the run."""
+    same = made["export"].get("agreement", {}).get("same_top1")
+    return None if same is None else made["evaluation"]["images"] * (1 - same / 100)
 
 
 def _mean(values: list[Any], form: str) -> str:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from sq import latency_table
 from sq.record import Record
 from sq.report.labels import NETWORK, plain
 from sq.report.style import FULL, MOST, STYLE, legend, look, pyplot
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # What is timed, see `sq/latency/onnxruntime.py`, and what tables call it.
 NAMES = {"full": FULL, "eight": "8 bits, rounded to nearest", "own": "the run's", "wide": "the run's, stored in 8 bits"}
-APART = ("export", "latency")  # labels of families that say nothing here
+APART = ("export", "latency", "metric")  # labels of families that say nothing here
 AREA = 260  # of the marker of a network in full precision, in square points
 Timed = dict[str, dict[str, Any]]  # by key of the record: what it says of latency, and its mean bits
 
@@ -42,6 +43,14 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
             if found:
                 lines.append(labels | {"network": NAMES[kind]} | _cells(found) | {"runs": str(len(own))})
     return pandas.DataFrame(lines).fillna("-") if lines else None
+
+
+def layers(records: list[Record]) -> dict[str, str]:
+    """Return the tables of single layers that runs wrote, by file name: what `allocation.latency_table` takes."""
+    found = [(r["latency"], r["config"]["latency"]) for r in records if "table" in r.get("latency", {})]
+    return {
+        own["table"]: latency_table.lines(own["layers"], knobs["bits"], knobs["input_bits"]) for own, knobs in found
+    }
 
 
 def figures(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:

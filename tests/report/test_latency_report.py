@@ -59,3 +59,14 @@ def test_nothing_timed_is_no_table_and_no_figure():
     records = [record("rtn")]
     assert latency.table(table.rows(records), records) is None
     assert [*latency.figures(table.rows(records), records)] == []
+
+
+def test_tables_of_layers_are_written_anew_from_records():
+    made = timed(4)
+    times = [{"layer": "a", "weights": w, "inputs": 32, "median": 0.5 * w, "low": w, "high": 9} for w in (4, 32)]
+    made["latency"] |= {"table": "key.latency.csv", "layers": times}
+    made["config"]["latency"] = {"bits": [2, 4, 8], "input_bits": [32]}
+    assert latency.layers([made, timed(8), record("obq")]) == {
+        "key.latency.csv": "layer,bits,input_bits,ms,low,high\n"
+        "a,2,32,2.00000,4.00000,9.00000\na,4,32,2.00000,4.00000,9.00000\na,32,32,16.00000,32.00000,9.00000\n"
+    }
