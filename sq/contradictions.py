@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sq import latency_table
 from sq.errors import SqError
+from sq.knobs import FLOAT
 
 Config = Mapping[str, Any]
 
@@ -67,6 +69,29 @@ def _onnx(config: Config) -> bool:
     return _is(config, "export", "onnx") or _is(config, "latency", "onnxruntime")
 
 
+def _widest(config: Config) -> int:
+    """Return the most bits that a code may take."""
+    sensitivity, mixed = config["sensitivity"], not _is(config, "allocation", "uniform")
+    weights = [math.ceil(config["bits"]), *(_numbers(sensitivity.get("bits")) if mixed else [])]
+    inputs = [*_numbers([config["activation"].get("bits")]), *_numbers(sensitivity.get("input_bits") if mixed else [])]
+    return max(max(weights) + _extra(config), *inputs, 0)
+
+
+def _times_wider(config: Config) -> bool:
+    inputs = [width for width in _numbers(config["latency"]["input_bits"]) if width != FLOAT]
+    return max([width + _extra(config) for width in _numbers(config["latency"]["bits"])] + inputs, default=0) > 8
+
+
+def _numbers(values: Any) -> list[int]:
+    """Return the whole numbers of a list; what else is in it, or is no list, is told when knobs are checked."""
+    return [value for value in values if isinstance(value, int)] if isinstance(values, list) else []
+
+
+def _extra(config: Config) -> int:
+    """Return the bits that a code takes beyond those of its grid: one for the 2^b + 1 levels of powers."""
+    return int(_is(config, "grid", "pot", "post") and not config["grid"].get("strict"))
+
+
 def _tries(config: Config) -> bool:
     return not _is(config, "trials", "none")
 
@@ -81,8 +106,14 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "quantizer=lsq and asq train classifiers on labels: choose quantizer=eptq for a detector",
     ),
     (
-        lambda c: _onnx(c) and (c["bits"] > 8 or (c["activation"].get("bits") or 0) > 8),
-        f"{ONNX} holds codes of up to 8 bits: set bits and activation.bits to 8 or less, or export=packed latency=none",
+        lambda c: _onnx(c) and _widest(c) > 8,
+        f"{ONNX} holds codes of up to 8 bits: set bits, activation.bits and, where bits are mixed, sensitivity.bits "
+        "to 8 or less (7 with grid=pot or post, whose codes take one more), or export=packed latency=none",
+    ),
+    (
+        lambda c: _is(c, "latency", "onnxruntime") and c["latency"]["layers"] and _times_wider(c),
+        "latency.bits and input_bits: layers are timed at 1 to 8 bits (grid=pot and post: 7), or inputs of 32; "
+        "set them so, or latency.layers=false",
     ),
     (
         lambda c: _onnx(c) and _adapts(c),

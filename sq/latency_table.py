@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sq.errors import SqError
-from sq.knobs import FLOAT
 
 COLUMNS = ("layer", "bits", "input_bits", "ms")
 
@@ -82,24 +81,16 @@ def _entry(words: list[str], where: str) -> tuple[tuple[str, int, int], float]:
     return (name, bits, inputs), value
 
 
-def lines(found: Iterable[Mapping[str, Any]], bits: list[int], input_bits: list[int]) -> str:
-    """Return the table, as text, of layers that were timed at the widths that codes are stored in.
+def lines(found: Iterable[Mapping[str, Any]]) -> str:
+    """Return the table, as text, of layers that were timed.
 
     Parameters
     ----------
-    found : `layer`, bits that `weights` and `inputs` are stored in, `median`, `low` and `high` in ms
-    bits, input_bits : that the table is to have; those that are stored alike take equally long
+    found : `layer`; `bits` of weights and `input_bits` that take equally long; `median`, `low` and `high` in ms
     """
     text = [",".join([*COLUMNS, "low", "high"])]
     for own in found:
-        narrow = [width for width in bits if _stored(width, 4) == own["weights"]]
-        wide = [width for width in input_bits if _stored(width, 8) == own["inputs"]]
-        widths = [(FLOAT, FLOAT)] if own["weights"] == FLOAT else [(w, a) for w in narrow for a in wide]
         times = [f"{own[name]:.5f}" for name in ("median", "low", "high")]
-        text += [",".join([own["layer"], str(w), str(a), *times]) for w, a in widths]
+        widths = [(narrow, wide) for narrow in own["bits"] for wide in own["input_bits"]]
+        text += [",".join([own["layer"], str(narrow), str(wide), *times]) for narrow, wide in widths]
     return "\n".join(text) + "\n"
-
-
-def _stored(width: int, least: int) -> int:
-    """Return the bits that a code of `width` is stored in; 0 if in none."""
-    return FLOAT if width == FLOAT else least if width <= least else 8 if width <= 8 else 0

@@ -58,13 +58,13 @@ def put_input(graph: GraphProto, layer: str, grid: Grid, calls: int) -> None:
     ------
     SqError : more than 8 bits; a grid that ONNX has no operator for; another number of nodes computes with its weight
     """
-    users = _users(graph, f"{layer}.weight")
-    if len(users) != calls:
+    nodes = users(graph, f"{layer}.weight")
+    if len(nodes) != calls:
         raise SqError(
-            f"{len(users)} nodes of the ONNX graph compute with the weight of {layer}, which is called {calls} times: "
+            f"{len(nodes)} nodes of the ONNX graph compute with the weight of {layer}, which is called {calls} times: "
             "use export=packed"
         )
-    _quantize(graph, f"{layer}.input", grid, [(node, 0) for node in users])
+    _quantize(graph, f"{layer}.input", grid, [(node, 0) for node in nodes])
 
 
 def put_operands(graph: GraphProto, grids: Mapping[str, Grid], count: int) -> None:
@@ -98,6 +98,8 @@ def _quantize(graph: GraphProto, name: str, grid: Grid, places: list[tuple[NodeP
         raise SqError(f"{name} has more than {MOST} bits: ONNX cannot hold it, use export=packed")
     scale, low, high = (float(own) for own in (grid.scale, grid.low, grid.high))
     kind, zero = _kind(int(low), int(high), 8)
+    if zero is not None and not 0 <= zero < 2**MOST:
+        raise SqError(f"{name} has a zero point beyond its codes, which ONNX cannot hold: use export=packed")
     _add(graph, f"{name}.scale", torch.tensor(scale), TensorProto.FLOAT)
     _add(graph, f"{name}.zero", None if zero is None else torch.tensor(zero), kind)
     narrow = grid.levels < 2**MOST  # else the codes' own ends are the grid's
@@ -130,16 +132,16 @@ def codes_in(graph: GraphProto, layer: str) -> Tensor:
 
 def stored(codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4) -> Tensor:
     """Return the integers that `put_weight` stores for `codes`."""
-    if isinstance(grid, UniformGrid) and _kind(*_ends(grid), _width(grid, least))[1] is None:
+    if isinstance(grid, UniformGrid) and _kind(*_ends(grid), width(grid, least))[1] is None:
         return (codes + grid.low.to(codes)).reshape(shape)
     return codes.reshape(shape)
 
 
 def _dequantize(graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, least: int) -> NodeProto:
-    low, width = grid.low.flatten(), _width(grid, least)
-    kind, zero = _kind(*_ends(grid), width)
+    low, wide = grid.low.flatten(), width(grid, least)
+    kind, zero = _kind(*_ends(grid), wide)
     zeros = torch.zeros_like(low) if zero is None else -low
-    if bool((zeros != zeros.round()).any()) or int(zeros.min()) < 0 or int(zeros.max()) >= 2**width:
+    if bool((zeros != zeros.round()).any()) or int(zeros.min()) < 0 or int(zeros.max()) >= 2**wide:
         raise SqError(f"{name} has zero points beyond its codes, which ONNX cannot hold: use export=packed")
     _add(graph, f"{name}.codes", codes, kind)
     _add(graph, f"{name}.scale", grid.scale.flatten(), TensorProto.FLOAT)
@@ -149,7 +151,7 @@ def _dequantize(graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, 
 
 
 def _look_up(graph: GraphProto, name: str, codes: Tensor, grid: LevelGrid, least: int) -> list[NodeProto]:
-    _add(graph, f"{name}.codes", codes, TensorProto.UINT4 if _width(grid, least) == 4 else TensorProto.UINT8)
+    _add(graph, f"{name}.codes", codes, TensorProto.UINT4 if width(grid, least) == 4 else TensorProto.UINT8)
     _add(graph, f"{name}.levels", grid.table, TensorProto.FLOAT)
     _add(graph, f"{name}.scale", grid.scale.reshape(-1, *[1] * (codes.ndim - 1)), TensorProto.FLOAT)
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
@@ -164,7 +166,7 @@ def _ends(grid: UniformGrid) -> tuple[int, int]:
     return int(grid.low.min()), int(grid.high.max())
 
 
-def _width(grid: Grid, least: int) -> int:
+def width(grid: Grid, least: int = 4) -> int:
     """Return the bits that a code is stored in."""
     return 4 if grid.levels <= 2**4 and least == 4 else 8
 
@@ -207,12 +209,12 @@ def _additions(graph: GraphProto) -> list[NodeProto]:
     return [node for node in graph.node if node.op_type == "Add" and counts(node)]
 
 
-def _users(graph: GraphProto, weight: str) -> list[NodeProto]:
+def users(graph: GraphProto, weight: str) -> list[NodeProto]:
     """Return the nodes that compute with a weight, as it is or transposed."""
-    names, users = {weight}, []
+    names, found = {weight}, []
     for node in graph.node:
         if node.op_type in ("Transpose", "Identity", "Cast") and node.input[0] in names:
             names.add(node.output[0])
         elif len(node.input) > 1 and node.input[1] in names:
-            users.append(node)
-    return users
+            found.append(node)
+    return found

@@ -1,25 +1,32 @@
-"""Single layers as ONNX models, as they are in a network whose feature maps have the same bits throughout.
+"""Single layers as ONNX models, with what stands directly before and after them in a network, and how long they take.
 
-Inputs in full precision: floats in, floats out. Quantized inputs: codes in, codes out, so that a runtime with a kernel
-of integers has all it needs, and no time is counted for what is between two layers.
+Where a quantized layer comes straight after another and its outputs are quantized next, codes go in and codes come
+out, which lets a runtime compute in integers. Where something in full precision stands between (BatchNorm, a sum, a
+SiLU), floats go in to be quantized, or come out. Runtimes have transpositions around a layer alone that they leave out
+in a network, and a pass has its own cost: what layers take one by one is no less than what they take together.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, onnx_model
+from sq import hooks, layers, onnx_model, stopwatch
+from sq.console import track
+from sq.errors import SqError
 from sq.knobs import FLOAT
-from sq.types import Layer, Model
+from sq.onnx_model import Neighbours
+from sq.types import Grid, Layer, Model, Problem
 from sq.uniform import UniformGrid, spanning
 
-Widths = tuple[int, int]  # of weights and of inputs, as they are stored: 4, 8 or 32
+Race = Callable[[dict[str, tuple[Any, Tensor]]], dict[str, np.ndarray]]  # see `onnx_session.race`
+Stored = tuple[tuple[int, ...], tuple[int, ...]]  # bits of weights, and of inputs, that are stored alike
 
 
 @dataclass
@@ -28,94 +35,129 @@ class Geometry:
 
     module: nn.Module
     shape: tuple[int, ...]  # of its input, all images
+    beside: Neighbours
     layers: list[Layer] = field(default_factory=list)
 
-    def model(self, widths: Widths) -> Any:
-        """Return the layer as an ONNX model at these widths, with weights rounded to nearest: one input, one output."""
+    def model(self, weight: tuple[Tensor, Grid] | None, quantized: bool) -> Any:
+        """Return the layer as an ONNX model of one input and one output.
+
+        Parameters
+        ----------
+        weight : codes (G, O, I) and their grid; None for full precision
+        quantized : the input is, to 8 bits
+        """
         if self._plain is None:
             net = nn.Sequential()
             net.add_module("layer", copy.deepcopy(self.module).cpu().eval())
             self._plain = onnx_model.exported(net, torch.zeros(max(2, self.shape[0]), *self.shape[1:]))
         made = onnx_model.duplicate(self._plain)
-        if widths != (FLOAT, FLOAT):
-            _quantize(made.graph, self.layers[0], widths)
+        if weight is not None:
+            from sq import onnx_graph, onnx_neighbours
+
+            shape = tuple(onnx_model.weight(self.module, "").shape)
+            onnx_graph.put_weight(made.graph, "layer", *weight, shape)
+            if quantized:
+                grid = spanning(torch.tensor(0.0), torch.tensor(1.0), 8, symmetric=False)
+                onnx_graph.put_input(made.graph, "layer", grid, 1)
+                onnx_neighbours.let_codes(made.graph, self.beside)
         return made
+
+    def fed(self, quantized: bool) -> Tensor:
+        """Return an input for `model`."""
+        draw = torch.Generator().manual_seed(0)
+        if quantized and self.beside.codes_in:
+            return torch.randint(256, self.shape, generator=draw, dtype=torch.uint8)
+        return torch.rand(self.shape, generator=draw)
 
     _plain: Any = field(default=None, repr=False)
 
 
-def geometries(model: Model, x: Tensor) -> list[Geometry]:
-    """Return how layers are called in a pass over images `x`, and which of them alike."""
+def geometries(model: Model, x: Tensor, beside: dict[str, Neighbours]) -> list[Geometry]:
+    """Return how layers are called in a pass over images `x`, and which of them alike.
+
+    Parameters
+    ----------
+    beside : what stands next to layers, by name; those without are in full precision
+    """
     found: dict[tuple[Any, ...], Geometry] = {}
     own = {layer.name: layer for layer in model.layers}
 
     def see(name: str, module: nn.Module, fed: Tensor) -> None:
-        key = _key(module, fed)
-        found.setdefault(key, Geometry(module, tuple(fed.shape))).layers.append(own[name])
+        ends = beside.get(name, Neighbours(False, False))
+        made = Geometry(module, tuple(fed.shape), ends)
+        found.setdefault((*_knobs(module), made.shape, ends, name in beside), made).layers.append(own[name])
 
     with torch.no_grad(), hooks.feeding({name: layer.module for name, layer in own.items()}, see):
         model.net(x)
     return list(found.values())
 
 
-def fed(widths: Widths, shape: tuple[int, ...]) -> Tensor:
-    """Return an input for the model of a layer at these widths."""
-    draw = torch.Generator().manual_seed(0)
-    if widths[1] == FLOAT:
-        return torch.rand(shape, generator=draw)
-    return torch.randint(256, shape, generator=draw, dtype=torch.uint8)
-
-
-def eight(W: Tensor, bits: int = 8) -> tuple[Tensor, UniformGrid]:
+def nearest_symmetric(W: Tensor, bits: int) -> tuple[Tensor, UniformGrid]:
     """Return the codes of a weight (G, O, I) rounded to nearest on a symmetric grid of each channel's largest value.
 
-    It is what every tool for 8 bits does at least, and what others are timed against.
+    It is what every tool does at least, and what others are timed against.
     """
     reach = W.abs().amax(2, keepdim=True)
     grid = spanning(-reach, reach, bits, symmetric=True)
     return grid.encode(W), grid
 
 
-def _key(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
-    """Return what tells how long a layer takes."""
-    knobs: Mapping[str, Any] = {name: getattr(module, name, None) for name in ("stride", "padding", "dilation")}
-    bias = getattr(module, "bias", None) is not None
-    own = module.weight
-    assert isinstance(own, Tensor)
-    return (
-        type(module),
-        tuple(own.shape),
-        getattr(module, "groups", 1),
-        *map(str, knobs.values()),
-        bias,
-        tuple(x.shape),
+def rows(problem: Problem, alike: list[Geometry], bits: list[int], input_bits: list[int], race: Race) -> Any:
+    """Return what layers take at each width that codes can be stored in, on the run's own grid, all calls together.
+
+    Returns
+    -------
+    in the order of calls ``{"layer", "bits", "input_bits", "median", "low", "high"}``: milliseconds, and the widths of
+    which each takes these
+
+    Raises
+    ------
+    SqError : a layer that cannot be timed, named
+    """
+    sums: dict[tuple[str, Stored], np.ndarray] = {}
+    for geometry in track(alike, "latency of layers"):
+        try:
+            taken = _alone(problem, geometry, bits, input_bits, race)
+        except SqError as error:
+            raise SqError(f"{geometry.layers[0].name}: {error}; latency.layers=false leaves layers out") from error
+        for layer in geometry.layers:
+            for stored, ms in taken.items():
+                sums[layer.name, stored] = sums.get((layer.name, stored), np.zeros_like(ms)) + ms
+    return [
+        {"layer": name, "bits": list(stored[0]), "input_bits": list(stored[1])} | stopwatch.spread(ms)
+        for (name, stored), ms in sums.items()
+    ]
+
+
+def _alone(problem: Problem, own: Geometry, bits: list[int], input_bits: list[int], race: Race) -> dict[Stored, Any]:
+    """Return the milliseconds of each pass of a layer."""
+    weights = (
+        _weights(problem, own, bits) if own.layers[0].name in {layer.name for layer in problem.model.layers} else []
     )
+    entrants: dict[Stored, tuple[Any, Tensor]] = {((FLOAT,), (FLOAT,)): (own.model(None, False), own.fed(False))}
+    for narrow, given in weights:
+        for quantized in (True, False):
+            if wide := tuple(width for width in input_bits if (width != FLOAT) == quantized):
+                entrants[narrow, wide] = own.model(given, quantized), own.fed(quantized)
+    took = race({str(stored): entrant for stored, entrant in entrants.items()})
+    return {stored: took[str(stored)] for stored in entrants}
 
 
-def _quantize(graph: Any, layer: Layer, widths: Widths) -> None:
-    """Put integers of these widths into the graph of a single layer named "layer"."""
-    from onnx import TensorProto, helper
-
+def _weights(problem: Problem, own: Geometry, bits: list[int]) -> list[tuple[tuple[int, ...], tuple[Tensor, Grid]]]:
+    """Return codes and grids of the layer's weight, one for all of `bits` that are stored alike."""
     from sq import onnx_graph
 
-    own = layer.module._parameters["weight"]
-    assert own is not None
-    W = own.detach().cpu().reshape(layer.groups, layer.outputs, layer.inputs)
-    codes, grid = eight(W, widths[0])
-    onnx_graph.put_weight(graph, "layer", codes, grid, tuple(own.shape))
-    if widths[1] == FLOAT:
-        return
-    onnx_graph.put_input(graph, "layer", spanning(torch.tensor(0.0), torch.tensor(1.0), 8, symmetric=False), 1)
-    step = next(node for node in graph.node if node.op_type == "QuantizeLinear")
-    given, ends = graph.input[0], list(step.input[1:])
-    if step.input[0] == given.name:
-        given.name = step.output[0]
-        graph.node.remove(step)
-    else:  # something stands between, as padding that depends on the size: it is part of the layer
-        graph.node.insert(0, helper.make_node("DequantizeLinear", ["codes", *ends], [given.name], name="images.values"))
-        given.name = "codes"
-    graph.node.append(helper.make_node("QuantizeLinear", [graph.output[0].name, *ends], ["out"], name="out.codes"))
-    graph.output[0].name = "out"
-    for end in (given, graph.output[0]):
-        end.type.tensor_type.elem_type = TensorProto.UINT8
-    del graph.value_info[:]
+    found: dict[int, tuple[list[int], tuple[Tensor, Grid]]] = {}
+    for width in bits:
+        W = layers.weight(own.module)
+        grid = problem.grid(own.layers[0].name, W, width)
+        made = grid.encode(W).cpu(), grid.map(torch.Tensor.cpu)
+        found.setdefault(onnx_graph.width(grid), ([], made))[0].append(width)
+    return [(tuple(widths), made) for widths, made in found.values()]
+
+
+def _knobs(module: nn.Module) -> tuple[Any, ...]:
+    """Return what tells how a layer computes."""
+    names = ("stride", "padding", "padding_mode", "dilation", "groups")
+    shape, bias = tuple(onnx_model.weight(module, "").shape), getattr(module, "bias", None) is not None
+    return (type(module), shape, bias, *(str(getattr(module, name, None)) for name in names))

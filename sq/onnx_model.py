@@ -1,4 +1,4 @@
-"""Networks as ONNX models: as they are, or with integers for weights and quantized inputs; and onnxruntime to run them.
+"""Networks as ONNX models: as they are, or with integers for weights and quantized inputs.
 
 A model is exported once for a network's structure, then given codes as often as one likes. It holds what it computes
 with and no more: what PyTorch's exporter notes beside the nodes, paths of its source files among it, is left out.
@@ -10,7 +10,7 @@ import copy
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +60,14 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Neighbours:
+    """What stands next to a layer: nothing that is in full precision, before (`codes_in`) and after (`codes_out`)."""
+
+    codes_in: bool
+    codes_out: bool
+
+
+@dataclass(frozen=True)
 class Parts:
     """What of a network is quantized: codes and grids of weights, grids of inputs and of operands of additions."""
 
@@ -104,7 +112,7 @@ def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame
     if shared := [layer.name for layer in layers if len(holders(model.net, layer)) > 1]:
         raise SqError(f"{shared[0]} shares its weight, which ONNX cannot hold: use export=packed")
     shapes = {layer.name: tuple(weight(plain, layer.name).shape) for layer in layers}
-    calls, additions = _passed(plain, x[:1], list(shapes))
+    calls, additions = _passed(plain, x, list(shapes))
     return Frame(exported(plain, x), shapes, calls, additions)
 
 
@@ -148,7 +156,8 @@ def _tidy(model: Any) -> Any:
 def _slim(model: Any) -> Any:
     """Return the model without what its nodes do not need: where they came from, and shapes that follow."""
     del model.graph.value_info[:]
-    for own in (model.graph, *model.graph.node, *model.graph.initializer):
+    parts = (model.graph.node, model.graph.initializer, model.graph.input, model.graph.output)
+    for own in (model.graph, *(one for every in parts for one in every)):
         del own.metadata_props[:]
         own.doc_string = ""
     return model
@@ -172,44 +181,7 @@ def _passed(net: nn.Module, x: Tensor, names: list[str]) -> tuple[Counter[str], 
 
 
 def weight(net: nn.Module, layer: str) -> Tensor:
-    """Return what a layer of `net` computes with."""
+    """Return what a layer of `net`, "" for itself, computes with."""
     own = net.get_submodule(layer).weight
     assert isinstance(own, Tensor)
     return own
-
-
-def open_session(model: bytes, threads: int) -> Any:
-    """Return an `onnxruntime.InferenceSession` on the CPU."""
-    import onnxruntime as ort
-
-    own = ort.SessionOptions()
-    own.intra_op_num_threads = threads
-    own.log_severity_level = 3
-    return ort.InferenceSession(model, own, providers=["CPUExecutionProvider"])
-
-
-class Session(nn.Module):
-    """A model run by onnxruntime on the CPU, in the place of a network."""
-
-    def __init__(self, model: bytes):
-        super().__init__()
-        self.session = open_session(model, torch.get_num_threads())
-        self.name = self.session.get_inputs()[0].name
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the first output for images `x` (B, C, H, W)."""
-        found = self.session.run(None, {self.name: x.cpu().contiguous().numpy()})
-        return torch.from_numpy(found[0]).to(x.device)
-
-
-def weights_in(model: Any, names: Iterable[str], x: Tensor) -> dict[str, Tensor]:
-    """Return the weights that a quantized model computes with, as onnxruntime has them, by layer name."""
-    from onnx import TensorProto, helper
-
-    wanted, told = list(names), duplicate(model)
-    for name in wanted:
-        told.graph.output.append(helper.make_tensor_value_info(f"{name}.weight", TensorProto.FLOAT, None))
-    session = open_session(told.SerializeToString(), torch.get_num_threads())
-    fed = {session.get_inputs()[0].name: x[:1].cpu().contiguous().numpy()}
-    found = session.run([f"{name}.weight" for name in wanted], fed)
-    return {name: torch.from_numpy(own) for name, own in zip(wanted, found, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sq import heap
 from sq.errors import SqError, one_line
 
+_exact = threading.RLock()  # PyTorch has one state for all threads
 _threads = 0  # PyTorch's own number, once it is known
 
 
@@ -57,17 +59,17 @@ def prepare(config: Mapping[str, Any]) -> Any:
     global _threads
     _threads = _threads or torch.get_num_threads()  # before anything has changed it
     torch.set_num_threads(config["threads"] or _threads)
-    _be_exact()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    _be_repeatable()
     torch.manual_seed(config["seed"])
     return device
 
 
-def _be_exact() -> None:
-    """Make PyTorch compute in float32 where it is asked to, and in the same order each time."""
+def _be_repeatable() -> None:
+    """Make PyTorch compute in the same order each time."""
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward pass. It would only
@@ -75,18 +77,37 @@ def _be_exact() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-@contextmanager
-def exactly() -> Iterator[None]:
-    """Let PyTorch compute as in a run for a while, in a process that is somebody else's."""
+def _precisions() -> tuple[Any, ...]:
+    """Return what has a precision of its own for products of float32."""
     import torch
 
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    return backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Let PyTorch compute as in a run for a while, in a process that is somebody else's; one thread at a time."""
+    import torch
+
     filled: Any = torch.utils.deterministic
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, filled.fill_uninitialized_memory
-    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        _be_exact()
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, filled.fill_uninitialized_memory = before
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
+    with _exact:
+        precisions = [part.fp32_precision for part in _precisions()]
+        before = torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory
+        strict, warns = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        try:
+            # Not by `allow_tf32`, which raises where the caller has set these; PyTorch's exporters raise where these
+            # differ from it, so that a run, which exports, does it the other way.
+            for part in _precisions():
+                part.fp32_precision = "ieee"
+            _be_repeatable()
+            yield
+        finally:
+            for part, precision in zip(_precisions(), precisions, strict=True):
+                part.fp32_precision = precision
+            torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory = before
+            torch.use_deterministic_algorithms(strict, warn_only=warns)

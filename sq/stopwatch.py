@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,8 +15,8 @@ from sq.console import track
 def race(entrants: Mapping[str, Callable[[], object]], rounds: int, warmup: int, what: str) -> dict[str, np.ndarray]:
     """Return the milliseconds (rounds,) that each entrant took in each round.
 
-    In every round each runs once; every other round goes through them backwards, so that none always comes after the
-    same one.
+    In every round each runs once, in an order drawn anew, of which the first was not the last of the round before: what
+    runs twice in a row finds its memory as it left it, and is faster for it.
 
     Parameters
     ----------
@@ -23,12 +24,13 @@ def race(entrants: Mapping[str, Callable[[], object]], rounds: int, warmup: int,
     what : is timed, for whoever watches
     """
     found = {name: np.empty(rounds) for name in entrants}
-    order = list(entrants)
+    draw, order = random.Random(0), list(entrants)
     collects = gc.isenabled()
     gc.disable()
     try:
         for number in track(range(-warmup, rounds), what):
-            for name in order if number % 2 == 0 else reversed(order):
+            order = _shuffled(order, draw)
+            for name in order:
                 began = time.perf_counter_ns()
                 entrants[name]()
                 took = time.perf_counter_ns() - began
@@ -38,6 +40,16 @@ def race(entrants: Mapping[str, Callable[[], object]], rounds: int, warmup: int,
         if collects:
             gc.enable()
     return found
+
+
+def _shuffled(order: list[str], draw: random.Random) -> list[str]:
+    """Return `order` anew, without its last one first."""
+    *others, _ = order
+    if not others:
+        return order
+    first = draw.choice(others)
+    rest = [name for name in order if name != first]
+    return [first, *draw.sample(rest, len(rest))]
 
 
 def spread(values: np.ndarray) -> dict[str, float]:

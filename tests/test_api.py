@@ -1,6 +1,7 @@
 """One network, from Python."""
 
 import threading
+import time
 
 import hydra
 import pytest
@@ -9,7 +10,7 @@ from cli_helpers import CONF, call, compose, records
 from torch import nn
 
 import sq
-from sq import activations, method
+from sq import activations, method, ready
 from sq.build import build
 from sq.errors import SqError
 from sq.store import Store
@@ -139,26 +140,72 @@ def test_it_works_within_a_hydra_application_and_from_threads():
     assert (len(made), caught) == (4, [])
 
 
-def test_pytorch_is_left_as_it_was(monkeypatch):
-    seen = []
+def state():
+    return [
+        part.fp32_precision for part in (*ready._precisions(), torch.backends)
+    ], torch.are_deterministic_algorithms_enabled()
 
-    def fit(*args):
-        seen.append((torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()))
-        return solve(*args)
 
-    solve = method.solve
-    monkeypatch.setattr(method, "solve", fit)
-    before = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
-    torch.backends.cudnn.allow_tf32 = True
-    torch.use_deterministic_algorithms(False)
+def medium():
+    torch.set_float32_matmul_precision("medium")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: None,
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+        medium,
+        lambda: torch.use_deterministic_algorithms(True),
+    ],
+)
+def test_pytorch_is_left_as_it_was(setting, monkeypatch):
+    before, seen = state(), []
+
+    def solve(*args):
+        seen.append(state())
+        if len(seen) > 1:
+            raise ZeroDivisionError
+        return found(*args)
+
+    found = method.solve
+    monkeypatch.setattr(method, "solve", solve)
     try:
+        torch.use_deterministic_algorithms(False)
+        setting()
+        own = state()
         sq.quantize(network(), images(), quantizer="rtn", bits=4)
-        assert (torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()) == (True, False)
-        monkeypatch.setattr(method, "solve", lambda *given: 1 / 0)
+        assert state() == own
         with pytest.raises(ZeroDivisionError):
             sq.quantize(network(), images(), quantizer="rtn", bits=4)
-        assert torch.backends.cudnn.allow_tf32
+        assert state() == own
+        if setting is medium:
+            assert torch.get_float32_matmul_precision() == "medium"
+        assert seen[0][0][:-1] == ["ieee"] * 6
+        assert seen[0][1]
     finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision("highest")
+        for part, precision in zip(ready._precisions(), before[0], strict=False):
+            part.fp32_precision = precision
         torch.use_deterministic_algorithms(before[1])
-    assert seen[0] == (False, True)
+
+
+def test_threads_take_turns():
+    inside, most = [], []
+
+    def enter():
+        with ready.exactly():
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    before = state()
+    others = [threading.Thread(target=enter) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert most == [1, 1, 1]
+    assert state() == before

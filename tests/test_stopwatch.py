@@ -1,6 +1,7 @@
 """Timing in turns."""
 
 import gc
+import itertools
 import time
 
 import numpy as np
@@ -9,11 +10,19 @@ import pytest
 from sq import stopwatch
 
 
-def test_everyone_runs_once_a_round_and_every_other_round_backwards():
+@pytest.mark.parametrize("names", ["a", "ab", "abcd"])
+def test_everyone_runs_once_a_round_and_nobody_after_itself(names):
     turns = []
-    found = stopwatch.race({name: lambda name=name: turns.append(name) for name in "abc"}, 3, 2, "letters")
-    assert "".join(turns) == "abc" + "cba" + "abc" + "cba" + "abc"
-    assert {name: len(ms) for name, ms in found.items()} == {"a": 3, "b": 3, "c": 3}
+    found = stopwatch.race({name: lambda name=name: turns.append(name) for name in names}, 40, 2, "letters")
+    rounds = ["".join(turns[k : k + len(names)]) for k in range(0, len(turns), len(names))]
+    assert len(rounds) == 42
+    assert all(sorted(own) == sorted(names) for own in rounds)
+    assert {name: len(ms) for name, ms in found.items()} == dict.fromkeys(names, 40)
+    if len(names) > 1:
+        assert all(one != other for one, other in itertools.pairwise(turns))
+    if len(names) > 2:
+        assert len(set(rounds)) > 10, "the order changes"
+        assert len({own[0] for own in rounds}) == len(names)
 
 
 def test_milliseconds_are_of_each_round_without_the_warm_up():

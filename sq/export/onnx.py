@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from sq import activations, images, onnx_model, record
+from sq import onnx_model, onnx_session, record
 from sq.errors import SqError
 from sq.finished import Finished
-from sq.onnx_model import OPSET, Session
+from sq.onnx_model import OPSET
+from sq.onnx_session import Session
 
 SUFFIX = "onnx"
-# Decibels, at least, of our outputs over their distance from the file's. Sums differ in their last digits alone, but
-# where inputs are quantized some fall on the other side of a rounding for it.
-LEAST_SNR, LEAST_SNR_ROUNDED = 60.0, 20.0
 
 
 def write(done: Finished, *, least_bits: Literal[4, 8]) -> dict[str, Any]:
@@ -79,26 +76,13 @@ def _verify(done: Finished, file: Path, least: int) -> dict[str, Any]:
         found = onnx_graph.codes_in(stored.graph, name)
         if not torch.equal(found, onnx_graph.stored(codes, grid, tuple(found.shape), least)):
             raise SqError(f"export=onnx: the codes of {name} were not read back as they were written")
-    session, x = Session(stored.SerializeToString()), problem.batch.x
-    with torch.no_grad():
-        wanted = torch.cat([done.quantized.net(part) for part in images.split(x, None)])
-        got = torch.cat([session(part) for part in images.split(x, None)])
-    for name, own in onnx_model.weights_in(stored, [layer.name for layer in problem.model.layers], x).items():
+    x = problem.batch.x
+    for name, own in onnx_session.weights_in(stored, [layer.name for layer in problem.model.layers], x).items():
         if not torch.equal(own, onnx_model.weight(done.quantized.net, name).detach().cpu().contiguous()):
             raise SqError(f"export=onnx: the weight of {name} is not ours in the file; use export=packed, and tell us")
-    least_snr = LEAST_SNR_ROUNDED if activations.attached(done.quantized.net) else LEAST_SNR
-    if not (close := snr(wanted, got)) >= least_snr:  # NaN is not
-        raise SqError(
-            f"export=onnx: outputs of the file are {close:.1f} dB from ours, {least_snr:g} is the least, although "
-            "weights are ours: they part at what layers are fed, or between layers; use export=packed, and tell us"
-        )
+    session = Session(stored.SerializeToString())
+    most, decibels = onnx_session.compare(done.quantized.net, session, x)
     again = done.measure(session)
     agree = {name: value for name, value in again.against(done.found).items() if not name.startswith("drop")}
-    apart = {"outputs_apart": float((wanted - got).abs().max()), "outputs_snr_db": min(close, 999.0)}
+    apart = {"outputs_apart": most, "outputs_snr_db": decibels}
     return {"bytes": file.stat().st_size, "opset": OPSET, "figures": again.figures} | apart | {"agreement": agree}
-
-
-def snr(wanted: Tensor, got: Tensor) -> float:
-    """Return how large `wanted` is over what `got` is apart from it, in decibels; inf where they are equal."""
-    apart = (wanted.double() - got.double()).square().sum()
-    return float(10 * (wanted.double().square().sum() / apart).log10()) if apart else float("inf")

@@ -1,4 +1,4 @@
-"""Latency in onnxruntime on the CPU: full precision, 8 bits, and the run's own network, side by side.
+"""Latency in onnxruntime on the CPU: full precision, W8A8, W4A8 and the run's own network, side by side.
 
 All of them are ONNX models that are made and timed in one process, in turns. Each layer alone is timed as well, at
 each width that its weights and inputs can be stored in: a table that `allocation=ilp` can bound latency by.
@@ -6,28 +6,30 @@ each width that its weights and inputs can be stored in: a table that `allocatio
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sq import activations, adds, onnx_layers, onnx_model, record, stopwatch
-from sq.console import track
+from sq import adds, cores, hooks, onnx_layers, onnx_model, onnx_session, record, stopwatch
 from sq.errors import SqError
 from sq.finished import Finished
 from sq.knobs import FLOAT, Count, Whole, Widths
 from sq.latency_table import lines
-from sq.onnx_layers import Geometry
 from sq.onnx_model import Parts
+from sq.resources import code_bits
 from sq.sites import weight
+from sq.types import Grid
+from sq.uniform import per_tensor
 
 
 def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     done: Finished,
     *,
     images: Count,
-    cores: Count,
+    threads: Count,
     rounds: Count,
     warmup: Whole,
     layers: bool,
@@ -39,111 +41,110 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     Parameters
     ----------
     images : in one pass
-    cores : threads of onnxruntime
+    threads : of onnxruntime
     rounds, warmup : see `sq.stopwatch.race`
     layers : time each layer alone as well, and write the table beside the record
-    bits, input_bits : that the table is to have, of weights and of inputs; 32 is full precision. Codes of up to 4 bits
-        are stored in 4 for weights, of up to 8 in 8; inputs of up to 8 in 8, and of more not at all
+    bits, input_bits : that the table is to have, 1 to 8 of weights on the run's grid, and of inputs, or 32: full
+        precision. Codes of weights are stored in 4 or 8 bits, of inputs in 8; what is stored alike takes equally long
 
     Returns
     -------
-    milliseconds and bytes of ``full`` precision, of ``eight`` (rounded to nearest, with inputs of 8 bits if the run
-    quantizes any), of the run's ``own`` network and, if it has codes of up to 4 bits, of ``wide``: the same, with these
-    stored in 8 bits. `faster` is how many times as fast as full precision, round by round
+    of each of `networks`, milliseconds of a pass, bytes of the model, and `faster`, how many times as fast as full
+    precision it is, round by round: ``full``; ``w8a8`` and ``w4a8``, rounded to nearest, symmetric by channel, with
+    inputs quantized where the run has layers and sums to quantize; the ``run``'s; and, if it has codes of up to 4 bits,
+    ``run_in_8``: the same, with these stored in 8 bits
 
     Raises
     ------
-    SqError : a package is missing; what ONNX cannot hold, named
+    SqError : a package is missing, or threads are; what ONNX cannot hold, or computes otherwise, named
     """
     onnx_model.need()
     import onnxruntime
 
-    x = _images(done, images)
+    if threads > cores.own():
+        raise SqError(f"latency.threads={threads}: this process has {cores.own()} cores; set as many, or fewer")
+    race = partial(onnx_session.race, cores=threads, rounds=rounds, warmup=warmup)
     try:
         models = _models(done)
+        x = done.problem.batch.x.cpu()
+        x = x[torch.arange(images) % len(x)].contiguous()
+        took = race({name: (model, x) for name, model in models.items()}, what="latency")
+        found = _layers(done, models["w8a8"], x, (bits, input_bits), partial(race, what="a layer")) if layers else []
     except SqError as error:
-        raise SqError(f"latency=onnxruntime: {error}, and latency=none") from error
-    sessions = {name: onnx_model.open_session(model, cores) for name, model in models.items()}
-    took = stopwatch.race({name: _pass(s, x) for name, s in sessions.items()}, rounds, warmup, "latency")
-    networks = {
-        name: stopwatch.spread(ms) | {"faster": stopwatch.spread(took["full"] / ms), "bytes": len(models[name])}
+        raise SqError(f"latency=onnxruntime: {error}; latency=none leaves this out") from error
+    made = {"runtime": f"onnxruntime {onnxruntime.__version__}", "images": images, "threads": threads, "rounds": rounds}
+    made["networks"] = {
+        name: stopwatch.spread(ms) | {"faster": stopwatch.spread(took["full"] / ms), "bytes": models[name].ByteSize()}
         for name, ms in took.items()
     }
-    made = {"runtime": f"onnxruntime {onnxruntime.__version__}", "images": images, "cores": cores, "rounds": rounds}
-    made |= {"networks": networks}
     if layers:
-        kinds = _kinds(bits, input_bits)
-        found = _layers(done, x, kinds, (cores, rounds, warmup))
         file = record.path(done.config).with_suffix(".latency.csv")
-        record.write_text(file, lines(found, bits, input_bits))
-        made |= {"layers": found, "table": file.name}
+        record.write_text(file, lines(found))
+        made |= {"layers": found, "sums": _sums(done, found), "table": file.name}
     return made
 
 
-def _images(done: Finished, count: int) -> Tensor:
-    x = done.problem.batch.x.cpu()
-    return x[torch.arange(count) % len(x)].contiguous()
-
-
-def _pass(session: Any, x: Tensor) -> Any:
-    fed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, fed)
-
-
-def _models(done: Finished) -> dict[str, bytes]:
-    """Return the networks that are compared, as ONNX models."""
+def _models(done: Finished) -> dict[str, Any]:
+    """Return the networks that are compared, as ONNX models; the run's computes what the run measured."""
     problem, net, x = done.problem, done.quantized.net, done.problem.batch.x
     layers = problem.model.layers
     full = onnx_model.frame(done.whole.net, done.whole, layers, x)
     own, parts = onnx_model.frame(net, problem.model, layers, x), onnx_model.parts(done.quantized, problem)
-    made = {"full": full.plain(), "eight": full.quantized(_eight(done)), "own": own.quantized(parts)}
+    inputs, operands = _input_grids(done)
+    made = {"full": full.plain()}
+    for bits in (8, 4):
+        weights = {
+            layer.name: onnx_layers.nearest_symmetric(
+                weight(layer).cpu().reshape(layer.groups, layer.outputs, layer.inputs), bits
+            )
+            for layer in layers
+        }
+        made[f"w{bits}a8"] = full.quantized(Parts(weights, inputs, operands))
+    made["run"] = own.quantized(parts)
+    onnx_session.compare(net, onnx_session.Session(made["run"].SerializeToString()), x)
     if any(grid.levels <= 2**4 for _, grid in parts.weights.values()):
-        made["wide"] = own.quantized(parts, least=8)
-    return {name: model.SerializeToString() for name, model in made.items()}
+        made["run_in_8"] = own.quantized(parts, least=8)
+    return made
 
 
-def _eight(done: Finished) -> Parts:
-    """Return the network with weights and inputs of 8 bits; inputs that the run leaves in full precision are so."""
-    problem, net = done.problem, done.quantized.net
-    weights = {
-        layer.name: onnx_layers.eight(weight(layer).cpu().reshape(layer.groups, layer.outputs, layer.inputs))
-        for layer in problem.model.layers
-    }
-    inputs, operands = (
-        {name: problem.inputs.grid(name, 8) for name in own} for own in (activations.attached(net), adds.attached(net))
-    )
-    return Parts(weights, inputs, operands)
+def _input_grids(done: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
+    """Return grids of 8 bits for what layers are fed, and for operands of sums where the run has grids for these.
 
+    They span all that the first calibration images show: how long a pass takes does not depend on it.
+    """
+    ends: dict[str, tuple[float, float]] = {}
 
-def _kinds(bits: list[int], input_bits: list[int]) -> list[onnx_layers.Widths]:
-    """Return the widths that layers are to be timed at: as codes are stored."""
-    inputs = {FLOAT if wide == FLOAT else 8 for wide in input_bits if wide <= 8 or wide == FLOAT}
-    weights = {4 if narrow <= 4 else 8 for narrow in bits if narrow <= 8}
-    return [(narrow, wide) for narrow in sorted(weights) for wide in sorted(inputs)] + [(FLOAT, FLOAT)]
+    def see(name: str, x: Tensor) -> Tensor:
+        low, high = ends.get(name, (math.inf, -math.inf))
+        ends[name] = (min(low, float(x.min())), max(high, float(x.max())))
+        return x
+
+    net, layers = done.whole.net, done.problem.model.layers
+    fed = hooks.feeding({layer.name: layer.module for layer in layers}, lambda name, module, x: see(name, x))
+    with torch.no_grad(), fed, adds.Adds(see):
+        net(done.problem.batch.x[:2])
+    grids: dict[str, Grid] = {name: per_tensor(low, high, 8, False) for name, (low, high) in ends.items()}
+    sums = adds.attached(done.quantized.net)
+    return {layer.name: grids[layer.name] for layer in layers}, {name: grids[name] for name in sums}
 
 
 def _layers(
-    done: Finished, x: Tensor, kinds: list[onnx_layers.Widths], how: tuple[int, int, int]
+    done: Finished, w8a8: Any, x: Tensor, widths: tuple[list[int], list[int]], race: Any
 ) -> list[dict[str, Any]]:
-    """Return the milliseconds of each layer at each of `kinds`, all its calls together."""
-    sums: dict[tuple[str, onnx_layers.Widths], np.ndarray] = {}
-    alike = onnx_layers.geometries(done.whole, x.to(done.problem.batch.x.device))
-    for geometry in track(alike, "latency of layers"):
-        for kind, ms in _alone(geometry, kinds, how).items():
-            for layer in geometry.layers:
-                sums[layer.name, kind] = sums.get((layer.name, kind), 0.0) + ms
-    return [
-        {"layer": layer.name, "weights": kind[0], "inputs": kind[1]} | stopwatch.spread(sums[layer.name, kind])
-        for layer in done.whole.layers
-        for kind in kinds
-    ]
+    """Return the milliseconds of each layer alone, as it stands in a network with quantized inputs."""
+    from sq import onnx_neighbours
+
+    beside = onnx_neighbours.find(w8a8.graph, [layer.name for layer in done.problem.model.layers])
+    alike = onnx_layers.geometries(done.whole, x.to(done.problem.batch.x.device), beside)
+    found: list[dict[str, Any]] = onnx_layers.rows(done.problem, alike, *widths, race)
+    return found
 
 
-def _alone(
-    geometry: Geometry, kinds: list[onnx_layers.Widths], how: tuple[int, int, int]
-) -> dict[onnx_layers.Widths, np.ndarray]:
-    cores, rounds, warmup = how
-    sessions = {kind: onnx_model.open_session(geometry.model(kind).SerializeToString(), cores) for kind in kinds}
-    passes = {str(kind): _pass(s, onnx_layers.fed(kind, geometry.shape)) for kind, s in sessions.items()}
-    took = stopwatch.race(passes, rounds, warmup, "latency of a layer")
-    return {kind: took[str(kind)] for kind in kinds}
+def _sums(done: Finished, found: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the milliseconds of layers alone together: in full precision, and as in the run if the table has that."""
+    taken = {(r["layer"], w, a): r["median"] for r in found for w in r["bits"] for a in r["input_bits"]}
+    fed = {name: code_bits(grid) for name, grid in done.problem.activations.items()}
+    names = [layer.name for layer in done.whole.layers]
+    as_run = [(name, done.problem.bits.get(name, FLOAT), fed.get(name, FLOAT)) for name in names]
+    made = {"full": sum(taken[name, FLOAT, FLOAT] for name in names)}
+    return made | ({"run": sum(taken[key] for key in as_run)} if all(key in taken for key in as_run) else {})

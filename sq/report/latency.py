@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from sq.report.table import Row
 
 # What is timed, see `sq/latency/onnxruntime.py`, and what tables call it.
-NAMES = {"full": FULL, "eight": "8 bits, rounded to nearest", "own": "the run's", "wide": "the run's, stored in 8 bits"}
+NAMES = {
+    "full": FULL,
+    "w8a8": "W8A8, rounded to nearest",
+    "w4a8": "W4A8, rounded to nearest",
+    "run": "the run's",
+    "run_in_8": "the run's, stored in 8 bits",
+}
 APART = ("export", "latency", "metric")  # labels of families that say nothing here
 AREA = 260  # of the marker of a network in full precision, in square points
 Timed = dict[str, dict[str, Any]]  # by key of the record: what it says of latency, and its mean bits
@@ -30,7 +36,8 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     """Return a line for each network that runs timed, means over seeds; None without any.
 
     Milliseconds are medians, and quartiles in brackets; how many times as fast as full precision a network is was
-    found round by round in the same run. Bytes are of the ONNX file.
+    found round by round in the same run; what its layers take one by one, together, stands beside. Bytes are of the
+    ONNX file.
     """
     import pandas
 
@@ -41,16 +48,16 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
         for kind in (kind for kind in NAMES if all(kind in r["networks"] for r in own)):
             found = [r["networks"][kind] for r in own]
             if found:
-                lines.append(labels | {"network": NAMES[kind]} | _cells(found) | {"runs": str(len(own))})
+                sums = [r.get("sums", {}).get(kind) for r in own]
+                alone = {"layers alone": "-" if None in sums else f"{statistics.fmean(sums):.3f}"}
+                lines.append(labels | {"network": NAMES[kind]} | _cells(found) | alone | {"runs": str(len(own))})
     return pandas.DataFrame(lines).fillna("-") if lines else None
 
 
 def layers(records: list[Record]) -> dict[str, str]:
     """Return the tables of single layers that runs wrote, by file name: what `allocation.latency_table` takes."""
-    found = [(r["latency"], r["config"]["latency"]) for r in records if "table" in r.get("latency", {})]
-    return {
-        own["table"]: latency_table.lines(own["layers"], knobs["bits"], knobs["input_bits"]) for own, knobs in found
-    }
+    found = [r["latency"] for r in records if "table" in r.get("latency", {})]
+    return {own["table"]: latency_table.lines(own["layers"]) for own in found}
 
 
 def figures(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:
@@ -94,7 +101,7 @@ def _draw(axes: Axes, row: Row, runs: list[dict[str, Any]], style: dict[str, Any
     """Draw one row: as it is stored, and stored in 8 bits."""
     known = axes.get_legend_handles_labels()[1]
     bits = statistics.fmean(own["bits"] for own in runs)
-    for kind in (kind for kind in ("wide", "own") if all(kind in own["networks"] for own in runs)):
+    for kind in (kind for kind in ("run_in_8", "run") if all(kind in own["networks"] for own in runs)):
         found = [own["networks"][kind] for own in runs]
         x = {end: statistics.fmean(own["faster"][end] for own in found) for end in ("low", "median", "high")}
         pairs = zip(found, runs, strict=True)
@@ -102,8 +109,8 @@ def _draw(axes: Axes, row: Row, runs: list[dict[str, Any]], style: dict[str, Any
         y, colour = statistics.fmean(row["score"]), style["color"]
         error = [[x["median"] - x["low"]], [x["high"] - x["median"]]]
         axes.errorbar([x["median"]], [y], xerr=error, color=colour, linewidth=0.8, capsize=2, zorder=2)
-        label = style["label"] if kind == "own" and style["label"] not in known else None
-        face = colour if kind == "own" else "white"
+        label = style["label"] if kind == "run" and style["label"] not in known else None
+        face = colour if kind == "run" else "white"
         looks: dict[str, Any] = {"marker": style["marker"], "facecolor": face, "edgecolor": colour, "label": label}
         axes.scatter([x["median"]], [y], s=AREA * share, zorder=3, **looks)
         axes.annotate(f"{bits:.2g}", (x["median"], y), (6, 6), textcoords="offset points", fontsize=7)

@@ -13,11 +13,12 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from sq import activations, container, layers, onnx_model
+from sq import activations, adds, container, layers, onnx_model, onnx_session
 from sq.adaptive import Adapter, AdaptiveGrid
 from sq.errors import SqError
-from sq.export import onnx, packed
+from sq.export import packed
 from sq.levels import LevelGrid
+from sq.onnx_session import LEAST_SNR, LEAST_SNR_ROUNDED, snr
 from sq.stored import Reader, Writer
 from sq.types import Model, QuantizedLayer
 from sq.uniform import per_tensor
@@ -134,7 +135,8 @@ class Trial:
             return False
         if format == "packed":
             assert torch.equal(got, wanted), "packed files are exact"
-        assert onnx.snr(wanted, got) > 30, "a format that holds it computes it"
+        least = LEAST_SNR_ROUNDED if fed else LEAST_SNR
+        assert snr(wanted, got) > least, "a format that holds it computes it"
         return True
 
     def _packed(self, net, made):
@@ -153,11 +155,11 @@ class Trial:
         if self.frame is None:
             self.frame = onnx_model.frame(self.net, self.model, self.model.layers, self.x)
         weights = {name: (own.codes, own.grid) for name, own in made.items()}
-        grids_of = onnx_model.Parts(weights, activations.attached(net), onnx_model.adds.attached(net))
+        grids_of = onnx_model.Parts(weights, activations.attached(net), adds.attached(net))
         model = self.frame.quantized(grids_of)
-        for name, own in onnx_model.weights_in(model, made, self.x).items() if names <= {*made} else ():
+        for name, own in onnx_session.weights_in(model, made, self.x).items() if names <= {*made} else ():
             assert torch.equal(own, onnx_model.weight(net, name)), "weights of the file are ours, bit by bit"
-        return onnx_model.Session(model.SerializeToString())(self.x)
+        return onnx_session.Session(model.SerializeToString())(self.x)
 
 
 def widths(works):

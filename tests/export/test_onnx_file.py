@@ -9,7 +9,7 @@ from learned_problems import problem_of
 from onnx import TensorProto
 from torch import nn
 
-from sq import layers, needs, onnx_graph
+from sq import layers, needs, onnx_graph, onnx_session
 from sq.errors import SqError
 from sq.export import onnx as own
 from sq.finished import Finished
@@ -64,7 +64,7 @@ def test_the_file_computes_what_the_record_says(words, decibels, tmp_path):
 
 def test_onnxruntime_takes_any_number_of_images(tmp_path):
     _, file = exported(tmp_path)
-    session = own.Session(file.read_bytes())
+    session = onnx_session.Session(file.read_bytes())
     for count in (1, 3):
         assert session(torch.rand(count, 1, 8, 8)).shape == (count, 10)
 
@@ -72,8 +72,13 @@ def test_onnxruntime_takes_any_number_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        (["bits=9"], "holds codes of up to 8 bits: set bits and activation.bits to 8 or less, or export=packed"),
+        (["bits=9"], "holds codes of up to 8 bits: set bits, activation.bits"),
         (["activation=mse", "activation.bits=9"], "holds codes of up to 8 bits"),
+        (
+            ["allocation=ilp", "bits=4", "sensitivity.bits=[2,4,9]"],
+            "where bits are mixed, sensitivity.bits to 8 or less",
+        ),
+        (["grid=post", "bits=8"], "7 with grid=pot or post"),
         (["quantizer=asq_ptq", "activation=mse"], "cannot hold steps that adapt to the sample"),
     ],
 )
@@ -135,8 +140,8 @@ def test_a_file_that_is_fed_something_else_is_not_left(tmp_path, monkeypatch):
 
 
 def test_outputs_that_are_no_numbers_are_far():
-    assert not own.snr(torch.ones(2), torch.tensor([1.0, torch.nan])) >= own.LEAST_SNR
-    assert own.snr(torch.ones(2), torch.ones(2)) >= own.LEAST_SNR
+    assert not onnx_session.snr(torch.ones(2), torch.tensor([1.0, torch.nan])) >= onnx_session.LEAST_SNR
+    assert onnx_session.snr(torch.ones(2), torch.ones(2)) >= onnx_session.LEAST_SNR
 
 
 class Small(nn.Module):
@@ -208,5 +213,5 @@ def test_integers_decode_to_the_weights(kind):
     made = onnx.helper.make_graph([step], "g", [images], [out], [given])
     onnx_graph.put_weight(made, name, codes, grid, shape)
     model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", own.OPSET)], ir_version=10)
-    assert torch.equal(own.Session(model.SerializeToString())(torch.zeros(1)), grid.decode(codes).view(shape))
+    assert torch.equal(onnx_session.Session(model.SerializeToString())(torch.zeros(1)), grid.decode(codes).view(shape))
     assert torch.equal(onnx_graph.codes_in(model.graph, name), onnx_graph.stored(codes, grid, shape))

@@ -22,8 +22,9 @@ def timed(bits, seed=0, wide=True):
         "bytes": 200,
         "faster": {"median": 0.5, "low": 0.4, "high": 0.6},
     }
-    networks = {"full": full, "eight": own, "own": own} | ({"wide": own} if wide else {})
-    return made | {"latency": {"networks": networks}}
+    networks = {"full": full, "w8a8": own, "w4a8": own, "run": own} | ({"run_in_8": own} if wide else {})
+    sums = {"full": 0.75, "run": 1.5}
+    return made | {"latency": {"networks": networks, "sums": sums}}
 
 
 def test_networks_of_a_run_stand_beneath_each_other():
@@ -31,11 +32,12 @@ def test_networks_of_a_run_stand_beneath_each_other():
     lines = latency.table(table.rows(records), records).to_dict("records")
     four = [line for line in lines if line["bits"] == "4"]
     assert [line["network"] for line in four] == [*latency.NAMES.values()]
-    assert [line["network"] for line in lines if line["bits"] == "8"] == [*latency.NAMES.values()][:3]
+    assert [line["network"] for line in lines if line["bits"] == "8"] == [*latency.NAMES.values()][:4]
     assert four[0]["ms"] == "1.000 [0.900, 1.200]"
-    assert four[2]["ms"] == "2.500 [1.500, 2.500]"
-    assert four[2]["x full precision"] == "0.50 [0.40, 0.60]"
-    assert (four[2]["bytes"], four[2]["runs"]) == ("200", "2")
+    assert four[3]["ms"] == "2.500 [1.500, 2.500]"
+    assert four[3]["x full precision"] == "0.50 [0.40, 0.60]"
+    assert [line["layers alone"] for line in four] == ["0.750", "-", "-", "1.500", "-"]
+    assert (four[3]["bytes"], four[3]["runs"]) == ("200", "2")
 
 
 def test_accuracy_size_and_latency_are_drawn_together():
@@ -63,10 +65,13 @@ def test_nothing_timed_is_no_table_and_no_figure():
 
 def test_tables_of_layers_are_written_anew_from_records():
     made = timed(4)
-    times = [{"layer": "a", "weights": w, "inputs": 32, "median": 0.5 * w, "low": w, "high": 9} for w in (4, 32)]
+    times = [
+        {"layer": "a", "bits": [2, 4], "input_bits": [4, 8], "median": 0.5, "low": 0.4, "high": 9},
+        {"layer": "a", "bits": [32], "input_bits": [32], "median": 1, "low": 1, "high": 1},
+    ]
     made["latency"] |= {"table": "key.latency.csv", "layers": times}
-    made["config"]["latency"] = {"bits": [2, 4, 8], "input_bits": [32]}
     assert latency.layers([made, timed(8), record("obq")]) == {
         "key.latency.csv": "layer,bits,input_bits,ms,low,high\n"
-        "a,2,32,2.00000,4.00000,9.00000\na,4,32,2.00000,4.00000,9.00000\na,32,32,16.00000,32.00000,9.00000\n"
+        "a,2,4,0.50000,0.40000,9.00000\na,2,8,0.50000,0.40000,9.00000\n"
+        "a,4,4,0.50000,0.40000,9.00000\na,4,8,0.50000,0.40000,9.00000\na,32,32,1.00000,1.00000,1.00000\n"
     }

@@ -1,0 +1,113 @@
+"""ONNX models run by onnxruntime on the CPU: as networks, for what they compute, and for how long they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sq import activations, adds, images, stopwatch
+from sq.errors import SqError, one_line
+from sq.onnx_model import duplicate
+
+# Decibels, at least, of our outputs over their distance from a model's. Sums differ in their last digits alone, but
+# where inputs are quantized some fall on the other side of a rounding for it.
+LEAST_SNR, LEAST_SNR_ROUNDED = 60.0, 20.0
+# Left to itself, onnxruntime rounds to 8 bits what linear layers of tokens are fed in full precision.
+FLOATS = {"session.qdq_matmulnbits_accuracy_level": "1"}
+ALONE = {"session.force_spinning_stop": "1"}  # threads of a session that is not running keep no core busy
+
+
+def open_session(model: bytes, threads: int, entries: Mapping[str, str] = FLOATS) -> Any:
+    """Return an `onnxruntime.InferenceSession` on the CPU.
+
+    Raises
+    ------
+    SqError : onnxruntime does not take the model
+    """
+    import onnxruntime as ort
+
+    own = ort.SessionOptions()
+    own.intra_op_num_threads = threads
+    own.log_severity_level = 3
+    for name, value in entries.items():
+        own.add_session_config_entry(name, value)
+    try:
+        return ort.InferenceSession(model, own, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever its loader raises
+        raise SqError(f"onnxruntime does not take the model ({one_line(error)[:200]})") from error
+
+
+class Session(nn.Module):
+    """A model run by onnxruntime on the CPU, in the place of a network."""
+
+    def __init__(self, model: bytes):
+        super().__init__()
+        self.session = open_session(model, torch.get_num_threads())
+        self.name = self.session.get_inputs()[0].name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the first output for images `x` (B, C, H, W)."""
+        found = self.session.run(None, {self.name: x.cpu().contiguous().numpy()})
+        return torch.from_numpy(found[0]).to(x.device)
+
+
+def weights_in(model: Any, names: Iterable[str], x: Tensor) -> dict[str, Tensor]:
+    """Return the weights that a quantized model computes with, as onnxruntime has them, by layer name."""
+    from onnx import TensorProto, helper
+
+    wanted, told = list(names), duplicate(model)
+    for name in wanted:
+        told.graph.output.append(helper.make_tensor_value_info(f"{name}.weight", TensorProto.FLOAT, None))
+    session = open_session(told.SerializeToString(), torch.get_num_threads())
+    fed = {session.get_inputs()[0].name: x[:1].cpu().contiguous().numpy()}
+    found = session.run([f"{name}.weight" for name in wanted], fed)
+    return {name: torch.from_numpy(own) for name, own in zip(wanted, found, strict=True)}
+
+
+def compare(net: nn.Module, model: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Return how far outputs of a `model` are from those of a network over images `x`: at most, and in decibels.
+
+    Raises
+    ------
+    SqError : farther than their arithmetic explains
+    """
+    with torch.no_grad():
+        wanted = torch.cat([net(part) for part in images.split(x, None)])
+        got = torch.cat([model(part) for part in images.split(x, None)])
+    least = LEAST_SNR_ROUNDED if activations.attached(net) or adds.attached(net) else LEAST_SNR
+    if not (close := snr(wanted, got)) >= least:  # NaN is not
+        raise SqError(
+            f"outputs of the ONNX model are {close:.1f} dB from ours, {least:g} is the least, although weights are "
+            "ours: they part at what layers are fed, or between layers; use export=packed, and tell us"
+        )
+    return float((wanted - got).abs().max()), min(close, 999.0)
+
+
+def snr(wanted: Tensor, got: Tensor) -> float:
+    """Return how large `wanted` is over what `got` is apart from it, in decibels; inf where they are equal."""
+    apart = (wanted.double() - got.double()).square().sum()
+    return float(10 * (wanted.double().square().sum() / apart).log10()) if apart else float("inf")
+
+
+def race(
+    entrants: Mapping[str, tuple[Any, Tensor]], cores: int, rounds: int, warmup: int, what: str
+) -> dict[str, np.ndarray]:
+    """Return the milliseconds (rounds,) of models, each on its own input, in turns; see `stopwatch.race`.
+
+    Parameters
+    ----------
+    cores : threads of each
+    """
+    passes = {}
+    for name, (model, x) in entrants.items():
+        session = open_session(model.SerializeToString(), cores, FLOATS | ALONE)
+        passes[name] = _bound(session, {session.get_inputs()[0].name: x.numpy()})
+    return stopwatch.race(passes, rounds, warmup, what)
+
+
+def _bound(session: Any, fed: dict[str, np.ndarray]) -> Any:
+    return lambda: session.run(None, fed)
