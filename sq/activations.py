@@ -101,13 +101,20 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
 def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, see: See) -> None:
     made = set()
     fed = {name: net.get_submodule(name) for name in names}
-    with hooks.feeding(fed, lambda name, _, x: see(name, x)), torch.no_grad():
+    with torch.no_grad():
         for batch in batches:
-            with Adds(partial(_pass_on, see)) if adds else nullcontext() as mode:
-                net(batch)
+            twice = adds and len(batch) == 1  # see `sq.adds.in_company`
+            look = partial(_half, see) if twice else see
+            observing = Adds(partial(_pass_on, look)) if adds else nullcontext()
+            with hooks.feeding(fed, lambda name, _, x, look=look: look(name, x)), observing as mode:  # type: ignore[misc]
+                net(additions.in_company(batch) if twice else batch)
             made.add(mode.number if mode else 0)
     if len(made) > 1:
         raise SqError(f"batches make {' or '.join(map(str, sorted(made)))} additions; use a batch_size that divides")
+
+
+def _half(see: See, name: str, x: Tensor) -> None:
+    see(name, x[: len(x) // 2])
 
 
 def _pass_on(see: See, name: str, x: Tensor) -> Tensor:

@@ -86,8 +86,10 @@ class Quantized:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run the network."""
+        single = bool(args) and isinstance(args[0], Tensor) and len(args[0]) == 1
         with Adds(self._nearest) as adds:
-            result = self.forward(*args, **named)
+            result = self.forward(*([in_company(args[0]), *args[1:]] if single else args), **named)
+        result = result[:1] if single else result
         known = {name for number in range(adds.number) for name in sides(number)}
         if missing := [name for name in self.grids if name not in known]:
             raise SqError(f"this pass made {adds.number} additions, without {missing[0]}: they cannot be told apart")
@@ -98,6 +100,15 @@ class Quantized:
             return x
         self.grids[name] = grid = on(grid, x.device)
         return grid.nearest(x)
+
+
+def in_company(x: Tensor) -> Tensor:
+    """Return images `x` (B, ...), a single one of them twice.
+
+    To a single image a learnt embedding (1, ...) has the shape of a feature map: its addition would count, and all
+    others have other numbers than in a batch.
+    """
+    return torch.cat([x, x]) if len(x) == 1 else x
 
 
 def on(grid: Grid, device: torch.device) -> Grid:

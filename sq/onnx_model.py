@@ -100,7 +100,7 @@ def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame
     ----------
     net : has the modules of `model`'s network, by the same names; grids attached to it are left out
     layers : of `model`, that are to be quantized
-    x : (B, ...), two images or more
+    x : (B, ...), images
 
     Raises
     ------
@@ -108,7 +108,7 @@ def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame
     """
     plain = copy.deepcopy(net).cpu().eval()
     activations.detach(plain)
-    x = x[:2].cpu()
+    x = adds.in_company(x[:2].cpu())  # one image would be taken for a constant
     if shared := [layer.name for layer in layers if len(holders(model.net, layer)) > 1]:
         raise SqError(f"{shared[0]} shares its weight, which ONNX cannot hold: use export=packed")
     shapes = {layer.name: tuple(weight(plain, layer.name).shape) for layer in layers}

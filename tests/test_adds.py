@@ -167,3 +167,22 @@ def test_gradients_pass_through_in_place_additions():
         y += Y
     y.sum().backward()
     assert torch.equal(weight.grad, torch.full_like(X, 2))
+
+
+class Embedded(nn.Module):
+    """Adds an embedding, which to a single image has the shape of its feature map, then two feature maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("embedding", maps(1, 3, 4, seed=2))
+
+    def forward(self, x):
+        y = x + self.embedding
+        return y + y.relu()
+
+
+def test_a_single_image_is_added_as_in_a_batch():
+    net = Embedded()
+    adds.attach(net, {"add.0.right": per_tensor(0.0, 3.0, 2, False)})
+    assert torch.equal(net(X)[:1], net(X[:1]))
+    assert not torch.equal(net(X), Embedded()(X))

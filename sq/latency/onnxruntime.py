@@ -122,7 +122,7 @@ def _input_grids(done: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
     net, layers = done.whole.net, done.problem.model.layers
     fed = hooks.feeding({layer.name: layer.module for layer in layers}, lambda name, module, x: see(name, x))
     with torch.no_grad(), fed, adds.Adds(see):
-        net(done.problem.batch.x[:2])
+        net(adds.in_company(done.problem.batch.x[:2]))
     grids: dict[str, Grid] = {name: per_tensor(low, high, 8, False) for name, (low, high) in ends.items()}
     sums = adds.attached(done.quantized.net)
     return {layer.name: grids[layer.name] for layer in layers}, {name: grids[name] for name in sums}

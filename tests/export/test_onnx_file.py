@@ -9,7 +9,7 @@ from learned_problems import problem_of
 from onnx import TensorProto
 from torch import nn
 
-from sq import layers, needs, onnx_graph, onnx_session
+from sq import adds, layers, needs, onnx_graph, onnx_session
 from sq.errors import SqError
 from sq.export import onnx as own
 from sq.finished import Finished
@@ -17,7 +17,7 @@ from sq.levels import LevelGrid
 from sq.quantizer import layerwise
 from sq.solver import rtn
 from sq.types import Model
-from sq.uniform import UniformGrid
+from sq.uniform import UniformGrid, per_tensor
 
 RUNS = {
     "4 bits": (["bits=4"], 60),
@@ -170,6 +170,33 @@ def test_small_layers_and_such_that_are_called_twice(kind, tmp_path):
     assert said["outputs_snr_db"] > 30
     model = onnx.load(tmp_path / said["file"])
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 5
+
+
+class Tokens(nn.Module):
+    """Linear layers of tokens, an embedding, and a sum of feature maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(12, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+        self.register_buffer("embedding", torch.randn(1, 7, 24))
+
+    def forward(self, x):
+        y = self.first(x) + self.embedding
+        return self.last((y + self.second(y.relu())).mean(1))
+
+
+@pytest.mark.parametrize("fed", [None, 8])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_of_tokens(bits, fed, tmp_path):
+    torch.manual_seed(0)
+    net = Tokens().eval()
+    given = problem_of(Model(net, layers.find(net)[0], (7, 12), "", None), torch.randn(16, 7, 12), bits, fed)
+    made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
+    if fed:
+        adds.attach(made.net, {"add.0.right": per_tensor(-4.0, 4.0, 8, False)})
+    config = {"outputs": str(tmp_path), "name": "small"}
+    said = own.write(Finished(config, given.model, given, made, None, lambda net: Agrees()), least_bits=4)
+    assert said["outputs_snr_db"] > (30 if fed else 100)
 
 
 class Agrees:
