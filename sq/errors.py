@@ -1,5 +1,9 @@
 """The one exception for what a user can put right; everything else is our own mistake."""
 
+import re
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of terminals, in messages of others
+
 
 class SqError(ValueError):
     """A problem the user can fix: the message says what was got, what is allowed and what to do."""
@@ -7,5 +11,5 @@ class SqError(ValueError):
 
 def one_line(error: BaseException) -> str:
     """Return `error` as one line: the message alone for an `SqError`, else the type before it."""
-    text = " ".join(str(error).split()) or "no message"
+    text = " ".join(COLOURS.sub("", str(error)).split()) or "no message"
     return text if isinstance(error, SqError) else f"{type(error).__name__}: {text}"

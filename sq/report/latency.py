@@ -79,7 +79,8 @@ def together(rows: list[Row], told: Timed) -> Figure:
     for row in rows:
         panels.setdefault(_network(row), []).append(row)
     telling = _telling(panels.values())
-    names = list(dict.fromkeys(_name(row, telling) for row in rows))[:MOST]
+    every = list(dict.fromkeys(_name(row, telling) for row in rows))
+    names, note = every[:MOST], f"; {MOST} of {len(every)} lines" if len(every) > MOST else ""
     with plt.rc_context(STYLE):
         size = (max(6.4, 0.6 + 3.6 * len(panels)), 3.4 + 0.18 * len(names))
         figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
@@ -92,7 +93,7 @@ def together(rows: list[Row], told: Timed) -> Figure:
             panel.margins(0.14)
             panel.set(xlabel="times as fast as full precision", ylabel=HEADLINES[own[0]["headline"]][0])
             panel.set_title(network, fontsize=8, loc="left")
-        figure.suptitle("area: bytes of the file; hollow: codes stored in 8 bits", fontsize=8)
+        figure.suptitle(f"area: bytes of the file; hollow: codes stored in 8 bits{note}", fontsize=8)
         legend(figure, axes, 2)
     return figure
 

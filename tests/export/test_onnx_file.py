@@ -47,6 +47,8 @@ def test_the_file_computes_what_the_record_says(words, decibels, tmp_path):
     assert said["outputs_snr_db"] > decibels
     assert said["figures"]["top1"] == pytest.approx(made["results"]["top1"], abs=0.34)  # two images
     assert said["agreement"]["same_top1"] > 99.4
+    content = file.read_bytes()
+    assert not any(word in content for word in (b"pkg.torch", b"site-packages", b".py")), "no notes of the exporter"
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     assert {(entry.key, entry.value) for entry in model.metadata_props} >= {("sq.key", made["key"])}
