@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sq import activations, adds, images, stopwatch
+from sq import activations, adds, hooks, images, stopwatch
 from sq.errors import SqError, one_line
 from sq.onnx_model import duplicate
 
@@ -68,23 +69,55 @@ def weights_in(model: Any, names: Iterable[str], x: Tensor) -> dict[str, Tensor]
     return {name: torch.from_numpy(own) for name, own in zip(wanted, found, strict=True)}
 
 
-def compare(net: nn.Module, model: nn.Module, x: Tensor) -> tuple[float, float]:
-    """Return how far outputs of a `model` are from those of a network over images `x`: at most, and in decibels.
+def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[float, float]:
+    """Return how far outputs of an ONNX model are from those of a network over images `x`: at most, and in decibels.
+
+    Parameters
+    ----------
+    layers : names of those that are quantized
 
     Raises
     ------
-    SqError : farther than their arithmetic explains
+    SqError : farther than their arithmetic explains; where that begins is named
     """
+    session = Session(model.SerializeToString())
     with torch.no_grad():
         wanted = torch.cat([net(part) for part in images.split(x, None)])
-        got = torch.cat([model(part) for part in images.split(x, None)])
+        got = torch.cat([session(part) for part in images.split(x, None)])
     least = LEAST_SNR_ROUNDED if activations.attached(net) or adds.attached(net) else LEAST_SNR
     if not (close := snr(wanted, got)) >= least:  # NaN is not
         raise SqError(
             f"outputs of the ONNX model are {close:.1f} dB from ours, {least:g} is the least, although weights are "
-            "ours: they part at what layers are fed, or between layers; use export=packed, and tell us"
+            f"ours: it begins {_where(net, model, layers, x[:2], least)}; use export=packed, and tell us"
         )
     return float((wanted - got).abs().max()), min(close, 999.0)
+
+
+def _where(net: nn.Module, model: Any, layers: list[str], x: Tensor, least: float) -> str:
+    """Return in words the first layer, in the order of execution, that is fed what is farther from ours than `least`."""
+    from onnx import TensorProto, helper
+
+    from sq import onnx_graph
+
+    told = duplicate(model)
+    places = {name: [node.input[0] for node in onnx_graph.users(told.graph, f"{name}.weight")] for name in layers}
+    given = {own.name for own in told.graph.input}
+    wanted = [place for place in dict.fromkeys(chain.from_iterable(places.values())) if place not in given]
+    told.graph.output.extend(helper.make_tensor_value_info(place, TensorProto.FLOAT, None) for place in wanted)
+    session = open_session(told.SerializeToString(), torch.get_num_threads())
+    images_in = {session.get_inputs()[0].name: x.cpu().contiguous().numpy()}
+    found = {place: torch.from_numpy(own) for place, own in zip(wanted, session.run(wanted, images_in), strict=True)}
+    parted: list[str] = []
+    modules = {name: net.get_submodule(name) for name in layers}
+
+    def see(name: str, module: nn.Module, fed: Tensor) -> None:
+        own = found.get(places[name].pop(0))
+        if own is not None and own.shape == fed.shape and not snr(fed.cpu(), own) >= least:
+            parted.append(name)
+
+    with torch.no_grad(), hooks.feeding(modules, see):
+        net(x)
+    return f"at what {parted[0]} is fed" if parted else "between layers, or after the last"
 
 
 def snr(wanted: Tensor, got: Tensor) -> float:

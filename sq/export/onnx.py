@@ -76,13 +76,12 @@ def _verify(done: Finished, file: Path, least: int) -> dict[str, Any]:
         found = onnx_graph.codes_in(stored.graph, name)
         if not torch.equal(found, onnx_graph.stored(codes, grid, tuple(found.shape), least)):
             raise SqError(f"export=onnx: the codes of {name} were not read back as they were written")
-    x = problem.batch.x
-    for name, own in onnx_session.weights_in(stored, [layer.name for layer in problem.model.layers], x).items():
+    x, names = problem.batch.x, [layer.name for layer in problem.model.layers]
+    for name, own in onnx_session.weights_in(stored, names, x).items():
         if not torch.equal(own, onnx_model.weight(done.quantized.net, name).detach().cpu().contiguous()):
             raise SqError(f"export=onnx: the weight of {name} is not ours in the file; use export=packed, and tell us")
-    session = Session(stored.SerializeToString())
-    most, decibels = onnx_session.compare(done.quantized.net, session, x)
-    again = done.measure(session)
+    most, decibels = onnx_session.compare(done.quantized.net, stored, names, x)
+    again = done.measure(Session(stored.SerializeToString()))
     agree = {name: value for name, value in again.against(done.found).items() if not name.startswith("drop")}
     apart = {"outputs_apart": most, "outputs_snr_db": decibels}
     return {"bytes": file.stat().st_size, "opset": OPSET, "figures": again.figures} | apart | {"agreement": agree}

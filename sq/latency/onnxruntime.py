@@ -101,7 +101,7 @@ def _models(done: Finished) -> dict[str, Any]:
         }
         made[f"w{bits}a8"] = full.quantized(Parts(weights, inputs, operands))
     made["run"] = own.quantized(parts)
-    onnx_session.compare(net, onnx_session.Session(made["run"].SerializeToString()), x)
+    onnx_session.compare(net, made["run"], [layer.name for layer in layers], x)
     if any(grid.levels <= 2**4 for _, grid in parts.weights.values()):
         made["run_in_8"] = own.quantized(parts, least=8)
     return made

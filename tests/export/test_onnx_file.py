@@ -129,15 +129,17 @@ def test_a_file_with_another_scale_says_whose(factor, tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.onnx*")) == []
 
 
-def test_a_file_that_is_fed_something_else_is_not_left(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layer", ["stem.0", "blocks.1.body.0.0"])
+def test_a_file_that_is_fed_something_else_says_where(layer, tmp_path, monkeypatch):
     put = onnx_graph.put_input
 
-    def wrong(made, layer, grid, calls):
-        put(made, layer, UniformGrid(grid.scale * 1.5, grid.low, grid.high, grid.levels), calls)
+    def wrong(made, name, grid, calls):
+        factor = 100.0 if name == layer else 1.0
+        put(made, name, UniformGrid(grid.scale * factor, grid.low, grid.high, grid.levels), calls)
 
     monkeypatch.setattr(onnx_graph, "put_input", wrong)
     done = call(tmp_path, "export=onnx", "activation=mse", "activation.bits=4")
-    assert "although weights are ours: they part at what layers are fed" in done.stderr
+    assert f"although weights are ours: it begins at what {layer} is fed; use export=packed" in done.stderr
     assert list(tmp_path.rglob("*.onnx*")) == []
 
 
