@@ -104,17 +104,19 @@ def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bo
     with torch.no_grad():
         for batch in batches:
             twice = adds and len(batch) == 1  # see `sq.adds.in_company`
-            look = partial(_half, see) if twice else see
-            observing = Adds(partial(_pass_on, look)) if adds else nullcontext()
-            with hooks.feeding(fed, lambda name, _, x, look=look: look(name, x)), observing as mode:  # type: ignore[misc]
-                net(additions.in_company(batch) if twice else batch)
+            observing = Adds(partial(_pass_on, see)) if adds and not twice else nullcontext()
+            with hooks.feeding(fed, lambda name, _, x: see(name, x)), observing as mode:
+                net(batch)
+            if twice:
+                with Adds(partial(_pass_on, partial(_half, see))) as mode:
+                    net(additions.in_company(batch))
             made.add(mode.number if mode else 0)
     if len(made) > 1:
         raise SqError(f"batches make {' or '.join(map(str, sorted(made)))} additions; use a batch_size that divides")
 
 
 def _half(see: See, name: str, x: Tensor) -> None:
-    see(name, x[: len(x) // 2])
+    see(name, x[: max(1, len(x) // 2)])
 
 
 def _pass_on(see: See, name: str, x: Tensor) -> Tensor:

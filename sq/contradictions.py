@@ -73,6 +73,7 @@ def _widest(config: Config) -> int:
     """Return the most bits that a code may take."""
     sensitivity, mixed = config["sensitivity"], not _is(config, "allocation", "uniform")
     weights = [math.ceil(config["bits"]), *(_numbers(sensitivity.get("bits")) if mixed else [])]
+    weights += [8] if config["ends"] == "8bit" else []
     inputs = [*_numbers([config["activation"].get("bits")]), *_numbers(sensitivity.get("input_bits") if mixed else [])]
     return max(max(weights) + _extra(config), *inputs, 0)
 
@@ -108,7 +109,8 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: _onnx(c) and _widest(c) > 8,
         f"{ONNX} holds codes of up to 8 bits: set bits, activation.bits and, where bits are mixed, sensitivity.bits "
-        "to 8 or less (7 with grid=pot or post, whose codes take one more), or export=packed latency=none",
+        "to 8 or less (7 with grid=pot or post, whose codes take one more, and no ends=8bit), or export=packed "
+        "latency=none",
     ),
     (
         lambda c: _is(c, "latency", "onnxruntime") and c["latency"]["layers"] and _times_wider(c),

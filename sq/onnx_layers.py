@@ -38,13 +38,13 @@ class Geometry:
     beside: Neighbours
     layers: list[Layer] = field(default_factory=list)
 
-    def model(self, weight: tuple[Tensor, Grid] | None, quantized: bool) -> Any:
+    def model(self, weight: tuple[Tensor, Grid] | None, wide: int) -> Any:
         """Return the layer as an ONNX model of one input and one output.
 
         Parameters
         ----------
         weight : codes (G, O, I) and their grid; None for full precision
-        quantized : the input is, to 8 bits
+        wide : bits of the input, 1 to 8, or 32: full precision
         """
         if self._plain is None:
             net = nn.Sequential()
@@ -56,16 +56,20 @@ class Geometry:
 
             shape = tuple(onnx_model.weight(self.module, "").shape)
             onnx_graph.put_weight(made.graph, "layer", *weight, shape)
-            if quantized:
-                grid = spanning(torch.tensor(0.0), torch.tensor(1.0), 8, symmetric=False)
+            if wide != FLOAT:
+                grid = spanning(torch.tensor(0.0), torch.tensor(1.0), wide, symmetric=False)
                 onnx_graph.put_input(made.graph, "layer", grid, 1)
-                onnx_neighbours.let_codes(made.graph, self.beside)
+                onnx_neighbours.let_codes(made.graph, self._codes(wide))
         return made
 
-    def fed(self, quantized: bool) -> Tensor:
+    def _codes(self, wide: int) -> Neighbours:
+        """Return where codes go in and out: codes of less than 8 bits are clipped in full precision first."""
+        return self.beside if wide == 8 else Neighbours(codes_in=False, codes_out=False)
+
+    def fed(self, wide: int) -> Tensor:
         """Return an input for `model`."""
         draw = torch.Generator().manual_seed(0)
-        if quantized and self.beside.codes_in:
+        if self._codes(wide).codes_in:
             return torch.randint(256, self.shape, generator=draw, dtype=torch.uint8)
         return torch.rand(self.shape, generator=draw)
 
@@ -83,7 +87,7 @@ def geometries(model: Model, x: Tensor, beside: dict[str, Neighbours]) -> list[G
     own = {layer.name: layer for layer in model.layers}
 
     def see(name: str, module: nn.Module, fed: Tensor) -> None:
-        ends = beside.get(name, Neighbours(False, False))
+        ends = beside.get(name, Neighbours(codes_in=False, codes_out=False))
         made = Geometry(module, tuple(fed.shape), ends)
         found.setdefault((*_knobs(module), made.shape, ends, name in beside), made).layers.append(own[name])
 
@@ -107,8 +111,8 @@ def rows(problem: Problem, alike: list[Geometry], bits: list[int], input_bits: l
 
     Returns
     -------
-    in the order of calls ``{"layer", "bits", "input_bits", "median", "low", "high"}``: milliseconds, and the widths of
-    which each takes these
+    one geometry after the other ``{"layer", "bits", "input_bits", "median", "low", "high"}``: milliseconds, and widths
+    of which each takes these
 
     Raises
     ------
@@ -134,11 +138,12 @@ def _alone(problem: Problem, own: Geometry, bits: list[int], input_bits: list[in
     weights = (
         _weights(problem, own, bits) if own.layers[0].name in {layer.name for layer in problem.model.layers} else []
     )
-    entrants: dict[Stored, tuple[Any, Tensor]] = {((FLOAT,), (FLOAT,)): (own.model(None, False), own.fed(False))}
+    entrants: dict[Stored, tuple[Any, Tensor]] = {((FLOAT,), (FLOAT,)): (own.model(None, FLOAT), own.fed(FLOAT))}
+    below = tuple(wide for wide in input_bits if wide < 8)  # they take equally long
     for narrow, given in weights:
-        for quantized in (True, False):
-            if wide := tuple(width for width in input_bits if (width != FLOAT) == quantized):
-                entrants[narrow, wide] = own.model(given, quantized), own.fed(quantized)
+        for alike in (below, (8,), (FLOAT,)):
+            if alike and alike[0] in input_bits:
+                entrants[narrow, alike] = own.model(given, alike[0]), own.fed(alike[0])
     took = race({str(stored): entrant for stored, entrant in entrants.items()})
     return {stored: took[str(stored)] for stored in entrants}
 
@@ -148,11 +153,12 @@ def _weights(problem: Problem, own: Geometry, bits: list[int]) -> list[tuple[tup
     from sq import onnx_graph
 
     found: dict[int, tuple[list[int], tuple[Tensor, Grid]]] = {}
+    W = layers.weight(own.module)
     for width in bits:
-        W = layers.weight(own.module)
         grid = problem.grid(own.layers[0].name, W, width)
-        made = grid.encode(W).cpu(), grid.map(torch.Tensor.cpu)
-        found.setdefault(onnx_graph.width(grid), ([], made))[0].append(width)
+        if (stored := onnx_graph.width(grid)) not in found:
+            found[stored] = [], (grid.encode(W).cpu(), grid.map(torch.Tensor.cpu))
+        found[stored][0].append(width)
     return [(tuple(widths), made) for widths, made in found.values()]
 
 

@@ -87,14 +87,14 @@ def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[f
     least = LEAST_SNR_ROUNDED if activations.attached(net) or adds.attached(net) else LEAST_SNR
     if not (close := snr(wanted, got)) >= least:  # NaN is not
         raise SqError(
-            f"outputs of the ONNX model are {close:.1f} dB from ours, {least:g} is the least, although weights are "
-            f"ours: it begins {_where(net, model, layers, x[:2], least)}; use export=packed, and tell us"
+            f"outputs of the ONNX model are {close:.1f} dB from ours, {least:g} is the least: it begins "
+            f"{_where(net, model, layers, x[:2], least)}"
         )
     return float((wanted - got).abs().max()), min(close, 999.0)
 
 
 def _where(net: nn.Module, model: Any, layers: list[str], x: Tensor, least: float) -> str:
-    """Return in words the first layer, in the order of execution, that is fed what is farther from ours than `least`."""
+    """Return in words which layer, in the order of execution, is the first that is fed something else than ours is."""
     from onnx import TensorProto, helper
 
     from sq import onnx_graph

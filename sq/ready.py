@@ -92,6 +92,7 @@ def exactly() -> Iterator[None]:
     import torch
 
     filled: Any = torch.utils.deterministic
+    every: Any = torch.backends
     with _exact:
         precisions = [part.fp32_precision for part in _precisions()]
         before = torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory
@@ -108,6 +109,6 @@ def exactly() -> Iterator[None]:
             yield
         finally:
             for part, precision in zip(_precisions(), precisions, strict=True):
-                part.fp32_precision = precision
+                part.fp32_precision = "none" if precision == every.fp32_precision else precision  # as all have it
             torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory = before
             torch.use_deterministic_algorithms(strict, warn_only=warns)

@@ -247,3 +247,25 @@ def test_every_layer_of_a_network_sees_grid_values(resnet):
     net(x)
     assert seen.keys() == grids.keys()
     assert all(len(values.unique()) <= 4 for values in seen.values())
+
+
+class Queries(nn.Module):
+    """A layer that is fed a learnt query, the same for all images."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(3)))
+        self.own, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.other(x)
+        return y + (y + self.own(self.query)).relu()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_layer_fed_the_same_whatever_the_images_is_observed(count):
+    net, x = Queries(), torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))[:count]
+    found = observe(net, ["own", "other"], x, batch_size=count, adds=True)
+    assert [name for name in found if name.startswith("add")] == ["add.0.left", "add.0.right"]
+    assert found["own"].counts.sum() == net.query.numel()
+    assert found["other"].counts.sum() == found["add.0.left"].counts.sum() == x.numel()

@@ -209,3 +209,14 @@ def test_threads_take_turns():
         other.join()
     assert most == [1, 1, 1]
     assert state() == before
+
+
+def test_what_all_of_pytorch_has_is_left_to_all():
+    try:
+        torch.backends.fp32_precision = "tf32"
+        with ready.exactly():
+            pass
+        torch.backends.fp32_precision = "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = "none"

@@ -84,17 +84,17 @@ def test_what_stands_next_to_layers():
 @pytest.mark.parametrize("index", range(4))
 def test_a_layer_in_full_precision_computes_what_it_does(index):
     own = alike(net_of())[index]
-    x = own.fed(False)
-    torch.testing.assert_close(run(own.model(None, False), x), own.module(x))
+    x = own.fed(32)
+    torch.testing.assert_close(run(own.model(None, 32), x), own.module(x))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_floats_in_floats_out_where_inputs_are_in_full_precision(bits):
     own = alike(net_of())[0]
-    x = own.fed(False)
+    x = own.fed(32)
     codes, grid = onnx_layers.nearest_symmetric(layers.weight(own.module), bits)
     W = grid.decode(codes).view(own.module.weight.shape)
-    torch.testing.assert_close(run(own.model((codes, grid), False), x), F.conv2d(x, W, own.module.bias, padding=1))
+    torch.testing.assert_close(run(own.model((codes, grid), 32), x), F.conv2d(x, W, own.module.bias, padding=1))
 
 
 @pytest.mark.parametrize("beside", [BETWEEN, ALONE, Neighbours(True, False), Neighbours(False, True)], ids=str)
@@ -103,7 +103,7 @@ def test_floats_in_floats_out_where_inputs_are_in_full_precision(bits):
 def test_codes_where_codes_are(index, bits, beside):
     own = alike(net_of(), beside)[index]
     codes, grid = onnx_layers.nearest_symmetric(layers.weight(own.module), bits)
-    x, model = own.fed(True), own.model((codes, grid), True)
+    x, model = own.fed(8), own.model((codes, grid), 8)
     onnx.checker.check_model(model, full_check=True)
     got = run(model, x)
     assert (x.dtype == torch.uint8) == beside.codes_in
@@ -127,7 +127,7 @@ def test_kernels_of_integers_are_where_nothing_stands_between(beside, kernel, tm
     how = ort.SessionOptions()
     how.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     how.log_severity_level = 3
-    model = own.model(onnx_layers.nearest_symmetric(layers.weight(own.module), 8), True)
+    model = own.model(onnx_layers.nearest_symmetric(layers.weight(own.module), 8), 8)
     ort.InferenceSession(model.SerializeToString(), how, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert [kind for kind in kinds if "Conv" in kind] == [kernel]
@@ -153,9 +153,9 @@ def test_calls_are_added_up_and_what_is_stored_alike_is_timed_once():
         return {name: torch.full((3,), float(len(entrants))).numpy() for name in entrants}
 
     found = {(own["layer"], *own["bits"], *own["input_bits"]): own["median"] for own in rows(race)}
-    assert len(found) == 5 * 5
-    assert found["first", 2, 4, 4, 8] == 5, "full precision, and two widths of weights by two of inputs"
-    assert found["second", 2, 4, 4, 8] == found["second", 8, 32] == found["second", 32, 32] == 10, "two calls"
+    assert len(found) == 5 * 7
+    assert found["first", 2, 4, 8] == 7, "full precision, and two widths of weights by three of inputs"
+    assert found["second", 2, 4, 4] == found["second", 8, 32] == found["second", 32, 32] == 14, "two calls"
 
 
 def test_a_layer_that_cannot_be_timed_is_named():
@@ -164,3 +164,13 @@ def test_a_layer_that_cannot_be_timed_is_named():
 
     with pytest.raises(SqError, match=r"first: cannot; latency\.layers=false leaves layers out"):
         rows(race)
+
+
+def test_inputs_of_less_than_8_bits_are_clipped_in_full_precision():
+    own = alike(net_of())[0]
+    weight = onnx_layers.nearest_symmetric(layers.weight(own.module), 8)
+    kinds = {wide: [node.op_type for node in own.model(weight, wide).graph.node] for wide in (4, 8)}
+    assert own.fed(8).dtype == torch.uint8
+    assert own.fed(4).dtype == torch.float32
+    assert "Clip" in kinds[4]
+    assert "Clip" not in kinds[8]

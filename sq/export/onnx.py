@@ -80,7 +80,10 @@ def _verify(done: Finished, file: Path, least: int) -> dict[str, Any]:
     for name, own in onnx_session.weights_in(stored, names, x).items():
         if not torch.equal(own, onnx_model.weight(done.quantized.net, name).detach().cpu().contiguous()):
             raise SqError(f"export=onnx: the weight of {name} is not ours in the file; use export=packed, and tell us")
-    most, decibels = onnx_session.compare(done.quantized.net, stored, names, x)
+    try:
+        most, decibels = onnx_session.compare(done.quantized.net, stored, names, x)
+    except SqError as error:
+        raise SqError(f"export=onnx: {error}, although weights are ours; use export=packed, and tell us") from error
     again = done.measure(Session(stored.SerializeToString()))
     agree = {name: value for name, value in again.against(done.found).items() if not name.startswith("drop")}
     apart = {"outputs_apart": most, "outputs_snr_db": decibels}

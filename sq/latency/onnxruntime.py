@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from sq import adds, cores, hooks, onnx_layers, onnx_model, onnx_session, record, stopwatch
+from sq import layers as geometry
 from sq.errors import SqError
 from sq.finished import Finished
 from sq.knobs import FLOAT, Count, Whole, Widths
 from sq.latency_table import lines
 from sq.onnx_model import Parts
 from sq.resources import code_bits
-from sq.sites import weight
 from sq.types import Grid
 from sq.uniform import per_tensor
 
@@ -45,7 +45,8 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     rounds, warmup : see `sq.stopwatch.race`
     layers : time each layer alone as well, and write the table beside the record
     bits, input_bits : that the table is to have, 1 to 8 of weights on the run's grid, and of inputs, or 32: full
-        precision. Codes of weights are stored in 4 or 8 bits, of inputs in 8; what is stored alike takes equally long
+        precision. Codes of weights are stored in 4 or 8 bits, of inputs in 8, after those of less were clipped in full
+        precision; what is stored alike takes equally long
 
     Returns
     -------
@@ -56,7 +57,8 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
 
     Raises
     ------
-    SqError : a package is missing, or threads are; what ONNX cannot hold, or computes otherwise, named
+    SqError : a package is missing, or threads are; what ONNX cannot hold, named; the run's network computes something
+        else as ONNX: where that begins is named
     """
     onnx_model.need()
     import onnxruntime
@@ -94,10 +96,7 @@ def _models(done: Finished) -> dict[str, Any]:
     made = {"full": full.plain()}
     for bits in (8, 4):
         weights = {
-            layer.name: onnx_layers.nearest_symmetric(
-                weight(layer).cpu().reshape(layer.groups, layer.outputs, layer.inputs), bits
-            )
-            for layer in layers
+            layer.name: onnx_layers.nearest_symmetric(geometry.weight(layer.module).cpu(), bits) for layer in layers
         }
         made[f"w{bits}a8"] = full.quantized(Parts(weights, inputs, operands))
     made["run"] = own.quantized(parts)

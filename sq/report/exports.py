@@ -6,15 +6,13 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from sq.record import Record
-from sq.report.labels import plain
+from sq.report.labels import APART, plain
 from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
     import pandas
 
     from sq.report.table import Row
-
-APART = ("export", "latency", "metric")  # labels of families that say nothing here
 
 
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:

@@ -14,6 +14,7 @@ from sq.report.distinct import ABSENT, distinct
 
 SEEDS = ("seed", "calibration.seed", "sensitivity.seed", "quantizer.seed")
 NAMED_WITH_KNOBS = ("quantizer", "sensitivity", "calibration")  # choices whose varying settings are part of their name
+APART = ("export", "latency", "metric")  # choices that say nothing where files and times are told apart
 NETWORK = ("model", "dataset")  # choices that make runs of different networks
 FOLLOWS = ("activation.bits", "allocation.average_bits")  # settings that another column shows
 STARTS = "quantizer.start."  # settings of the solver that a learned quantizer starts from: `init` names it

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sq import latency_table
 from sq.record import Record
-from sq.report.labels import NETWORK, plain
+from sq.report.labels import APART, NETWORK, plain
 from sq.report.style import FULL, MOST, STYLE, legend, look, pyplot
 from sq.report.table import HEADLINES
 
@@ -27,7 +27,6 @@ NAMES = {
     "run": "the run's",
     "run_in_8": "the run's, stored in 8 bits",
 }
-APART = ("export", "latency", "metric")  # labels of families that say nothing here
 AREA = 260  # of the marker of a network in full precision, in square points
 Timed = dict[str, dict[str, Any]]  # by key of the record: what it says of latency, and its mean bits
 

@@ -139,7 +139,7 @@ def test_a_file_that_is_fed_something_else_says_where(layer, tmp_path, monkeypat
 
     monkeypatch.setattr(onnx_graph, "put_input", wrong)
     done = call(tmp_path, "export=onnx", "activation=mse", "activation.bits=4")
-    assert f"although weights are ours: it begins at what {layer} is fed; use export=packed" in done.stderr
+    assert f"it begins at what {layer} is fed, although weights are ours; use export=packed" in done.stderr
     assert list(tmp_path.rglob("*.onnx*")) == []
 
 

@@ -103,6 +103,7 @@ def test_more_threads_than_cores_are_refused(tmp_path):
         (["latency.bits=[]"], "latency.bits"),
         (["latency.bits=8"], "latency.bits"),
         (["latency.bits=[16]"], "layers are timed at 1 to 8 bits"),
+        (["grid=post", "ends=8bit"], "and no ends=8bit"),
         (["latency.input_bits=[16]"], "set them so, or latency.layers=false"),
         (["grid=post", "latency.bits=[8]"], "(grid=pot and post: 7)"),
         (["grid=pot", "bits=8", "latency.layers=false"], "7 with grid=pot or post"),
