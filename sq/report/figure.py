@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sq.knobs import FLOAT
 from sq.record import Record
 from sq.report import latency, learning, mixed, prices
-from sq.report.labels import ACTIVATION, NETWORK, plain
+from sq.report.labels import ACTIVATION, NETWORK, network, telling
 from sq.report.style import FULL, MOST, STYLE, legend, line, plain_decades, pyplot
 from sq.report.table import HEADLINES
 
@@ -71,13 +71,7 @@ def methods(rows: list[Row]) -> Figure:
 
 def _telling(rows: list[Row], along: str) -> list[Row]:
     """Return the rows without labels that differ from network to network only, for each network has its own panels."""
-    kept = {"method", "bits", ACTIVATION, along, *NETWORK}
-    for own in _by(rows, network).values():
-        values: dict[str, set[str]] = {}
-        for row in own:
-            for name, value in row["labels"].items():
-                values.setdefault(name, set()).add(str(value))
-        kept |= {name for name, found in values.items() if len(found) > 1}
+    kept = {"method", "bits", ACTIVATION, along, *NETWORK, *telling(_by(rows, network).values())}
     told = ({name: value for name, value in row["labels"].items() if name in kept} for row in rows)
     return [{**row, "labels": labels} for row, labels in zip(rows, told, strict=True)]
 
@@ -170,11 +164,6 @@ def _by(rows: list[Row], what: Any, order: list[Any] | None = None) -> dict[Any,
 
 def _lines(rows: list[Row], names: list[str], along: str) -> dict[str, list[Row]]:
     return {name: own for name, own in _by(rows, lambda row: line_name(row, along)).items() if name in names}
-
-
-def network(row: Row) -> str:
-    """Return what has a row of panels to itself, in words."""
-    return " ".join(plain(row["labels"][name]) for name in NETWORK if name in row["labels"])
 
 
 def _title(name: str, activation_bits: int | None) -> str:

@@ -14,8 +14,8 @@ from sq.experiments import Experiment
 from sq.knobs import FLOAT
 from sq.record import Record, read
 from sq.report import experiment, page
-from sq.report.figure import line_name, network
-from sq.report.labels import ACTIVATION, plain
+from sq.report.figure import line_name
+from sq.report.labels import ACTIVATION, network, plain
 from sq.report.table import HEADLINES, Row
 
 PAGE = "index.html"

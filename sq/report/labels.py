@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sq.config import leaves
@@ -117,6 +117,21 @@ def rank(name: str, value: Any) -> tuple:
 def plain(value: Any) -> str:
     """Return a label as a table shows it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def network(row: Mapping[str, Any]) -> str:
+    """Return which network and images the runs of a row are of, in words: what has panels to itself."""
+    return " ".join(plain(row["labels"][name]) for name in NETWORK if name in row["labels"])
+
+
+def telling(groups: Iterable[list[dict[str, Any]]]) -> list[str]:
+    """Return the labels that tell rows of one group apart, as they come; what differs between groups says nothing."""
+    found: dict[str, None] = {}
+    for rows in groups:
+        for name in dict.fromkeys(name for row in rows for name in row["labels"]):
+            if len({str(row["labels"].get(name)) for row in rows}) > 1:
+                found[name] = None
+    return list(found)
 
 
 def _flat(part: str, settings: Any, choice: str | None) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sq import latency_table
 from sq.record import Record
-from sq.report.labels import APART, NETWORK, plain
+from sq.report.labels import APART, NETWORK, network, plain, telling
 from sq.report.style import FULL, MOST, STYLE, legend, look, pyplot
 from sq.report.table import HEADLINES
 
@@ -76,22 +76,22 @@ def together(rows: list[Row], told: Timed) -> Figure:
     plt = pyplot()
     panels: dict[str, list[Row]] = {}
     for row in rows:
-        panels.setdefault(_network(row), []).append(row)
-    telling = _telling(panels.values())
-    every = list(dict.fromkeys(_name(row, telling) for row in rows))
+        panels.setdefault(network(row), []).append(row)
+    words = [name for name in telling(panels.values()) if name not in ("bits", "method", *NETWORK, *APART)]
+    every = list(dict.fromkeys(_name(row, words) for row in rows))
     names, note = every[:MOST], f"; {MOST} of {len(every)} lines" if len(every) > MOST else ""
     with plt.rc_context(STYLE):
         size = (max(6.4, 0.6 + 3.6 * len(panels)), 3.4 + 0.18 * len(names))
         figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
-        for panel, (network, own) in zip(axes.flat, panels.items(), strict=True):
+        for panel, (title, own) in zip(axes.flat, panels.items(), strict=True):
             full = statistics.fmean([s + d for row in own for s, d in zip(row["score"], row["drop"], strict=True)])
             panel.scatter([1], [full], s=AREA, color="0.6", label=FULL, zorder=1)
             for row in own:
-                if (name := _name(row, telling)) in names:
+                if (name := _name(row, words)) in names:
                     _draw(panel, row, [told[key] for key in row["keys"]], look(names.index(name)) | {"label": name})
             panel.margins(0.14)
             panel.set(xlabel="times as fast as full precision", ylabel=HEADLINES[own[0]["headline"]][0])
-            panel.set_title(network, fontsize=8, loc="left")
+            panel.set_title(title, fontsize=8, loc="left")
         figure.suptitle(f"area: bytes of the file; hollow: codes stored in 8 bits{note}", fontsize=8)
         legend(figure, axes, 2)
     return figure
@@ -116,23 +116,9 @@ def _draw(axes: Axes, row: Row, runs: list[dict[str, Any]], style: dict[str, Any
         axes.annotate(f"{bits:.2g}", (x["median"], y), (6, 6), textcoords="offset points", fontsize=7)
 
 
-def _telling(panels: Iterable[list[Row]]) -> list[str]:
-    """Return the labels that tell rows of one network apart; what differs from network to network says nothing here."""
-    found: dict[str, None] = {}
-    for rows in panels:
-        for name in dict.fromkeys(name for row in rows for name in row["labels"]):
-            if len({plain(row["labels"].get(name)) for row in rows}) > 1:
-                found[name] = None
-    return [name for name in found if name not in ("bits", "method", *NETWORK, *APART)]
-
-
-def _name(row: Row, telling: list[str]) -> str:
-    words = (f"{name.rpartition('.')[2]}={plain(row['labels'].get(name))}" for name in telling)
+def _name(row: Row, names: list[str]) -> str:
+    words = (f"{name.rpartition('.')[2]}={plain(row['labels'].get(name))}" for name in names)
     return " ".join([row["labels"]["method"], *words])
-
-
-def _network(row: Row) -> str:
-    return " ".join(plain(row["labels"][name]) for name in NETWORK if name in row["labels"])
 
 
 def _told(records: list[Record]) -> Timed:
