@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sq import alone, loss, oom
 from sq.costs import Rows
+from sq.gram import mirrored
 from sq.sites import Sites
 
 
@@ -71,6 +72,6 @@ def products(sites: Sites, x: Tensor, temperature: float) -> Tensor:
                 every = torch.stack(moved)
                 total += (every @ every.T).cpu()
                 moved.clear()
-        return total / len(x)
+        return mirrored(total) / len(x)
 
     return oom.fitting("sensitivity", attempt, runs.size)

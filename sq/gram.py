@@ -146,7 +146,10 @@ class ByDistance:
             for d in range(self.kernel):
                 for sums, end in ((self.top[d], False), (self.bottom[d], True)):
                     for y, row in _lacking(height, self.window, d, end).items():
-                        sums[y] += torch.bmm(U[:, :, row], U[:, :, row + d * self.dilation].mT)
+                        if d == 0:
+                            add_symmetric(sums[y], U[:, :, row])
+                        else:
+                            sums[y] += torch.bmm(U[:, :, row], U[:, :, row + d * self.dilation].mT)
         assert seen == positions, f"layer {self.layer.name}: {seen} columns of inputs, {positions} outputs"
         return positions
 
@@ -163,10 +166,11 @@ class ByDistance:
         G, C, K, A = self.layer.groups, self.channels, self.kernel, self.across
         total = torch.empty(G, C, K, A, C, K, A, dtype=torch.float64, device=self.whole[0].device)
         for d in range(K):
-            whole = mirrored(self.whole[d]) if d == 0 else self.whole[d]
             for tap in range(K - d):
                 above, below = tap * self.dilation, self._lacked(d) - tap * self.dilation
-                product = whole - self.top[d][:above].sum(0) - self.bottom[d][:below].sum(0)
+                product = self.whole[d] - self.top[d][:above].sum(0) - self.bottom[d][:below].sum(0)
+                if d == 0:
+                    product = mirrored(product)  # its three terms hold the upper triangle only
                 product = product.view(G, C, A, C, A)
                 total[:, :, tap, :, :, tap + d] = product
                 total[:, :, tap + d, :, :, tap] = product.permute(0, 3, 4, 1, 2)
@@ -174,12 +178,15 @@ class ByDistance:
 
 
 def add_symmetric(total: Tensor, X: Tensor) -> None:
-    """Add X X^T to `total` (G, I, I), on and above its diagonal only (see `mirrored`), for X (G, I, N)."""
+    """Add X X^T to `total` (G, I, I), on and above its diagonal only (see `mirrored`), for X (G, I, N).
+
+    What it leaves below the diagonal is not used: matrix products of some BLAS and CPUs are not symmetric to the bit.
+    """
     for start in range(0, X.shape[1], BLOCK):
         rows = X[:, start : start + BLOCK]
         total[:, start : start + BLOCK, start:] += torch.bmm(rows, X[:, start:].mT)
 
 
 def mirrored(total: Tensor) -> Tensor:
-    """Return the symmetric matrices whose upper triangles are those of `total` (G, I, I)."""
+    """Return the symmetric matrices whose upper triangles are those of `total` (..., I, I)."""
     return total.triu() + total.triu(1).mT

@@ -185,10 +185,15 @@ def _paired(programme: Programme, groups: list[list[Layer]], options: list[Optio
         for layer in groups[group]:
             if (layer.name, bits) in row:
                 member[k, row[layer.name, bits]] = 1
-    pairs = member @ cost.pairs @ member.T
+    pairs = _symmetric(member @ cost.pairs @ member.T)
     states = np.array([place[key] for key in keys])
     costs = programme.costs + pairs.diagonal()[states] / 2
     owner = np.array([key[0] for key in place])
     pairs[owner[:, None] == owner] = 0
-    gram = None if cost.gram is None else member @ cost.gram @ member.T
+    gram = None if cost.gram is None else _symmetric(member @ cost.gram @ member.T)
     return replace(programme, costs=costs, states=states, pairs=pairs, gram=gram)
+
+
+def _symmetric(product: np.ndarray) -> np.ndarray:
+    """Return the symmetric matrix with the upper triangle of `product`, which is symmetric up to rounding."""
+    return np.triu(product) + np.triu(product, 1).T
