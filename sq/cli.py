@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -21,9 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 from sq import config as settings
 from sq import experiments, job, plan, points, preview, resolvers, root, sweep
 from sq.console import out, say
+from sq.core import closed_pipe
 from sq.errors import SqError, one_line
 
 CONF = str(root.CONF)
+OF_A_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep)\b")  # what Hydra takes and ignores in a single run
 settings.register()
 resolvers.register()
 
@@ -58,15 +61,19 @@ def task(config: DictConfig) -> None:
 def _check_alone(own: Any, name: str) -> None:
     """Refuse what a single run, with `own` of Hydra's, cannot be asked for."""
     given = points.unambiguous(list(own.overrides.task))
+    if idle := [word for word in own.overrides.hydra if OF_A_SWEEP.match(word)]:
+        raise SqError(f"{idle[0]}: of a sweep, and this is one run: add -m, or leave it out")
     if many := [word for setting, word in given.items() if setting.startswith("sweep.") and setting != "sweep.dry_run"]:
         raise SqError(f"{many[0]}: of a sweep, and this is one run: add -m, or leave it out")
     if wrong := experiments.misplaced(own, name):
         raise SqError(wrong)
 
 
+@closed_pipe.quiet
 def main() -> None:
     """Run the command line; exit 1 with one line if it fails, the traceback if HYDRA_FULL_ERROR=1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors to us instead of printing them
+    _find_experiments()
     try:
         # Not a decorator: a launcher must find `task` under its own name to send it to another process.
         hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
@@ -74,15 +81,27 @@ def main() -> None:
         say("sq: interrupted; the same command goes on where this one stopped")
         sys.exit(130)
     except Exception as error:
-        if job.TRACEBACKS:
+        if job.TRACEBACKS or (isinstance(error, BrokenPipeError) and closed_pipe.unread()):
             raise
         say(f"sq: {explain(error)}")
         sys.exit(1)
 
 
+def _find_experiments() -> None:
+    """Let a command that names a config, but no folder, have one of the experiments that come with sq."""
+    given = get_args_parser().parse_args()  # ends the program where the words make no sense, as Hydra does next
+    if given.config_name and not given.config_dir:
+        sys.argv.extend(["--config-dir", str(root.EXPERIMENTS)])
+
+
 def explain(error: Exception) -> str:
     """Return one line that says what was got, what is allowed and what is nearest."""
     text = f"{error} {error.__cause__ or ''}"
+    if found := re.search(r"Additional config directory '([^']+)' not found", text):
+        shipped = "; those that come with sq need no folder: -cn NAME" if Path(found[1]).name == "experiments" else ""
+        return f"-cd {found[1]}: no such folder: correct it{shipped}"
+    if found := re.search(r"Cannot find primary config '([^']+)'", text):
+        return _no_experiment(found[1], re.findall(r"provider=(?:main|command-line), path=file://(\S+)", text))
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/([^']*)'", text)):
         group, option = found.groups()
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
@@ -108,6 +127,12 @@ def explain(error: Exception) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(text.split())
     return one_line(error)
+
+
+def _no_experiment(name: str, folders: list[str]) -> str:
+    """Return what to say of a config `name` that none of `folders` has."""
+    names = [file.stem for folder in folders for file in Path(folder).glob("*.yaml")]
+    return f"-cn {name}: no {name}.yaml in {' or '.join(reversed(folders))}; {settings.nearest(name, names)}"
 
 
 def _unknown_of_hydra(name: str) -> str:

@@ -1,13 +1,24 @@
 """What a person sees while sq works: progress on standard error, so that standard output holds results only."""
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sq.core import closed_pipe
 
 T = TypeVar("T")
 _busy = False  # a progress bar is there
+
+
+class Console(rich.console.Console):
+    """A console whose program ends quietly where nobody reads it any more."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """End the program."""
+        closed_pipe.end()
+
 
 # What is shown is text of errors and files: "[enforce fail at ...]" is no markup, ":cpp:" no picture.
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sq import cli, experiments, plan, points, record
 from sq.config import nearest
 from sq.console import out, say
+from sq.core import closed_pipe
 from sq.errors import SqError
 from sq.plan import Run
 from sq.points import Job
@@ -26,13 +27,19 @@ class NoQuestion(SqError):
     """A name that no file of experiments/ has."""
 
 
-def main(words: list[str] | None = None) -> int:
-    """Parse the command line, tell how runs stand; return 0 if all are done, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m sq.status", description=__doc__)
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of its command line."""
+    parser = argparse.ArgumentParser(prog=prog, description="How the runs of an experiment stand.")
     parser.add_argument("name", help="the experiment: what its records are kept under in results/")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
     parser.add_argument("--experiments", type=Path, default=experiments.FOLDER, help="where the questions are")
-    options = parser.parse_args(words)
+    return parser
+
+
+@closed_pipe.quiet
+def main(words: list[str] | None = None, prog: str = "python -m sq.status") -> int:
+    """Parse the command line, tell how runs stand; return 0 if all are done, else 1."""
+    options = parser(prog).parse_args(words)
     try:
         jobs, parts = expected(options.name, options.results, options.experiments.absolute())
         known = plan.Known(jobs)

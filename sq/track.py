@@ -18,6 +18,7 @@ from typing import Any
 
 from sq import durations, record, tracked
 from sq.console import say, track
+from sq.core import closed_pipe
 from sq.errors import SqError, one_line
 from sq.ledger import Ledger
 from sq.mirror import Destination, Page
@@ -28,9 +29,9 @@ from sq.tracked import Item
 DEFAULTS = CONF / "tracker" / "wandb.yaml"
 
 
-def main(words: list[str] | None = None) -> int:
-    """Parse the command line, upload; return 0 if everything is there then, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m sq.track", description=(__doc__ or "").partition("\n")[0])
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of its command line."""
+    parser = argparse.ArgumentParser(prog=prog, description="Upload an experiment's records to Weights & Biases.")
     parser.add_argument("name", help="the experiment, a folder of results/")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="for W&B's files (default: outputs)")
@@ -39,7 +40,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--entity", help="default: that of the runs, else your own")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="for W&B's answers (default: as for --project)")
     parser.add_argument("--force", action="store_true", help="upload again what was uploaded as it is")
-    options = parser.parse_args(words)
+    return parser
+
+
+@closed_pipe.quiet
+def main(words: list[str] | None = None, prog: str = "python -m sq.track") -> int:
+    """Parse the command line, upload; return 0 if everything is there then, else 1."""
+    options = parser(prog).parse_args(words)
     try:
         return 0 if upload(options) else 1
     except SqError as error:

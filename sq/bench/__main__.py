@@ -11,20 +11,27 @@ from typing import Any
 from sq import ready, record
 from sq.bench import report, settings
 from sq.console import out, say
+from sq.core import closed_pipe
 from sq.errors import SqError
 from sq.experiments import FOLDER
 
 
-def main(words: list[str] | None = None) -> int:
-    """Parse the command line, measure unless only a report is wanted, build it, return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sq.bench", description=__doc__)
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of its command line."""
+    parser = argparse.ArgumentParser(prog=prog, description="Solvers side by side on the same layers.")
     parser.add_argument("name", help=f"one of experiments/bench_*.yaml: {', '.join(settings.known())}")
     parser.add_argument("overrides", nargs="*", help="settings of that file: repeats=1 bits=[4]")
     parser.add_argument("--report", action="store_true", help="rebuild tables and figures from the record, no more")
     parser.add_argument(
         "--experiments", type=Path, default=FOLDER, help="the folder of bench_*.yaml (default: sq's own)"
     )
-    options = parser.parse_intermixed_args(words)
+    return parser
+
+
+@closed_pipe.quiet
+def main(words: list[str] | None = None, prog: str = "python -m sq.bench") -> int:
+    """Parse the command line, measure unless only a report is wanted, build it, return the exit code."""
+    options = parser(prog).parse_intermixed_args(words)
     try:
         own = settings.load(options.name, options.overrides, options.experiments.resolve())
         if not options.report:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from sq import job, record, status
 from sq.console import out, say, track
+from sq.core import closed_pipe
 from sq.points import Job
-from sq.root import ROOT
 
 SWEEP = """# Question  How does sq take so many runs?
 # Run       python -m sq.bench.scale
@@ -48,6 +48,7 @@ else:
 """
 
 
+@closed_pipe.quiet
 def main(words: list[str] | None = None) -> int:
     """Make the records, time the commands, print a table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sq.bench.scale", description=__doc__)
@@ -72,7 +73,7 @@ def measure(folder: Path, runs: int) -> None:
     template, failure = job.attempt(jobs[0], wait=True)
     if template is None or failure:
         raise SystemExit(f"sq: the run that records are made from failed: {failure}")
-    sweep = [str(ROOT / "run.py"), "-cd", str(folder / "experiments"), "-cn", "scale", f"results={results}"]
+    sweep = ["-m", "sq", "run", "-cd", str(folder / "experiments"), "-cn", "scale", f"results={results}"]
     told = ["-m", "sq.status", "scale", "--results", str(results), "--experiments", str(folder / "experiments")]
     shown = Table("command", "runs done", "seconds", "CPU seconds", "GiB")
     for done in (jobs[: runs // 2], jobs[runs // 2 :]):

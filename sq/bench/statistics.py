@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sq import gram, layers
 from sq.console import out
+from sq.core import closed_pipe
 from sq.types import Layer
 
 SIZES = ((64, 56, 16), (128, 28, 32), (256, 14, 64), (512, 7, 128), (16, 32, 128), (32, 16, 256), (64, 8, 256))
@@ -36,6 +37,7 @@ def fast(layer: Layer, x: Tensor) -> Tensor:
     return way.finish()
 
 
+@closed_pipe.quiet
 def main() -> None:
     """Time both on layers of ResNet-50's and ResNet-20's sizes and print a table."""
     from rich.table import Table

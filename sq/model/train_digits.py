@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from sq import images
 from sq.console import track
+from sq.core import closed_pipe
 from sq.dataset import digits
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet, prepare
 
 EPOCHS, BATCH, RATE, DECAY = 60, 64, 0.1, 5e-4
 
 
+@closed_pipe.quiet
 def main() -> None:
     """Train, store, and print the accuracy of what was stored."""
     parser = argparse.ArgumentParser(description=__doc__)

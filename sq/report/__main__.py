@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sq import experiments, record
 from sq.console import say
+from sq.core import closed_pipe
 from sq.errors import SqError, one_line
 from sq.experiments import FOLDER, Experiment
 
@@ -19,17 +20,27 @@ if TYPE_CHECKING:
     from sq.report.page import Contents
 
 
-def main(words: list[str] | None = None) -> int:
-    """Parse the command line, build, return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sq.report", description=(__doc__ or "").replace("``", ""))
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of its command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Rebuild an experiment's tables, figures and page, and the index over all experiments.",
+    )
     parser.add_argument("name", nargs="?", help="the experiment, a folder of results/")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
     parser.add_argument("--experiments", type=Path, default=FOLDER, help="where the questions are (default: sq's own)")
     parser.add_argument("--into", type=Path, metavar="FILE", help="also put the table between its marks in FILE")
     parser.add_argument("--index", action="store_true", help="without a name: rebuild results/index.html, no more")
-    options = parser.parse_args(words)
+    return parser
+
+
+@closed_pipe.quiet
+def main(words: list[str] | None = None, prog: str = "python -m sq.report") -> int:
+    """Parse the command line, build, return the exit code."""
+    own = parser(prog)
+    options = own.parse_args(words)
     if bool(options.name) == options.index or (options.into and not options.name):
-        parser.error("the name of an experiment, or --index alone")
+        own.error("the name of an experiment, or --index alone")
     try:
         where = options.results, options.experiments
         if options.into:

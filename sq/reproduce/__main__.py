@@ -14,6 +14,7 @@ from rich.table import Table
 from sq import durations, experiments, record
 from sq.config import nearest
 from sq.console import out, say
+from sq.core import closed_pipe
 from sq.errors import SqError
 from sq.experiments import Experiment
 from sq.reproduce import children, tasks
@@ -27,11 +28,18 @@ dry run), 130 interrupted: the same command goes on."""
 OWN = ("name", "results", "rerun")  # bookkeeping that is not the user's here
 
 
-def main(words: list[str] | None = None) -> int:
+def program(words: list[str] | None = None, prog: str = "python -m sq.reproduce") -> int:
+    """Do what `main` does in a process of its own: a scheduler's request to stop is taken as Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return main(words, prog)
+
+
+@closed_pipe.quiet
+def main(words: list[str] | None = None, prog: str = "python -m sq.reproduce") -> int:
     """Parse the command line, run what is missing, rebuild; return the exit code."""
     words = sys.argv[1:] if words is None else words
     cut = words.index("--") if "--" in words else len(words)
-    options = _parser().parse_args(words[:cut])
+    options = parser(prog).parse_args(words[:cut])
     try:
         return reproduce(options, words[cut + 1 :])
     except SqError as error:
@@ -42,11 +50,12 @@ def main(words: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of its command line, without what follows ``--``."""
     parser = argparse.ArgumentParser(
-        prog="python -m sq.reproduce",
+        prog=prog,
         usage="%(prog)s [NAME ...] [options] [-- OVERRIDE ...]",
-        description=__doc__,
+        description="Run every experiment that is not done, in order of cost, then rebuild all of results/.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -184,5 +193,4 @@ def _finish(every: list[Task], left: dict[Experiment, int], options: argparse.Na
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request to stop, as Ctrl-C
-    sys.exit(main())
+    sys.exit(program())

@@ -14,7 +14,6 @@ from sq.errors import SqError
 from sq.experiments import Experiment
 from sq.plan import Known
 from sq.points import Job
-from sq.root import ROOT
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,18 @@ def left(task: Task, results: Path) -> list[Path]:
 
 
 def _words(one: Experiment, results: Path, words: list[str]) -> list[str]:
-    program = str(ROOT / "run.py")
-    return [sys.executable, program, "-cd", str(one.file.parent), "-cn", one.stem, f"results={results}", *words]
+    return [
+        sys.executable,
+        "-m",
+        "sq",
+        "run",
+        "-cd",
+        str(one.file.parent),
+        "-cn",
+        one.stem,
+        f"results={results}",
+        *words,
+    ]
 
 
 def _sweep(one: Experiment, jobs: list[Job], known: Known, command: list[str]) -> Task:

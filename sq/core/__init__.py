@@ -1,0 +1,1 @@
+"""What runs need of the process and the machine, whatever they compute."""

@@ -1,0 +1,25 @@
+"""Words of messages that depend on a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+
+
+def count(number: int | Sized, noun: str) -> str:
+    """Return `number`, or the size of a collection, before `noun`: "1 run", "12,000 runs", "2 classes".
+
+    Parameters
+    ----------
+    noun : in the singular; the last word of several is the one that takes the plural
+    """
+    size = number if isinstance(number, int) else len(number)
+    return f"{size:,} {noun if size == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a regular `noun`."""
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
