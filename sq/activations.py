@@ -23,6 +23,7 @@ from sq.adds import Adds
 from sq.errors import SqError
 from sq.histogram import Histogram, Histograms
 from sq.knobs import Count
+from sq.network.forward import forward
 from sq.types import Grid, Inputs
 
 See = Callable[[str, Tensor], None]
@@ -106,10 +107,10 @@ def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bo
             twice = adds and len(batch) == 1  # see `sq.adds.in_company`
             observing = Adds(partial(_pass_on, see)) if adds and not twice else nullcontext()
             with hooks.feeding(fed, lambda name, _, x: see(name, x)), observing as mode:
-                net(batch)
+                forward(net, batch)
             if twice:
                 with Adds(partial(_pass_on, partial(_half, see))) as mode:
-                    net(additions.in_company(batch))
+                    forward(net, additions.in_company(batch))
             made.add(mode.number if mode else 0)
     if len(made) > 1:
         raise SqError(f"batches make {' or '.join(map(str, sorted(made)))} additions; use a batch_size that divides")

@@ -9,6 +9,7 @@ from sq import activations, hooks, layers
 from sq.adaptive import Adapter, AdaptiveGrid, AdaptiveInput
 from sq.errors import SqError
 from sq.lsq import Input, check_inputs
+from sq.network.forward import forward
 from sq.types import Problem
 from sq.uniform import UniformGrid
 
@@ -53,7 +54,7 @@ def inputs(problem: Problem, seed: int | None, static: bool = False) -> dict[str
         widths[name] = layers.channels(module, x)
 
     with torch.no_grad(), hooks.feeding(modules, see):
-        problem.model.net(problem.batch.x[:1])
+        forward(problem.model.net, problem.batch.x[:1])
     return {
         name: AdaptiveInput(grid, Adapter(widths[name], seed + i, layers.channel_axis(modules[name]), static))
         for i, (name, grid) in enumerate(grids.items())
@@ -73,5 +74,5 @@ def betas(net: nn.Module, x: Tensor) -> dict[str, list[float]]:
 
     if grids:
         with hooks.feeding({name: net.get_submodule(name) for name in grids}, see, first=True):
-            net(x[:SEEN])
+            forward(net, x[:SEEN])
     return found

@@ -21,6 +21,7 @@ from sq.clock import Clock
 from sq.config import FAMILIES, problems
 from sq.errors import SqError, one_line
 from sq.evaluation import to
+from sq.network.forward import forward
 from sq.samples import Calibration
 from sq.store import Store
 from sq.types import Model
@@ -103,7 +104,7 @@ def _own_hydra() -> Iterator[None]:
 def _check_net(net: nn.Module, images: Tensor) -> None:
     try:
         with torch.no_grad():
-            made = net(images[:1])
+            made = forward(net, images[:1])
     except Exception as error:  # whatever a network that takes something else raises
         raise SqError(f"{type(net).__name__} does not take these images ({one_line(error)[:160]})") from error
     if not isinstance(made, Tensor):

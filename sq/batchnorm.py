@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sq import hooks
 from sq.errors import SqError
+from sq.network.forward import forward
 
 Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -63,7 +64,7 @@ def seen(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `net`, which has BatchNorm layers, makes of `x`, and the mean `distance` of what they are fed."""
     found: list[Tensor] = []
     with hooks.feeding(find(net), lambda name, module, own: found.append(distance(module, own))):
-        outputs = net(x)
+        outputs = forward(net, x)
     return outputs, torch.stack(found).mean()
 
 

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sq import hooks, oom
 from sq import images as reading
 from sq.console import track
+from sq.network.forward import forward
 from sq.sites import Sites, lent, weight
 from sq.types import Layer
 
@@ -89,7 +90,7 @@ def watched(sites: Sites, bits: int | None = None) -> Iterator[Callable[[Tensor]
             moved = [sites.error(s, sites.at(s, bits), w) for s, w in zip(sites.layers, own, strict=True)]
         at = [(w + d if moved else w.clone()).requires_grad_() for w, d in zip(own, moved or own, strict=True)]
         with lent(sites.model, dict(zip(sites.modules, at, strict=True))):
-            yield lambda x: Pass(sites, sites.model.net(x), sites.layers, at, moved)
+            yield lambda x: Pass(sites, forward(sites.model.net, x), sites.layers, at, moved)
 
 
 def _by_inputs(sites: Sites, bits: int | None, x: Tensor) -> Pass:
@@ -109,7 +110,7 @@ def _by_inputs(sites: Sites, bits: int | None, x: Tensor) -> Pass:
         return own
 
     with hooks.replacing(sites.modules, keep):
-        outputs = sites.model.net(x)
+        outputs = forward(sites.model.net, x)
     return Pass(sites, outputs, found, at, moved)
 
 

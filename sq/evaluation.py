@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sq import images as reading
 from sq import oom
 from sq.errors import SqError
+from sq.network.forward import forward
 from sq.samples import Batch, Images, without
 from sq.types import Model
 
@@ -73,7 +74,7 @@ class Evaluation:
         for batch in reading.batches(self.images, every, self.model.prepare, self.size, "evaluate"):
             check_images(self.model, batch, "evaluation")
             with torch.no_grad():
-                outputs = oom.forward("evaluate", lambda x: net(to(x, self.device)).cpu(), batch.x)
+                outputs = oom.forward("evaluate", lambda x: forward(net, to(x, self.device)).cpu(), batch.x)
             if not torch.isfinite(outputs).all():
                 raise SqError("the network's outputs hold NaN or infinity on the evaluation images: check the weights")
             read += batch.ids

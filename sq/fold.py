@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from sq import batchnorm, hooks
 from sq.errors import SqError
+from sq.network.forward import forward
 
 Foldable = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TOLERANCE = 1e-6  # relative squared error of the outputs: far above rounding, far below a BatchNorm that is wrong
@@ -98,7 +99,7 @@ def _observe(net: nn.Module, x: Tensor) -> tuple[list[_Pair], list[str], Tensor]
             fed[layer] += 1
 
     with torch.no_grad(), hooks.returning(layers, returned), hooks.feeding(norms, given):
-        wanted = net(x)
+        wanted = forward(net, x)
     own = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
     pairs, left = [], []
     for name, norm in norms.items():
@@ -150,7 +151,7 @@ def _error(net: nn.Module, x: Tensor, wanted: Tensor, pairs: list[_Pair], undo: 
     for pair in pairs:
         _fold(net, net.get_submodule(pair.layer), net.get_submodule(pair.norm), undo)
     with torch.no_grad():
-        difference = (net(x).double() - wanted.double()).square().sum()
+        difference = (forward(net, x).double() - wanted.double()).square().sum()
     return float(difference / wanted.double().square().sum().clamp_min(torch.finfo(torch.float64).tiny))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sq import hooks
 from sq.console import say
 from sq.errors import SqError
+from sq.network.forward import forward
 from sq.store import GIB
 
 # Of images by number (B,): tensors (B, ...), or (k B, ...) with the k parts of each image one after the other.
@@ -86,7 +87,7 @@ def check_rows(net: nn.Module, names: list[str], x: Tensor) -> None:
 def _returned(net: nn.Module, own: dict[str, nn.Module], x: Tensor) -> list[tuple[str, Tensor]]:
     found: list[tuple[str, Tensor]] = []
     with hooks.returning(own, lambda name, module, y: found.append((name, y.clone()))):
-        net(x)
+        forward(net, x)
     return found
 
 

@@ -21,6 +21,7 @@ from sq import hooks, layers, onnx_model, stopwatch
 from sq.console import track
 from sq.errors import SqError
 from sq.knobs import FLOAT
+from sq.network.forward import forward
 from sq.onnx_model import Neighbours
 from sq.types import Grid, Layer, Model, Problem
 from sq.uniform import UniformGrid, spanning
@@ -92,7 +93,7 @@ def geometries(model: Model, x: Tensor, beside: dict[str, Neighbours]) -> list[G
         found.setdefault((*_knobs(module), made.shape, ends, name in beside), made).layers.append(own[name])
 
     with torch.no_grad(), hooks.feeding({name: layer.module for name, layer in own.items()}, see):
-        model.net(x)
+        forward(model.net, x)
     return list(found.values())
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sq import activations, adds, hooks, needs
 from sq.errors import SqError, one_line
+from sq.network.forward import forward
 from sq.sites import holders
 from sq.types import Grid, Layer, Model, Problem, QuantizedLayer, QuantizedModel
 
@@ -176,7 +177,7 @@ def _passed(net: nn.Module, x: Tensor, names: list[str]) -> tuple[Counter[str], 
     modules = {name: net.get_submodule(name) for name in names}
     seen = hooks.feeding(modules, lambda name, module, fed: found.update([name]))
     with torch.no_grad(), seen, adds.Adds(lambda name, own: own) as made:
-        net(x)
+        forward(net, x)
     return found, made.number
 
 

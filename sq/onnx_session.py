@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sq import activations, adds, hooks, images, stopwatch
 from sq.errors import SqError, one_line
+from sq.network.forward import forward
 from sq.onnx_model import duplicate
 
 # Decibels, at least, of our outputs over their distance from a model's. Sums differ in their last digits alone, but
@@ -82,7 +83,7 @@ def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[f
     """
     session = Session(model.SerializeToString())
     with torch.no_grad():
-        wanted = torch.cat([net(part) for part in images.split(x, None)])
+        wanted = torch.cat([forward(net, part) for part in images.split(x, None)])
         got = torch.cat([session(part) for part in images.split(x, None)])
     least = LEAST_SNR_ROUNDED if activations.attached(net) or adds.attached(net) else LEAST_SNR
     if not (close := snr(wanted, got)) >= least:  # NaN is not
@@ -116,7 +117,7 @@ def _where(net: nn.Module, model: Any, layers: list[str], x: Tensor, least: floa
             parted.append(name)
 
     with torch.no_grad(), hooks.feeding(modules, see):
-        net(x)
+        forward(net, x)
     return f"at what {parted[0]} is fed" if parted else "between layers, or after the last"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sq import hooks, images
 from sq.hooks import See
+from sq.network.forward import forward
 
 
 def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tuple[dict[str, nn.Module], list[str]]:
@@ -25,7 +26,7 @@ def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tup
         calls[name] += 1
 
     with torch.no_grad(), hooks.feeding(modules, count):
-        net(x)
+        forward(net, x)
     return {n: m for n, m in modules.items() if calls[n] == 1}, [n for n in modules if calls[n] != 1]
 
 
@@ -33,7 +34,7 @@ def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tup
 def outputs(net: nn.Module, x: Tensor, batch_size: int | None) -> Iterator[Tensor]:
     """Yield what `net` makes of the images `x`, batch by batch."""
     for part in images.split(x, batch_size):
-        yield net(part)
+        yield forward(net, part)
 
 
 def output_error(net: nn.Module, wanted: Iterable[Tensor], x: Tensor, batch_size: int | None) -> float:

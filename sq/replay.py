@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.errors import SqError
+from sq.network.forward import forward
 from sq.sites import holders
 from sq.types import Layer
 
@@ -85,7 +86,7 @@ class Replay:
     @torch.no_grad()
     def _pass(self, x: Tensor, do: Callable[..., Any]) -> Tensor:
         self._do, self._next = do, 0
-        return self.net(x)
+        return forward(self.net, x)
 
     def _watch(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **named: self._do(module, forward, args, named)

@@ -25,6 +25,7 @@ from sq.console import track
 from sq.derivatives import HEAVIER
 from sq.errors import SqError
 from sq.knobs import Count, Draws, Positive, Whole
+from sq.network.forward import forward
 from sq.sites import weight
 from sq.types import Model
 
@@ -146,7 +147,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 def _shape(model: Model, x: Tensor) -> tuple[int, ...]:
     """Return the shape of one image's outputs."""
     with torch.no_grad():
-        outputs = model.net(x[:1])
+        outputs = forward(model.net, x[:1])
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != 1:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise SqError(
@@ -167,7 +168,7 @@ def _scores(model: Model, x: Tensor, places: range, vectors: _Vectors) -> dict[s
         return at[-1].clone()  # what goes on may change it in place
 
     with hooks.returning({layer.name: layer.module for layer in model.layers}, keep):
-        outputs = model.net(x)
+        outputs = forward(model.net, x)
     sums: list[Tensor] = []
     for number in range(vectors.count):
         product = (vectors.of(number, places).to(outputs) * outputs).sum()

@@ -34,7 +34,7 @@ def mean(
     given = {f"{name}.weight": weight for name, weight in weights.items()}
 
     def own(given: dict[str, Tensor], image: Tensor, other: Tensor) -> Tensor:
-        return of(functional_call(net, given, (image.unsqueeze(0),)), other.unsqueeze(0))
+        return of(functional_call(net, given, (image.unsqueeze(0).clone(),)), other.unsqueeze(0))
 
     gradients = vmap(grad(own), in_dims=(None, 0, 0))
     size = max(1, GRADIENTS // sum(weight.numel() for weight in weights.values()))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sq import gram, hooks, images, layers, memory, oom
 from sq.console import track
 from sq.errors import SqError
+from sq.network.forward import forward
 from sq.samples import Batch
 from sq.types import Layer, LayerStatistics, Model, Statistics
 
@@ -56,7 +57,7 @@ def _pass(model: Model, batch: Batch, batch_size: int | None, positions: float, 
     try:
         with torch.no_grad():
             for chunk in track(images.split(batch.x, batch_size), "statistics"):
-                model.net(chunk)
+                forward(model.net, chunk)
     finally:
         for hook in hooks:
             hook.remove()

@@ -78,7 +78,10 @@ class Student:
             yield h
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Return what a module of the network makes of `x`, in the precision that is learned in."""
+        """Return what a module of the network makes of `x`, in the precision that is learned in.
+
+        `x` must be a fresh tensor: the module may change it in place.
+        """
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return module(x)
 

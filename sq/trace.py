@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sq import hooks, layers
 from sq.errors import SqError
+from sq.network.forward import forward
 from sq.types import Model
 
 
@@ -41,7 +42,7 @@ def settle(model: Model, x: Tensor) -> Model:
 
     modules = {layer.name: layer.module for layer in model.layers}
     with torch.no_grad(), hooks.feeding(modules, look), hooks.returning(modules, count):
-        model.net(x)
+        forward(model.net, x)
     own = {layer.name: layer for layer in model.layers}
     if not positions:
         raise SqError(f"no layer of {type(model.net).__name__} can be quantized: choose another model")

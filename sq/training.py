@@ -17,6 +17,7 @@ from sq.draws import drawing, seeded
 from sq.errors import SqError
 from sq.feed import Crop, choose
 from sq.knobs import Count, NotNegative, Portion, Positive, Whole
+from sq.network.forward import forward
 from sq.pace import Plain, spending
 from sq.resume import Resume
 from sq.trainee import Trainee
@@ -134,7 +135,7 @@ class _Steps:
         start = time.perf_counter()
         with torch.no_grad(), trainee.computing():
             # In eval mode yet: it counts what layers are fed, and leaves BatchNorm alone.
-            trainee.net(x[torch.arange(batch) % len(x)])
+            forward(trainee.net, x[torch.arange(batch) % len(x)])
         self.pass_seconds = time.perf_counter() - start
         groups = trainee.groups()
         parts = [
@@ -168,7 +169,7 @@ class _Steps:
     def backward(self, x: Tensor, y: Tensor, place: tuple[int, int]) -> tuple[float, float]:
         """Leave the gradients of one step; return the loss, and the share of right answers."""
         with torch.enable_grad(), self.trainee.computing():
-            loss, right = self.loss(self.trainee.net(x), y, x)
+            loss, right = self.loss(forward(self.trainee.net, x), y, x)
             if not math.isfinite(value := float(loss.detach())):
                 raise _diverged(f"the loss is {value}", place)
             loss.backward()
@@ -199,7 +200,7 @@ class _Loss:
         loss = (1 - self.share) * F.cross_entropy(logits, y) if self.share < 1 else logits.new_zeros(())
         if self.share:
             with torch.no_grad():
-                wanted = (self.teacher(x) / self.temperature).log_softmax(1)
+                wanted = (forward(self.teacher, x) / self.temperature).log_softmax(1)
             own = (logits / self.temperature).log_softmax(1)
             apart = F.kl_div(own, wanted, reduction="batchmean", log_target=True)
             loss = loss + self.share * self.temperature**2 * apart

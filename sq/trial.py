@@ -16,6 +16,7 @@ from sq.console import say, track
 from sq.costs import Cost
 from sq.errors import SqError
 from sq.mixture import Mixture, Quantize
+from sq.network.forward import forward
 from sq.samples import Batch, Images
 from sq.store import Kind, Store, describe, name, place
 from sq.types import Problem, digest
@@ -106,7 +107,7 @@ def _loss(net: nn.Module, batch: Batch, batch_size: int | None) -> tuple[float, 
     device, loss, right = next(net.parameters()).device, 0.0, 0
     size = reading.together(batch.x.shape[1:], batch_size)
     for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True):
-        outputs = oom.forward("trials", lambda own: net(own.to(device)).cpu(), x)
+        outputs = oom.forward("trials", lambda own: forward(net, own.to(device)).cpu(), x)
         loss += float(F.cross_entropy(outputs.double(), y, reduction="sum"))
         right += int((outputs.argmax(1) == y).sum())
     return loss / len(batch.y), 100 * right / len(batch.y)

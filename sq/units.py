@@ -18,6 +18,7 @@ from sq import hooks
 from sq.adds import Adds
 from sq.config import nearest
 from sq.errors import SqError
+from sq.network.forward import forward
 from sq.types import Layer, Model
 
 
@@ -90,7 +91,7 @@ def check(net: nn.Module, chosen: list[Unit], x: Tensor) -> None:
         return lambda name, module, y: seen[name].append(y.clone() if isinstance(y, Tensor) else None)
 
     with torch.no_grad(), hooks.feeding(own, note(given)), hooks.returning(own, note(made)):
-        net(x)
+        forward(net, x)
     for name, module in own.items():
         try:
             with torch.no_grad():
@@ -120,7 +121,7 @@ class _Pass:
             self.around.setdefault(name, []).append(tuple(running))
 
         with torch.no_grad(), hooks.entering(modules, call) as running, Adds(add):
-            model.net(x)
+            forward(model.net, x)
         homes = ([name for name in path if name and self.held(name)] for path in adding)
         self.adding = {names[-1] for names in homes if names}  # modules that add, and have layers
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sq import gram, hooks, images, layers
 from sq.errors import SqError
+from sq.network.forward import forward
 from sq.statistics import loss
 from sq.types import Layer
 
@@ -81,7 +82,7 @@ def _fed(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor
             raise _Enough
 
     with hooks.feeding({name: net.get_submodule(name)}, keep), suppress(_Enough):
-        net(x)
+        forward(net, x)
     return fed
 
 

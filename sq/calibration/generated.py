@@ -17,6 +17,7 @@ from sq.errors import SqError
 from sq.evaluation import to
 from sq.generation import Request
 from sq.knobs import Count, NotNegative
+from sq.network.forward import forward
 from sq.samples import Calibration, Dataset
 from sq.store import NOWHERE, Store
 from sq.types import Model
@@ -73,7 +74,7 @@ def draw(
     """
     device = next(model.net.parameters()).device
     with torch.no_grad():
-        outputs = model.net(to(torch.zeros(1, *model.input), device))
+        outputs = forward(model.net, to(torch.zeros(1, *model.input), device))
     if model.decode is not None or outputs.ndim != 2 or outputs.shape[1] < 2:
         raise SqError(
             "calibration=generated makes images of given classes, which only a classifier has: choose "
@@ -99,7 +100,7 @@ class Labelled:
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of images x (B, C, H, W) with labels y (B,), summed over images."""
-        logits, distance = batchnorm.seen(self.net, x) if self.bn_weight else (self.net(x), None)
+        logits, distance = batchnorm.seen(self.net, x) if self.bn_weight else (forward(self.net, x), None)
         loss = (log_odds(logits, y) - math.log(self.confidence / (1 - self.confidence))).abs()
         if self.tv:
             loss = loss + self.tv * total_variation(x)
@@ -109,11 +110,11 @@ class Labelled:
 
     def accepted(self, x: Tensor, y: Tensor) -> Tensor:
         """Return (B,) bool: of which images the label is the likeliest."""
-        return self.net(x).argmax(1) == y
+        return forward(self.net, x).argmax(1) == y
 
     def figures(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """Return the mean cross-entropy, the mean probability of the label, and the share of images it is top of."""
-        logits = self.net(x)
+        logits = forward(self.net, x)
         return {
             "loss": float(F.cross_entropy(logits, y)),
             "confidence": float(logits.softmax(1).gather(1, y[:, None]).mean()),

@@ -18,6 +18,7 @@ from sq import activations, adds, container, data, fold, images, layers, record
 from sq.build import build
 from sq.errors import SqError, one_line
 from sq.finished import Finished
+from sq.network.forward import forward
 from sq.resources import code_bits
 from sq.stored import Reader, Words, Writer
 from sq.types import QuantizedLayer
@@ -168,6 +169,6 @@ def _verify(done: Finished, file: Path) -> dict[str, Any]:
             raise SqError(f"export=packed: {name} was not read back from {file} as it was written: nothing is kept")
     with torch.no_grad():
         for part in images.split(x, None):
-            if not torch.equal(net(part), again(part)):
+            if not torch.equal(forward(net, part), forward(again, part)):
                 raise SqError(f"export=packed: what was read back from {file} returns something else: nothing is kept")
     return {"bytes": file.stat().st_size, "figures": done.measure(again).figures}

@@ -19,6 +19,7 @@ from sq.errors import SqError
 from sq.finished import Finished
 from sq.knobs import FLOAT, Count, Whole, Widths
 from sq.latency_table import lines
+from sq.network.forward import forward
 from sq.onnx_model import Parts
 from sq.resources import code_bits
 from sq.types import Grid
@@ -121,7 +122,7 @@ def _input_grids(done: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
     net, layers = done.whole.net, done.problem.model.layers
     fed = hooks.feeding({layer.name: layer.module for layer in layers}, lambda name, module, x: see(name, x))
     with torch.no_grad(), fed, adds.Adds(see):
-        net(adds.in_company(done.problem.batch.x[:2]))
+        forward(net, adds.in_company(done.problem.batch.x[:2]))
     grids: dict[str, Grid] = {name: per_tensor(low, high, 8, False) for name, (low, high) in ends.items()}
     sums = adds.attached(done.quantized.net)
     return {layer.name: grids[layer.name] for layer in layers}, {name: grids[name] for name in sums}

@@ -21,6 +21,7 @@ from sq.draws import seeded, signs
 from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Portion, Positive, Whole
+from sq.network.forward import forward
 from sq.quantizer.learned import begin, finish, ready
 from sq.reconstruct import Learn
 from sq.schedule import Mix
@@ -165,7 +166,7 @@ class _Seen:
             return at[-1].clone()  # what goes on may change it in place
 
         with torch.enable_grad(), hooks.returning({self.unit.name: net.get_submodule(self.unit.name)}, cut):
-            outputs = net(x)
+            outputs = forward(net, x)
             drawn = [signs(o, seeded(self.session.seed, int(i))) for o, i in zip(outputs, index, strict=True)]
             return torch.autograd.grad((outputs * torch.stack(drawn)).sum(), at)[0].square()
 
@@ -189,5 +190,5 @@ def _through(net: torch.nn.Module, name: str, x: Tensor, returns: bool = True) -
 
     own = {name: net.get_submodule(name)}
     with hooks.feeding(own, fed, first=True), hooks.returning(own, returned), suppress(_Enough):
-        net(x)
+        forward(net, x)
     return found

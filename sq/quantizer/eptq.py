@@ -20,6 +20,7 @@ from sq.distance import squares
 from sq.errors import SqError
 from sq.kept import Kept
 from sq.knobs import Count, Positive, Whole
+from sq.network.forward import forward
 from sq.quantizer.learned import begin, finish, ready
 from sq.reconstruct import Learn
 from sq.session import Part
@@ -129,5 +130,5 @@ def returned(net: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
     found: list[Tensor] = []
     # A copy, for what goes on may change it in place.
     with hooks.returning({n: net.get_submodule(n) for n in names}, lambda name, module, y: found.append(y.clone())):
-        net(x)
+        forward(net, x)
     return found

@@ -10,6 +10,7 @@ import torch
 from sq import adapters, unfinished
 from sq.errors import SqError
 from sq.kept import check_rows
+from sq.network.forward import forward
 from sq.reconstruct import Learn, check
 from sq.resume import Resume
 from sq.session import Session
@@ -32,7 +33,7 @@ def ready(problem: Problem, stages: dict[str, Learn | None], parts: list[str]) -
     """
     net, x = problem.model.net, problem.batch.x
     with torch.no_grad():
-        made = net(x[:1])
+        made = forward(net, x[:1])
     if not isinstance(made, torch.Tensor):
         raise SqError(
             f"{type(net).__name__} returns {type(made).__name__}: learned quantizers take networks that return one "

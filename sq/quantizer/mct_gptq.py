@@ -66,7 +66,7 @@ def quantize(problem: Problem, *, iterations: Whole, batch: Count, draws: Count,
     marks: list[float] = []
 
     def representative() -> Iterator[list[Tensor]]:
-        return ([part] for part in x.split(batch))
+        return ([part.clone()] for part in x.split(batch))  # networks may change them in place
 
     given = (copy.deepcopy(problem.model.net), representative)
     platform = _platform(mct.get_target_platform_capabilities(), bits, wide)

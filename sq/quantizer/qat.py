@@ -17,6 +17,7 @@ from sq import adapters, feed, unfinished
 from sq.adaptive import Adaptive
 from sq.errors import SqError
 from sq.knobs import Count, Whole
+from sq.network.forward import forward
 from sq.resume import Resume
 from sq.trainee import Trainee
 from sq.training import Kept, Wanted
@@ -68,7 +69,7 @@ def _check(problem: Problem) -> None:
     """See that the network can be trained on the training split, before anything that takes long."""
     feed.check(problem)
     with torch.no_grad():
-        made = problem.model.net(problem.batch.x[:1])
+        made = forward(problem.model.net, problem.batch.x[:1])
     if not isinstance(made, Tensor) or made.ndim != 2:
         raise SqError(
             f"{type(problem.model.net).__name__} returns no logits (images, classes): lsq and asq train classifiers; "

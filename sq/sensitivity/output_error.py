@@ -10,6 +10,7 @@ from sq.console import track
 from sq.costs import Cost, Rows
 from sq.derivatives import total
 from sq.knobs import InputWidths, Widths
+from sq.network.forward import forward
 from sq.sites import Sites, price
 from sq.types import Problem
 
@@ -61,7 +62,7 @@ def _inputs(sites: Sites, problem: Problem) -> Rows:
                 errors[places[name], column] += float(error.square().sum(dtype=torch.float64))
 
         with torch.no_grad(), hooks.feeding(sites.modules, see):
-            problem.model.net(part)
+            forward(problem.model.net, part)
         return [errors, positions]
 
     errors, positions = total(problem.batch.x, of)

@@ -1,0 +1,1 @@
+"""Networks as modules of PyTorch: how they are copied, checked and run."""
