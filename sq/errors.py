@@ -9,6 +9,10 @@ class SqError(ValueError):
     """A problem the user can fix: the message says what was got, what is allowed and what to do."""
 
 
+class ImageError(SqError):
+    """An image file that cannot be read, in words that follow its name; `dataset.skip_corrupt` leaves it out."""
+
+
 def one_line(error: BaseException) -> str:
     """Return `error` as one line: the message alone for an `SqError`, else the type before it."""
     text = " ".join(COLOURS.sub("", str(error)).split()) or "no message"

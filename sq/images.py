@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sq import cores
 from sq.console import track
-from sq.errors import SqError, one_line
+from sq.errors import ImageError, SqError, one_line
 from sq.samples import Batch, Images, Objects, Prepare
 
 MOST = 256  # images in one forward pass, where nothing else decides
@@ -108,13 +108,23 @@ class _Parts(Dataset):
             try:
                 image = self.images.read(place)
                 image.load()
+            except SqError as error:
+                if not isinstance(error, ImageError):  # the file is whole, and not what the dataset says
+                    return _refused(name, error)
+                errors[name] = str(error)
+                continue
             except Exception as error:  # damaged bytes raise whatever they happen to decode to
                 errors[name] = one_line(error)
                 continue
             try:
                 pixels.append(self.prepare(image, self.images.resized).numpy())
             except SqError as error:  # said here: a worker's exceptions arrive with its traceback in the message
-                return np.empty(0, np.float32), [], {}, f"{name}: {error}"
+                return _refused(name, error)
             places.append(place)
         # Arrays go through a pipe; tensors would go through /dev/shm, which containers keep small.
         return np.stack(pixels) if pixels else np.empty(0, np.float32), places, errors, ""
+
+
+def _refused(name: str, error: SqError) -> tuple[np.ndarray, list[int], dict[str, str], str]:
+    """Return the item of a part whose image `name` is not what the network or the dataset says."""
+    return np.empty(0, np.float32), [], {}, f"{name}: {error}"

@@ -23,10 +23,10 @@ def without(ids: Iterable[str], others: Iterable[str]) -> list[str]:
 class Objects:
     """What is to be found in one image."""
 
-    boxes: Tensor  # (n, 4) float32: left, top, right, bottom, in pixels of the image as it is stored
+    boxes: Tensor  # (n, 4) float32: left, top, right, bottom, in pixels of the image as it is read
     classes: Tensor  # (n,) int64
     crowd: Tensor  # (n,) bool: a region of many objects, which a prediction may match any number of times
-    size: tuple[int, int]  # (height, width) of the image as it is stored
+    size: tuple[int, int]  # (height, width) of the image as it is read
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Dataset:
     test: Images
     classes: int
     name: str  # of the image set: what a model's `expected` figures go by
+    class_names: tuple[str, ...] = ()  # in the order of their numbers, where they are known
 
     def read_by(self, workers: int | None) -> Dataset:
         """Return this dataset with `workers` processes reading what leaves that open."""

@@ -90,9 +90,11 @@ def _quietly() -> Iterator[None]:
     """Put back what importing ultralytics changes for the whole process, and let it write and ask nothing.
 
     It writes settings into the home directory, looks for the internet, logs to the standard output, replaces
-    `torch.save`, sets OMP_NUM_THREADS for child processes, and changes how tensors and arrays are printed.
+    `torch.save` and `PIL.Image.open` (by one that wants to install packages), sets OMP_NUM_THREADS for child
+    processes, and changes how tensors and arrays are printed.
     """
     environment, save, printed = dict(os.environ), torch.save, np.get_printoptions()
+    opened = Image.open
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         os.environ |= {
@@ -108,6 +110,7 @@ def _quietly() -> Iterator[None]:
                 del os.environ[name]
             os.environ.update(environment)
             torch.save = save
+            Image.open = opened
             torch.set_printoptions(profile="default")
             np.set_printoptions(**printed)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sq.data import find
 from sq.dataset.folders import Files, list_classes
-from sq.errors import SqError
+from sq.errors import ImageError, SqError
 from sq.samples import Dataset, Images
 
 CLASSES, SIZE, WHOLE = 10, (32, 32), 10_000  # WHOLE: images of the test split
@@ -55,7 +55,7 @@ def load(*, name: str, root: str, skip_corrupt: bool) -> Dataset:
 
     def split(use: str) -> Images:
         found = [(index, file) for index, own in enumerate(listed[use].values()) for file in own]
-        ids = [f"cifar10/{use}/{file.parent.name}/{file.name}" for _, file in found]
+        ids = [f"cifar10/{use}/{file.relative_to(folder / use).as_posix()}" for _, file in found]
         y = torch.tensor([index for index, _ in found])
         return Images(ids, y, Small(Files([file for _, file in found])), skip_corrupt=skip_corrupt)
 
@@ -73,10 +73,10 @@ class Small:
     files: Files
 
     def __call__(self, place: int) -> Image.Image:
-        """Return the image at `place`; raise a `ValueError` if it is not 32x32 in 8-bit colour."""
+        """Return the image at `place`; raise an `ImageError` if it is not 32x32 in 8-bit colour."""
         image = self.files(place)
         if image.size != SIZE or image.mode not in MODES:
-            raise ValueError(f"it is {image.width}x{image.height} {image.mode}, CIFAR-10 images are 32x32 RGB")
+            raise ImageError(f"it is {image.width}x{image.height} {image.mode}, CIFAR-10 images are 32x32 RGB")
         return image.convert("RGB")
 
 

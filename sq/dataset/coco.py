@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any
 
-import torch
-import yaml
 from PIL import Image
 
 from sq.data import find
+from sq.dataset import coco_json, yolo_labels
+from sq.dataset.image_file import colour, header_of, read_image, upright
+from sq.dataset.objects import Annotated, turns
 from sq.errors import SqError
-from sq.samples import Dataset, Images, Objects
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-SLACK = 1e-5  # by which rounding may push a share beyond 1
-Row = tuple[int, float, float, float, float, bool]  # class, left, top, width, height in pixels, crowd
+from sq.samples import Dataset, Images
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads an image by its place. EXIF orientation is ignored, as COCO's tools do."""
+    """Reads an image by its place, in the orientation that its boxes are of."""
 
     paths: tuple[str, ...]
+    sizes: tuple[tuple[int, int] | None, ...]  # (height, width) that boxes are pixels of, where it is known
+    turned: bool  # images are turned as EXIF says, where their size does not tell
 
     def __call__(self, i: int) -> Image.Image:
-        """Return image `i` in RGB."""
-        with Image.open(self.paths[i]) as image:
-            return image.convert("RGB")
+        """Return image `i` in RGB; raise an `SqError` if it is not of the size that its boxes are of."""
+        image = read_image(Path(self.paths[i]))
+        if turns(header_of(image), self.sizes[i], turned=self.turned):
+            image = upright(image)
+        return colour(image)
 
 
 def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_corrupt: bool) -> Dataset:
@@ -43,7 +42,9 @@ def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_
     outline (x, y, x, y, ...), as shares of the image's sides; without that file there are none. COCO JSON: classes
     are the sorted category ids, counted from 0, and only images that the JSON names are taken.
 
-    A box without width or height is kept, as COCO's tools keep it: an object that no detection can match.
+    A box without width or height is kept, as COCO's tools keep it: an object that no detection can match. One that
+    is there twice counts once. Images are read in the orientation that boxes are of: turned as EXIF says beside
+    YOLO's labels, as ultralytics does; the one that has the size in a JSON.
 
     Parameters
     ----------
@@ -55,27 +56,33 @@ def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_
 
     Raises
     ------
-    SqError : a file, folder or image is missing; labels, YAML or JSON are malformed; a class is unknown; the splits
-        share images
+    SqError : a file, folder or image is missing; labels, YAML or JSON are malformed, or of images of another size; a
+        class is unknown; the splits share images or differ in their classes; there is nothing to find
 
     Source
     ------
     Lin et al. 2014, Microsoft COCO: Common Objects in Context; https://cocodataset.org/#format-data.
     """
     folder = find(root, "dataset.root")
-    (first, known), (second, classes) = (_split(folder, annotations, split, skip_corrupt) for split in (train, test))
-    if known != classes:
-        raise SqError(f"{folder}: {train} has {known} categories, {test} {classes}: use annotations of one data set")
+    seen = _read(folder, annotations, train, evaluated=False)
+    evaluated = _read(folder, annotations, test, evaluated=True)
+    seen = replace(seen, turned=evaluated.turned)  # one program made both
+    _check_names(folder, (train, seen.names), (test, evaluated.names))
+    if None not in evaluated.sizes and not any((~own.crowd).any() for own in evaluated.objects):
+        raise SqError(
+            f"{folder}: none of the {len(evaluated.paths)} images of {test} holds an object: check its labels"
+        )
+    first, second = (_images(folder, annotations, own, skip_corrupt) for own in (seen, evaluated))
     if both := sorted({*first.ids} & {*second.ids}):
         raise SqError(
             f"dataset.train={train} and dataset.test={test} share {len(both)} images ({both[0]} ...): figures on "
             "images that calibration has seen would flatter; give two disjoint splits"
         )
-    return Dataset(first, second, classes, name)
+    return Dataset(first, second, len(evaluated.names), name, tuple(evaluated.names))
 
 
-def _split(folder: Path, annotations: str, split: str, skip_corrupt: bool) -> tuple[Images, int]:
-    """Return one split and the number of classes."""
+def _read(folder: Path, annotations: str, split: str, *, evaluated: bool) -> Annotated:
+    """Return one split; the images of one that is `evaluated` are compared with their annotations."""
     by_yaml = annotations.endswith((".yaml", ".yml"))
     file = folder / (annotations if by_yaml else annotations.replace("*", PurePath(split).name))
     if not file.is_file():
@@ -85,124 +92,36 @@ def _split(folder: Path, annotations: str, split: str, skip_corrupt: bool) -> tu
             f"{' ...' if names[5:] else ''}: dataset.root must hold a data YAML with images/SPLIT and labels/SPLIT "
             "(dataset=coco_sample), or images/SPLIT and annotations/instances_SPLIT.json (dataset=coco)"
         )
-    paths, objects, classes = (_from_yaml if by_yaml else _from_json)(file, folder, split)
-    if gone := [str(path) for path in paths if not path.is_file()]:
+    if by_yaml:
+        read = yolo_labels.read(file, folder, split)
+    else:
+        read = coco_json.read(file, folder, split, evaluated=evaluated)
+    if gone := [str(path) for path in read.paths if not path.is_file()]:
         raise SqError(
-            f"{len(gone)} of {len(paths)} images that {file} names are missing ({', '.join(gone[:3])}"
+            f"{len(gone)} of {len(read.paths)} images that {file} names are missing ({', '.join(gone[:3])}"
             f"{' ...' if gone[3:] else ''}): copy them there"
         )
-    ids, reader = _ids(paths, file, folder), Reader(tuple(map(str, paths)))
-    return Images(ids, objects, reader, skip_corrupt=skip_corrupt, workers=None), classes
+    return read
 
 
-def _from_yaml(file: Path, folder: Path, split: str) -> tuple[list[Path], list[Objects], int]:
-    """Return the images of `split`, their objects and the number of classes, by the data YAML `file`."""
-    try:
-        spec = yaml.safe_load(file.read_text())
-        base, names, places = file.parent / str(spec.get("path") or "."), spec["names"], spec[split]
-        folders = [base / place for place in ([places] if isinstance(places, str) else places)]
-        classes = [*names] if isinstance(names, dict) else [*range(len(names))]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+def _images(folder: Path, annotations: str, read: Annotated, skip_corrupt: bool) -> Images:
+    reader = Reader(tuple(map(str, read.paths)), tuple(read.sizes), read.turned)
+    ids = _ids(read.paths, folder / annotations, folder)
+    return Images(ids, read.objects, reader, skip_corrupt=skip_corrupt, workers=None)
+
+
+def _check_names(folder: Path, train: tuple[str, list[str]], test: tuple[str, list[str]]) -> None:
+    """Raise an `SqError` unless both splits, each with its classes, have the same ones in the same order."""
+    (first, seen), (second, evaluated) = train, test
+    if len(seen) != len(evaluated):
         raise SqError(
-            f"{file} has no {split} or names ({' '.join(str(error).split())}): it must be a data YAML with the keys "
-            "path, train, val and names; dataset.train and dataset.test name its keys"
-        ) from error
-    if classes != [*range(len(classes))]:
-        raise SqError(f"{file}: names has the keys {classes[:5]} ...: number the classes from 0 on")
-    if not base.is_dir():
-        raise SqError(f"{file}: there is no folder path={spec.get('path')}: it is relative to the YAML, write path: .")
-    paths = [path for place in folders for path in _images(place)]
-    labels = [_label(path) for path in paths]
-    if not any(label.is_file() for label in labels):
-        raise SqError(f"{file}: no image of {split} has a label file such as {labels[0]}: copy the labels there")
-    return paths, [_labelled(*pair, len(classes)) for pair in zip(paths, labels, strict=True)], len(classes)
-
-
-def _images(place: Path) -> list[Path]:
-    """Return the images in the folder or .txt list `place`, sorted."""
-    if place.is_file() and place.suffix == ".txt":
-        lines = place.read_text().splitlines()
-        found = sorted(place.parent / line.strip() for line in lines if line.strip())
-    elif place.is_dir():
-        found = sorted(own for own in place.rglob("*") if own.suffix.lower() in SUFFIXES)
-    else:
-        raise SqError(f"no image folder or .txt list {place}: correct the path, or copy the images there")
-    if not found:
-        raise SqError(f"{place} holds no images ({', '.join(SUFFIXES)}): copy them there")
-    return found
-
-
-def _label(path: Path) -> Path:
-    """Return the label file of the image at `path`: in labels/ for the last images/ of its path, else beside it."""
-    before, images, after = str(path).rpartition("/images/")
-    return Path(f"{before}/labels/{after}" if images else path).with_suffix(".txt")
-
-
-def _labelled(path: Path, label: Path, classes: int) -> Objects:
-    """Return the objects that the text file `label` names in the image at `path`."""
-    try:
-        with Image.open(path) as image:  # reads the header only
-            width, height = image.size
-    except OSError:  # whoever reads the image finds that out as well, and knows whether it may be skipped
-        return _objects([], (0, 0))
-    rows: list[Row] = []
-    for number, line in enumerate(label.read_text().splitlines() if label.is_file() else (), 1):
-        if not line.strip():
-            continue
-        k, x, y, w, h = _numbers(line, f"{label}:{number}")
-        if k >= classes:
-            raise SqError(f"{label}:{number}: class {k}, but names has {classes} classes: correct the line or names")
-        rows.append((k, x * width, y * height, w * width, h * height, False))
-    return _objects(rows, (height, width))
-
-
-def _numbers(line: str, where: str) -> tuple[int, float, float, float, float]:
-    """Return class, left, top, width and height (shares of the image's sides) in a `line` of a label file."""
-    try:
-        first, *shares = map(float, line.split())
-        fits = len(shares) == 4 or (len(shares) > 4 and len(shares) % 2 == 0)
-        if not (fits and first >= 0 and first.is_integer() and all(0 <= s <= 1 + SLACK for s in shares)):
-            raise ValueError
-    except ValueError:
-        raise SqError(
-            f"{where}: got {line.strip()[:60]!r}, expected 'class x y width height' or 'class x y x y x y ...' with a "
-            "whole class and shares from 0 to 1: correct or remove the line"
-        ) from None
-    if len(shares) == 4:
-        x, y, w, h = shares
-        return int(first), x - w / 2, y - h / 2, w, h
-    x, y = min(shares[::2]), min(shares[1::2])
-    return int(first), x, y, max(shares[::2]) - x, max(shares[1::2]) - y
-
-
-def _from_json(file: Path, folder: Path, split: str) -> tuple[list[Path], list[Objects], int]:
-    """Return the images that COCO's JSON `file` names, their objects and the number of classes."""
-    if not (folder / split).is_dir():
-        raise SqError(f"no image folder {folder / split}: correct dataset.train and dataset.test, or copy it there")
-    try:
-        spec = json.loads(file.read_bytes())
-        classes = {key: k for k, key in enumerate(sorted(own["id"] for own in spec["categories"]))}
-        images = sorted(spec["images"], key=lambda own: own["file_name"])
-        rows: dict[Any, list[Row]] = {own["id"]: [] for own in images}
-        for own in spec["annotations"]:
-            x, y, w, h = map(float, own["bbox"])
-            rows[own["image_id"]].append((classes[own["category_id"]], x, y, w, h, bool(own.get("iscrowd", 0))))
-        objects = [_objects(rows[own["id"]], (int(own["height"]), int(own["width"]))) for own in images]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SqError(
-            f"{file} is not COCO instances JSON ({type(error).__name__}: {' '.join(str(error).split())}): it must have "
-            "images, annotations (image_id, category_id, bbox) of these images, and categories"
-        ) from error
-    if not images:
-        raise SqError(f"{file} names no images: use COCO's instances_*.json")
-    return [folder / split / own["file_name"] for own in images], objects, len(classes)
-
-
-def _objects(rows: list[Row], size: tuple[int, int]) -> Objects:
-    """Return objects for `rows` in an image of `size` (height, width)."""
-    boxes = torch.tensor([(x, y, x + w, y + h) for _, x, y, w, h, _ in rows], dtype=torch.float32).reshape(-1, 4)
-    classes = torch.tensor([row[0] for row in rows], dtype=torch.int64)
-    return Objects(boxes, classes, torch.tensor([row[5] for row in rows], dtype=torch.bool), size)
+            f"{folder}: {first} has {len(seen)} categories, {second} {len(evaluated)}: use annotations of one data set"
+        )
+    for k, pair in enumerate(zip(seen, evaluated, strict=True)):
+        if pair[0] != pair[1]:
+            raise SqError(
+                f"{folder}: class {k} is {pair[0]} in {first}, {pair[1]} in {second}: use annotations of one data set"
+            )
 
 
 def _ids(paths: Iterable[Path], file: Path, folder: Path) -> list[str]:

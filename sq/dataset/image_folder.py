@@ -1,5 +1,6 @@
 """Images in folders, one for each class: ImageNet as it is unpacked everywhere, and any set laid out like it."""
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,13 +9,15 @@ import torch
 from annotated_types import Len
 from PIL import Image
 
+from sq.core.file_content import read_text
 from sq.data import find
 from sq.dataset.folders import Files, list_classes
+from sq.dataset.image_file import colour
 from sq.errors import SqError
 from sq.knobs import Count
 from sq.samples import Dataset, Images
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 IMAGENET = "imagenet"  # in place of a file: the 1,000 wnids of ILSVRC2012, in class-index order
 
 
@@ -49,9 +52,9 @@ def load(
     folder = find(root, "dataset.root")
     train, test = (list_classes(folder, use, SUFFIXES) for use in splits)
     order = [*train] if classes is None else _class_list(folder, classes)
-    index = {own: i for i, own in enumerate(order)}
+    index = {_composed(own): i for i, own in enumerate(order)}
     for use, found in zip(splits, (train, test), strict=True):
-        if unknown := [own for own in found if own not in index]:
+        if unknown := [own for own in found if _composed(own) not in index]:
             raise SqError(
                 f"{folder / use}: {len(unknown)} of {len(found)} folders are no class of "
                 f"{'the training split' if classes is None else classes} ({', '.join(unknown[:3])}): "
@@ -65,13 +68,13 @@ def load(
         )
 
     def split(use: str, found: dict[str, list[Path]], resized: bool) -> Images:
-        files = [(index[own], file) for own, files in found.items() for file in files]
+        files = [(index[_composed(own)], file) for own, files in found.items() for file in files]
         # An image's id names no folder of this machine, so calibration draws compare between machines.
-        ids = [f"{use}/{file.parent.name}/{file.name}" for _, file in files]
+        ids = [f"{use}/{file.relative_to(folder / use).as_posix()}" for _, file in files]
         read = Coloured(Files([file for _, file in files]))
         return Images(ids, torch.tensor([i for i, _ in files]), read, resized, skip_corrupt, workers=None)
 
-    return Dataset(split(splits[0], train, False), split(splits[1], test, resized), len(order), name)
+    return Dataset(split(splits[0], train, False), split(splits[1], test, resized), len(order), name, tuple(order))
 
 
 @dataclass(frozen=True)
@@ -81,22 +84,24 @@ class Coloured:
     files: Files
 
     def __call__(self, place: int) -> Image.Image:
-        """Return the image at `place`; raise a `ValueError` if it has more than 8 bits a channel."""
-        image = self.files(place)
-        if image.mode.startswith(("I", "F")):  # Pillow would cut all values beyond 255
-            raise ValueError(f"it is {image.width}x{image.height} {image.mode}, more than 8 bits a channel")
-        return image.convert("RGB")
+        """Return the image at `place`; raise an `ImageError` if it cannot be read or has more than 8 bits a channel."""
+        return colour(self.files(place))
 
 
 def _class_list(folder: Path, classes: str) -> list[str]:
     if classes == IMAGENET:
         from timm.data import ImageNetInfo
 
-        return ImageNetInfo("imagenet-1k").label_names()
+        return list(ImageNetInfo("imagenet-1k").label_names())
     file = folder / classes
     if not file.is_file():
         raise SqError(f"dataset.classes={classes}: no file {file}: one class a line, or {IMAGENET}, or null")
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [_composed(line.strip()) for line in read_text(file).splitlines() if line.strip()]
     if len({*names}) != len(names) or not names:
         raise SqError(f"{file} names {len(names)} classes, {len({*names})} different ones: one class a line, each once")
     return names
+
+
+def _composed(name: str) -> str:
+    """Return `name` with accents as one character each: macOS stores them as two."""
+    return unicodedata.normalize("NFC", name)

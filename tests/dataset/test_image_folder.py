@@ -1,10 +1,12 @@
 """Images in class folders: which class an image is of, and what is said of folders laid out otherwise."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision
 from cli_helpers import compose
 from PIL import Image
 
@@ -84,9 +86,7 @@ def test_images_become_rgb(folder, mode, suffix):
 def test_image_of_more_than_8_bits_is_named(folder, pixels):
     (folder / "val" / "bee" / "1.JPEG").unlink()
     Image.fromarray(pixels).save(folder / "val" / "bee" / "1.tiff")
-    with pytest.raises(
-        SqError, match=r"1 of 4 images .*\(val/bee/1\.tiff: ValueError: it is 8x6 [IF]\S*, more than 8 bits"
-    ):
+    with pytest.raises(SqError, match=r"1 of 4 images .*\(val/bee/1\.tiff: it is 8x6 [IF]\S*, more than 8 bits"):
         images.load(load(folder).test, range(4), Normalise((6, 8), (0.0,) * 3, (1.0,) * 3), "x")
 
 
@@ -94,7 +94,9 @@ def test_truncated_jpeg_is_named_or_left_out(folder):
     file = folder / "val" / "cow" / "0.JPEG"
     file.write_bytes(file.read_bytes()[:-40])
     prepare = Normalise((6, 8), (0.0,) * 3, (1.0,) * 3)
-    with pytest.raises(SqError, match=r"1 of 4 images cannot be read \(val/cow/0\.JPEG: OSError: (?i:.*truncated)"):
+    with pytest.raises(
+        SqError, match=r"1 of 4 images cannot be read \(val/cow/0\.JPEG: it is damaged \((?i:.*truncated)"
+    ):
         images.load(load(folder).test, range(4), prepare, "x")
     batch = images.load(load(folder, skip_corrupt=True).test, range(4), prepare, "x")
     assert batch.ids == ["val/bee/0.JPEG", "val/bee/1.JPEG", "val/cow/1.JPEG"]
@@ -121,6 +123,57 @@ def test_ids_are_the_same_wherever_the_folder_lies(folder, monkeypatch):
 def test_other_files_are_no_images(folder):
     (folder / "val" / "bee" / "notes.txt").write_text("x")
     assert len(load(folder).test.ids) == 4
+
+
+def test_images_in_deeper_folders_come_as_torchvision_has_them(folder):
+    for own in ("b/1.png", "a/z.png", "a/A.PNG", "a/b/c.png"):
+        (folder / "val" / "bee" / own).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(folder / "val" / "bee" / own)
+    (folder / "val" / "bee" / "a" / "up").symlink_to(folder / "val" / "bee")  # leads round
+    data = load(folder)
+    (folder / "val" / "bee" / "a" / "up").unlink()  # torchvision would follow it until the system stops it
+    theirs = torchvision.datasets.ImageFolder(str(folder / "val")).imgs
+    assert data.test.ids == [Path(path).relative_to(folder).as_posix() for path, _ in theirs]
+    assert data.test.y.tolist() == [1 + label for _, label in theirs], "val has no ants"
+    assert data.test.ids[:3] == ["val/bee/0.JPEG", "val/bee/1.JPEG", "val/bee/a/A.PNG"]
+
+
+def test_what_systems_leave_behind_is_no_image_and_no_class(folder, capsys):
+    for own in ("._0.JPEG", ".DS_Store", "@eaDir/0.JPEG", ".ipynb_checkpoints/0.JPEG"):
+        file = folder / "val" / "bee" / own
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x")
+    for own in ("__MACOSX", ".ipynb_checkpoints"):
+        (folder / "train" / own).mkdir()
+        (folder / "train" / own / "._0.JPEG").write_bytes(b"x")
+    data = load(folder)
+    assert data.classes == 3
+    assert data.test.ids == ["val/bee/0.JPEG", "val/bee/1.JPEG", "val/cow/0.JPEG", "val/cow/1.JPEG"]
+    assert capsys.readouterr().err == ""
+
+
+def test_files_that_are_left_out_are_counted(folder, capsys):
+    for name in ("a.heic", "b.gif", "c.gif", "notes"):
+        (folder / "val" / "bee" / name).write_bytes(b"x")
+    assert len(load(folder).test.ids) == 4
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{folder / 'val'}: 4 files are left out, no images by their names (.gif, .heic, notes)"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_class_list_in_the_encodings_people_use(folder, encoding):
+    (folder / "train" / "ant").rename(folder / "train" / unicodedata.normalize("NFD", "fourmi ailée"))
+    (folder / "classes.txt").write_bytes("fourmi ailée\r\ncow\r\nbee\r\n".encode(encoding))
+    data = load(folder, classes="classes.txt")
+    assert data.class_names == ("fourmi ailée", "cow", "bee")
+    assert data.test.y.tolist() == [2, 2, 1, 1]
+
+
+def test_class_list_in_latin_1_is_named(folder):
+    (folder / "classes.txt").write_bytes("cow\nfourmi ailée\n".encode("latin-1"))
+    with pytest.raises(SqError, match=r"classes\.txt:2: byte 0xe9 is not UTF-8: save the file as UTF-8") as caught:
+        load(folder, classes="classes.txt")
+    assert "\n" not in str(caught.value)
 
 
 def no_root(folder):
