@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sq.core import processor
+
 PACKAGES = (
     *("torch", "torchvision", "timm", "scipy", "numpy", "scikit-learn", "hydra-core", "omegaconf"),
     *("brevitas", "model-compression-toolkit"),
@@ -20,7 +22,7 @@ def collect(device: Any) -> dict[str, Any]:
     """Return commit, versions, device and start time of a run on `device` (a `torch.device`)."""
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name()
     machine = f"{platform.node()} {name} {torch.get_num_threads()} {device.type} {torch.__version__}"
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -31,6 +33,8 @@ def collect(device: Any) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": device.type,
         "processor": name,
+        "instructions": processor.instruction_set(),
+        "vnni": processor.vnni(),
         "threads": torch.get_num_threads(),
         # Times compare only where this is equal; hashed, since a host's name is nobody's business.
         "machine": hashlib.sha256(machine.encode()).hexdigest()[:16],
@@ -50,14 +54,6 @@ def _commit() -> dict[str, Any]:
     # Only the code and its settings count: a new record does not make the tree dirty.
     status = git("status", "--porcelain", "--", ":/sq", ":/conf", ":/run.py")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def _installed(name: str) -> bool:
