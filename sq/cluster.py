@@ -17,6 +17,8 @@ from typing import Any, TypedDict
 
 from sq import claim
 from sq.console import say
+from sq.core import installation
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.knobs import Count, Positive, Whole
 from sq.launch import TAIL, Ended
@@ -87,7 +89,7 @@ def run(jobs: list[Job], settings: Settings) -> Generator[Ended, None, None]:
     parts = [range(first, min(first + each, len(jobs))) for first in range(0, len(jobs), each)]
     tasks = dict(zip(_submit([[jobs[i] for i in part] for part in parts], settings), parts, strict=True))
     arrays = _arrays(tasks)
-    say(f"{len(tasks)} tasks of SLURM job {', '.join(arrays)}; scancel {' '.join(arrays)} ends them")
+    say(f"{quantity(tasks, 'task')} of SLURM job {', '.join(arrays)}; scancel {' '.join(arrays)} ends them")
     looked = 0.0
     while tasks:
         # One call of sacct tells of all tasks; files that tell of a task's end are looked at in between.
@@ -107,7 +109,7 @@ def _require() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise SqError('hydra/launcher=slurm needs submitit: pip install -e ".[slurm]"') from error
+        raise SqError(f"hydra/launcher=slurm needs submitit: {installation.command('slurm')}") from error
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
         raise SqError(
             f"hydra/launcher=slurm: no {', '.join(missing)} on this machine; run it on a login node of the cluster "

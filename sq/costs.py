@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sq.core.wording import quantity
 from sq.errors import SqError
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class Cost:
         for what, name, bits, value in self._entries():
             if not math.isfinite(value):
                 raise SqError(
-                    f"the cost of {bits} bits in the {what} of layer {name} is {value}: no allocation can use it; "
-                    "choose another sensitivity, or more calibration images"
+                    f"the cost of {quantity(bits, 'bit')} in the {what} of layer {name} is {value}: no allocation can "
+                    "use it; choose another sensitivity, or more calibration images"
                 )
         if self.pairs is not None and not np.isfinite(self.pairs).all():
             first, second = (self.choices()[k][0] for k in np.argwhere(~np.isfinite(self.pairs))[0])

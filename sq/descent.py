@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sq import schedule
 from sq.adaptive import AdaptiveInput
 from sq.console import say
+from sq.core.wording import quantity
 from sq.draws import seeded
 from sq.errors import SqError
 from sq.knobs import NotNegative
@@ -105,8 +106,8 @@ class Descent:
         """Say which factors of scales ended as low as they may."""
         if low := [name for name in self.part.layers if self._floored(name)]:
             say(
-                f"{self.part.name}: factors of scales of {len(low)} layers ended at {FLOOR:g}, the least allowed "
-                f"({', '.join(low[:3])}): lower quantizer.learn.rates.scale and rates.input"
+                f"{self.part.name}: factors of scales of {quantity(low, 'layer')} ended at {FLOOR:g}, the least "
+                f"allowed ({', '.join(low[:3])}): lower quantizer.learn.rates.scale and rates.input"
             )
 
     def _floored(self, name: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sq import images as reading
 from sq import oom
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.network.forward import forward
 from sq.samples import Batch, Images, without
@@ -94,13 +95,15 @@ def check_images(model: Model, batch: Batch, use: str) -> None:
     finite = torch.isfinite(batch.x).flatten(1).all(1)
     if not finite.all():
         bad = [batch.ids[i] for i in (~finite).nonzero().flatten().tolist()]
-        raise SqError(f"{len(bad)} {use} images hold NaN or infinity ({', '.join(bad[:3])}): repair or remove them")
+        raise SqError(
+            f"{quantity(bad, f'{use} image')} with NaN or infinity ({', '.join(bad[:3])}): repair or remove them"
+        )
 
 
 def check_disjoint(calibration: list[str], evaluation: list[str]) -> None:
     """Raise an `SqError` if images are used both to calibrate and to evaluate."""
     if shared := sorted({*calibration} & {*evaluation}):
         raise SqError(
-            f"{len(shared)} images are used both to calibrate and to evaluate ({', '.join(shared[:3])}): "
+            f"used both to calibrate and to evaluate: {quantity(shared, 'image')} ({', '.join(shared[:3])}): "
             "draw calibration images from the training split"
         )

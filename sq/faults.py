@@ -10,6 +10,7 @@ from typing import Any
 from sq import contradictions, needs
 from sq.build import check
 from sq.config import FAMILIES, problems
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.plan import differing
 from sq.points import Job
@@ -54,7 +55,7 @@ def told(faults: Faults, jobs: list[Job], what: str) -> str:
     parts = []
     for fault, own in sorted(faults.items(), key=lambda item: -len(item[1]))[:MOST]:
         some = "; ".join(words[id(job)] for job in own[:SHOWN]) + ("; ..." if len(own) > SHOWN else "")
-        count = f"{len(own)} runs: " if len(own) > 1 else ""
+        count = f"{quantity(own, 'run')}: " if len(own) > 1 else ""
         parts.append(fault if len(own) == len(jobs) else f"{fault} ({count}{some})")
     if len(faults) > MOST:
         parts.append(f"and {len(faults) - MOST} more")

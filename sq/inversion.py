@@ -12,6 +12,7 @@ from torch import Tensor
 from sq.canvas import Canvas, moved
 from sq.clock import synchronize
 from sq.console import say, track
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.evaluation import to
 from sq.generation import Request
@@ -131,5 +132,6 @@ class _Forecast:
             return
         rest = (time.perf_counter() - self.start) / WARM * (self.steps - 1 - WARM)
         if rest > WORTH_TELLING:
-            say(f"{self.images} images are generated in {self.steps} steps, which should take {rest:.0f} s")
+            steps = quantity(self.steps, "step")
+            say(f"generating {quantity(self.images, 'image')} in {steps} should take {rest:.0f} s")
         self.steps = 0  # told once

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.ranges import Ranges
 from sq.uniform import best_scale
@@ -136,4 +137,4 @@ def signed(magnitudes: Iterable[float], strict: bool = False) -> Tensor:
 def check_bits(grid: str, bits: int) -> None:
     """Raise an `SqError` for bits that tables of levels are not made for."""
     if not BITS[0] <= bits <= BITS[1]:
-        raise SqError(f"{bits} bits: grid={grid} takes {BITS[0]} to {BITS[1]}; use others, or grid=uniform")
+        raise SqError(f"{quantity(bits, 'bit')}: grid={grid} takes {BITS[0]} to {BITS[1]}; use others, or grid=uniform")

@@ -11,13 +11,14 @@ from typing import Any
 
 from sq import data
 from sq.config import leaves
+from sq.core import installation
 from sq.errors import SqError
 
 FILES = {"model": "weights", "dataset": "root"}  # the knobs that name files of the user's
 FAMILIES = ("model", "dataset", "metric", "quantizer", "export", "latency")  # whose choices need something
 # What pip install sq does not bring along, by the setting that asks for it and how its value begins.
-DETECTION = 'python -m pip install -e ".[detection]"'
-EXPORT = 'python -m pip install -e ".[export]"'
+DETECTION = installation.command("detection")
+EXPORT = installation.command("export")
 ONNX = ("onnx", "onnxruntime", "onnxscript")
 PACKAGES = (
     ("model._target_", "sq.model.yolov5.", "ultralytics", DETECTION),
@@ -28,7 +29,7 @@ PACKAGES = (
         "quantizer._target_",
         "sq.quantizer.mct_gptq.",
         "model_compression_toolkit",
-        "python -m pip install -e '.[bench]'",
+        installation.command("bench"),
     ),
     *(("export._target_", "sq.export.onnx.", package, EXPORT) for package in ONNX),
     *(("latency._target_", "sq.latency.onnxruntime.", package, EXPORT) for package in ONNX),

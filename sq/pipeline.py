@@ -13,6 +13,7 @@ from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
 from sq.console import say
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.finished import Finished
@@ -45,7 +46,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
         whole = trace.settle(model, batch.x[:1])
         if whole.skipped:
-            say(f"{len(whole.skipped)} layers stay in full precision: {', '.join(whole.skipped)}")
+            say(f"in full precision: {quantity(whole.skipped, 'layer')}: {', '.join(whole.skipped)}")
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
         full, known = baseline.measure(config, whole, dataset, evaluation)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sq import claim, durations, standing
 from sq.config import problems
+from sq.core.wording import quantity
 from sq.points import Job
 from sq.record import Record
 from sq.standing import Standing
@@ -99,7 +100,7 @@ def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
     """Return one line: how many runs there are, how they stand, and how long the ones `todo` should take."""
     count = Counter(run.state for run in runs)
     done = sum(run.state == "done" for run in runs) - sum(run.state == "done" for run in todo)
-    parts = [f"{len(runs)} runs", f"{done} done", f"{len(todo)} to do"]
+    parts = [quantity(runs, "run"), f"{done} done", f"{len(todo)} to do"]
     parts += [f"{count[state]} {state}" for state in ("failed", "running", "damaged") if count[state]]
     line = ", ".join(parts)
     if not todo:

@@ -24,6 +24,7 @@ from typing import TypedDict
 
 from sq import cores
 from sq.console import say
+from sq.core.wording import quantity
 from sq.knobs import Count
 from sq.launch import TAIL, Ended
 from sq.points import Job
@@ -64,7 +65,7 @@ def run(jobs: list[Job], settings: Settings) -> Generator[Ended, None, None]:
     own = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
     folder = Path(settings["folder"]) / own
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"{len(given)} processes on this machine, {_words(given[0])} each; what they print is in {folder}")
+    say(f"{quantity(given, 'process')} on this machine, {_words(given[0])} each; what is printed there is in {folder}")
     queue = deque((number, False) for number in range(len(jobs)))
     workers = [_start(place, folder / f"{number}.log") for number, place in enumerate(given)]
     try:
@@ -119,7 +120,7 @@ def _gpus() -> list[str]:
 
 
 def _words(place: Place) -> str:
-    told = f"{place['OMP_NUM_THREADS']} CPU threads"
+    told = quantity(int(place["OMP_NUM_THREADS"]), "CPU thread")
     return f"one GPU and {told}" if "CUDA_VISIBLE_DEVICES" in place else told
 
 

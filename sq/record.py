@@ -13,6 +13,7 @@ from typing import Any
 
 from sq import since
 from sq.config import nearest
+from sq.core.wording import quantity
 from sq.errors import SqError
 
 VERSION = 1
@@ -62,7 +63,7 @@ def beside(wanted: set[Path]) -> list[str]:
     """Return a line for each folder of the records `wanted` that holds others."""
     places = {file.parent: file.parent.glob("*.json") for file in sorted(wanted)}
     return [
-        f"{place.name}: {len(others)} records beside, of other settings or of earlier code, are in its tables"
+        f"{place.name}: {quantity(others, 'record')} beside, of other settings or of earlier code, in its tables too"
         for place, files in places.items()
         if (others := {*files} - wanted)
     ]

@@ -18,6 +18,7 @@ from sq import cli, experiments, plan, points, record
 from sq.config import nearest
 from sq.console import out, say
 from sq.core import closed_pipe
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.plan import Run
 from sq.points import Job
@@ -58,7 +59,7 @@ def main(words: list[str] | None = None, prog: str = "python -m sq.status") -> i
         told += f", {repeats} of the done could not be repeated"
     guess = known.estimate([run.job for run in left])
     time = f"; the rest takes {guess.words(len(left))}" if left and guess.unknown < len(left) else ""
-    say(f"{options.name}: {len(runs)} runs of {', '.join(parts)}: {told}{time}")
+    say(f"{options.name}: {quantity(runs, 'run')} of {', '.join(parts)}: {told}{time}")
     for line in record.beside({job.file for job in jobs}):
         say(line)
     return 1 if left else 0

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sq.augment import Augment
 from sq.console import say, track
+from sq.core.wording import quantity
 from sq.draws import drawing, seeded
 from sq.errors import SqError
 from sq.feed import Crop, choose
@@ -89,7 +90,8 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     total, rows, spent = epochs * steps, kept.resume.rows, kept.resume.spent
     augmented = Augment(trainee.problem.model, move, mirror)
     own = _Steps(trainee, _Loss(trainee, distill, temperature), batch, rate, momentum, decay)
-    say(f"{epochs} epochs of {steps} steps: about {own.forecast() * total / 60:.1f} minutes, by one pass")
+    minutes = own.forecast() * total / 60
+    say(f"{quantity(epochs, 'epoch')} of {quantity(steps, 'step')}: about {minutes:.1f} minutes, by one pass")
     plain = Plain(trainee.problem.model.net, total)
     first = kept.resume.begin(0, [own.optimizer]) or 0
     trainee.net.train()
@@ -105,7 +107,7 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
         _count(rows, place[0], loss / steps, 100 * right / steps)
         if step + 1 - first == TIMED and total > step + 1:
             left = (time.perf_counter() - began) / TIMED * (total - step - 1)
-            say(f"about {left / 60:.1f} minutes more, by {TIMED} steps")
+            say(f"about {left / 60:.1f} minutes more, by {quantity(TIMED, 'step')}")
         if (step + 1) % kept.every == 0:
             own.check_values(place)
             kept.resume.save(0, step + 1, [own.optimizer])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sq import images as reading
 from sq import oom, source
 from sq.console import say, track
+from sq.core.wording import quantity
 from sq.costs import Cost
 from sq.errors import SqError
 from sq.mixture import Mixture, Quantize
@@ -66,7 +67,8 @@ def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
         raise SqError("trials measure cross-entropy, which a detector has none of: set trials=none")
     every = len(trial.images.ids)
     places = torch.linspace(0, every - 1, min(images, every)).round().long().tolist()
-    say(f"trials: {len(mixes)} bit assignments on {len(places)} images, unless another run has measured them")
+    assignments = quantity(mixes, "bit assignment")
+    say(f"trials: {assignments} on {quantity(places, 'image')}, unless another run has measured them")
     batch = reading.load(trial.images, places, trial.problem.model.prepare, "trial images")
     mixture = Mixture(trial.problem, trial.quantize, trial.cost.weights)
     parts = [source.digest(), trial.store.origin, *_content(trial, mixture, batch), mixes]

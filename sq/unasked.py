@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sq import claim, mirror, record
 from sq.console import out, say, track
+from sq.core.wording import quantity
 from sq.errors import SqError, one_line
 
 SHOWN = 1000  # runs in a listing: rich takes half a second for a thousand
@@ -43,7 +44,7 @@ def tell(folder: Path) -> int:
         out.print(_table(left))
     count = Counter(run.state for run in runs)
     told = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "ended"))
-    say(f"{folder.name}: {len(runs)} runs: {told}; no experiment has this name, so nothing says what is missing")
+    say(f"{folder.name}: {quantity(runs, 'run')}: {told}; no experiment has this name, so nothing says what is missing")
     return 1 if left else 0
 
 

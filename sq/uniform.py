@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sq.core.wording import quantity
 from sq.errors import SqError
 
 
@@ -123,7 +124,7 @@ def per_tensor(low: float, high: float, bits: int, symmetric: bool) -> UniformGr
     lowest = 2 if signed else 1
     if not lowest <= bits <= 16:
         kind = "signed, symmetric" if signed else "unsigned" if low >= 0 else "affine"
-        raise SqError(f"{bits} bits: an activation grid ({kind}) takes {lowest} to 16; set activation.bits")
+        raise SqError(f"{quantity(bits, 'bit')}: an activation grid ({kind}) takes {lowest} to 16; set activation.bits")
     lower, upper = (torch.tensor(end, dtype=torch.float32) for end in reach(low, high, symmetric))
     return spanning(lower, upper, bits, signed)
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
+from sq.core import installation
 from sq.errors import SqError
 from sq.letterbox import letterbox
 
@@ -68,9 +69,7 @@ def build(family: str, size: str) -> nn.Sequential:
             import ultralytics
             from ultralytics.nn.tasks import DetectionModel
         except ImportError as error:
-            raise SqError(
-                f'YOLO networks need ultralytics ({error}): python -m pip install -e ".[detection]"'
-            ) from error
+            raise SqError(f"YOLO networks need ultralytics ({error}): {installation.command('detection')}") from error
         # By name, ultralytics would prefer a file of the working directory to its own.
         found = sorted(Path(ultralytics.__file__).parent.glob(f"cfg/models/*/{family}.yaml"))
         if not found:

@@ -88,7 +88,7 @@ def test_what_a_cluster_may_have_is_no_reason_to_refuse(tmp_path, monkeypatch):
     done = call(tmp_path, *BARE, "hydra/launcher=slurm", "sweep.dry_run=true", sweep=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("seen from here 1 of 1 runs lack what they need: ")
-    assert "1 runs, 0 done, 1 to do" in done.stderr
+    assert "1 run, 0 done, 1 to do" in done.stderr
 
 
 def test_equal_parts_are_looked_at_once(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_images_that_fit_pass():
 def test_broken_images_are_named(value):
     batch = split("train")
     batch.x[1, 0, 2, 2] = value
-    with pytest.raises(SqError, match=r"1 evaluation images hold NaN or infinity \(train/1\)"):
+    with pytest.raises(SqError, match=r"^1 evaluation image with NaN or infinity \(train/1\)"):
         evaluation.check_images(MODEL, batch, "evaluation")
 
 
@@ -57,9 +57,9 @@ def test_images_of_another_shape(shape):
 def test_overlap_of_calibration_and_evaluation():
     test = split("test", 5).ids
     test[3] = "train/1"
-    with pytest.raises(SqError, match=r"1 images are used both to calibrate and to evaluate \(train/1\)"):
+    with pytest.raises(SqError, match=r"used both to calibrate and to evaluate: 1 image \(train/1\)"):
         evaluation.check_disjoint(split("train").ids, test)
-    with pytest.raises(SqError, match="3 images are used both"):
+    with pytest.raises(SqError, match="used both to calibrate and to evaluate: 3 images"):
         evaluation.check_disjoint(split("train").ids, split("train").ids)
 
 

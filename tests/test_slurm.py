@@ -128,7 +128,7 @@ def test_killed_task_costs_the_run_it_was_doing_alone(tmp_path):
 def test_failing_run_among_others_and_several_runs_a_task(tmp_path):
     done = slurm(tmp_path, "calibration.images=32,100000,48", "hydra.launcher.runs_per_task=3")
     assert done.returncode == 1
-    assert "1 tasks of SLURM job" in done.stderr
+    assert "1 task of SLURM job" in done.stderr
     assert "2 of 3 runs done, 1 failed" in done.stderr
     cause = "calibration.images=100000: the training split has 1 to 1201 images to draw"
     assert sum(cause in line for line in done.stderr.splitlines()) == 2  # when it ended, and in the summary

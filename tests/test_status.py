@@ -36,7 +36,7 @@ def test_done_running_failed_and_missing(jobs, capsys):
     assert code == 1
     assert "quickstart: 45 runs of quickstart: 42 done, 1 running, 1 failed, 0 damaged, 1 missing" in said.err
     assert "the rest takes about 6 s one after the other" in said.err
-    assert "quickstart: 1 records beside, of other settings" in said.err
+    assert "quickstart: 1 record beside, of other settings" in said.err
     lines = [line for line in said.out.splitlines() if "seed=" in line]
     assert ["failed" in lines[0], "running" in lines[1], "missing" in lines[2]] == [True] * 3
     assert "too hot" in lines[0]

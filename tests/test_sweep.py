@@ -220,7 +220,7 @@ def test_forecast_without_earlier_records(tmp_path):
 def test_forecast_counts_done_runs_that_are_asked_for_again(tmp_path):
     job = fake_job(tmp_path, 0, 4.0)
     again = Job(job.overrides, {**job.config, "rerun": True}, job.choices)
-    assert forecast([again]) == "1 runs, 0 done, 1 to do, about 4 s by earlier records"
+    assert forecast([again]) == "1 run, 0 done, 1 to do, about 4 s by earlier records"
 
 
 def test_collect_tells_what_became_of_each_job(tmp_path):

@@ -12,6 +12,7 @@ from sq import ready, record
 from sq.bench import report, settings
 from sq.console import out, say
 from sq.core import closed_pipe
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.experiments import FOLDER
 
@@ -70,8 +71,16 @@ def measure(own: settings.Settings) -> record.Record:
     source = build(own.source, "source")
     start = time.perf_counter()
     cases = source(own.seed, device)
-    solves = f"{len(cases)} layers x {len(methods)} quantizers x {len(own.bits)} bit-widths x {own.repeats} repeats"
-    say(f"{solves} = {len(cases) * len(methods) * len(own.bits) * own.repeats} solves{_forecast(own)}")
+    solves = " x ".join(
+        [
+            quantity(cases, "layer"),
+            quantity(methods, "quantizer"),
+            quantity(own.bits, "bit-width"),
+            quantity(own.repeats, "repeat"),
+        ]
+    )
+    number = len(cases) * len(methods) * len(own.bits) * own.repeats
+    say(f"{solves} = {quantity(number, 'solve')}{_forecast(own)}")
     found = list(bench.run(cases, methods, build(grid, "grid"), own.bits, own.repeats, device))
     made: record.Record = {
         "record": record.VERSION,

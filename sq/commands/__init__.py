@@ -50,19 +50,26 @@ def main(words: list[str] | None = None) -> int:
     if words[:1] == ["help"]:  # "sq help run" as "sq run --help"
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
-        return _print(overview(called))
+        sys.stdout.write(f"{overview(called)}\n")  # not through sq.console: at once, whatever is not installed
+        return 0
     if words[0] == "--version":
         from sq import __version__
 
-        return _print(f"sq {__version__}")
+        sys.stdout.write(f"sq {__version__}\n")
+        return 0
     name, *rest = words
     if name not in COMMANDS:
-        from sq.console import say
-
-        say(f"sq: {refusal(words, called)}")
+        sys.stderr.write(f"sq: {refusal(words, called)}\n")
         return USAGE
     module, _, function = COMMANDS[name].target.partition(":")
-    return getattr(importlib.import_module(module), function)(rest, f"{called} {name}")
+    try:
+        program = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if (error.name or "sq").partition(".")[0] == "sq":
+            raise  # a fault of ours
+        sys.stderr.write(f"sq: {error.name} is not installed: install sq with pip, which brings what it needs\n")
+        return 1
+    return program(rest, f"{called} {name}")
 
 
 def overview(called: str) -> str:
@@ -99,10 +106,3 @@ def refusal(words: list[str], called: str) -> str:
     from sq.config import nearest
 
     return f"{name}: no such command; {nearest(name, COMMANDS)} (all: {', '.join(COMMANDS)})"
-
-
-def _print(text: str) -> int:
-    from sq.console import out
-
-    out.print(text, soft_wrap=True)
-    return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 
 
-def count(number: int | Sized, noun: str) -> str:
+def quantity(number: int | Sized, noun: str) -> str:
     """Return `number`, or the size of a collection, before `noun`: "1 run", "12,000 runs", "2 classes".
 
     Parameters

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from sq.core.wording import quantity
 from sq.data import find
 from sq.dataset import coco_json, yolo_labels
 from sq.dataset.image_file import colour, header_of, read_image, upright
@@ -75,8 +76,8 @@ def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_
     first, second = (_images(folder, annotations, own, skip_corrupt) for own in (seen, evaluated))
     if both := sorted({*first.ids} & {*second.ids}):
         raise SqError(
-            f"dataset.train={train} and dataset.test={test} share {len(both)} images ({both[0]} ...): figures on "
-            "images that calibration has seen would flatter; give two disjoint splits"
+            f"dataset.train={train} and dataset.test={test} share {quantity(both, 'image')} ({both[0]} ...): "
+            "figures on images that calibration has seen would flatter; give two disjoint splits"
         )
     return Dataset(first, second, len(evaluated.names), name, tuple(evaluated.names))
 
@@ -132,5 +133,7 @@ def _ids(paths: Iterable[Path], file: Path, folder: Path) -> list[str]:
         last = max((i for i, part in enumerate(parts[:-1], 1) if part == "images"), default=0)
         ids.append("/".join(("coco", *parts[last:])))
     if twice := [own for own, count in Counter(ids).items() if count > 1]:
-        raise SqError(f"{file} names {len(twice)} images more than once ({', '.join(twice[:3])}): name each once")
+        raise SqError(
+            f"{file} names {quantity(twice, 'image')} more than once ({', '.join(twice[:3])}): name each once"
+        )
     return ids

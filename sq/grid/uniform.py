@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.knobs import Count, Positive, Share
 from sq.ranges import Hessian, Range, Ranges, importance
@@ -53,7 +54,7 @@ def fit(
     lowest = 2 if symmetric else 1
     if not lowest <= bits <= 16:
         kind = "symmetric" if symmetric else "affine"
-        raise SqError(f"{bits} bits: a uniform grid ({kind}) takes {lowest} to 16")
+        raise SqError(f"{quantity(bits, 'bit')}: a uniform grid ({kind}) takes {lowest} to 16")
     ranges = Ranges(range, norm, steps, 1.0, shrink)
     ranges.check(W, h)
     low = W.amin(-1, keepdim=True).clamp(max=0)

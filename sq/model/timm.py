@@ -6,6 +6,9 @@ used), `resnet50.a1_in1k` others of the same network (80.4 %). Rows of different
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -77,9 +80,29 @@ def _download(name: str) -> nn.Module:
 
     say(f"downloading the weights of {name} from timm's hub, unless they are in its cache")
     try:
-        return timm.create_model(name, pretrained=True)
+        with _quiet_hub():
+            return timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the network, the hub or a proxy raises
         raise SqError(
-            f"model.name={name}: its weights cannot be had from timm's hub ({one_line(error)[:160]}): go online, "
-            "or give a state dict by model.weights=PATH (relative: here, then in $SQ_DATA)"
+            f"model.name={name}: its weights cannot be had from timm's hub ({one_line(_cause(error))[:160]}): go "
+            "online, or give a state dict by model.weights=PATH (relative: here, then in $SQ_DATA)"
         ) from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from telling each of its attempts: what comes of them is told in one line."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what `error` goes back to: the hub's own says only that a file is neither there nor here."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

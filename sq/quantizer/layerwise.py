@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sq import activations, layers, upstream
 from sq.clock import synchronize
 from sq.console import say, track
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.quantizer.checks import announce, check_grid, check_hessian
 from sq.statistics import relative_error
@@ -84,7 +85,8 @@ def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str
     if batch.inputs == "reference":
         yield {layer.name: _own_target(layer, problem) for layer in model.layers}
         return
-    say(f"calibration.inputs=quantized: {len(model.layers)} passes of both networks over {len(batch.ids)} images")
+    passes = quantity(model.layers, "pass")
+    say(f"calibration.inputs=quantized: {passes} of both networks over {quantity(batch.ids, 'image')}")
     for layer in track(model.layers, "layers", len(model.layers)):
         yield {layer.name: _moved_target(layer, upstream.collect(net, model.net, layer, batch.x), problem, damp)}
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sq import batchnorm, layers
+from sq.core import installation
 from sq.errors import SqError
 from sq.knobs import Count, Whole
 from sq.statistics import relative_error
@@ -97,7 +98,7 @@ def _mct() -> Any:
     except ImportError as error:
         raise SqError(
             "quantizer=peer/mct_gptq: model-compression-toolkit cannot be imported "
-            f"({error}): python -m pip install -e '.[bench]', in an environment of its own"
+            f"({error}): {installation.command('bench')}, in an environment of its own"
         ) from error
     return model_compression_toolkit
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sq.bench import summary as bench
+from sq.core.wording import quantity
 from sq.experiments import Experiment
 from sq.knobs import FLOAT
 from sq.record import Record, read
@@ -88,10 +89,11 @@ def _experiment(folder: Path) -> dict[str, Any] | None:
     own = _told(folder / PAGE)
     if own is None:
         line: dict[str, Any] = {"name": folder.name, "question": "", "done": None, "failed": 0, "href": "", "files": []}
-        missing = f"{records} records, not reported yet: python -m sq.report {folder.name}"
+        missing = f"{quantity(records, 'record')}, not reported yet: python -m sq.report {folder.name}"
         return line | {"models": [], "methods": [], "best": [], "commits": [], "note": missing}
     old = own["done"] + own["failed"] != records
-    note = f"the page is of {own['done'] + own['failed']} runs, there are {records} now: report again" if old else ""
+    runs = quantity(own["done"] + own["failed"], "run")
+    note = f"the page is of {runs}, now there are {records}: report again" if old else ""
     kept = {name: own[name] for name in ("name", "question", "done", "failed", "models", "methods", "best")}
     commits = [commit[:8] for commit in own["commits"]]
     return kept | {"commits": commits, "href": f"{folder.name}/{PAGE}", "note": note, "files": _links(folder, TEXTS)}

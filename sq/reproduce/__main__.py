@@ -15,6 +15,7 @@ from sq import durations, experiments, record
 from sq.config import nearest
 from sq.console import out, say
 from sq.core import closed_pipe
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.experiments import Experiment
 from sq.reproduce import children, tasks
@@ -132,14 +133,14 @@ def listing(todo: list[Task]) -> Table:
 
 def forecast(every: list[Task], todo: list[Task], barred: list[Task]) -> str:
     """Return one line: how many experiments there are, how they stand, and what the ones `todo` should take."""
-    parts = [f"{len(every)} experiments", f"{len(every) - len(todo) - len(barred)} complete"]
+    parts = [quantity(every, "experiment"), f"{len(every) - len(todo) - len(barred)} complete"]
     parts += [f"{len(barred)} left out"] if barred else []
     if not todo:
         return f"{', '.join(parts)}: nothing to run"
     seconds = [task.seconds for task in todo if task.seconds is not None]
     unknown = f" and {len(todo) - len(seconds)} of unknown cost" if len(seconds) < len(todo) else ""
-    runs = sum(len(task.missing) for task in todo)
-    return f"{', '.join(parts)}, {len(todo)} to run: {runs} runs, about {durations.words(sum(seconds))}{unknown}"
+    runs = quantity(sum(len(task.missing) for task in todo), "run")
+    return f"{', '.join(parts)}, {len(todo)} to run: {runs}, about {durations.words(sum(seconds))}{unknown}"
 
 
 def _check(words: list[str]) -> None:
@@ -152,7 +153,7 @@ def _check(words: list[str]) -> None:
 
 
 def _line(task: Task) -> str:
-    what = "benchmark" if task.experiment.is_bench else f"{len(task.missing)} runs"
+    what = "benchmark" if task.experiment.is_bench else quantity(task.missing, "run")
     return f"{task.experiment.stem}: {what}, about {durations.words(task.seconds)}"
 
 
@@ -188,7 +189,7 @@ def _finish(every: list[Task], left: dict[Experiment, int], options: argparse.Na
     short = [task for task in every if left[task.experiment]]
     for task in short:
         say(f"not complete: {task.experiment.stem}: {left[task.experiment]} of {len(task.records)} missing")
-    say(f"{len(every) - len(short)} of {len(every)} experiments complete; {len(changed)} tables and figures changed")
+    say(f"{len(every) - len(short)} of {len(every)} experiments complete; tables and figures changed: {len(changed)}")
     return not short and not faults
 
 

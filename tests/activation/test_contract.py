@@ -71,7 +71,7 @@ def test_bits(see, inputs, name):
     for bits in (0, -1, 17, 32):
         with pytest.raises(SqError, match=rf"^{bits} bits.*takes 1 to 16"):
             fitting(name, symmetric=False)(seen, bits)
-    with pytest.raises(SqError, match=r"^1 bits.*signed.*takes 2 to 16"):
+    with pytest.raises(SqError, match=r"^1 bit:.*signed.*takes 2 to 16"):
         fitting(name, symmetric=True)(seen, 1)
     assert fitting(name, symmetric=True)(positive, 1).levels == 2
     assert fitting(name, symmetric=False)(seen, 1).levels == 2

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import pickle
 from pathlib import Path
 
@@ -171,6 +172,22 @@ def test_weights_from_the_hub(net, file, monkeypatch):
 def test_weights_of_another_network(file):
     with pytest.raises(SqError, match=r"holds weights of another network than ResNet: \d+ missing \(.*, \.\.\.\)"):
         load(file, name="resnet18.tv_in1k")
+
+
+def test_attempts_of_the_hub_are_not_told(monkeypatch, caplog):
+    def unreachable(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        try:
+            raise OSError(-2, "Name or service not known")
+        except OSError as error:
+            raise LookupError("cannot find the requested files in the local cache") from error
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(SqError, match=r"timm's hub \(OSError: \[Errno -2\] Name or service not known\): go online"):
+        load(None, name="resnet50.tv_in1k")
+    assert caplog.records == []
+    logging.getLogger("huggingface_hub.utils._http").warning("as before")
+    assert len(caplog.records) == 1
 
 
 def test_hub_that_cannot_be_reached(monkeypatch):

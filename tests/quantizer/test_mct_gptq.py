@@ -37,7 +37,7 @@ def anything(monkeypatch):
 
 def test_without_the_package(problem, monkeypatch):
     monkeypatch.setitem(sys.modules, "model_compression_toolkit", None)
-    with pytest.raises(SqError, match=r"cannot be imported .*pip install -e '\.\[bench\]'"):
+    with pytest.raises(SqError, match=r'cannot be imported .*pip install -e "\.\[bench\]"'):
         mct_gptq.quantize(problem, **KNOBS)
 
 

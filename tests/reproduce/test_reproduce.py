@@ -135,7 +135,7 @@ def test_interrupted_then_finished_then_nothing_to_do(tmp_path):
     assert third.stdout == ""
     assert third.stderr.splitlines() == [
         "3 experiments, 3 complete: nothing to run",
-        "3 of 3 experiments complete; 0 tables and figures changed",
+        "3 of 3 experiments complete; tables and figures changed: 0",
     ]
     assert digests(tmp_path / "results") == before
     assert (tmp_path / "README.md").read_bytes() == page
@@ -165,7 +165,7 @@ def test_what_fails_and_what_is_not_here_does_not_stop_the_rest(tmp_path, monkey
     assert lines[5:] == [
         "not complete: broken: 3 of 3 missing",
         "not complete: far: 3 of 3 missing",
-        "1 of 3 experiments complete; 12 tables and figures changed",  # two pages and the index among them
+        "1 of 3 experiments complete; tables and figures changed: 12",  # two pages and the index among them
     ]
     assert len(records(tmp_path, "whole")) == 3
     assert (tmp_path / "README.md").read_text() == "<!-- table: broken -->\n<!-- end -->\n"

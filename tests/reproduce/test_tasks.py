@@ -156,4 +156,4 @@ def test_records_beside_those_of_an_experiment_are_told(folder):
     assert record.beside(wanted) == []
     record.write(results / "dear" / "0123456789abcdef.json", {"record": 1, "status": "failed"})
     (line,) = record.beside(wanted)
-    assert line.startswith("dear: 1 records beside")
+    assert line.startswith("dear: 1 record beside")
