@@ -21,6 +21,7 @@ from sq.clock import Clock
 from sq.config import FAMILIES, problems
 from sq.errors import SqError, one_line
 from sq.evaluation import to
+from sq.network import coverage, plain_layers
 from sq.network.forward import forward
 from sq.samples import Calibration
 from sq.store import Store
@@ -43,6 +44,10 @@ _lock = threading.Lock()  # Hydra has one state for all threads
 def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bits: float) -> nn.Module:
     """Return a quantized copy of `net`, in eval mode; `net` stays as it is.
 
+    The attribute `sq_coverage` of the result (`sq.network.coverage.Coverage`) tells which share of the weights is
+    quantized, and lists every other tensor of two or more axes with its share and the reason; standard error says it in
+    a line. Modules that compute what a plain layer computes are such layers in the copy, see `sq.network.plain_layers`.
+
     Parameters
     ----------
     net : maps images to one tensor
@@ -57,20 +62,35 @@ def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bi
     config = _config([f"quantizer={quantizer}", f"bits={bits}", *overrides])
     _check(images)
     part = {family: build(config[family], family) for family in FAMILIES if family not in APART}
-    copied = copy.deepcopy(net).eval().requires_grad_(False)
+    copied = _copy(net).eval().requires_grad_(False)
     if images.ndim == 4:
         copied = copied.to(memory_format=torch.channels_last)
     images = to(images, images.device) if images.ndim == 4 else images  # laid out as a run has them
     _check_net(copied, images)
-    if config["fold"]:
-        fold.fold(copied, images[:1])
     found, skipped = layers.find(copied)
     model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
+    model = plain_layers.settle(model, images[:1])
+    if config["fold"]:
+        fold.fold(model.net, images[:1])
+    whole = trace.settle(model, images[:1])
+    covered = coverage.of_model(whole, config["ends"], images[:1])
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
     with ready.exactly():
-        given = method.Given(trace.settle(model, images[:1]), batch, Store(None, 0.0), None)
-        return method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
+        given = method.Given(whole, batch, Store(None, 0.0), None)
+        quantized = method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
+    quantized.sq_coverage = covered
+    return quantized
+
+
+def _copy(net: nn.Module) -> nn.Module:
+    """Return a deep copy of `net`; tensors that modules have computed and keep as attributes are copied too.
+
+    PyTorch refuses to copy these, which `torch.nn.utils.weight_norm` and `prune` leave in the place of a weight.
+    """
+    attributes = (value for module in net.modules() for value in module.__dict__.values())
+    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _config(words: list[str]) -> dict[str, Any]:

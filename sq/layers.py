@@ -18,6 +18,16 @@ from sq.types import Layer
 
 Quantizable = (nn.Conv1d, nn.Conv2d, nn.Linear)
 FORWARDS = tuple(kind.forward for kind in Quantizable)
+CONVOLUTIONS = (nn.Conv1d._conv_forward, nn.Conv2d._conv_forward)
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution with TensorFlow's "SAME" padding, which depends on the size of the input; `padding` is not used."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the outputs, one for every `stride` pixels."""
+        x = F.pad(input, _same_padding(self, input))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def find(net: nn.Module) -> tuple[list[Layer], list[str]]:
@@ -36,7 +46,7 @@ def find(net: nn.Module) -> tuple[list[Layer], list[str]]:
         kind = type(module).__name__
         if not isinstance(module, Quantizable):
             skipped.append(f"{name} ({kind})")
-        elif is_parametrized(module, "weight") or not (type(module).forward in FORWARDS or _pads_same(module)):
+        elif not is_plain(module):
             skipped.append(f"{name} ({kind}: not computed as weight times inputs)")
         elif id(own) in owner:
             skipped.append(f"{name} ({kind}: shares the weight of {owner[id(own)]})")
@@ -45,6 +55,23 @@ def find(net: nn.Module) -> tuple[list[Layer], list[str]]:
             groups, outputs, inputs = weight(module).shape
             layers.append(Layer(name, module, _kind(module), groups, outputs, inputs))
     return layers, skipped
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Tell whether `module` is known to compute its weight times its inputs, plus its bias, and nothing else.
+
+    It goes by the functions its class computes with. `sq.network.plain_layers` replaces others by such modules, where
+    what they compute is the same.
+    """
+    if not isinstance(module, Quantizable) or not isinstance(module._parameters.get("weight"), Tensor):
+        return False
+    if "forward" in module.__dict__ or is_parametrized(module):
+        return False
+    if _pads_same(module):
+        return True
+    kind = type(module)
+    convolves = not isinstance(module, nn.Conv1d | nn.Conv2d) or kind._conv_forward in CONVOLUTIONS
+    return kind.forward in FORWARDS and convolves
 
 
 def _own_weight(module: nn.Module) -> Tensor | None:
@@ -113,9 +140,9 @@ def padded(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[Tensor, Window]:
 
 
 def _pads_same(module: nn.Module) -> bool:
-    """Tell whether `module` is timm's Conv2dSame, which differs from a convolution in its padding alone."""
+    """Tell whether `module` is a Conv2dSame, ours or timm's: it differs from a convolution in its padding alone."""
     kind = type(module)
-    return (kind.__module__, kind.__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
+    return kind is Conv2dSame or (kind.__module__, kind.__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
 
 
 def _same_padding(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[int]:

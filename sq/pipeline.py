@@ -12,11 +12,10 @@ from sq import baseline, fold, gate, method, needs, oom, sheet, summary, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
-from sq.console import say
-from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.finished import Finished
+from sq.network import coverage, plain_layers
 from sq.store import Store
 from sq.trial import Trial
 
@@ -43,10 +42,10 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
         batch = replace(batch, x=to(batch.x, device))
+        model = plain_layers.settle(model, batch.x[:1])
         folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
         whole = trace.settle(model, batch.x[:1])
-        if whole.skipped:
-            say(f"in full precision: {quantity(whole.skipped, 'layer')}: {', '.join(whole.skipped)}")
+        covered = coverage.of_model(whole, config["ends"], batch.x[:1])
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
         full, known = baseline.measure(config, whole, dataset, evaluation)
@@ -67,6 +66,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     made["results"] = summary.compare(found, full) | made["results"]
     made |= summary.costs(done.cost, done.widths, problem.fixed) | summary.trials(made["results"], tried)
     made |= summary.images(dataset, batch, evaluation.left_out, found.answers()) | done.weighed
+    made |= {"coverage": covered.record()}
     made |= {"export": exported} if exported else {}
     made |= {"latency": timed} if timed else {}
     made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}

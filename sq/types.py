@@ -61,6 +61,7 @@ class Model:
     decode: Decode | None = None  # of a detector
     ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
     span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values
+    rewritten: tuple[str, ...] = ()  # modules that are plain layers now, see `sq.network.plain_layers`
 
 
 @dataclass(frozen=True)

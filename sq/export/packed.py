@@ -18,6 +18,7 @@ from sq import activations, adds, container, data, fold, images, layers, record
 from sq.build import build
 from sq.errors import SqError, one_line
 from sq.finished import Finished
+from sq.network import plain_layers
 from sq.network.forward import forward
 from sq.resources import code_bits
 from sq.stored import Reader, Words, Writer
@@ -42,7 +43,8 @@ def write(done: Finished) -> dict[str, Any]:
     named = {layer.name: done.quantized.layers[layer.name] for layer in done.problem.model.layers}
     held = put(out, done.quantized.net, named)
     config = {name: value for name, value in done.config.items() if name not in record.BOOKKEEPING}
-    layout = {"key": record.key(done.config), "config": config, **held}
+    rewritten = list(done.whole.rewritten)
+    layout = {"key": record.key(done.config), "config": config, "rewritten": rewritten, **held}
     with done.written(file) as part:
         container.write(part, layout, out.tensors())
         return {"format": "packed", "file": done.name(file)} | _verify(done, part)
@@ -79,8 +81,14 @@ def load(file: Path) -> nn.Module:
         with data.architecture_alone():
             model = build(config["model"], "model")()
         net = model.net.to(memory_format=torch.channels_last).requires_grad_(False)
+        x = torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0))
+        if rewritten := layout.get("rewritten"):  # earlier files have networks as they were built
+            model = plain_layers.settle(model, x)
+            net = model.net.requires_grad_(False)
+            if [*model.rewritten] != rewritten:
+                raise ValueError(f"other modules are plain layers: {', '.join({*model.rewritten} ^ {*rewritten})}")
         if config["fold"]:
-            fold.fold(net, torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0)))
+            fold.fold(net, x)
         fill(net, layout, Reader(tensors))
     except Exception as error:  # whatever a layout that was made up leads to
         raise SqError(
