@@ -135,6 +135,7 @@ def _try_default() -> None:
 
     from sq import cli, points
     from sq.build import build
+    from sq.network.forward import forward
 
     with hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
         config = points.resolve(hydra.compose("config"))
@@ -144,7 +145,7 @@ def _try_default() -> None:
             raise SqError(f"{folder} cannot be written: give {setting}=FOLDER, or work in another folder")
     model, data = build(config["model"], "model")(), build(config["dataset"], "dataset")()
     with torch.no_grad():
-        logits = model.net(torch.zeros(1, *model.input))
+        logits = forward(model.net, torch.zeros(1, *model.input))
     if logits.ndim != 2 or not bool(torch.isfinite(logits).all()) or not len(data.test.ids):
         raise SqError("the default network does not compute: install sq and torch again")
 

@@ -201,7 +201,9 @@ def test_losses_of_generated_images():
         x, y = images(4).requires_grad_(), torch.arange(4)
         method = generated.Labelled(net, confidence=0.9, tv=0.5, l2=0.1, bn_weight=0.1)
         loss = method.loss(x, y)  # total variation and squares are of the images as they were
-        return float(loss.detach()), torch.autograd.grad(loss, x)[0], method.figures(x.detach(), y), method.accepted(x, y)
+        gradient = torch.autograd.grad(loss, x)[0]
+        with torch.no_grad():
+            return float(loss), gradient, method.figures(x, y), method.accepted(x, y)
 
     (one, by_one, *rest), (other, by_other, *others) = map(drawn, twins())
     assert one == other
