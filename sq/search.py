@@ -1,7 +1,18 @@
-"""Where a row's smallest or largest value is: what every greedy choice asks, once a step."""
+"""Where the smallest or largest value is: of rows, which greedy choices ask once a step, and of candidates."""
 
 import torch
 from torch import Tensor
+
+TIE = 1e-9  # relative: sums in float64 that are equal on paper differ by less
+
+
+def first_least(values: Tensor) -> int:
+    """Return the place of the first of `values` (n,) float64 that is no larger than the least, up to `TIE`.
+
+    Which of candidates that are equally good is taken must not depend on the last bits of sums.
+    """
+    least = values.min()
+    return int((values <= least + TIE * least.abs()).to(torch.int8).argmax())
 
 
 def lowest(values: Tensor) -> Tensor:

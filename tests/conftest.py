@@ -16,7 +16,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-torch.set_num_threads(1)  # on layers this small a second thread costs more than it brings
+# On layers this small a second thread costs more than it brings; tests/arithmetic.py runs them with two as well.
+torch.set_num_threads(int(os.environ.get("SQ_TEST_THREADS", "1")))
 
 settings.register_profile("sq", derandomize=True, database=None, deadline=None, max_examples=60)
 settings.load_profile("sq")

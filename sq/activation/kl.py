@@ -12,11 +12,15 @@ from torch import Tensor
 
 from sq.errors import SqError
 from sq.histogram import Histogram
+from sq.search import first_least
 from sq.threads import suited_to
 from sq.types import Grid
 from sq.uniform import UniformGrid, per_tensor, reach, spanning
 
 CHUNK = 2**16  # elements of one temporary: 512 KiB in float64, which stays in the cache
+# Of a bin: what lies nearer to a centre is on it. Rounding is off by 1e-10, and borders of codes are
+# often on centres exactly: which code such a bin has must not depend on the last bits.
+SNAP = 1e-6
 
 
 def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
@@ -65,7 +69,7 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
             divergence(histogram, counts, some, others, spanning(some, others, bits, symmetric and low < 0))
             for some, others in zip(lows.split(per_chunk), highs.split(per_chunk), strict=True)
         ]
-    best = torch.cat(found).argmin()  # the widest of equals
+    best = first_least(torch.cat(found))  # the widest of equals
     return per_tensor(float(lows[best]), float(highs[best]), bits, symmetric)
 
 
@@ -114,7 +118,10 @@ def _bins_below(histogram: Histogram, values: Tensor) -> Tensor:
     """Return how many bins have their centre below each of `values`, int64."""
     bins = len(histogram.counts)
     width = (histogram.high - histogram.low) / bins
-    return ((values - histogram.low) / width - 0.5).ceil().clamp(0, bins).long()
+    place = (values - histogram.low) / width - 0.5
+    nearest = place.round()
+    place = torch.where((place - nearest).abs() < SNAP, nearest, place)
+    return place.ceil().clamp(0, bins).long()
 
 
 def _without_zeros(histogram: Histogram) -> Tensor:

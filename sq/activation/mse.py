@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sq.histogram import Histogram
 from sq.knobs import Count, Positive
+from sq.search import first_least
 from sq.threads import suited_to
 from sq.types import Grid
 from sq.uniform import UniformGrid, per_tensor, reach, spanning
@@ -62,7 +63,7 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool, norm: Positive, ste
             error(histogram, spanning(some.unsqueeze(1), others.unsqueeze(1), bits, signed), norm)
             for some, others in zip(lows.split(per_chunk), highs.split(per_chunk), strict=True)
         ]
-    best = torch.cat(errors).argmin()  # the widest of equals
+    best = first_least(torch.cat(errors))  # the widest of equals
     return per_tensor(float(lows[best]), float(highs[best]), bits, symmetric)
 
 

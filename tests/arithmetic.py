@@ -1,0 +1,187 @@
+"""Run the numeric tests under the arithmetic of other CPUs: ``python tests/arithmetic.py``.
+
+Each row of `ARITHMETIC` is a process of its own whose libraries use older instructions than this CPU
+has, other code in BLAS, or another number of threads, so that sums are added up in other orders. That
+a library has heard is asked of the library, before any test: a setting without effect is an error. An
+instruction set that this CPU does not have is left out, and said to be.
+
+Options: ``--list`` prints the files and ends; all others go to pytest (``-k NAME``, ``-x``, ...).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+ATEN = ("DEFAULT", "AVX2", "AVX512")  # in rising order; other kinds of CPU have other names
+# A file is numeric if it computes, and compares what comes out.
+COMPUTES = re.compile(r"^import (torch|numpy as np)$|^from torch import", re.MULTILINE)
+COMPARES = re.compile(r"torch\.equal|allclose|isclose|approx\(|assert_within|assert_near|relative\(")
+# What these folders and files compare is text, files, processes or times, or they start whole runs.
+APART = {"bench", "dataset", "report", "reproduce", "tracker"}
+
+
+class Arithmetic(NamedTuple):
+    """Settings of one process, and what libraries must answer with them."""
+
+    name: str
+    aten: str  # of ATen's own kernels, one of `ATEN`
+    onednn: str  # the most that convolutions use: SSE41, AVX2, AVX512_CORE, ...
+    mkl: str  # conditional numerical reproducibility of MKL: COMPATIBLE, or OFF for the fastest
+    openblas: str  # NumPy's and SciPy's BLAS
+    threads: int
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that ask for it."""
+        made = {
+            "ATEN_CPU_CAPABILITY": self.aten.lower(),
+            "ONEDNN_MAX_CPU_ISA": self.onednn,
+            "OPENBLAS_CORETYPE": self.openblas,
+            "OMP_NUM_THREADS": str(self.threads),
+            "OPENBLAS_NUM_THREADS": str(self.threads),
+            "SQ_TEST_THREADS": str(self.threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # processes share the cores
+        }
+        return made | ({"MKL_CBWR": self.mkl} if self.mkl != "OFF" else {})
+
+
+ARITHMETIC = (
+    Arithmetic("oldest", "DEFAULT", "SSE41", "COMPATIBLE", "Prescott", 1),
+    Arithmetic("avx2", "AVX2", "AVX2", "OFF", "Haswell", 2),
+    Arithmetic("avx512", "AVX512", "AVX512_CORE", "OFF", "SkylakeX", 2),
+)
+
+# Prints what each library says it does, line by line.
+PROBE = """
+import numpy, scipy.linalg, threadpoolctl, torch
+a = torch.randn(1, 64, 64)
+torch.bmm(a, a.mT)
+torch.nn.functional.conv2d(torch.randn(2, 16, 16, 16), torch.randn(16, 16, 3, 3))
+print("aten", torch.backends.cpu.get_cpu_capability())
+print("threads", torch.get_num_threads())
+for library in threadpoolctl.threadpool_info():
+    if library["internal_api"] == "openblas":
+        print("openblas", library["architecture"])
+"""
+ANSWERS = {
+    "aten": re.compile(r"^aten (\S+)", re.MULTILINE),
+    "threads": re.compile(r"^threads (\d+)", re.MULTILINE),
+    "openblas": re.compile(r"^openblas (\S+)", re.MULTILINE),
+    "onednn": re.compile(r"^onednn_verbose.*,cpu,isa:(.*)$", re.MULTILINE),
+    "mkl": re.compile(r"^MKL_VERBOSE \w*GEMM\w*\(.*CNR:(\S+)", re.MULTILINE),
+}
+
+
+def files() -> list[str]:
+    """Return the numeric test files, relative to the root."""
+    every = sorted(TESTS.rglob("test_*.py"))
+    chosen = [f for f in every if f.relative_to(TESTS).parts[0] not in APART and _numeric(f.read_text())]
+    return [str(f.relative_to(ROOT)) for f in chosen]
+
+
+def _numeric(text: str) -> bool:
+    return bool(COMPUTES.search(text) and COMPARES.search(text))
+
+
+def answers(environment: dict[str, str]) -> dict[str, str]:
+    """Return what libraries say they use under an `environment`; what they do not say is left out."""
+    told = {"MKL_VERBOSE": "1", "ONEDNN_VERBOSE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env=os.environ | environment | told,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = {name: pattern.search(done.stdout) for name, pattern in ANSWERS.items()}
+    return {name: match.group(1) for name, match in found.items() if match}
+
+
+def unheard(own: Arithmetic, told: dict[str, str]) -> list[str]:
+    """Return which settings had no effect, as libraries tell (see `answers`)."""
+    wanted = {
+        "aten": own.aten,
+        "threads": str(own.threads),
+        "onednn": own.onednn,
+        "mkl": own.mkl,
+        "openblas": own.openblas,
+    }
+    return [
+        f"{name} is {told[name]!r}, not {value!r}"
+        for name, value in wanted.items()
+        if name in told and not _same(told[name], value)
+    ]
+
+
+def _same(told: str, wanted: str) -> bool:
+    """Tell whether a library's own name for an instruction set is ours."""
+    short = {"katmai": "prescott"}  # OpenBLAS calls every CPU of SSE alone by its oldest
+    plain = re.sub(r"[^a-z0-9]", "", told.lower().replace("intel", ""))
+    plain = short.get(plain, plain)
+    other = re.sub(r"[^a-z0-9]", "", wanted.lower()).removesuffix("core")
+    return plain.startswith(other)
+
+
+def run(own: Arithmetic, names: list[str], more: list[str]) -> tuple[int, float, str]:
+    """Run the tests under one arithmetic; return pytest's exit code, the seconds and the output."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--tb=short"]
+    done = subprocess.run(
+        [*command, *more, *names],
+        cwd=ROOT,
+        env=os.environ | own.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, time.perf_counter() - begun, done.stdout
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main(words: list[str]) -> int:
+    """Run all rows that this CPU has the instructions for; return 1 if a test failed under any."""
+    names = files()
+    if words == ["--list"]:
+        say("\n".join(names))
+        return 0
+    begun, here = time.perf_counter(), []
+    best = answers({})["aten"]
+    for own in ARITHMETIC:
+        if best in ATEN and ATEN.index(own.aten) > ATEN.index(best):
+            say(f"{own.name}: left out, this CPU has {best} and no {own.aten}")
+            continue
+        told = answers(own.environment())
+        if wrong := unheard(own, told):
+            say(f"{own.name}: a setting has no effect: {'; '.join(wrong)}")
+            return 1
+        say(f"{own.name}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+        here.append(own)
+    failed = 0
+    with ThreadPoolExecutor(max(1, min(len(here), os.cpu_count() or 1))) as pool:
+        results = pool.map(lambda own: run(own, names, words), here)
+        for own, (code, seconds, output) in zip(here, results, strict=True):
+            summary = output.rstrip().rpartition("\n")[2]
+            say(f"{own.name}: {'passed' if code == 0 else 'FAILED'} in {seconds:.0f} s: {summary}")
+            if code != 0:
+                failed += 1
+                say(output)
+    say(f"{len(names)} files, {len(here)} kinds of arithmetic, {time.perf_counter() - begun:.0f} s")
+    return 1 if failed or not here else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

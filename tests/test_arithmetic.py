@@ -1,0 +1,50 @@
+"""The runner of numeric tests under other arithmetic: what it asks for, and what it believes."""
+
+import arithmetic
+import pytest
+
+OLDEST = arithmetic.ARITHMETIC[0]
+SAID = {
+    "aten": "DEFAULT",
+    "threads": "1",
+    "onednn": "Intel SSE4.1",
+    "mkl": "COMPATIBLE",
+    "openblas": "Katmai",
+}
+
+
+def test_every_kind_that_was_asked_for_is_there():
+    assert {own.aten for own in arithmetic.ARITHMETIC} == set(arithmetic.ATEN)
+    assert len({own.onednn for own in arithmetic.ARITHMETIC}) >= 2
+    assert {own.threads for own in arithmetic.ARITHMETIC} == {1, 2}
+    assert "COMPATIBLE" in {own.mkl for own in arithmetic.ARITHMETIC}
+
+
+def test_settings_without_effect_are_noticed():
+    assert arithmetic.unheard(OLDEST, SAID) == []
+    for name, other in {
+        "aten": "AVX2",
+        "threads": "2",
+        "onednn": "Intel AVX2",
+        "mkl": "OFF",
+        "openblas": "Zen",
+    }.items():
+        (wrong,) = arithmetic.unheard(OLDEST, SAID | {name: other})
+        assert wrong.startswith(f"{name} is {other!r}")
+    assert arithmetic.unheard(OLDEST, {"aten": "DEFAULT"}) == [], "a library that is not there says nothing"
+
+
+def test_libraries_hear_what_they_are_told():
+    told = arithmetic.answers(OLDEST.environment())
+    if told["aten"] not in arithmetic.ATEN:
+        pytest.skip(f"PyTorch calls this CPU {told['aten']}")
+    assert set(told) >= {"aten", "threads"}
+    assert arithmetic.unheard(OLDEST, told) == []
+
+
+def test_files_are_those_that_compute_and_compare():
+    names = arithmetic.files()
+    assert {"tests/test_gram.py", "tests/grid/test_uniform.py", "tests/solver/test_contract.py"} <= set(names)
+    assert not {"tests/test_readme.py", "tests/report/test_page.py"} & set(names)
+    users = [f for f in arithmetic.TESTS.rglob("test_*.py") if "from tolerances import" in f.read_text()]
+    assert {str(f.relative_to(arithmetic.ROOT)) for f in users} <= set(names)
