@@ -21,17 +21,25 @@ from sq.types import Grid
 from sq.uniform import UniformGrid
 
 MOST = 8  # bits of a code
+SAFE = 64  # the largest size of a signed weight of which two products with unsigned bytes add up within 16 bits
 PLACES: dict[int, int] = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.UINT8: 8, TensorProto.INT8: 8}
 
 
-def put_weight(
-    graph: GraphProto, layer: str, codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4
+def put_weight(  # noqa: PLR0913 (the weight in three, and how it is stored)
+    graph: GraphProto,
+    layer: str,
+    codes: Tensor,
+    grid: Grid,
+    shape: tuple[int, ...],
+    least: int = 4,
+    unsigned: bool = False,
 ) -> None:
     """Put codes (G, O, I) of a `grid` in place of the weight, of this `shape`, that a layer has.
 
     Parameters
     ----------
     least : bits that a code is stored in at least, 4 or 8
+    unsigned : store signed integers of 8 bits as unsigned ones with a zero point: the same weights
 
     Raises
     ------
@@ -44,7 +52,7 @@ def put_weight(
     if isinstance(grid, LevelGrid):
         nodes = _look_up(graph, name, codes.reshape(shape), grid, least)
     elif isinstance(grid, UniformGrid):
-        nodes = [_dequantize(graph, name, stored(codes, grid, shape, least), grid, least)]
+        nodes = [_dequantize(graph, name, stored(codes, grid, shape, least, unsigned), grid, least, unsigned)]
     else:
         raise SqError(f"{layer} has a {type(grid).__name__}, which ONNX cannot hold: use export=packed")
     for node in reversed(nodes):
@@ -130,16 +138,29 @@ def codes_in(graph: GraphProto, layer: str) -> Tensor:
     return torch.where(made >= 2 ** (width - 1), made - 2**width, made).view(shape) if signed else made.view(shape)
 
 
-def stored(codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4) -> Tensor:
+def stored(codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4, unsigned: bool = False) -> Tensor:
     """Return the integers that `put_weight` stores for `codes`."""
-    if isinstance(grid, UniformGrid) and _kind(*_ends(grid), width(grid, least))[1] is None:
+    if isinstance(grid, UniformGrid) and _kind(*_ends(grid), width(grid, least), unsigned)[1] is None:
         return (codes + grid.low.to(codes)).reshape(shape)
     return codes.reshape(shape)
 
 
-def _dequantize(graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, least: int) -> NodeProto:
+def saturating(codes: Tensor, grid: Grid) -> bool:
+    """Tell whether sums of two products with inputs of 8 bits can be beyond 16 bits, stored signed.
+
+    x86 processors without VNNI add them up in 16 bits (see `sq.core.processor`): 2 * 255 * 64 = 32,640
+    is below 2^15 yet, and one more is not.
+    """
+    if not isinstance(grid, UniformGrid) or _kind(*_ends(grid), 8)[1] is not None:
+        return False
+    return bool(((codes + grid.low.to(codes)).abs() > SAFE).any())
+
+
+def _dequantize(
+    graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, least: int, unsigned: bool
+) -> NodeProto:
     low, wide = grid.low.flatten(), width(grid, least)
-    kind, zero = _kind(*_ends(grid), wide)
+    kind, zero = _kind(*_ends(grid), wide, unsigned)
     zeros = torch.zeros_like(low) if zero is None else -low
     if bool((zeros != zeros.round()).any()) or int(zeros.min()) < 0 or int(zeros.max()) >= 2**wide:
         raise SqError(f"{name} has zero points beyond its codes, which ONNX cannot hold: use export=packed")
@@ -171,10 +192,13 @@ def width(grid: Grid, least: int = 4) -> int:
     return 4 if grid.levels <= 2**4 and least == 4 else 8
 
 
-def _kind(low: int, high: int, width: int) -> tuple[int, int | None]:
-    """Return the type of integers from `low` to `high`, and the zero point: None for signed ones, which need none."""
+def _kind(low: int, high: int, width: int, unsigned: bool = False) -> tuple[int, int | None]:
+    """Return the type of integers from `low` to `high`, and the zero point: None for signed ones, which need none.
+
+    Where `unsigned`, integers of 8 bits are not signed.
+    """
     half = 2 ** (width - 1)
-    if -half <= low < 0 and high < half:
+    if -half <= low < 0 and high < half and not (unsigned and width == 8):
         return (TensorProto.INT4 if width == 4 else TensorProto.INT8), None
     return (TensorProto.UINT4 if width == 4 else TensorProto.UINT8), -low
 

@@ -41,8 +41,8 @@ class Frame:
         """Return the model in full precision."""
         return _slim(duplicate(self.model))
 
-    def quantized(self, own: Parts, least: int = 4) -> Any:
-        """Return the model with codes and grids in place; see `sq/onnx_graph.py` for `least` and errors.
+    def quantized(self, own: Parts, least: int = 4, unsigned: bool = False) -> Any:
+        """Return the model with codes and grids in place; see `sq/onnx_graph.py` for the rest and errors.
 
         Raises
         ------
@@ -52,7 +52,7 @@ class Frame:
 
         made = duplicate(self.model)
         for name, (codes, grid) in own.weights.items():
-            onnx_graph.put_weight(made.graph, name, codes, grid, self.shapes[name], least)
+            onnx_graph.put_weight(made.graph, name, codes, grid, self.shapes[name], least, unsigned)
         for name, grid in own.inputs.items():
             onnx_graph.put_input(made.graph, name, grid, self.calls[name])
         if own.operands:
@@ -75,6 +75,12 @@ class Parts:
     weights: Mapping[str, tuple[Tensor, Grid]]
     inputs: Mapping[str, Grid] = field(default_factory=dict)
     operands: Mapping[str, Grid] = field(default_factory=dict)
+
+    def saturating(self) -> list[str]:
+        """Return which layers' sums of products saturate where a processor has no VNNI, if stored signed."""
+        from sq import onnx_graph
+
+        return [name for name, own in self.weights.items() if name in self.inputs and onnx_graph.saturating(*own)]
 
 
 def need() -> None:

@@ -20,6 +20,8 @@ from sq.onnx_model import duplicate
 LEAST_SNR, LEAST_SNR_ROUNDED = 60.0, 20.0
 # Left to itself, onnxruntime rounds to 8 bits what linear layers of tokens are fed in full precision.
 FLOATS = {"session.qdq_matmulnbits_accuracy_level": "1"}
+# Products of bytes are summed exactly where a processor has no VNNI as well: see `sq.core.processor`.
+EXACT = FLOATS | {"session.x64quantprecision": "1"}
 ALONE = {"session.force_spinning_stop": "1"}  # threads of a session that is not running keep no core busy
 
 
@@ -46,9 +48,9 @@ def open_session(model: bytes, threads: int, entries: Mapping[str, str] = FLOATS
 class Session(nn.Module):
     """A model run by onnxruntime on the CPU, in the place of a network."""
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, entries: Mapping[str, str] = FLOATS):
         super().__init__()
-        self.session = open_session(model, torch.get_num_threads())
+        self.session = open_session(model, torch.get_num_threads(), entries)
         self.name = self.session.get_inputs()[0].name
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,6 +75,8 @@ def weights_in(model: Any, names: Iterable[str], x: Tensor) -> dict[str, Tensor]
 def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[float, float]:
     """Return how far outputs of an ONNX model are from those of a network over images `x`: at most, and in decibels.
 
+    Sums of products of bytes are exact, whatever processor this is: what is compared is what the model says.
+
     Parameters
     ----------
     layers : names of those that are quantized
@@ -81,7 +85,7 @@ def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[f
     ------
     SqError : farther than their arithmetic explains; where that begins is named
     """
-    session = Session(model.SerializeToString())
+    session = Session(model.SerializeToString(), EXACT)
     with torch.no_grad():
         wanted = torch.cat([forward(net, part) for part in images.split(x, None)])
         got = torch.cat([session(part) for part in images.split(x, None)])
@@ -92,6 +96,13 @@ def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[f
             f"{_where(net, model, layers, x[:2], least)}"
         )
     return float((wanted - got).abs().max()), min(close, 999.0)
+
+
+def lost(model: bytes, x: Tensor) -> float:
+    """Return decibels of a model's exact outputs for images `x` over what saturated sums take off on this processor."""
+    exact, plain = Session(model, EXACT), Session(model)
+    wanted, found = (torch.cat([own(part) for part in images.split(x, None)]) for own in (exact, plain))
+    return min(snr(wanted, found), 999.0)
 
 
 def _where(net: nn.Module, model: Any, layers: list[str], x: Tensor, least: float) -> str:
@@ -105,7 +116,7 @@ def _where(net: nn.Module, model: Any, layers: list[str], x: Tensor, least: floa
     given = {own.name for own in told.graph.input}
     wanted = [place for place in dict.fromkeys(chain.from_iterable(places.values())) if place not in given]
     told.graph.output.extend(helper.make_tensor_value_info(place, TensorProto.FLOAT, None) for place in wanted)
-    session = open_session(told.SerializeToString(), torch.get_num_threads())
+    session = open_session(told.SerializeToString(), torch.get_num_threads(), EXACT)
     images_in = {session.get_inputs()[0].name: x.cpu().contiguous().numpy()}
     found = {place: torch.from_numpy(own) for place, own in zip(wanted, session.run(wanted, images_in), strict=True)}
     parted: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,10 @@ SETTINGS: dict[str, Any] = {
     "quantizer.learn.rates.adapter": 0.0,
     "quantizer.then.rates.adapter": 0.0,
     "quantizer.train.crop": None,
+    "export.unsigned": False,
 }
+# Settings that one choice of a part has alone, by the function that takes them.
+TAKEN_BY = {"export.unsigned": "sq.export.onnx.write"}
 
 
 def stripped(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -52,7 +56,7 @@ def complete(record: dict[str, Any]) -> None:
         part: Any = config
         for name in path:
             part = part.get(name) if isinstance(part, dict) else None
-        if isinstance(part, dict):
-            part.setdefault(knob, value)
+        if isinstance(part, dict) and part.get("_target_") == TAKEN_BY.get(setting, part.get("_target_")):
+            part.setdefault(knob, copy.deepcopy(value))
         if not path:
             choices.setdefault(knob, "none")

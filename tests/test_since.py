@@ -33,3 +33,18 @@ def test_model_without_blocks_has_the_config_it_had():
         config, _ = compose(f"quantizer={name}")
         assert config["quantizer"]["named"] is None
         assert "blocks" not in config["model"]
+
+
+def test_setting_of_one_choice_leaves_the_others():
+    old, choices = compose("export=onnx")
+    assert old["export"].pop("unsigned") is False
+    made = {"config": copy.deepcopy(old), "choices": choices}
+    since.complete(made)
+    assert made["config"] == compose("export=onnx")[0]
+    assert record.key(old) == record.key(made["config"])
+    config, choices = compose("export=none")
+    before = copy.deepcopy(since.SETTINGS)
+    made = {"config": {k: v for k, v in config.items() if k != "export"}, "choices": {}}
+    since.complete(made)
+    assert made["config"] == config
+    assert before == since.SETTINGS

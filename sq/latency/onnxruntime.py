@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sq import adds, cores, hooks, onnx_layers, onnx_model, onnx_session, record, stopwatch
 from sq import layers as geometry
+from sq.core import processor
 from sq.errors import SqError
 from sq.finished import Finished
 from sq.knobs import FLOAT, Count, Whole, Widths
@@ -54,7 +55,8 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     of each of `networks`, milliseconds of a pass, bytes of the model, and `faster`, how many times as fast as full
     precision it is, round by round: ``full``; ``w8a8`` and ``w4a8``, rounded to nearest, symmetric by channel, with
     inputs quantized where the run has layers and sums to quantize; the ``run``'s; and, if it has codes of up to 4 bits,
-    ``run_in_8``: the same, with these stored in 8 bits
+    ``run_in_8``: the same, with these stored in 8 bits; and of the processor, whether it has VNNI, without which sums
+    of products in ``w8a8``, and in ``saturating_layers`` of the ``run``, saturate in the time that is measured
 
     Raises
     ------
@@ -76,6 +78,10 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     except SqError as error:
         raise SqError(f"latency=onnxruntime: {error}; latency=none leaves this out") from error
     made = {"runtime": f"onnxruntime {onnxruntime.__version__}", "images": images, "threads": threads, "rounds": rounds}
+    made |= {
+        "vnni": processor.vnni(),
+        "saturating_layers": len(onnx_model.parts(done.quantized, done.problem).saturating()),
+    }
     made["networks"] = {
         name: stopwatch.spread(ms) | {"faster": stopwatch.spread(took["full"] / ms), "bytes": models[name].ByteSize()}
         for name, ms in took.items()

@@ -36,7 +36,7 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
 
     Milliseconds are medians, and quartiles in brackets; how many times as fast as full precision a network is was
     found round by round in the same run; what its layers take one by one, together, stands beside. Bytes are of the
-    ONNX file.
+    ONNX file. Where records say it: whether the CPU has VNNI, without which integer products saturate.
     """
     import pandas
 
@@ -49,7 +49,9 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
             if found:
                 sums = [r.get("sums", {}).get(kind) for r in own]
                 alone = {"layers alone": "-" if None in sums else f"{statistics.fmean(sums):.3f}"}
-                lines.append(labels | {"network": NAMES[kind]} | _cells(found) | alone | {"runs": str(len(own))})
+                lines.append(
+                    labels | {"network": NAMES[kind]} | _cells(found) | alone | _vnni(own) | {"runs": str(len(own))}
+                )
     return pandas.DataFrame(lines).fillna("-") if lines else None
 
 
@@ -123,6 +125,12 @@ def _name(row: Row, names: list[str]) -> str:
 
 def _told(records: list[Record]) -> Timed:
     return {r["key"]: r["latency"] | {"bits": r["results"].get("bits")} for r in records if "latency" in r}
+
+
+def _vnni(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Return a cell on VNNI, none where no run says whether its CPU has it."""
+    said = {run["vnni"] for run in runs if run.get("vnni") is not None}
+    return {"VNNI": " and ".join("yes" if has else "no" for has in sorted(said))} if said else {}
 
 
 def _cells(found: list[dict[str, Any]]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from onnx import TensorProto
 from torch import nn
 
 from sq import adds, layers, needs, onnx_graph, onnx_session
+from sq.core import processor
 from sq.errors import SqError
 from sq.export import onnx as own
 from sq.finished import Finished
@@ -170,7 +171,7 @@ def test_small_layers_and_such_that_are_called_twice(kind, tmp_path):
     )
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
     done = Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, lambda net: Agrees())
-    said = own.write(done, least_bits=4)
+    said = own.write(done, least_bits=4, unsigned=False)
     assert said["outputs_snr_db"] > 30
     model = onnx.load(tmp_path / said["file"])
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 5
@@ -199,7 +200,9 @@ def test_layers_of_tokens(bits, fed, tmp_path):
     if fed:
         adds.attach(made.net, {"add.0.right": per_tensor(-4.0, 4.0, 8, False)})
     config = {"outputs": str(tmp_path), "name": "small"}
-    said = own.write(Finished(config, given.model, given, made, None, lambda net: Agrees()), least_bits=4)
+    said = own.write(
+        Finished(config, given.model, given, made, None, lambda net: Agrees()), least_bits=4, unsigned=False
+    )
     assert said["outputs_snr_db"] > (30 if fed else 100)
 
 
@@ -219,7 +222,9 @@ def test_a_shared_weight_is_named(tmp_path):
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
     with pytest.raises(SqError, match="0 shares its weight, which ONNX cannot hold: use export=packed"):
         own.write(
-            Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, None), least_bits=4
+            Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, None),
+            least_bits=4,
+            unsigned=False,
         )
 
 
@@ -246,3 +251,52 @@ def test_integers_decode_to_the_weights(kind):
     model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", own.OPSET)], ir_version=10)
     assert torch.equal(onnx_session.Session(model.SerializeToString())(torch.zeros(1)), grid.decode(codes).view(shape))
     assert torch.equal(onnx_graph.codes_in(model.graph, name), onnx_graph.stored(codes, grid, shape))
+
+
+def saturating():
+    """Return a network whose sums of two products are near 2^16, and images of the largest inputs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.where(torch.rand(net[0].weight.shape) < 0.9, 0.1, -0.1))
+    return net, 1 - 0.1 * torch.rand(16, 8, 6, 6)
+
+
+def write_symmetric(folder, net, x, bits, **knobs):
+    model = Model(net, layers.find(net)[0], tuple(x.shape[1:]), "", None)
+    given = problem_of(model, x, bits, 8, fit=grids.fit("uniform", symmetric=True))
+    made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
+    done = Finished({"outputs": str(folder), "name": "small"}, model, given, made, None, lambda net: Agrees())
+    said = own.write(done, least_bits=4, **knobs)
+    return said, onnx.load(folder / said["file"]), made, x
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("bits", [7, 8])
+def test_products_of_bytes_are_exact_or_said_not_to_be(bits, unsigned, tmp_path, capsys):
+    net, x = saturating()
+    said, model, made, x = write_symmetric(tmp_path, net, x, bits, unsigned=unsigned)
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert (kinds["0.weight.codes"] == TensorProto.UINT8) is unsigned
+    assert said["outputs_snr_db"] > 30, "what the file says is ours on every processor"
+    with torch.no_grad():
+        default = onnx_session.snr(made.net(x), onnx_session.Session(model.SerializeToString())(x))
+    told = capsys.readouterr().err
+    if bits == 7 or unsigned:
+        assert said["saturating_layers"] == 0
+        assert default > 30, "any session computes it exactly"
+    else:
+        assert said["saturating_layers"] > 0
+        assert (default < 30) is (processor.saturates() is True)
+        assert ("saturated_snr_db" in said) is (processor.saturates() is not False)
+        assert ("export.unsigned=true" in told) is (processor.saturates() is not False)
+    assert (said["processor"], said["vnni"]) == (processor.name(), processor.vnni())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"), [(-64, 63, False), (-65, 62, True), (-10, 64, False), (-1, 65, True)]
+)
+def test_sums_of_two_products_saturate_above_sixteen_bits(low, high, wanted):
+    assert (2 * 255 * max(-low, high) > 2**15 - 1) is wanted
+    grid = UniformGrid(torch.ones(1, 1, 1), torch.full((1, 1, 1), float(low)), torch.full((1, 1, 1), float(high)), 256)
+    assert onnx_graph.saturating(torch.tensor([[[0, high - low]]], dtype=torch.int32), grid) is wanted

@@ -6,6 +6,7 @@ import pytest
 from cli_helpers import call, error_line, records
 
 from sq import latency_table, onnx_graph
+from sq.core import processor
 from sq.uniform import UniformGrid
 
 WORDS = ["latency=onnxruntime", "latency.rounds=5", "latency.warmup=1", "quantizer=rtn"]
@@ -32,6 +33,7 @@ def test_networks_stand_side_by_side(tmp_path):
     assert abs(size["run"] - made["export"]["bytes"]) < 300, "the exported file says what it is, besides"
     assert (said["images"], said["threads"], said["rounds"]) == (1, 1, 5)
     assert said["runtime"].startswith("onnxruntime ")
+    assert (said["vnni"], said["saturating_layers"]) == (processor.vnni(), 0)
     assert not {"table", "layers", "sums"} & {*said}
 
 

@@ -75,3 +75,12 @@ def test_tables_of_layers_are_written_anew_from_records():
         "a,2,4,0.50000,0.40000,9.00000\na,2,8,0.50000,0.40000,9.00000\n"
         "a,4,4,0.50000,0.40000,9.00000\na,4,8,0.50000,0.40000,9.00000\na,32,32,1.00000,1.00000,1.00000\n"
     }
+
+
+def test_vnni_is_told_where_records_tell_it():
+    records = [timed(4), timed(4, seed=1)]
+    assert "VNNI" not in latency.table(table.rows(records), records)
+    records[0]["latency"]["vnni"] = False
+    assert set(latency.table(table.rows(records), records)["VNNI"]) == {"no"}
+    records[1]["latency"]["vnni"] = True
+    assert set(latency.table(table.rows(records), records)["VNNI"]) == {"no and yes"}
