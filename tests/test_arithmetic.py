@@ -1,5 +1,7 @@
 """The runner of numeric tests under other arithmetic: what it asks for, and what it believes."""
 
+import re
+
 import arithmetic
 import pytest
 
@@ -46,5 +48,6 @@ def test_files_are_those_that_compute_and_compare():
     names = arithmetic.files()
     assert {"tests/test_gram.py", "tests/grid/test_uniform.py", "tests/solver/test_contract.py"} <= set(names)
     assert not {"tests/test_readme.py", "tests/report/test_page.py"} & set(names)
-    users = [f for f in arithmetic.TESTS.rglob("test_*.py") if "from tolerances import" in f.read_text()]
+    uses = re.compile("^from tolerances import", re.MULTILINE)
+    users = [f for f in arithmetic.TESTS.rglob("test_*.py") if uses.search(f.read_text())]
     assert {str(f.relative_to(arithmetic.ROOT)) for f in users} <= set(names)

@@ -5,12 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tolerances import assert_near, assert_within, of_gram, of_solve
 from torch import nn
 
 from sq import layers, statistics, trace, upstream
 from sq.errors import SqError
 from sq.samples import Batch
 from sq.types import Model
+
+DEPTH = 100  # products in a sum of the layers before, at most: of what rounding does to inputs
 
 
 def noisy(seed, G=2, O=3, I=5, N=400):
@@ -31,7 +34,7 @@ def test_target_is_the_least_squares_solution(seed):
     target = found.target(W, found.H)
     for g in range(len(W)):
         best = np.linalg.lstsq(Y[g].T.numpy(), (W[g] @ X[g]).T.numpy(), rcond=None)[0].T
-        np.testing.assert_allclose(target[g], best, atol=1e-10)
+        assert_near(target[g], torch.from_numpy(best), of_solve(found.H[g]))
 
 
 def test_loss_of_codes_differs_by_a_constant():
@@ -120,8 +123,9 @@ def test_several_batches_stop_early_and_give_the_same(monkeypatch):
     net.last.register_forward_hook(lambda *_: calls.append(1))
     monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 4 * 60)
     parts = upstream.collect(net, reference, layer, x)
-    torch.testing.assert_close(parts.H, whole.H, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(parts.C, whole.C, rtol=1e-5, atol=1e-6)
+    bound = 2 * of_gram(whole.H, whole.H, len(x) * 30, torch.float32, DEPTH)  # C is of the same size
+    assert_within(parts.H, whole.H, bound)
+    assert_within(parts.C, whole.C, bound)
     assert len(calls) == 1, "once it is known how often the layer is called, the rest of the network is not run"
 
 
@@ -145,7 +149,8 @@ def test_inputs_changed_in_place_between_calls_are_those_of_each_call(monkeypatc
     monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 2 * 4)
     found = upstream.collect(net, net, layer, x)
     X = torch.cat(fed(net, "shared", x), 2).double()
-    torch.testing.assert_close(found.H, 2 * X @ X.mT / X.shape[2], rtol=1e-5, atol=1e-6)
+    wanted = 2 * X @ X.mT / X.shape[2]
+    assert_within(found.H, wanted, of_gram(wanted, wanted, X.shape[2], torch.float32, DEPTH))
 
 
 GEOMETRIES = {
@@ -218,5 +223,7 @@ def test_networks_that_are_alike_make_the_ordinary_problem():
     ordinary = statistics.collect(model, Batch(x, torch.zeros(9), [""] * 9), batch_size=None, positions=1.0, seed=0)
     for layer in model.layers:
         found = upstream.collect(copy.deepcopy(net), net, layer, x)
-        torch.testing.assert_close(found.C, found.H, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(found.H, ordinary.layers[layer.name].hessian, rtol=1e-5, atol=1e-6)
+        wanted = ordinary.layers[layer.name]
+        bound = of_gram(wanted.hessian, wanted.hessian, wanted.positions, torch.float32, DEPTH)
+        assert_within(found.C, found.H, bound)
+        assert_within(found.H, wanted.hessian, bound)

@@ -71,6 +71,21 @@ def of_product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None, more: int
     return gamma(a.shape[-1] + more, dtype or a.dtype) * (a.double().abs() @ b.double().abs())
 
 
+def of_gram(first: Tensor, second: Tensor, positions: int, dtype: torch.dtype, more: int = 0) -> float:
+    """Return the error, at most, of entries (and of the norm) of 2 X Y^T / N summed in `dtype`.
+
+    ``sum |x| |y| <= |X| |Y|`` in Frobenius norms, which are the traces of ``2 X X^T / N`` and ``2 Y Y^T / N``.
+
+    Parameters
+    ----------
+    first, second : these two (G, I, I)
+    positions : N
+    more : operations beside, as of what computed X and Y
+    """
+    traces = [own.double().diagonal(dim1=-2, dim2=-1).sum(-1).max() for own in (first, second)]
+    return 2 * gamma(positions + more, dtype) * math.sqrt(float(traces[0] * traces[1]))
+
+
 def of_solve(matrix: Tensor, dtype: torch.dtype | None = None, steps: int = 1) -> float:
     """Return the relative error (of norms), at most, of solving with the positive definite `matrix` (..., n, n).
 
