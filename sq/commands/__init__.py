@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from sq.core import closed_pipe
 
@@ -43,10 +42,9 @@ COMMANDS = {
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None) -> int:
-    """Do what the command line says; return the exit code."""
+def main(words: list[str] | None = None, called: str = "sq") -> int:
+    """Do what the command line says; return the exit code. `called` is how the program was."""
     words = sys.argv[1:] if words is None else words
-    called = "python -m sq" if Path(sys.argv[0]).name == "__main__.py" else "sq"
     if words[:1] == ["help"]:  # "sq help run" as "sq run --help"
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
