@@ -7,9 +7,9 @@ import hashlib
 import platform
 import subprocess
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+from sq import root
 from sq.core import processor
 
 PACKAGES = (
@@ -42,7 +42,9 @@ def collect(device: Any) -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    here = Path(__file__).resolve().parent
+    here = root.CHECKOUT
+    if here is None:  # a wheel: a repository around it is another project's
+        return {"commit": None, "dirty": None}
 
     def git(*words: str) -> str | None:
         try:

@@ -1,11 +1,9 @@
 """Provenance: which code, packages and machine made a figure."""
 
 import datetime
-import importlib.util
 import json
 import os
 import platform
-import shutil
 import subprocess
 from importlib import metadata
 
@@ -79,6 +77,13 @@ def test_commit_is_the_checkouts():
     assert isinstance(found["dirty"], bool)
 
 
+def test_a_wheel_is_no_commit_of_the_repository_around_it(monkeypatch):
+    monkeypatch.setattr(provenance.root, "CHECKOUT", None)
+    found = provenance.collect(CPU)
+    assert found["commit"] is None
+    assert found["dirty"] is None
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
 def test_no_git_is_no_commit(error, monkeypatch):
     def fail(*_, **__):
@@ -92,35 +97,31 @@ def test_no_git_is_no_commit(error, monkeypatch):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """Return a git repository of its own, and the provenance module inside it."""
+    """Return a git repository that stands for the checkout."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for folder in ("sq", "conf", "results"):
         (tmp_path / folder).mkdir()
     (tmp_path / "run.py").write_text("")
     (tmp_path / "conf" / "config.yaml").write_text("bits: 4\n")
-    file = shutil.copy(provenance.__file__, tmp_path / "sq" / "provenance.py")
+    (tmp_path / "sq" / "code.py").write_text("")
     me = ["-c", "user.name=me", "-c", "user.email=me@localhost"]
     for words in (["init", "-q"], ["add", "."], [*me, "commit", "-q", "-m", "all"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    spec = importlib.util.spec_from_file_location("provenance_elsewhere", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return tmp_path, module
+    monkeypatch.setattr(provenance.root, "CHECKOUT", tmp_path)
+    return tmp_path
 
 
 def test_tree_is_dirty_by_code_and_settings_alone(checkout):
-    folder, module = checkout
-    first = module.collect(CPU)
+    first = provenance.collect(CPU)
     assert len(first["commit"]) == 40
     assert first["dirty"] is False
-    (folder / "results" / "new.json").write_text("{}")
-    assert module.collect(CPU)["dirty"] is False
-    (folder / "conf" / "config.yaml").write_text("bits: 3\n")
-    assert module.collect(CPU)["dirty"] is True
+    (checkout / "results" / "new.json").write_text("{}")
+    assert provenance.collect(CPU)["dirty"] is False
+    (checkout / "conf" / "config.yaml").write_text("bits: 3\n")
+    assert provenance.collect(CPU)["dirty"] is True
 
 
 def test_new_file_among_the_code_makes_the_tree_dirty(checkout):
-    folder, module = checkout
-    (folder / "sq" / "new.py").write_text("")
-    assert module.collect(CPU)["dirty"] is True
+    (checkout / "sq" / "new.py").write_text("")
+    assert provenance.collect(CPU)["dirty"] is True

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sq import __version__, root
-from sq.core import closed_pipe, installation
+from sq.core import closed_pipe, installation, processor
 from sq.core.wording import quantity
 from sq.errors import SqError, one_line
 
@@ -70,10 +70,16 @@ def examine() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Return the model of the CPU, its cores, and how many of them are this process's."""
-    from sq import cores, provenance
+    """Return the model of the CPU, whether it has VNNI, its cores, and how many of them are this process's."""
+    from sq import cores
 
-    return {"model": provenance._processor(), "cores": os.cpu_count(), "own": cores.own(), "used": cores.available()}
+    return {
+        "model": processor.name(),
+        "vnni": processor.vnni() if installation.version("torch") else None,
+        "cores": os.cpu_count(),
+        "own": cores.own(),
+        "used": cores.available(),
+    }
 
 
 def _unmet() -> Iterator[str]:
@@ -110,7 +116,7 @@ def _torch() -> dict[str, Any]:
     import torch
 
     return {
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": processor.instruction_set(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
     }
@@ -257,7 +263,8 @@ def _machine(found: Mapping[str, Any]) -> Iterator[str]:
     own, torch, memory = found["cpu"], found["torch"], found["memory"]
     told = f"{own['model']}, {quantity(own['cores'] or 1, 'core')}, {own['own']} of them for this process"
     if torch:
-        told += f"; instruction set {torch['instruction_set']}, {quantity(torch['threads'], 'thread')} in torch"
+        vnni = {True: " with VNNI", False: " without VNNI", None: ""}[own["vnni"]]
+        told += f"; instruction set {torch['instruction_set']}{vnni}, {quantity(torch['threads'], 'thread')} in torch"
     yield f"CPU: {told}"
     if memory:
         yield f"memory: {memory['total_gib']} GiB, {memory['free_gib']} free"
