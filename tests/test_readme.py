@@ -11,19 +11,21 @@ import pytest
 from sq import record
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = re.findall(r"^python (\S.*?)\s*(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+COMMANDS = re.findall(r"^((?:python|sq) \S.*?)\s*(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+RUNS = ("python run.py", "sq run", "sq sweep")
 
 
 def call(words: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    line = words.replace("run.py", str(ROOT / "run.py"), 1).replace("-cd experiments", f"-cd {ROOT / 'experiments'}")
-    line = f"{sys.executable} {line}"
+    program, _, rest = words.partition(" ")
+    line = f"{sys.executable} {'-m sq ' if program == 'sq' else ''}{rest}"
+    line = line.replace("run.py", str(ROOT / "run.py"), 1).replace("-cd experiments", f"-cd {ROOT / 'experiments'}")
     return subprocess.run(line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_first_command_ends_with_a_table_and_the_second_time_runs_nothing(tmp_path):
     text = (ROOT / "README.md").read_text()
-    command = re.search(r"^python3 .*?python (run\.py -m .*)$", text, re.MULTILINE)[1]
+    command = re.search(r"^python3 .*?(python run\.py -m .*)$", text, re.MULTILINE)[1]
     first = call(command, tmp_path)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("sensiquant") == 2
@@ -40,9 +42,7 @@ def test_first_command_ends_with_a_table_and_the_second_time_runs_nothing(tmp_pa
     assert {file: file.stat().st_mtime_ns for file in files} == files
 
 
-@pytest.mark.parametrize(
-    "words", [c for c in COMMANDS if c.startswith("run.py") and not re.search("--help|dry_run", c)]
-)
+@pytest.mark.parametrize("words", [c for c in COMMANDS if c.startswith(RUNS) and not re.search("--help|dry_run", c)])
 def test_commands_compose(words, tmp_path):
     # A record that cannot be written stops each command right after everything has been composed and checked.
     blocked = tmp_path / "file"
@@ -53,7 +53,7 @@ def test_commands_compose(words, tmp_path):
 
 
 def test_report_command_rebuilds(tmp_path):
-    words = next(c for c in COMMANDS if c.startswith("-m sq.report"))
+    words = next(c for c in COMMANDS if c.startswith("sq report"))
     target = tmp_path / "results" / "quickstart"
     target.mkdir(parents=True)
     for file in (ROOT / "results" / "quickstart").glob("*.json"):
