@@ -207,7 +207,7 @@ def test_help_is_quick_and_lists_every_choice(tmp_path):
     assert done.stderr == ""
     assert all(f"{family}: " in done.stdout for family in FAMILIES)
     assert "rtn" in done.stdout
-    assert "python run.py" in done.stdout
+    assert "sq sweep quantizer=" in done.stdout
 
 
 def python(folder, code, *words):
