@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sq.errors import SqError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+__all__ = ["SqError", "load", "quantize"]
 __version__ = "0.1.0"
 
 

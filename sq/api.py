@@ -103,7 +103,7 @@ def _config(words: list[str]) -> dict[str, Any]:
             composed = hydra.compose("config", overrides=[*words, "cache=null"], return_hydra_config=True)
             config, choices = points.resolve(composed), points.chosen(composed.hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SqError(cli.explain(error)) from error
+        raise SqError(cli.explain(error, words)) from error
     if wrong := problems(config) or contradictions.find(config, choices):
         raise SqError("; ".join(wrong))
     return config

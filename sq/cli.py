@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -21,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sq import config as settings
 from sq import experiments, job, plan, points, preview, resolvers, root, sweep
+from sq.build import OWN
 from sq.console import out, say
 from sq.core import closed_pipe
 from sq.errors import SqError, one_line
@@ -83,7 +88,7 @@ def main() -> None:
     except Exception as error:
         if job.TRACEBACKS or (isinstance(error, BrokenPipeError) and closed_pipe.unread()):
             raise
-        say(f"sq: {explain(error)}")
+        say(f"sq: {explain(error, *_command(sys.argv[1:]))}")
         sys.exit(1)
 
 
@@ -94,8 +99,14 @@ def _find_experiments() -> None:
         sys.argv.extend(["--config-dir", str(root.EXPERIMENTS)])
 
 
-def explain(error: Exception) -> str:
-    """Return one line that says what was got, what is allowed and what is nearest."""
+def explain(error: Exception, words: Sequence[str] = (), file: Path | None = None) -> str:
+    """Return one line that says what was got, what is allowed and what is nearest.
+
+    Parameters
+    ----------
+    words : overrides; the choices among them decide which settings there are
+    file : the config they are of, if it is not sq's own
+    """
     text = f"{error} {error.__cause__ or ''}"
     if found := re.search(r"Additional config directory '([^']+)' not found", text):
         shipped = "; those that come with sq need no folder: -cn NAME" if Path(found[1]).name == "experiments" else ""
@@ -116,7 +127,7 @@ def explain(error: Exception) -> str:
             return (
                 f"{name}: no such setting; quantizer.start is the quantizer that quantizer.init names, as its YAML is"
             )
-        return f"{name}: no such setting; {settings.nearest(name, _names())}"
+        return _unknown(name, words, file)
     if found := re.search(
         r"Error merging override (\S+).* (?:could not be converted to|is not a valid) (\w+)", text, re.DOTALL
     ):
@@ -143,14 +154,67 @@ def _unknown_of_hydra(name: str) -> str:
     if start != "hydra.launcher":
         return f"{name}: no such setting of Hydra"
     known = {file.stem: yaml.safe_load(file.read_text()) for file in Path(CONF, "hydra", "launcher").glob("*.yaml")}
+    known = {launcher: {name for name in knobs if name != "defaults"} for launcher, knobs in known.items()}
     near = settings.nearest(own, {setting for knobs in known.values() for setting in knobs if setting[0] != "_"})
     whose = sorted(launcher for launcher, knobs in known.items() if near.removeprefix("nearest: ") in knobs)
     of = f", of hydra/launcher={' and '.join(whose)}" if whose else ""
     return f"{name}: no such setting of the launcher in use; {near}{of}"
 
 
-def _names() -> list[str]:
-    """Return the dotted name of every setting of the default config."""
+def _unknown(name: str, words: Sequence[str], file: Path | None) -> str:
+    """Return what to say of the setting `name`, which does not exist with the choices of `words` and `file`."""
+    try:
+        known = _names(words, file)
+    except (SqError, HydraException, OmegaConfBaseException):  # the choices are wrong as well
+        known = _names()
+    lacking = {choice: names for choice, names in known.items() if name not in names}
+    if len(lacking) < len(known):  # a setting of some of the choices that a sweep goes through
+        choice, names = next(iter(lacking.items()), ("", []))
+    else:
+        choice, names = "", list({other for names in known.values() for other in names})
+    return f"{name}: no such setting{choice}; {settings.nearest(name, names)}"
+
+
+def _names(words: Sequence[str] = (), file: Path | None = None) -> dict[str, list[str]]:
+    """Return the dotted names of all settings, for each of the choices that a sweep goes through.
+
+    The names go by words for that choice, " of quantizer=rtn"; without a sweep there is one list, of no words.
+    """
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        composed = hydra.compose("config")
-    return list(settings.leaves(points.resolve(composed))) + list(settings.FAMILIES)
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        name, folders = ("config", []) if file is None else (file.stem, [f"file://{file.parent.absolute()}"])
+        base = [f"hydra.searchpath={folders}"]
+        params = hydra.compose(name, base, return_hydra_config=True).hydra.sweeper.get("params") or {}
+        given = [f"{setting}={value}" for setting, value in params.items()] + [*words]
+        overrides = [o for o in map(parser.parse_override, given) if o.key_or_group in settings.FAMILIES]
+        choices = {str(o.key_or_group): _values(o) for o in overrides if not o.is_delete()}
+        first = {family: options[0] for family, options in choices.items()}
+        swept = {f" of {f}={option}": {**first, f: option} for f, own in choices.items() if own[1:] for option in own}
+        return {
+            words: _paths(points.resolve(hydra.compose(name, [*base, *(f"{f}={own}" for f, own in chosen.items())])))
+            for words, chosen in (swept or {"": first}).items()
+        }
+
+
+def _values(override: Override) -> list[str]:
+    """Return the values that `override` goes through, one unless it is of a sweep."""
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.get_value_element_as_str()]
+
+
+def _paths(node: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of all that is in nested mappings, but for what says which function a part is."""
+    if not isinstance(node, Mapping):
+        return []
+    found = {f"{prefix}{name}": value for name, value in node.items() if name not in OWN}
+    return [path for name, value in found.items() for path in (name, *_paths(value, f"{name}."))]
+
+
+def _command(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Return the overrides of a command line of Hydra's, and the config it names, if that is not sq's own."""
+    options, _ = get_args_parser().parse_known_args([*words])
+    overrides = [word for word in options.overrides if not word.startswith("hydra")]
+    if options.config_name is None:
+        return overrides, None
+    return overrides, Path(options.config_dir or CONF, options.config_name)

@@ -82,12 +82,18 @@ class Config:
 
 
 def register() -> None:
-    """Make the schema known to Hydra, under the name the defaults list uses."""
+    """Make the schema, and `any_keys`, known to Hydra, under the names that defaults lists use.
+
+    Hydra refuses a setting that no YAML file has. A mapping whose keys are the user's to name, such as the arguments of
+    a constructor, is opened by ``/any_keys@NAME`` in the defaults list of its file.
+    """
     from hydra.core.config_store import ConfigStore
-    from omegaconf import MISSING
+    from omegaconf import MISSING, OmegaConf
 
     names = Config.__dataclass_fields__
-    ConfigStore.instance().store("schema", Config(**dict.fromkeys(names, MISSING)))
+    store = ConfigStore.instance()
+    store.store("schema", Config(**dict.fromkeys(names, MISSING)))
+    store.store("any_keys", OmegaConf.create({}, flags={"struct": False}))
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:

@@ -119,7 +119,7 @@ def jobs_of(stem: str, results: Path, folder: Path = experiments.FOLDER, more: S
             own = hydra.compose(stem, overrides=words, return_hydra_config=True)
             return points.expand(GlobalHydra.instance().config_loader(), own)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SqError(f"{folder / stem}.yaml: {cli.explain(error)}") from error
+        raise SqError(f"{folder / stem}.yaml: {cli.explain(error, more, folder / f'{stem}.yaml')}") from error
 
 
 if __name__ == "__main__":

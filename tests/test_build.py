@@ -4,7 +4,10 @@ import ast
 import importlib
 import inspect
 import re
+import types
+import typing
 
+import hydra
 import pytest
 from cli_helpers import CONF, ROOT, compose
 from omegaconf import OmegaConf
@@ -194,12 +197,29 @@ def test_choice_builds_and_holds_to_the_contract(family, option):
     assert parts[0]["_target_"].startswith(f"sq.{own}.")
 
 
+@pytest.mark.parametrize(("family", "option"), CHOICES, ids=lambda word: word)
+def test_settings_whose_keys_are_the_users_take_any_key(family, option):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        part = hydra.compose("config", overrides=[f"{family}={option}"])[family]
+    _, function = function_of(part)
+    hints = typing.get_type_hints(function)
+    union = (typing.Union, types.UnionType)
+    kinds = {
+        name: typing.get_args(kind) if typing.get_origin(kind) in union else [kind] for name, kind in hints.items()
+    }
+    free = [name for name in part if any(typing.get_origin(kind) is dict for kind in kinds.get(name, []))]
+    closed = [name for name in free if OmegaConf.is_struct(part[name])]
+    assert closed == [], f"add /any_keys@{closed} to the defaults list of its YAML"
+    assert OmegaConf.is_struct(part)
+
+
 @pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_knobs_stand_in_the_order_of_the_signature(file):
     for part in targets(OmegaConf.to_container(OmegaConf.load(file), resolve=False)):
         _, function = function_of(part)
         order = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        given = [name for name in part if name not in ("_target_", "_partial_") and not isinstance(part[name], dict)]
+        apart = ("_target_", "_partial_", "defaults")
+        given = [name for name in part if name not in apart and not isinstance(part[name], dict)]
         assert given == [name for name in order if name in given]
 
 

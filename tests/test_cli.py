@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from cli_helpers import ROOT, WEIGHTS, call, compose, environment, error_line, run, settings, snapshot
+from hydra.errors import ConfigCompositionException
 from safetensors.torch import load_file, save_file
 
 from sq import cli, job, record
@@ -28,7 +29,15 @@ EARLY = {
     "bits=nan": (["bits=nan"], ["bits=nan", "finite"]),
     "bits=abc": (["bits=abc"], ["bits=abc"]),
     "1 bit, symmetric": (["bits=1", "grid.symmetric=true"], ["bits=1", "grid.symmetric=true", "2 bits"]),
-    "misspelt knob": (["quantizer.solve.ordr=static"], ["quantizer.solve.ordr", "nearest: quantizer.solve.order"]),
+    "misspelt knob": (
+        ["quantizer=sensiquant", "quantizer.solve.ordr=static"],
+        ["quantizer.solve.ordr", "nearest: quantizer.solve.order"],
+    ),
+    "setting of the default, not of the choice": (
+        ["quantizer=gptq", "quantizer.solve.rankings=2"],
+        ["quantizer.solve.rankings: no such setting; ", "quantizer.solve.block"],
+    ),
+    "setting of the chosen model": (["model=timm", "model.dataa.crop_pct=1"], ["nearest: model.data"]),
     "misspelt group": (["quantiser=obq"], ["quantiser", "nearest: quantizer"]),
     "misspelt setting": (["bit=3"], ["bit:", "nearest: bits"]),
     "added setting": (["+typo=1"], ["typo"]),
@@ -210,6 +219,24 @@ def test_help_is_quick_and_lists_every_choice(tmp_path):
     assert "sq sweep quantizer=" in done.stdout
 
 
+def test_setting_of_some_choices_of_a_sweep_names_one_without_it(tmp_path):
+    line = error_line(call(tmp_path, "quantizer=gptq,rtn", "quantizer.solve.order=act", sweep=True))
+    assert line.startswith("sq: quantizer.solve.order: no such setting of quantizer=rtn; nearest: ")
+
+
+def test_setting_misspelt_for_all_choices_of_a_sweep(tmp_path):
+    line = error_line(call(tmp_path, "quantizer=gptq,rtn", "quantizer.solve.ordr=act", sweep=True))
+    assert line.startswith("sq: quantizer.solve.ordr: no such setting; nearest: quantizer.solve.order")
+
+
+def test_setting_of_an_experiments_choice(tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults:\n  - config\n  - override model: timm\nname: mine\n")
+    words, file = cli._command(["-cd", str(tmp_path), "-cn", "mine", "model.nam=3"])
+    line = cli.explain(ConfigCompositionException("Could not override 'model.nam'."), words, file)
+    assert line.startswith("model.nam: no such setting; nearest: ")
+    assert "model.name" in line
+
+
 def python(folder, code, *words):
     return subprocess.run(
         [sys.executable, "-c", code, *words],
@@ -222,7 +249,7 @@ def python(folder, code, *words):
 
 
 def test_composing_does_not_load_torch(tmp_path):
-    code = "import sys; from sq import cli; print(len(cli._names()), 'torch' in sys.modules, 'pandas' in sys.modules)"
+    code = "import sys; from sq import cli; print(len(cli._names()[]), 'torch' in sys.modules, 'pandas' in sys.modules)"
     done = python(tmp_path, code)
     assert done.stdout.split()[1:] == ["False", "False"], done.stderr
 

@@ -201,3 +201,26 @@ def test_sweeping_an_experiment_by_hand_gives_the_same_job():
     )
     assert config == first.config
     assert choices == first.choices
+
+
+@pytest.mark.parametrize(
+    ("words", "knob", "value"),
+    [
+        (["model=timm", "model.data.crop_pct=1.0"], "data", {"crop_pct": 1.0}),
+        (["model=timm", "model.data={crop_pct: 1.0}"], "data", {"crop_pct": 1.0}),
+        (["model=timm", "model.expected={mine: {top1: 3, within: 1}}"], "expected", {"mine": {"top1": 3, "within": 1}}),
+        (["model=timm", "model.expected.mine=null"], "expected", {"mine": None}),
+        (["model=checkpoint", "model.arguments={num_classes: 10}"], "arguments", {"num_classes": 10}),
+        (["model=checkpoint", "model.arguments.num_classes=10"], "arguments", {"num_classes": 10}),
+        (["model=resnet44", "model.expected.mine.top1=3"], "expected", {"mine": {"top1": 3}}),
+    ],
+)
+def test_keys_that_are_the_users_are_set_as_any_other_setting(words, knob, value):
+    assert compose(*words)[0]["model"][knob] == value
+
+
+def test_data_of_a_checkpoint_keeps_what_is_not_set():
+    data = compose("model=checkpoint")[0]["model"]["data"]
+    assert compose("model=checkpoint", "model.data.crop_mode=squash")[0]["model"]["data"] == data | {
+        "crop_mode": "squash"
+    }

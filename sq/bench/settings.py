@@ -161,7 +161,7 @@ def compose(family: str, words: str, seed: int) -> dict[str, Any]:
         raise SqError(f"{family}: no choice was made")
     choice, *knobs = words.split()
     overrides = [f"{family}={choice}", *(f"{family}.{knob}" for knob in knobs), f"seed={seed}"]
-    return _compose(Path(CONF), "config", overrides, explain)[family]
+    return _compose(Path(CONF), "config", overrides, lambda error: explain(error, overrides))[family]
 
 
 def _method(entry: str | dict[str, Any], seed: int) -> Method:

@@ -29,15 +29,15 @@ def load(
     arguments : of the constructor, such as num_classes
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
     data : the evaluation transform: input_size (C, H, W), interpolation, crop_pct (share of the shorter side that
-        is kept), mean and std of values from 0 to 1
+        is kept), mean and std of values from 0 to 1; and, if it is not "center", crop_mode
     expected : full-precision figures by image set, see `sq.gate`
 
     Raises
     ------
     SqError : no such constructor, arguments it does not take, or weights that are missing, damaged or do not fit
     """
-    if {*data} != {*SETTINGS}:
-        raise SqError(f"model.data has {', '.join(data) or 'nothing'}: it must have {', '.join(SETTINGS)}")
+    if missing := [name for name in SETTINGS if name not in data]:
+        raise SqError(f"model.data has {', '.join(data) or 'nothing'}: it lacks {', '.join(missing)}")
     check(data)
     path = find(weights, "model.weights")
     net = _build(constructor, arguments or {}).float().eval()

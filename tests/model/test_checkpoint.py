@@ -29,7 +29,7 @@ def weights(tmp_path_factory):
 
 
 def load(path, **knobs):
-    part = compose("model=checkpoint", "model.constructor=squeezenet1_1", "+model.arguments.num_classes=7")[0]["model"]
+    part = compose("model=checkpoint", "model.constructor=squeezenet1_1", "model.arguments.num_classes=7")[0]["model"]
     return build({**part, "weights": path, **knobs}, "model")()
 
 
@@ -87,8 +87,9 @@ def test_weights_that_are_not_finite(weights, tmp_path):
         ({"arguments": {"num_classes": 9}}, r"holds weights of another network than SqueezeNet: .*of another shape"),
         ({"arguments": {"num_classes": "many"}}, r"model\.arguments=.*squeezenet1_1 does not take them \(TypeError"),
         ({"data": DATA | {"crop_pct": 2.0}}, r"model\.data\.crop_pct=2\.0: should be less than or equal to 1"),
-        ({"data": DATA | {"crop_mode": "squash"}}, r"model\.data has .*crop_mode: it must have input_size"),
-        ({"data": {"mean": [0.5] * 3}}, r"model\.data has mean: it must have input_size, interpolation"),
+        ({"data": DATA | {"crop_mode": "sqush"}}, r"model\.data\.crop_mode=sqush: .*nearest: squash"),
+        ({"data": DATA | {"crop": 1.0}}, r"model\.data\.crop: not a setting of the transform"),
+        ({"data": {"mean": [0.5] * 3}}, r"model\.data has mean: it lacks input_size, interpolation, crop_pct, std"),
     ],
 )
 def test_what_does_not_fit_is_named(weights, knobs, says):
