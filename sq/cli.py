@@ -180,10 +180,12 @@ def _names(words: Sequence[str] = (), file: Path | None = None) -> dict[str, lis
 
     The names go by words for that choice, " of quantizer=rtn"; without a sweep there is one list, of no words.
     """
-    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+    folder, name = (Path(CONF), "config") if file is None else (file.parent.absolute(), file.stem)
+    holds = (folder / f"{name}.yaml").is_file()
+    main, other = (folder, CONF) if holds else (CONF, folder)  # Hydra reads the first config from its main folder
+    base = [f"hydra.searchpath=[file://{other}]"]
+    with hydra.initialize_config_dir(str(main), version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        name, folders = ("config", []) if file is None else (file.stem, [f"file://{file.parent.absolute()}"])
-        base = [f"hydra.searchpath={folders}"]
         params = hydra.compose(name, base, return_hydra_config=True).hydra.sweeper.get("params") or {}
         given = [f"{setting}={value}" for setting, value in params.items()] + [*words]
         overrides = [o for o in map(parser.parse_override, given) if o.key_or_group in settings.FAMILIES]
@@ -215,6 +217,6 @@ def _command(words: Sequence[str]) -> tuple[list[str], Path | None]:
     """Return the overrides of a command line of Hydra's, and the config it names, if that is not sq's own."""
     options, _ = get_args_parser().parse_known_args([*words])
     overrides = [word for word in options.overrides if not word.startswith("hydra")]
-    if options.config_name is None:
+    if options.config_name is None and options.config_dir is None:
         return overrides, None
-    return overrides, Path(options.config_dir or CONF, options.config_name)
+    return overrides, Path(options.config_dir or CONF, f"{options.config_name or 'config'}.yaml")
