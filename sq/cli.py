@@ -193,8 +193,8 @@ def _names(words: Sequence[str] = (), file: Path | None = None) -> dict[str, lis
         first = {family: options[0] for family, options in choices.items()}
         swept = {f" of {f}={option}": {**first, f: option} for f, own in choices.items() if own[1:] for option in own}
         return {
-            words: _paths(points.resolve(hydra.compose(name, [*base, *(f"{f}={own}" for f, own in chosen.items())])))
-            for words, chosen in (swept or {"": first}).items()
+            choice: _paths(points.resolve(hydra.compose(name, [*base, *(f"{f}={own}" for f, own in chosen.items())])))
+            for choice, chosen in (swept or {"": first}).items()
         }
 
 

@@ -230,7 +230,7 @@ def test_setting_misspelt_for_all_choices_of_a_sweep(tmp_path):
 
 
 def test_setting_of_an_experiments_choice(tmp_path):
-    (tmp_path / "mine.yaml").write_text("defaults:\n  - config\n  - override model: timm\nname: mine\n")
+    (tmp_path / "mine.yaml").write_text("defaults:\n  - config\n  - override model: timm\n  - _self_\nname: mine\n")
     words, file = cli._command(["-cd", str(tmp_path), "-cn", "mine", "model.nam=3"])
     line = cli.explain(ConfigCompositionException("Could not override 'model.nam'."), words, file)
     assert line.startswith("model.nam: no such setting; nearest: ")
