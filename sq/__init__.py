@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,16 @@ __all__ = ["SqError", "load", "quantize"]
 __version__ = "0.1.0"
 
 
-def load(file: str | Path) -> nn.Module:
-    """Return the network in a file that `export=packed` has written, see `sq.export.packed.load`."""
+def load(file: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
+    """Return the network in a file that `export=packed` has written, see `sq.export.packed.load`.
+
+    Parameters
+    ----------
+    plugins : packages whose code the file may name; without them, and without `SQ_PLUGINS`, none is imported for it
+    """
     from sq.export import packed
 
-    return packed.load(Path(file))
+    return packed.load(Path(file), plugins)
 
 
 def quantize(

@@ -19,6 +19,7 @@ from sq import cli, contradictions, fold, layers, method, points, ready, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES, problems
+from sq.core import plugins
 from sq.errors import SqError, one_line
 from sq.evaluation import to
 from sq.network import coverage, plain_layers
@@ -52,14 +53,20 @@ def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bi
     ----------
     net : maps images to one tensor
     images : (N, C, H, W) float32, calibration images as `net` takes them; on the device of `net`
-    overrides : further settings as on the command line, "activation=mse", "activation.bits=8", "fold=true"
+    overrides : further settings as on the command line, "activation=mse", "activation.bits=8", "fold=true";
+        "plugins=[mynet]" allows them to name code in that package, for this call
     quantizer, bits : as on the command line
 
     Raises
     ------
     SqError : no images, or of a wrong kind; an unknown setting or choice; see the families
     """
-    config = _config([f"quantizer={quantizer}", f"bits={bits}", *overrides])
+    with plugins.allowing(plugins.named(overrides)):
+        return _quantize(net, images, [f"quantizer={quantizer}", f"bits={bits}", *overrides])
+
+
+def _quantize(net: nn.Module, images: Tensor, words: list[str]) -> nn.Module:
+    config = _config(words)
     _check(images)
     part = {family: build(config[family], family) for family in FAMILIES if family not in APART}
     copied = _copy(net).eval().requires_grad_(False)

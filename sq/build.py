@@ -1,6 +1,7 @@
 """From config to code: import what a YAML names, check its knobs against the function's signature, bind them.
 
-Only names under `sq.` are imported, so a config cannot run foreign code.
+Only names under `sq.`, and in packages that the user allows (`sq.core.plugins`), are imported, so a config cannot run
+foreign code.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sq.config import nearest
+from sq.core import plugins
 from sq.errors import SqError
 
 OWN = ("_target_", "_partial_")
@@ -22,12 +24,12 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
 
     Parameters
     ----------
-    part : `_target_`, a dotted name under `sq.`, and one value for each keyword-only parameter of it
+    part : `_target_`, a dotted name under `sq.` or in a plugin, and one value for each keyword-only parameter of it
     path : where `part` stands in the config, for messages
 
     Raises
     ------
-    SqError : the name is not under `sq.` or does not exist; a knob is missing, unknown or of a wrong type
+    SqError : the name may not be imported or does not exist; a knob is missing, unknown or of a wrong type
     """
     check(part, path)
     from hydra.utils import instantiate
@@ -39,7 +41,7 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
 def check(part: Mapping[str, Any], path: str) -> None:
     """Raise an `SqError` unless `part` fits the signature of the function it names; see `build`."""
     function = _find(part, path)
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = _hints(function, part["_target_"], path)
     knobs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given = [name for name in part if name not in OWN + BESIDE.get(path, ())]
     if missing := [name for name in knobs if name not in given]:
@@ -50,8 +52,11 @@ def check(part: Mapping[str, Any], path: str) -> None:
         value = part[name]
         if isinstance(value, Mapping) and "_target_" in value:
             check(value, f"{path}.{name}")
-        else:
-            check_type(hints[name], value, f"{path}.{name}")
+            continue
+        _check_plain(value, f"{path}.{name}")
+        if name not in hints:
+            raise SqError(f"{path}.{name}: {part['_target_']} does not say of what type it is; annotate it")
+        check_type(hints[name], value, f"{path}.{name}")
 
 
 def check_settings(given: Mapping[str, Any], hints: Mapping[str, Any], path: str) -> None:
@@ -66,16 +71,27 @@ def check_settings(given: Mapping[str, Any], hints: Mapping[str, Any], path: str
 
 def _find(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
     target = part.get("_target_")
-    if not isinstance(target, str) or not target.startswith("sq."):
-        raise SqError(f"{path}._target_={target}: only names under sq. are imported")
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(__import__(module, fromlist=[name]), name)
-    except (ImportError, AttributeError) as error:
-        raise SqError(f"{path}._target_={target}: {error}") from error
-    if not inspect.isfunction(found) or not found.__module__.startswith("sq."):
-        raise SqError(f"{path}._target_={target}: not a function of sq")
+    found = plugins.find(target, f"{path}._target_")
+    if not inspect.isfunction(found):
+        raise SqError(f"{path}._target_={target}: not a function")
     return found
+
+
+def _hints(function: Callable[..., Any], target: str, path: str) -> dict[str, Any]:
+    """Return the types of the parameters of `function`."""
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:  # imported for type checkers alone, by a plugin
+        raise SqError(f"{path}._target_={target}: a type of its parameters cannot be read ({error})") from error
+
+
+def _check_plain(value: Any, path: str) -> None:
+    """Refuse a `_target_` within `value`, which Hydra would call without a check."""
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, own in inner:
+        if name in OWN:
+            raise SqError(f"{path}.{name}: a function is not wanted here")
+        _check_plain(own, f"{path}.{name}")
 
 
 def check_type(hint: Any, value: Any, path: str) -> None:

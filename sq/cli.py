@@ -27,7 +27,7 @@ from sq import config as settings
 from sq import experiments, job, plan, points, preview, resolvers, root, sweep
 from sq.build import OWN
 from sq.console import out, say
-from sq.core import closed_pipe
+from sq.core import closed_pipe, plugins
 from sq.errors import SqError, one_line
 
 CONF = str(root.CONF)
@@ -80,6 +80,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors to us instead of printing them
     _find_experiments()
     try:
+        plugins.allow(plugins.named(sys.argv[1:]))
         # Not a decorator: a launcher must find `task` under its own name to send it to another process.
         hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
     except KeyboardInterrupt:
@@ -182,9 +183,9 @@ def _names(words: Sequence[str] = (), file: Path | None = None) -> dict[str, lis
     """
     folder, name = (Path(CONF), "config") if file is None else (file.parent.absolute(), file.stem)
     holds = (folder / f"{name}.yaml").is_file()
-    main, other = (folder, CONF) if holds else (CONF, folder)  # Hydra reads the first config from its main folder
-    base = [f"hydra.searchpath=[file://{other}]"]
-    with hydra.initialize_config_dir(str(main), version_base="1.3"):
+    main = str(folder if holds else CONF)  # where Hydra reads the first config from
+    base = [plugins.search_path(*([] if holds else [folder]))]
+    with hydra.initialize_config_dir(main, version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         params = hydra.compose(name, base, return_hydra_config=True).hydra.sweeper.get("params") or {}
         given = [f"{setting}={value}" for setting, value in params.items()] + [*words]

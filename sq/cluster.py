@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from sq import claim
 from sq.console import say
-from sq.core import installation
+from sq.core import installation, plugins
 from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.knobs import Count, Positive, Whole
@@ -59,12 +59,19 @@ class Settings(TypedDict):
 
 
 class Task:
-    """What a task does: its runs, one after the other. submitit pickles it by name, and its jobs as plain data."""
+    """What a task does: its runs, one after the other. submitit pickles it by name, and its jobs as plain data.
+
+    It allows the plugins that the command allowed: clusters may be set up not to hand the environment on.
+    """
+
+    def __init__(self) -> None:
+        self.plugins = list(plugins.allowed())
 
     def __call__(self, jobs: Sequence[Job]) -> None:
         """Run `jobs`; those that another launcher is running are waited for."""
         from sq import sweep
 
+        plugins.allow(self.plugins)
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         for one in jobs:
             say(" ".join(one.overrides))

@@ -63,6 +63,7 @@ class Config:
     cache: str | None
     cache_gib: float
     rerun: bool
+    plugins: list[str]
     sweep: SweepConfig
     # The families: the knobs of each are typed by the function its YAML names (see sq/build.py).
     model: Any

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sq import latency_table
+from sq.core import plugins
 from sq.errors import SqError
 from sq.knobs import FLOAT
 
@@ -33,13 +34,21 @@ def find(config: Config, choices: Mapping[str, str]) -> list[str]:
     ----------
     choices : by family, for messages
     """
-    lines = [line for condition, line in RULES if condition(config)]
+    lines = plugins.untrusted(config) + plugins.refusals(config)
+    lines += [line for condition, line in RULES if condition(config)]
     return lines + [line for line in (_mixed(config, choices), _table(config)) if line]
 
 
 def detects(config: Config, family: str = "model") -> bool:
-    """Tell whether a choice of model, dataset or metric is of detection."""
-    return str(config[family].get("_target_")).startswith(DETECTION[family])
+    """Tell whether a choice of model, dataset or metric is of detection; of a plugin's choice the others tell."""
+    own = _kind(config, family)
+    return any(_kind(config, other) for other in DETECTION) if own is None else own
+
+
+def _kind(config: Config, family: str) -> bool | None:
+    """Return whether a choice of sq's is of detection; None of a plugin's, which may be either."""
+    target = str(config[family].get("_target_"))
+    return target.startswith(DETECTION[family]) if target.startswith("sq.") else None
 
 
 def _is(config: Config, family: str, *names: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from sq import contradictions, needs
 from sq.build import check
 from sq.config import FAMILIES, problems
+from sq.core.plugins import NotAllowed
 from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.plan import differing
@@ -80,6 +81,8 @@ def _by_part(jobs: list[Job], families: tuple[str, ...], find: Callable[[Mapping
 def _misfit(family: str, config: Mapping[str, Any]) -> list[str]:
     try:
         check(config[family], family)
+    except NotAllowed:
+        return []  # told of all parts together, among the contradictions
     except SqError as error:
         return [str(error)]
     return []

@@ -156,7 +156,7 @@ def _run(
         device = ready.prepare(config)
         from sq import oom, pipeline, provenance
 
-        made["provenance"] = provenance.collect(device)
+        made["provenance"] = provenance.collect(device, config)
         tracker = build(config["tracker"], "tracker")(made)
         with oom.explained():
             figures = pipeline.run(config, device)

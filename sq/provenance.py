@@ -6,11 +6,12 @@ import datetime
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from sq import root
-from sq.core import processor
+from sq.core import plugins, processor
 
 PACKAGES = (
     *("torch", "torchvision", "timm", "scipy", "numpy", "scikit-learn", "hydra-core", "omegaconf"),
@@ -18,11 +19,17 @@ PACKAGES = (
 )
 
 
-def collect(device: Any) -> dict[str, Any]:
-    """Return commit, versions, device and start time of a run on `device` (a `torch.device`)."""
+def collect(device: Any, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return commit, versions, device and start time of a run on `device` (a `torch.device`).
+
+    Parameters
+    ----------
+    config : of the run; version and code of each plugin that it names something of are told too
+    """
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name()
+    named = plugins.describe(config or {})
     machine = f"{platform.node()} {name} {torch.get_num_threads()} {device.type} {torch.__version__}"
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -30,6 +37,7 @@ def collect(device: Any) -> dict[str, Any]:
         "sq": metadata.version("sq") if _installed("sq") else "not installed",
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        **({"plugins": named} if named else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "device": device.type,
         "processor": name,

@@ -18,7 +18,7 @@ from sq.errors import SqError
 
 VERSION = 1
 # Settings that say where and how a run is kept, not what it computes.
-BOOKKEEPING = ("name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers")
+BOOKKEEPING = ("name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers", "plugins")
 
 Record = dict[str, Any]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
 from sq.config import nearest
+from sq.core import plugins
 from sq.errors import SqError
 from sq.root import CONF
 
@@ -34,8 +37,20 @@ def _solver(name: str) -> Any:
     ------
     SqError : there is none of that name
     """
-    found = {file.stem: OmegaConf.load(file) for file in sorted((CONF / "quantizer").glob("*.yaml"))}
-    solvers = {own: part for own, part in found.items() if part._target_ == LAYERWISE}
+    solvers = {option: part for option, part in _quantizers() if part.get("_target_") == LAYERWISE}
     if name not in solvers:
         raise SqError(f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}")
     return solvers[name]
+
+
+def _quantizers() -> Iterator[tuple[str, Any]]:
+    """Yield name and YAML of each quantizer that Hydra finds: sq's, those of plugins, and those of `-cd`."""
+    hydra = GlobalHydra.instance()
+    if not hydra.is_initialized():  # a config that was composed elsewhere
+        for file in sorted(file for folder in (CONF, *plugins.folders()) for file in folder.glob("quantizer/*.yaml")):
+            yield file.stem, OmegaConf.load(file)
+        return
+    for source in hydra.config_loader().get_sources():
+        if source.is_group("quantizer"):
+            for option in source.list("quantizer", ObjectType.CONFIG):
+                yield option, source.load_config(f"quantizer/{option}").config

@@ -1,4 +1,4 @@
-"""The code of sq itself, as a hash: what is kept between runs must not outlive the code that computed it."""
+"""The code of sq and its plugins, as a hash: what is kept between runs must not outlive the code that computed it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import functools
 import hashlib
 from pathlib import Path
 
+from sq.core import plugins
+
 FOLDER = Path(__file__).resolve().parent
 
 
-@functools.cache  # what was read first is what runs
 def digest() -> str:
-    """Return a hash of every Python file of the package, as 16 hex digits."""
+    """Return a hash of every Python file of the package, and of the plugins that are allowed, as 16 hex digits."""
+    packages = sorted(plugins.allowed())
+    if not packages:
+        return _own()
+    return hashlib.sha256(repr([_own(), *((p, plugins.digest(p)) for p in packages)]).encode()).hexdigest()[:16]
+
+
+@functools.cache  # what was read first is what runs
+def _own() -> str:
     sha = hashlib.sha256()
     for file in sorted(FOLDER.rglob("*.py")):
         sha.update(f"{file.relative_to(FOLDER)}\0".encode() + file.read_bytes())

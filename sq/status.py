@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sq import cli, experiments, plan, points, record
 from sq.config import nearest
 from sq.console import out, say
-from sq.core import closed_pipe
+from sq.core import closed_pipe, plugins
 from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.plan import Run
@@ -113,7 +113,7 @@ def jobs_of(stem: str, results: Path, folder: Path = experiments.FOLDER, more: S
     ------
     SqError : it cannot be composed
     """
-    words = [f"hydra.searchpath=[file://{cli.CONF}]", f"results={results}", *more]
+    words = [plugins.search_path(), f"results={results}", *more]
     try:
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             own = hydra.compose(stem, overrides=words, return_hydra_config=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sq import room
 from sq.console import say
+from sq.core import plugins
 from sq.errors import one_line
 from sq.types import Model, digest
 
@@ -104,9 +105,14 @@ def place(device: torch.device) -> str:
 
 @functools.cache  # what was read first is what runs: an edit must not name what the old code computes
 def source(kind: type | Callable[..., Any]) -> str:
-    """Return the code of the file a class or function is in; "" where none can be read, or torch's version tells it."""
+    """Return the code of the file a class or function is in; "" where none can be read, or torch's version tells it.
+
+    Of a plugin, whose other files may be part of it, a hash of all its code.
+    """
     if kind.__module__.startswith("torch."):
         return ""
+    if package := plugins.package_of(f"{kind.__module__}."):
+        return f"{kind.__module__}.{kind.__qualname__} of {plugins.digest(package)}"
     try:
         return inspect.getsource(inspect.getmodule(kind) or kind)
     except (OSError, TypeError):

@@ -18,7 +18,7 @@ from sq.errors import SqError
 from sq.points import Job
 from sq.tracker import none
 
-BOOKKEEPING = {"name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers"}
+BOOKKEEPING = {"name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers", "plugins"}
 
 
 @pytest.fixture(scope="module", autouse=True)

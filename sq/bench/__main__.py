@@ -67,7 +67,7 @@ def measure(own: settings.Settings) -> record.Record:
     from sq.bench import measure as bench
     from sq.build import build
 
-    where = provenance.collect(device)
+    where = provenance.collect(device, {"grid": grid, "solvers": [method.solve for method in methods]})
     source = build(own.source, "source")
     start = time.perf_counter()
     cases = source(own.seed, device)

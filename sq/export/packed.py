@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from sq import activations, adds, container, data, fold, images, layers, record
 from sq.build import build
+from sq.core import plugins
 from sq.errors import SqError, one_line
 from sq.finished import Finished
 from sq.network import plain_layers
@@ -67,14 +69,23 @@ def put(out: Writer, net: nn.Module, quantized: dict[str, QuantizedLayer]) -> Wo
     return {"weights": weights, "inputs": inputs, "state": state}
 
 
-def load(file: Path) -> nn.Module:
+def load(file: Path, packages: Sequence[str] = ()) -> nn.Module:
     """Return the network in a file that `write` left, in eval mode, on the CPU.
+
+    Parameters
+    ----------
+    packages : whose code the file may name; see `sq.core.plugins`
 
     Raises
     ------
     SqError : the file is missing, damaged or of another version; its network cannot be built here, or is another
     """
     layout, tensors = container.read(file)
+    with plugins.allowing(packages):
+        return _load(file, layout, tensors)
+
+
+def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     try:
         config = layout["config"]
         _check_plain(config["model"])
@@ -90,6 +101,8 @@ def load(file: Path) -> nn.Module:
         if config["fold"]:
             fold.fold(net, x)
         fill(net, layout, Reader(tensors))
+    except plugins.NotAllowed as error:
+        raise SqError(f"{file}: {error} (in Python, sq.load(FILE, plugins=[NAME]))") from error
     except Exception as error:  # whatever a layout that was made up leads to
         raise SqError(
             f"{file} does not fit the network it names ({one_line(error)[:160]}): it was written with another version "
@@ -99,9 +112,15 @@ def load(file: Path) -> nn.Module:
 
 
 def _check_plain(part: dict[str, Any]) -> None:
-    """See that what names the network is a choice of sq and plain values, of which nothing is looked up or called."""
-    if not re.fullmatch(r"sq\.model\.\w+\.load", str(part["_target_"])):
-        raise ValueError(f"{part['_target_']} is no model of sq")
+    """See that what names the network is a model of sq or of a plugin that is allowed, and plain values.
+
+    Of those nothing is looked up or called, but the constructor of a checkpoint's network, which may be in a plugin.
+    """
+    target = str(part["_target_"])
+    if not re.fullmatch(r"sq\.model\.\w+\.load", target):
+        if target.startswith("sq."):
+            raise ValueError(f"{target} is no model of sq")
+        plugins.check(target, "model._target_")
 
     def check(value: Any) -> None:
         if isinstance(value, dict):

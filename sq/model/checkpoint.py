@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
+
+from torch import nn
 
 from sq import layers
 from sq.config import nearest
+from sq.core import plugins
 from sq.data import find
 from sq.errors import SqError, one_line
 from sq.knobs import Expected
@@ -21,11 +25,12 @@ def load(
 ) -> Model:
     """Build a network and read its weights.
 
-    Nothing that a config names is imported: the constructor is looked up by name, torchvision's first, then timm's.
+    The constructor is looked up by name: in torchvision's registry, in timm's, or in a package that the user allows
+    (`sq.core.plugins`); nothing else that a config names is imported.
 
     Parameters
     ----------
-    constructor : a name in torchvision's registry of models, or "timm/NAME"
+    constructor : a name in torchvision's registry of models, "timm/NAME", or in a plugin, "mynet.MyNet"
     arguments : of the constructor, such as num_classes
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
     data : the evaluation transform: input_size (C, H, W), interpolation, crop_pct (share of the shorter side that
@@ -54,15 +59,35 @@ def _build(constructor: str, arguments: dict[str, Any]) -> Any:
     import timm
     from torchvision import models
 
+    if plugins.is_dotted(constructor):
+        return _of_plugin(constructor, arguments)
     library, _, name = constructor.rpartition("/")
     known = {"": models.list_models(models), "timm": timm.list_models()}
     if name not in known.get(library, []):
         choices = known[library] if library in known else [*known[""], *(f"timm/{n}" for n in known["timm"])]
-        raise SqError(f"model.constructor={constructor}: torchvision (or timm/) has none; {_near(name, choices)}")
+        raise SqError(
+            f"model.constructor={constructor}: torchvision (or timm/) has none; {_near(name, choices)}; "
+            "a class of your own is MODULE.CLASS, in a package that plugins=[MODULE] allows"
+        )
     try:
         return timm.create_model(name, **arguments) if library else models.get_model(name, weights=None, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SqError(f"model.arguments={arguments}: {constructor} does not take them ({one_line(error)})") from error
+
+
+def _of_plugin(constructor: str, arguments: dict[str, Any]) -> nn.Module:
+    made = plugins.find(constructor, "model.constructor")
+    if not inspect.isfunction(made) and not (inspect.isclass(made) and issubclass(made, nn.Module)):
+        raise SqError(f"model.constructor={constructor}: neither a class of torch.nn.Module nor a function")
+    try:
+        net = made(**arguments)
+    except SqError:
+        raise
+    except Exception as error:  # whatever the code of a plugin raises
+        raise SqError(f"model.arguments={arguments}: {constructor} fails with them ({one_line(error)})") from error
+    if not isinstance(net, nn.Module):
+        raise SqError(f"model.constructor={constructor}: returns {type(net).__name__}, not a torch.nn.Module")
+    return net
 
 
 def _near(name: str, choices: list[str]) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from sq import durations, experiments, record
 from sq.config import nearest
 from sq.console import out, say
-from sq.core import closed_pipe
+from sq.core import closed_pipe, plugins
 from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.experiments import Experiment
@@ -78,6 +78,7 @@ def reproduce(options: argparse.Namespace, words: list[str]) -> int:
     SqError : names or words that make no sense, or experiments that do not; nothing was run then
     """
     _check(words)
+    plugins.allow(plugins.named(words))
     found = experiments.read(options.experiments.resolve())
     chosen = select(found, options.names, options.without)
     every = tasks.survey(chosen, options.results, words)
