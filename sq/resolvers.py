@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -37,20 +37,20 @@ def _solver(name: str) -> Any:
     ------
     SqError : there is none of that name
     """
-    solvers = {option: part for option, part in _quantizers() if part.get("_target_") == LAYERWISE}
+    solvers = {option: part for option, part in _quantizers().items() if part.get("_target_") == LAYERWISE}
     if name not in solvers:
         raise SqError(f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}")
     return solvers[name]
 
 
-def _quantizers() -> Iterator[tuple[str, Any]]:
-    """Yield name and YAML of each quantizer that Hydra finds: sq's, those of plugins, and those of `-cd`."""
+def _quantizers() -> dict[str, Any]:
+    """Return the YAML of each quantizer by its name: sq's, those of plugins, and those of `-cd`."""
+    files = [file for folder in (CONF, *plugins.folders()) for file in folder.glob("quantizer/*.yaml")]
+    found = {file.stem: OmegaConf.load(file) for file in sorted(files)}
     hydra = GlobalHydra.instance()
-    if not hydra.is_initialized():  # a config that was composed elsewhere
-        for file in sorted(file for folder in (CONF, *plugins.folders()) for file in folder.glob("quantizer/*.yaml")):
-            yield file.stem, OmegaConf.load(file)
-        return
-    for source in hydra.config_loader().get_sources():
-        if source.is_group("quantizer"):
+    for source in hydra.config_loader().get_sources() if hydra.is_initialized() else []:
+        if source.available() and source.is_group("quantizer"):
             for option in source.list("quantizer", ObjectType.CONFIG):
-                yield option, source.load_config(f"quantizer/{option}").config
+                if option not in found:
+                    found[option] = source.load_config(f"quantizer/{option}").config
+    return found

@@ -1,8 +1,9 @@
 """Packages from outside that configs may name; sq imports nothing else, so a config of others runs no code of theirs.
 
 A package is allowed by whoever runs sq: by installing it with an entry point of the group ``sq.plugins``, by
-``plugins=[mynet]`` on the command line, or by the environment variable ``SQ_PLUGINS=mynet,other``. What a config file,
-a record or an exported file says allows nothing. Nothing is imported here: that happens when a config names something.
+``plugins=[mynet]`` on the command line, or by the environment variable ``SQ_PLUGINS=mynet,other`` that the process
+starts with. What a config file, a record or an exported file says allows nothing. Nothing is imported here: that
+happens when a config names something.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ VARIABLE = "SQ_PLUGINS"  # of the environment: names separated by commas, which 
 SETTING = "plugins"
 FOLDER = "conf"  # in a package: YAML files of its choices, such as conf/quantizer/mine.yaml
 
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+# Read once: a config file can change the environment of a run later on (`hydra.job.env_set`).
+_named: list[str] = _split(os.environ.get(VARIABLE, ""))
 _of_call: ContextVar[tuple[str, ...]] = ContextVar("plugins of a call", default=())
 
 
@@ -45,7 +53,7 @@ def allowed() -> dict[str, str]:
     SqError : one is not here, is of Python's standard library, or is no name of a package
     """
     packages = _entry_points()
-    explicit = dict.fromkeys(_variable(), VARIABLE) | dict.fromkeys(_of_call.get(), SETTING)
+    explicit = dict.fromkeys(_named, VARIABLE) | dict.fromkeys(_of_call.get(), SETTING)
     if explicit:
         _make_working_folder_importable()
     packages |= explicit
@@ -71,7 +79,8 @@ def allow(packages: Iterable[str], source: str = SETTING) -> None:
     _make_working_folder_importable()
     for package in packages:
         _check(package, source)
-    os.environ[VARIABLE] = ",".join(dict.fromkeys([*_variable(), *packages]))
+    _named.extend(package for package in packages if package not in _named)
+    os.environ[VARIABLE] = ",".join(_named)
 
 
 @contextmanager
@@ -260,10 +269,6 @@ def _entry_points() -> dict[str, str]:
 def _installed(path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     found = importlib.metadata.entry_points(group=GROUP)
     return tuple((point.module, f"the entry point {point.name} of group {GROUP}") for point in found)
-
-
-def _variable() -> list[str]:
-    return [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
 
 
 @functools.lru_cache(maxsize=1000)  # of what passes; an exception is not kept

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,25 @@ def test_network_solver_and_dataset_of_a_plugin(first):
     assert len(told["myplug"]["source"]) == 16
 
 
+def test_example_of_the_readme(tmp_path):
+    text = (ROOT / "README.md").read_text().partition("## Your own network")[2].partition("\n## ")[0]
+    code, solver, dataset, commands = re.findall(r"^```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names = re.findall(r"`(myconf/\S+)`", text)
+    for name, content in zip(("mynet.py", *names), (code, solver, dataset), strict=True):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for line in commands.splitlines():
+        words = line.replace("python run.py", f"python {ROOT / 'run.py'}").replace("python", sys.executable, 1)
+        words += " tracker=none threads=1" if "run.py" in words else ""
+        done = subprocess.run(
+            words, shell=True, cwd=tmp_path, env=outside(tmp_path), capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stderr
+    made = only(tmp_path)
+    assert made["choices"]["quantizer"] == "mine"
+    assert made["provenance"]["plugins"].keys() == {"mynet"}
+
+
 def test_environment_allows_it_and_it_is_the_same_run(folder, first, tmp_path):
     done = call(folder, tmp_path, *NETWORK, *IMAGES, *MINE, "export=packed", SQ_PLUGINS="myplug")
     assert done.returncode == 0, done.stderr
@@ -205,10 +225,11 @@ def test_task_of_a_cluster_that_hands_no_environment_on_allows_it(folder, monkey
     from sq.cluster import Task
 
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(plugins, "_named", [])
+    monkeypatch.setenv(plugins.VARIABLE, "")
     with plugins.allowing(["myplug"]):
         task = Task()
-    monkeypatch.delenv(plugins.VARIABLE, raising=False)
-    monkeypatch.setenv(plugins.VARIABLE, "")
     assert not plugins.is_allowed("myplug.parts.solve")
     task([])
     assert plugins.is_allowed("myplug.parts.solve")
@@ -219,6 +240,13 @@ def test_choices_of_a_plugin_are_listed(folder, tmp_path):
     assert "dataset: cifar10, coco, coco_sample, digits, image_folder, imagenet, imagenet_sample, noise" in done.stdout
     line = error_line(call(folder, tmp_path, "plugins=[myplug]", "dataset=nois"))
     assert "dataset=nois: no such choice; nearest: noise" in line
+
+
+def test_solver_of_a_users_own_folder_is_one_to_start_from(folder, tmp_path):
+    words = ("-cd", "myconf", "--cfg=job", "--resolve", "quantizer=eptq", "quantizer.init=mine")
+    done = call(folder, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert "_target_: myplug.parts.solve" in done.stdout
 
 
 # Ways that do not.
@@ -252,7 +280,8 @@ def test_report_on_records_of_a_plugin_needs_it_not(folder, first, tmp_path):
 def test_packed_file_imports_nothing_that_the_caller_does_not_allow(folder, first, monkeypatch):
     (file,) = (first / "outputs" / "runs").glob("*.sq.safetensors")
     monkeypatch.chdir(folder)
-    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(plugins, "_named", [])
     for _ in range(2):
         with pytest.raises(SqError, match=rf"{file.name}: model\.constructor=myplug\.parts\.MyNet: {REFUSED}"):
             sq.load(file)
@@ -271,6 +300,7 @@ def test_packed_file_imports_nothing_that_the_caller_does_not_allow(folder, firs
 INJECTED = {
     "its own setting": "plugins: [myplug]",
     "overrides as if of the command": "hydra: {overrides: {task: ['plugins=[myplug]']}}",
+    "the environment of the run": "hydra: {job: {env_set: {SQ_PLUGINS: myplug}}}",
 }
 
 
@@ -305,7 +335,7 @@ def allowed(folder, monkeypatch):
     """Allow the plugin in this process, and forget it afterwards."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv(plugins.VARIABLE, "myplug")
+    monkeypatch.setattr(plugins, "_named", ["myplug"])
     yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] == "myplug"]:
         del sys.modules[name]
@@ -375,7 +405,7 @@ def test_fault_of_a_plugin_is_one_line(code, message, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv(plugins.VARIABLE, "broken")
+    monkeypatch.setattr(plugins, "_named", ["broken"])
     try:
         with pytest.raises(SqError, match=message) as caught:
             check({"_target_": "broken.solve", "knob": 1}, "quantizer.solve")
@@ -402,13 +432,15 @@ def test_package_that_cannot_be_allowed(package, message, monkeypatch, tmp_path)
     (tmp_path / "mynet.py").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setattr(plugins, "_named", [])
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
     with pytest.raises(SqError, match=r"^plugins: ") as caught:
         plugins.allow([package])
     assert message in str(caught.value)
-    assert os.environ[plugins.VARIABLE] == ""
+    assert plugins.VARIABLE not in os.environ
+    assert plugins._named == []
     if package:
-        monkeypatch.setenv(plugins.VARIABLE, package)
+        monkeypatch.setattr(plugins, "_named", [package])
         with pytest.raises(SqError, match=r"^SQ_PLUGINS: "):
             plugins.allowed()
 
@@ -436,13 +468,20 @@ def test_anything_but_a_list_of_names_is_refused(word):
         plugins.named([word])
 
 
-def test_names_in_the_environment_are_separated_by_commas(tmp_path, monkeypatch):
+def test_names_in_the_environment_are_separated_by_commas(tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text("")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv(plugins.VARIABLE, " one, two,,")
-    assert {"one", "two"} <= plugins.allowed().keys()
+    code = "from sq.core import plugins; print(*plugins.allowed())"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=outside(tmp_path, SQ_PLUGINS=" one, two,,"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {"one", "two"} <= {*done.stdout.split()}
 
 
 def test_yaml_of_a_plugin_with_the_name_of_one_of_sqs_is_refused(tmp_path, monkeypatch):
@@ -451,7 +490,7 @@ def test_yaml_of_a_plugin_with_the_name_of_one_of_sqs_is_refused(tmp_path, monke
     file.write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv(plugins.VARIABLE, "clash")
+    monkeypatch.setattr(plugins, "_named", ["clash"])
     with pytest.raises(SqError, match=r"rtn\.yaml: sq has quantizer/rtn already; rename the file"):
         plugins.folders()
 
@@ -467,9 +506,9 @@ def test_kept_results_go_by_the_code_of_a_plugin(tmp_path, monkeypatch):
     (package / "helper.py").write_text("SIZE = 1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setattr(plugins, "_named", [])
     without = source.digest()
-    monkeypatch.setenv(plugins.VARIABLE, "coded")
+    monkeypatch.setattr(plugins, "_named", ["coded"])
     kind = plugins.find("coded.net.Net", "model.constructor")
     before = source.digest(), store.source(kind), plugins.digest("coded")
     assert before[0] != without
