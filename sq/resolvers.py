@@ -46,7 +46,7 @@ def _solver(name: str) -> Any:
 def _quantizers() -> dict[str, Any]:
     """Return the YAML of each quantizer by its name: sq's, those of plugins, and those of `-cd`."""
     files = [file for folder in (CONF, *plugins.folders()) for file in folder.glob("quantizer/*.yaml")]
-    found = {file.stem: OmegaConf.load(file) for file in sorted(files)}
+    found: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in sorted(files)}
     hydra = GlobalHydra.instance()
     for source in hydra.config_loader().get_sources() if hydra.is_initialized() else []:
         if source.available() and source.is_group("quantizer"):
