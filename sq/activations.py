@@ -22,7 +22,7 @@ from sq import images as reading
 from sq.adds import Adds
 from sq.errors import SqError
 from sq.histogram import Histogram, Histograms
-from sq.knobs import Count
+from sq.knobs import Bins, Count
 from sq.network.forward import forward
 from sq.types import Grid, Inputs
 
@@ -64,7 +64,7 @@ def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
 
 
 def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
-    net: nn.Module, names: list[str], x: Tensor, *, images: Count, batch_size: Count | None, bins: Count, adds: bool
+    net: nn.Module, names: list[str], x: Tensor, *, images: Count, batch_size: Count | None, bins: Bins, adds: bool
 ) -> dict[str, Histogram]:
     """Run images through `net` twice and return a histogram of the inputs of each module named.
 

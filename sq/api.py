@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from sq.config import FAMILIES, problems
 from sq.core import plugins
 from sq.errors import SqError, one_line
 from sq.evaluation import to
-from sq.network import coverage, plain_layers
+from sq.network import checks, copies, coverage, plain_layers
 from sq.network.forward import forward
 from sq.samples import Calibration
 from sq.store import Store
@@ -69,10 +68,13 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str]) -> nn.Module:
     config = _config(words)
     _check(images)
     part = {family: build(config[family], family) for family in FAMILIES if family not in APART}
-    copied = _copy(net).eval().requires_grad_(False)
+    copied = copies.copied(net).eval()
+    checks.check(copied)
+    copies.bake(copied)
+    copied.requires_grad_(False)
     if images.ndim == 4:
-        copied = copied.to(memory_format=torch.channels_last)
-    images = to(images, images.device) if images.ndim == 4 else images  # laid out as a run has them
+        copies.channels_last(copied)
+    images = to(images, images.device)  # laid out as a run has them
     _check_net(copied, images)
     found, skipped = layers.find(copied)
     model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
@@ -88,16 +90,6 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str]) -> nn.Module:
         quantized = method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
     quantized.sq_coverage = covered
     return quantized
-
-
-def _copy(net: nn.Module) -> nn.Module:
-    """Return a deep copy of `net`; tensors that modules have computed and keep as attributes are copied too.
-
-    PyTorch refuses to copy these, which `torch.nn.utils.weight_norm` and `prune` leave in the place of a weight.
-    """
-    attributes = (value for module in net.modules() for value in module.__dict__.values())
-    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _config(words: list[str]) -> dict[str, Any]:
@@ -136,6 +128,7 @@ def _check_net(net: nn.Module, images: Tensor) -> None:
         raise SqError(f"{type(net).__name__} does not take these images ({one_line(error)[:160]})") from error
     if not isinstance(made, Tensor):
         raise SqError(f"{type(net).__name__} returns {type(made).__name__}: it must return one tensor; wrap it")
+    checks.check_outputs(net, images[:1], made)
 
 
 def _check(images: Tensor) -> None:

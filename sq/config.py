@@ -31,6 +31,8 @@ FAMILIES = (
 ENDS = ("all", "8bit", "keep")  # what sq/ends.py does
 
 
+MOST_THREADS = 2**15  # more than any machine has cores
+LARGEST = 2**63 - 1  # what 64 bits hold, which is what PyTorch counts with
 RETRY = ("failed", "none", "all")
 
 
@@ -104,8 +106,10 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     found = [f"{name}: no such setting; {nearest(name, names)}" for name in config if name not in names]
     found += [f"{name}: no value; it was deleted or never given" for name in names if config.get(name, "???") == "???"]
     found += [f"{name}={config[name]}: no choice was made" for name in FAMILIES if not _is_choice(config.get(name))]
-    flat = leaves(config).items()
+    flat = list(leaves(config).items())
     found += [f"{k}={v}: should be a finite number" for k, v in flat if isinstance(v, float) and not math.isfinite(v)]
+    too_large = {str(v): k for k, v in reversed(flat) if _too_large(v)}  # of settings with one value, the first
+    found += [f"{k}={v}: whole numbers go up to {LARGEST}" for v, k in too_large.items()]
     if found:
         return found
     bits, grid = config["bits"], config["grid"]
@@ -168,9 +172,13 @@ def _machine_problems(config: Mapping[str, Any]) -> list[str]:
     found = []
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
         found.append(f"device={config['device']}: allowed are auto, cpu, cuda, cuda:N")
+    if config["seed"] < 0:
+        found.append(f"seed={config['seed']}: allowed are 0 to {LARGEST}")
     for name, least in (("threads", 1), ("batch_size", 1), ("workers", 0)):
         if config[name] is not None and config[name] < least:
             found.append(f"{name}={config[name]}: at least {least}, or null")
+    if config["threads"] is not None and config["threads"] > MOST_THREADS:
+        found.append(f"threads={config['threads']}: at most {MOST_THREADS}, or null")
     return found
 
 
@@ -181,6 +189,12 @@ def _cache_problems(config: Mapping[str, Any]) -> list[str]:
     if config["cache_gib"] <= 0:
         found.append(f"cache_gib={_short(config['cache_gib'])}: above 0; cache=null keeps no statistics")
     return found
+
+
+def _too_large(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_too_large(own) for own in value)
+    return isinstance(value, int) and abs(value) > LARGEST
 
 
 def _is_choice(part: Any) -> bool:

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from sq import batchnorm, hooks
 from sq.errors import SqError
+from sq.network import checks
 from sq.network.forward import forward
 
 Foldable = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -64,6 +65,7 @@ def fold(net: nn.Module, x: Tensor) -> Folded:
     if any(module.training for module in net.modules()):
         raise SqError(f"{type(net).__name__} is in training mode, where BatchNorm cannot be folded: call net.eval()")
     pairs, left, wanted = _observe(net, x)
+    checks.check_outputs(net, x, wanted)
     with ExitStack() as undo:
         error = _error(net, x, wanted, pairs, undo)
         if error <= TOLERANCE:

@@ -12,8 +12,12 @@ See = Callable[[str, nn.Module, Tensor], Any]
 
 
 def given(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """Return the input of a module that was called with these arguments."""
-    return args[0] if args else named["input"]
+    """Return the first argument that a module was called with; that of a layer is its input.
+
+    Without any argument it is None.
+    """
+    first = next(iter(named.values()), None)
+    return args[0] if args else named.get("input", first)  # type: ignore[return-value]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Distinct:
 
 
 Count = Annotated[int, Ge(1)]
+Bins = Annotated[int, Interval(ge=1, le=2**24)]  # of a histogram: places are counted in float32
 InputWidths = Annotated[list[Count], Distinct()]  # bits of inputs to price; [] prices none
 Widths = Annotated[list[Count], MinLen(1), Distinct()]  # bits of weights to price
 Draws = Annotated[int, Ge(2)]  # of random estimates: one alone has no standard error

@@ -93,6 +93,12 @@ def set_weight(module: nn.Module, values: Tensor) -> None:
         own.copy_(values.reshape(own.shape))
 
 
+def batched(module: nn.Module, x: Tensor) -> Tensor:
+    """Return what `module` is fed or returns with an axis of images, a single image (C, H, W) as (1, C, H, W)."""
+    axes = 2 if isinstance(module, nn.Linear) else _weight(module).ndim
+    return x.unsqueeze(0) if x.ndim < axes else x
+
+
 def inputs(module: nn.Module, x: Tensor) -> Tensor:
     """Return the inputs of `module` for `x`, as (G, I, N), so that outputs are ``weight @ inputs``.
 
@@ -172,7 +178,7 @@ def channel_axis(module: nn.Module) -> int:
 
 def channels_second(module: nn.Module, output: Tensor) -> Tensor:
     """Return what `module` returned with its channels on the second axis, see `channel_axis`."""
-    return output.movedim(channel_axis(module), 1)
+    return batched(module, output).movedim(channel_axis(module), 1)
 
 
 def channels(module: nn.Module, output: Tensor) -> int:

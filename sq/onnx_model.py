@@ -6,7 +6,6 @@ with and no more: what PyTorch's exporter notes beside the nodes, paths of its s
 
 from __future__ import annotations
 
-import copy
 import io
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from sq import activations, adds, hooks, needs
 from sq.errors import SqError, one_line
+from sq.network.copies import copied
 from sq.network.forward import forward
 from sq.sites import holders
 from sq.types import Grid, Layer, Model, Problem, QuantizedLayer, QuantizedModel
@@ -113,7 +113,7 @@ def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame
     ------
     SqError : PyTorch cannot export it; layers share their weight
     """
-    plain = copy.deepcopy(net).cpu().eval()
+    plain = copied(net).cpu().eval()
     activations.detach(plain)
     x = adds.in_company(x[:2].cpu())  # one image would be taken for a constant
     if shared := [layer.name for layer in layers if len(holders(model.net, layer)) > 1]:

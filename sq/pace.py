@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sq.network.copies import copied
 from sq.network.forward import forward
 from sq.resume import Spent
 
@@ -37,7 +37,7 @@ class Plain:
     """
 
     def __init__(self, net: nn.Module, total: int):
-        self.net = copy.deepcopy(net).requires_grad_().train()
+        self.net = copied(net).requires_grad_().train()
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
         self.apart = max(1, total // (SAMPLES + 1))
         self.spent = Spent()

@@ -15,7 +15,7 @@ from sq.config import FAMILIES
 from sq.errors import SqError
 from sq.evaluation import Evaluation, check_disjoint, check_images, to
 from sq.finished import Finished
-from sq.network import coverage, plain_layers
+from sq.network import checks, copies, coverage, plain_layers
 from sq.store import Store
 from sq.trial import Trial
 
@@ -34,7 +34,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     clock, size = Clock(device), config["batch_size"]
     with clock.phase("load"):
         model = part["model"]()
-        model.net.to(device, memory_format=torch.channels_last)
+        checks.check(model.net)
+        copies.channels_last(model.net.to(device))
         dataset = part["dataset"]().read_by(config["workers"])
     with clock.phase("calibrate"):
         kept = Store(config["cache"], config["cache_gib"], config["model"])

@@ -95,7 +95,7 @@ class _Sum:
 def _observe(
     total: _Sum, module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
 ) -> None:
-    total.add(hooks.given(args, named), layers.positions(module, output))
+    total.add(layers.batched(module, hooks.given(args, named)), layers.positions(module, output))
 
 
 def loss(error: Tensor, hessian: Tensor) -> float:

@@ -6,7 +6,6 @@ quantized by hooks. So whatever a forward does between its layers, it goes on do
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Literal
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sq import activations, hooks, layers
 from sq.adapters import inputs
+from sq.network.copies import copied
 from sq.rounding import Forward, Rounding
 from sq.schedule import Mix
 from sq.sites import counterparts, lending
@@ -45,7 +45,7 @@ class Student:
 
     def __init__(self, problem: Problem, start: Start, hold: float, seed: int | None = None):
         self.problem, self.begun = problem, start(problem)
-        self.net = copy.deepcopy(problem.model.net).requires_grad_(False)
+        self.net = copied(problem.model.net).requires_grad_(False)
         self.roundings: dict[str, Rounding] = {}
         for layer in problem.model.layers:
             own = self.begun.layers[layer.name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from sq.adapters import inputs
 from sq.adaptive import Adaptive, AdaptiveInput
 from sq.console import say
 from sq.lsq import FLOOR
+from sq.network.copies import copied
 from sq.projection import Weight
 from sq.sites import counterparts, lending
 from sq.statistics import relative_error
@@ -39,7 +39,7 @@ class Trainee:
 
     def __init__(self, problem: Problem, adaptive: Adaptive, seed: int):
         self.problem = problem
-        self.net = copy.deepcopy(problem.model.net)
+        self.net = copied(problem.model.net)
         self.weights: dict[str, Weight] = {}
         for layer in problem.model.layers:
             grid = problem.grid(layer.name, layers.weight(layer.module), problem.bits[layer.name])

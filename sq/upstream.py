@@ -99,6 +99,7 @@ class _Sum:
         self.H, self.C = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
 
     def add(self, x: Tensor, x_q: Tensor) -> None:
+        x, x_q = (layers.batched(self.layer.module, own) for own in (x, x_q))
         elements = x.numel() * layers.taps(self.layer.module)
         for part, part_q in zip(gram.pieces(x, elements), gram.pieces(x_q, elements), strict=True):
             X, X_q = (layers.inputs(self.layer.module, p) for p in (part, part_q))

@@ -111,7 +111,7 @@ class Pair(nn.Module):
     [
         (Pair(), "Pair returns tuple: it must return one tensor"),
         (nn.Sequential(nn.Conv2d(5, 2, 3)), "Sequential does not take these images"),
-        (network().double(), "Sequential does not take these images"),
+        (network().double(), "the weight of layer 0 is float64; layers are quantized from float32"),
     ],
 )
 def test_networks_that_do_not_fit_are_refused_in_one_line(net, message):

@@ -20,7 +20,7 @@ from sq.build import build
 from sq.core import plugins
 from sq.errors import SqError, one_line
 from sq.finished import Finished
-from sq.network import plain_layers
+from sq.network import copies, plain_layers
 from sq.network.forward import forward
 from sq.resources import code_bits
 from sq.stored import Reader, Words, Writer
@@ -91,7 +91,7 @@ def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.
         _check_plain(config["model"])
         with data.architecture_alone():
             model = build(config["model"], "model")()
-        net = model.net.to(memory_format=torch.channels_last).requires_grad_(False)
+        net = copies.channels_last(model.net).requires_grad_(False)
         x = torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0))
         if rewritten := layout.get("rewritten"):  # earlier files have networks as they were built
             model = plain_layers.settle(model, x)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from sq import hooks, layers
 from sq.network.attention import Attention, linear, parameter
+from sq.network.copies import channels_last
 from sq.network.products import (
     LINEAR,
     Calls,
@@ -91,7 +92,7 @@ def settle(model: Model, x: Tensor) -> Model:
     if not rewritten.done and not rewritten.refused:
         return model
     if x.ndim == 4:
-        net.to(memory_format=torch.channels_last)  # the new parameters too
+        channels_last(net)  # the new parameters too
     found, skipped = layers.find(net)
     return replace(model, net=net, layers=found, skipped=skipped, rewritten=tuple(rewritten.done))
 

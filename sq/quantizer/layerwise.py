@@ -7,7 +7,6 @@ it: layers are independent, and all solvers see the same problem, the same stati
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sq.clock import synchronize
 from sq.console import say, track
 from sq.core.wording import quantity
 from sq.errors import SqError
+from sq.network.copies import copied
 from sq.quantizer.checks import announce, check_grid, check_hessian
 from sq.statistics import relative_error
 from sq.types import Grid, Layer, Problem, QuantizedLayer, QuantizedModel, Solve, digest, solution
@@ -62,7 +62,7 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
     for layer in every:
         check_hessian(layer, problem.statistics.layers[layer.name].hessian)
     announce(every, solve)
-    net = copy.deepcopy(problem.model.net)
+    net = copied(problem.model.net)
     activations.attach(net, problem.activations)
     done: dict[str, QuantizedLayer] = {}
     for targets in _targets(problem, net, damp):

@@ -12,7 +12,6 @@ Fairness, in both directions:
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from sq import batchnorm, layers
 from sq.core import installation
 from sq.errors import SqError
 from sq.knobs import Count, Whole
+from sq.network.copies import copied
 from sq.statistics import relative_error
 from sq.types import Layer, Problem, QuantizedLayer, QuantizedModel
 from sq.uniform import UniformGrid
@@ -69,7 +69,7 @@ def quantize(problem: Problem, *, iterations: Whole, batch: Count, draws: Count,
     def representative() -> Iterator[list[Tensor]]:
         return ([part.clone()] for part in x.split(batch))  # networks may change them in place
 
-    given = (copy.deepcopy(problem.model.net), representative)
+    given = (copied(problem.model.net), representative)
     platform = _platform(mct.get_target_platform_capabilities(), bits, wide)
     start, wall = time.process_time(), time.perf_counter()
     with torch.random.fork_rng(), torch.enable_grad(), _drawing(draws):

@@ -13,7 +13,7 @@ from sq import draws as random
 from sq import loss
 from sq.alone import Change, measure
 from sq.costs import Cost, Rows
-from sq.knobs import Count, Draws, InputWidths, Positive, Widths
+from sq.knobs import Bins, Count, Draws, InputWidths, Positive, Widths
 from sq.sites import Sites, price
 from sq.types import Grid, Layer, Problem
 
@@ -24,7 +24,7 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     bits: Widths,
     input_bits: InputWidths,
     images: Count,
-    bins: Count,
+    bins: Bins,
     draws: Draws,
     tolerance: Positive,
     seed: int,
