@@ -92,7 +92,10 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
         _run(net, names, batches, adds, found.widen)
         found.close()
         if missing := [name for name in names if name not in found.known]:
-            raise SqError(f"layer {missing[0]} was never called on the calibration images")
+            raise SqError(
+                f"layer {missing[0]} was never called on the {min(images, len(x))} calibration images that "
+                "activation.observe.images takes: raise it"
+            )
         _run(net, names, batches, adds, found.count)
         return found.finish()
 
@@ -106,7 +109,7 @@ def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bo
         for batch in batches:
             twice = adds and len(batch) == 1  # see `sq.adds.in_company`
             observing = Adds(partial(_pass_on, see)) if adds and not twice else nullcontext()
-            with hooks.feeding(fed, lambda name, _, x: see(name, x)), observing as mode:
+            with hooks.feeding(fed, lambda name, _, x: _look(see, name, x)), observing as mode:
                 forward(net, batch)
             if twice:
                 with Adds(partial(_pass_on, partial(_half, see))) as mode:
@@ -114,6 +117,11 @@ def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bo
             made.add(mode.number if mode else 0)
     if len(made) > 1:
         raise SqError(f"batches make {' or '.join(map(str, sorted(made)))} additions; use a batch_size that divides")
+
+
+def _look(see: See, name: str, x: Tensor) -> None:
+    if x.numel():  # a router may call an expert that gets nothing
+        see(name, x)
 
 
 def _half(see: See, name: str, x: Tensor) -> None:

@@ -55,6 +55,11 @@ def inputs(problem: Problem, seed: int | None, static: bool = False) -> dict[str
 
     with torch.no_grad(), hooks.feeding(modules, see):
         forward(problem.model.net, problem.batch.x[:1])
+    if missing := [name for name in modules if name not in widths]:
+        raise SqError(
+            f"layer {missing[0]} is not called by every image, and steps that adapt to the sample are of layers that "
+            "are: choose a quantizer without adapters"
+        )
     return {
         name: AdaptiveInput(grid, Adapter(widths[name], seed + i, layers.channel_axis(modules[name]), static))
         for i, (name, grid) in enumerate(grids.items())

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sq import cli, contradictions, fold, layers, method, points, ready, trace
+from sq import cli, contradictions, fold, layers, method, oom, points, ready, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES, problems
@@ -60,8 +60,20 @@ def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bi
     ------
     SqError : no images, or of a wrong kind; an unknown setting or choice; see the families
     """
-    with plugins.allowing(plugins.named(overrides)):
-        return _quantize(net, images, [f"quantizer={quantizer}", f"bits={bits}", *overrides])
+    words = [f"quantizer={quantizer}", f"bits={bits}", *overrides]
+    try:
+        # Whatever mode the caller is in: tensors of inference mode cannot be differentiated, nor tell of changes.
+        with (
+            plugins.allowing(plugins.named(overrides)),
+            oom.explained(),
+            torch.inference_mode(False),
+            torch.autocast(_device(images), enabled=False),
+        ):
+            return _quantize(net, images, words)
+    except SqError as error:
+        if error.call == str(error):
+            raise
+        raise SqError(error.call) from error
 
 
 def _quantize(net: nn.Module, images: Tensor, words: list[str]) -> nn.Module:
@@ -74,14 +86,14 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str]) -> nn.Module:
     copied.requires_grad_(False)
     if images.ndim == 4:
         copies.channels_last(copied)
-    images = to(images, images.device)  # laid out as a run has them
+    images = to(images.detach(), images.device)  # laid out as a run has them
     _check_net(copied, images)
     found, skipped = layers.find(copied)
     model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
     model = plain_layers.settle(model, images[:1])
     if config["fold"]:
         fold.fold(model.net, images[:1])
-    whole = trace.settle(model, images[:1])
+    whole = trace.settle(model, images)
     covered = coverage.of_model(whole, config["ends"], images[:1])
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
@@ -120,15 +132,35 @@ def _own_hydra() -> Iterator[None]:
         GlobalHydra.set_state(state)
 
 
+def _device(images: Tensor) -> str:
+    return images.device.type if isinstance(images, Tensor) else "cpu"
+
+
 def _check_net(net: nn.Module, images: Tensor) -> None:
+    kind = type(net).__name__
     try:
         with torch.no_grad():
             made = forward(net, images[:1])
     except Exception as error:  # whatever a network that takes something else raises
-        raise SqError(f"{type(net).__name__} does not take these images ({one_line(error)[:160]})") from error
+        if _runs(net, images[:1]):
+            raise SqError(
+                f"{kind} takes gradients in its forward, and is run without: put that part of it into `with "
+                "torch.enable_grad():`"
+            ) from error
+        raise SqError(f"{kind} does not take these images ({one_line(error)[:160]})") from error
     if not isinstance(made, Tensor):
-        raise SqError(f"{type(net).__name__} returns {type(made).__name__}: it must return one tensor; wrap it")
+        raise SqError(f"{kind} returns {type(made).__name__}: it must return one tensor; wrap it")
     checks.check_outputs(net, images[:1], made)
+
+
+def _runs(net: nn.Module, images: Tensor) -> bool:
+    """Tell whether the network runs where gradients are on."""
+    try:
+        with torch.enable_grad():
+            forward(net, images)
+    except Exception:  # whatever it raises
+        return False
+    return True
 
 
 def _check(images: Tensor) -> None:

@@ -35,7 +35,8 @@ def labels(batch: Batch, images: int, metric: str) -> Tensor:
     if missing := int((y == UNLABELLED).sum()):
         raise SqError(
             f"sensitivity={metric} needs labels, and {missing} of {len(y)} calibration images have none: choose "
-            f"{WITHOUT}, which need none, or labelled images"
+            f"{WITHOUT}, which need none, or labelled images",
+            call=f"sensitivity={metric} needs labels, which a call has none of: choose {WITHOUT}, which need none",
         )
     return y.to(batch.x.device)
 

@@ -9,6 +9,7 @@ from typing import Any
 from sq import cache, ends, importance, resources
 from sq.clock import Clock
 from sq.costs import Budget, Cost, Widths
+from sq.network import gradients
 from sq.samples import Calibration, Images
 from sq.store import Store
 from sq.types import Model, Problem, QuantizedModel
@@ -50,12 +51,13 @@ def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, cloc
     with clock.phase("statistics"):
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
         collected, cached = cache.collect(model, batch, kept, **how)
-        h, weighed = importance.collect(part["grid"], model, batch, kept)
+        with gradients.explained(whole.net):
+            h, weighed = importance.collect(part["grid"], model, batch, kept)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
     beside = {"scratch": config["cache"], "scratch_gib": config["cache_gib"], "train": given.train}
     problem = Problem(model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, **beside)
-    with clock.phase("sensitivity"):
+    with clock.phase("sensitivity"), gradients.explained(whole.net):
         cost = part["sensitivity"](problem)
         cost.check()
     with clock.phase("allocation"):
@@ -65,7 +67,7 @@ def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, cloc
         widths = part["allocation"](cost, model.layers, budget)
     with clock.phase("activation"):
         problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
-    with clock.phase("quantize"):
+    with clock.phase("quantize"), gradients.explained(whole.net):
         quantized = part["quantizer"](problem)
     with clock.phase("correct"):
         correct = None if quantized.trained else part["correction"]

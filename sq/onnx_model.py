@@ -7,6 +7,7 @@ with and no more: what PyTorch's exporter notes beside the nodes, paths of its s
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from sq.network.forward import forward
 from sq.sites import holders
 from sq.types import Grid, Layer, Model, Problem, QuantizedLayer, QuantizedModel
 
+BATCH = "batch"  # the axis of images in a file
 OPSET = 21  # the first with integers of 4 bits
 SMALL = 64  # bytes of constants that are computed beforehand: shapes, never codes
 
@@ -133,6 +135,7 @@ def exported(net: nn.Module, x: Tensor) -> Any:
     batch = ({0: torch.export.Dim.DYNAMIC},)
     how = {"dynamo": True, "opset_version": OPSET, "optimize": False, "verbose": False}
     names = {"input_names": ["images"], "output_names": ["outputs"]}
+    copying = net.register_forward_pre_hook(_copy_input) if _overwrites(net, x) else None
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -141,8 +144,33 @@ def exported(net: nn.Module, x: Tensor) -> Any:
         raise SqError(
             f"PyTorch cannot write {type(net).__name__} as ONNX ({one_line(error)[:200]}): use export=packed"
         ) from error
+    finally:
+        if copying is not None:
+            copying.remove()
     assert made is not None
-    return _tidy(made.model_proto)
+    return _named(_tidy(made.model_proto))
+
+
+def _overwrites(net: nn.Module, x: Tensor) -> bool:
+    """Tell whether `net` changes its input in place, which would be another output of an ONNX model."""
+    given = x.clone()
+    with torch.no_grad():
+        net.forward(given)
+    return given._version > 0
+
+
+def _copy_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args[0].clone(), *args[1:]
+
+
+def _named(model: Any) -> Any:
+    """Return the model with its axis of images called `BATCH`, not by a number of the exporter's."""
+    axes = model.graph.input[0].type.tensor_type.shape.dim
+    symbol = axes[0].dim_param if len(axes) else ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info) if symbol else ():
+        for axis in value.type.tensor_type.shape.dim:
+            axis.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, axis.dim_param)
+    return model
 
 
 def _tidy(model: Any) -> Any:

@@ -74,7 +74,8 @@ def explained() -> Iterator[None]:
         if not is_out(error):
             raise
         told = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+        cure = "run fewer processes at a time, or take a machine with more"
         raise SqError(
-            f"out of memory ({told}): lower batch_size= or calibration.images=, run fewer processes at a time, or take "
-            "a machine with more"
+            f"out of memory ({told}): lower batch_size= or calibration.images=, {cure}",
+            call=f'out of memory ({told}): lower "batch_size=", give fewer images, {cure}',
         ) from error

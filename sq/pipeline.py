@@ -45,7 +45,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         batch = replace(batch, x=to(batch.x, device))
         model = plain_layers.settle(model, batch.x[:1])
         folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
-        whole = trace.settle(model, batch.x[:1])
+        whole = trace.settle(model, batch.x)
         covered = coverage.of_model(whole, config["ends"], batch.x[:1])
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)

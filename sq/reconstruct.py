@@ -35,9 +35,13 @@ def check(name: str, stage: Learn, images: int) -> None:
     """
     knobs: Mapping[str, Any] = getattr(stage, "keywords", {})
     if knobs["batch"] > images:
-        raise SqError(
+        fact = (
             f"{images} calibration images are fewer than a batch of {knobs['batch']}: set quantizer.{name}.batch="
-            f"{images} or less, or calibration.images={knobs['batch']} or more"
+            f"{images} or less"
+        )
+        raise SqError(
+            f"{fact}, or calibration.images={knobs['batch']} or more",
+            call=f"{fact}, or give {knobs['batch']} images or more",
         )
     learned = [kind for kind, rate in knobs["rates"].items() if rate]
     if (

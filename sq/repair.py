@@ -97,17 +97,72 @@ def repair(
     """
     ours, alone = called_once(net, kind.find(net), x[:1])
     theirs = {name: reference.get_submodule(name) for name in ours}
-    repairs = {name: kind(module, theirs[name]) for name, module in ours.items()}
-    with kind.watching(theirs, lambda name, _, tensor: repairs[name].expect(tensor)):
-        wanted = list(outputs(reference, x, batch_size))
+    pairs = {name: _Pair(kind(module, theirs[name])) for name, module in ours.items()}
+    batch, wanted = 0, []
+
+    def expect(name: str, module: nn.Module, tensor: Tensor) -> None:
+        pairs[name].expect(batch, tensor.detach())  # a forward may turn gradients on
+
+    def see(name: str, module: nn.Module, tensor: Tensor) -> Tensor | None:
+        return pairs[name].see(batch, tensor.detach())
+
+    with kind.watching(theirs, expect):
+        for output in outputs(reference, x, batch_size):
+            wanted.append(output)
+            batch += 1
     before = output_error(net, wanted, x, batch_size)
-    with kind.watching(ours, lambda name, _, tensor: repairs[name].see(tensor)):
+    batch = 0
+    with kind.watching(ours, see):
         for _ in outputs(net, x, batch_size):
-            pass  # hooks see it all
+            batch += 1  # hooks do the rest
+    for pair in pairs.values():
+        pair.end()
     after = output_error(net, wanted, x, batch_size)
     if not after < before:
         after = before
-        for one in repairs.values():
-            one.undo()
-    kept = sum(one.changed() for one in repairs.values())
-    return {"layers": len(ours), "kept": kept, "left_alone": alone, "error_before": before, "error_after": after}
+        for pair in pairs.values():
+            pair.repair.undo()
+    kept = sum(pair.repair.changed() for pair in pairs.values())
+    alone += [name for name, pair in pairs.items() if pair.differs]
+    return {
+        "layers": len(ours) - sum(pair.differs for pair in pairs.values()),
+        "kept": kept,
+        "left_alone": alone,
+        "error_before": before,
+        "error_after": after,
+    }
+
+
+class _Pair:
+    """A repair, as long as both networks call the layer alike: once a batch, with tensors of one shape.
+
+    A router may send images to other experts once weights are quantized. What such a layer sees in both networks
+    cannot be compared: it is left alone.
+    """
+
+    def __init__(self, repair: Repair):
+        self.repair = repair
+        self.differs = False
+        self._expected: list[tuple[int, torch.Size]] = []  # of the reference's calls not yet seen: batch and shape
+
+    def expect(self, batch: int, tensor: Tensor) -> None:
+        """Take what the reference's layer is fed or returns for batch number `batch`."""
+        self.differs |= bool(self._expected) and self._expected[-1][0] == batch
+        self._expected.append((batch, tensor.shape))
+        if tensor.numel():
+            self.repair.expect(tensor)
+
+    def see(self, batch: int, tensor: Tensor) -> Tensor | None:
+        """Take what our layer is fed or returns; return what it returns now, None for the same."""
+        if not self.differs and not (self._expected and self._expected.pop(0) == (batch, tensor.shape)):
+            self._leave()
+        return self.repair.see(tensor) if tensor.numel() and not self.differs else None
+
+    def end(self) -> None:
+        """See that all of the reference's calls had a counterpart."""
+        if self._expected and not self.differs:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.differs = True
+        self.repair.undo()

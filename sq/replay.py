@@ -107,7 +107,12 @@ class Replay:
     def _known_before(self, layer: Layer) -> set[int]:
         """Return the outermost calls that return one tensor before any module with this layer's weight is called."""
         users = holders(self.net, layer)
-        first = min(number for number, call in enumerate(self._calls) if call.module in users)
+        first = next((number for number, call in enumerate(self._calls) if call.module in users), None)
+        if first is None:
+            raise SqError(
+                f"layer {layer.name} is not called by the first image, so it cannot be changed alone: choose "
+                "sensitivity=label_free, weight_mse or output_error"
+            )
         known, number = set(), 0
         while number < first:
             call = self._calls[number]

@@ -177,6 +177,9 @@ def _scores(model: Model, x: Tensor, places: range, vectors: _Vectors) -> dict[s
         means = [_by_channel(*own, g.square(), len(x)) for own, g in zip(calls, gradients, strict=True)]
         sums = [total.add_(mean) for total, mean in zip(sums, means, strict=True)] if sums else means
     found: dict[str, Tensor] = {}
+    called = {name for name, _ in calls}
+    for name in {layer.name for layer in model.layers} - called:  # a router has sent nothing here
+        found[name] = torch.zeros(len(x), device=outputs.device)
     for (name, _), total in zip(calls, sums, strict=True):
         largest = total.amax(1) if vectors.exact else total.amax(1) / vectors.draws
         found[name] = torch.maximum(found[name], largest) if name in found else largest

@@ -73,6 +73,8 @@ class _Sum:
         self.positions = self.used = 0
 
     def add(self, x: Tensor, positions: int) -> None:
+        if not positions:  # a router has sent nothing here
+            return
         if self.gram is None:  # the first inputs decide which way is faster
             own = hashlib.sha256(f"{self.seed} {self.layer.name}".encode()).digest()
             expected = self.share * positions * self.images / len(x)
@@ -95,7 +97,8 @@ class _Sum:
 def _observe(
     total: _Sum, module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
 ) -> None:
-    total.add(layers.batched(module, hooks.given(args, named)), layers.positions(module, output))
+    x = hooks.given(args, named).detach()  # a forward may turn gradients on
+    total.add(layers.batched(module, x), layers.positions(module, output))
 
 
 def loss(error: Tensor, hessian: Tensor) -> float:

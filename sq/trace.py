@@ -1,52 +1,97 @@
-"""One image through the network: which layers it calls, in which order, and how many outputs they have."""
+"""Images through the network: which layers it calls, in which order, and how many outputs they have."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, layers
+from sq import hooks, images, layers
+from sq.console import say
 from sq.errors import SqError
 from sq.network.forward import forward
-from sq.types import Model
+from sq.types import Layer, Model
+
+
+@dataclass
+class _Calls:
+    """The layers that passes have called with at least one position, in the order of their first calls."""
+
+    positions: dict[str, int] = field(default_factory=dict)  # of all calls
+    fed: dict[str, str] = field(default_factory=dict)  # the first layer that was fed the same tensor
+
+    def watch(self, net: nn.Module, every: list[Layer], x: Tensor) -> None:
+        """Add the calls of a pass over images `x` (B, ...)."""
+        # By tensor and version of it, kept so that none takes its place.
+        seen: dict[tuple[int, int], tuple[str, Tensor]] = {}
+
+        def look(name: str, module: nn.Module, given: Tensor) -> None:
+            self.fed.setdefault(name, seen.setdefault((id(given), given._version), (name, given))[0])
+
+        def count(name: str, module: nn.Module, output: Tensor) -> None:
+            if output.numel():  # a router may call an expert that gets nothing
+                self.positions[name] = self.positions.get(name, 0) + layers.positions(module, output)
+
+        modules = {layer.name: layer.module for layer in every}
+        with torch.no_grad(), hooks.feeding(modules, look), hooks.returning(modules, count):
+            forward(net, x)
 
 
 def settle(model: Model, x: Tensor) -> Model:
     """Return `model` with its layers in the order they are called, their positions, what feeds them, and its ends.
 
-    Layers that are never called (`nn.MultiheadAttention` uses the weight of its `out_proj` without calling it)
-    cannot be quantized here: they join `skipped`.
+    The first image shows all that most networks have. Layers that it does not call, as where a router sends images
+    to experts, are looked for with the other images, and have the mean of their positions over all of them, rounded
+    up. Layers that no image calls cannot be quantized here: they join `skipped`.
 
     Parameters
     ----------
-    x : one image (1, C, H, W)
+    x : images (B, ...), the calibration images of a run
 
     Raises
     ------
     SqError : no layer that can be quantized is called
     """
-    positions: dict[str, int] = {}
-    fed: dict[
-        tuple[int, int], tuple[str, Tensor]
-    ] = {}  # by tensor and version of it, kept so that none takes its place
-
-    first: dict[str, str] = {}
-
-    def look(name: str, module: nn.Module, given: Tensor) -> None:
-        first.setdefault(name, fed.setdefault((id(given), given._version), (name, given))[0])
-
-    def count(name: str, module: nn.Module, output: Tensor) -> None:
-        positions[name] = positions.get(name, 0) + layers.positions(module, output)
-
-    modules = {layer.name: layer.module for layer in model.layers}
-    with torch.no_grad(), hooks.feeding(modules, look), hooks.returning(modules, count):
-        forward(model.net, x)
+    first = _Calls()
+    first.watch(model.net, model.layers, x[:1])
+    order, positions, fed = list(first.positions), first.positions, first.fed
+    missing = [layer for layer in model.layers if layer.name not in positions and _may_be_called(layer.module)]
+    if missing and len(x) > 1:
+        found = _look_further(model, x, order, missing)
+        positions |= {name: -(-count // len(x)) for name, count in found.positions.items() if name not in positions}
+        fed = found.fed | fed
     own = {layer.name: layer for layer in model.layers}
-    if not positions:
-        raise SqError(f"no layer of {type(model.net).__name__} can be quantized: choose another model")
     skipped = [f"{name} (never called)" for name in own if name not in positions]
-    order = [replace(own[name], positions=count, fed=first[name]) for name, count in positions.items()]
-    ends = model.ends or (order[0].name, order[-1].name)
-    return replace(model, layers=order, skipped=model.skipped + skipped, ends=ends)
+    if not positions:
+        fact = f"no layer of {type(model.net).__name__} can be quantized"
+        left = f" ({', '.join([*skipped, *model.skipped][:3])})" if skipped or model.skipped else ""
+        raise SqError(f"{fact}{left}: choose another model", call=f"{fact}{left}: give another network")
+    settled = [replace(own[name], positions=positions[name], fed=fed[name]) for name in order]
+    ends = model.ends or (settled[0].name, settled[-1].name)
+    return replace(model, layers=settled, skipped=model.skipped + skipped, ends=ends)
+
+
+def _may_be_called(module: nn.Module) -> bool:
+    """Tell whether `module` may be called at all: attention takes the weight of its `out_proj` without calling it."""
+    return not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+def _look_further(model: Model, x: Tensor, order: list[str], missing: list[Layer]) -> _Calls:
+    """Return the calls of passes over all images; put layers that are new into `order`, after those called before."""
+    say(
+        f"{len(missing)} layers are not called by the first image ({', '.join(layer.name for layer in missing[:3])}): "
+        f"looked for with all {len(x)}"
+    )
+    total = _Calls()
+    for part in images.split(x, None):
+        calls = _Calls()
+        calls.watch(model.net, model.layers, part)
+        place = 0
+        for name, count in calls.positions.items():
+            total.positions[name] = total.positions.get(name, 0) + count
+            total.fed.setdefault(name, calls.fed[name])
+            if name not in order:
+                order.insert(place, name)
+            place = order.index(name) + 1
+    return total

@@ -13,6 +13,7 @@ from sq import activations, hooks, layers
 from sq.adapters import inputs
 from sq.adaptive import Adaptive, AdaptiveInput
 from sq.console import say
+from sq.errors import SqError
 from sq.lsq import FLOOR
 from sq.network.copies import copied
 from sq.projection import Weight
@@ -75,6 +76,8 @@ class Trainee:
         found: list[Group] = [(p, 1.0, True) for p in self.net.parameters() if id(p) not in held]
         for weight in self.weights.values():
             found += [(weight.value, 1.0, True), (weight.scale, weight.slower, False)]
+        if missing := [name for name in self.inputs if name not in self._seen]:
+            raise SqError(f"layer {missing[0]} is not called by every batch, so it cannot be trained: choose eptq")
         for name, own in self.inputs.items():
             step, largest = float(own.scale), float(torch.maximum(-own.low, own.high))
             found.append((own.sigma, 1 / (math.sqrt(largest * self._seen[name]) * step**2), False))

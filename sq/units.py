@@ -122,6 +122,11 @@ class _Pass:
 
         with torch.no_grad(), hooks.entering(modules, call) as running, Adds(add):
             forward(model.net, x)
+        if missing := [layer.name for layer in self.layers if layer.name not in self.around]:
+            raise SqError(
+                f"layer {missing[0]} is not called by the first image, so that blocks cannot be told: choose "
+                "quantizer=eptq or sensiquant"
+            )
         homes = ([name for name in path if name and self.held(name)] for path in adding)
         self.adding = {names[-1] for names in homes if names}  # modules that add, and have layers
 

@@ -64,10 +64,14 @@ def collect(net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor) -> Pa
         for part in images.split(x, None):
             wanted = _fed(reference, layer.name, part, calls)
             found = _fed(net, layer.name, part, calls)
-            if len(wanted) != len(found):
-                raise SqError(f"layer {layer.name} is called differently often: use calibration.inputs=reference")
+            if [own.shape for own in wanted] != [own.shape for own in found]:
+                raise SqError(
+                    f"layer {layer.name} is called differently once layers before it are quantized: use "
+                    "calibration.inputs=reference"
+                )
             for own in zip(wanted, found, strict=True):
-                total.add(*own)
+                if own[0].numel():  # a router may call an expert that gets nothing
+                    total.add(*own)
             calls = len(wanted)
     return total.finish()
 
@@ -77,6 +81,7 @@ def _fed(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor
     fed: list[Tensor] = []
 
     def keep(name: str, module: nn.Module, x: Tensor) -> None:
+        x = x.detach()  # a forward may turn gradients on
         fed.append(x if len(fed) + 1 == calls else x.clone())  # what goes on may change it in place
         if len(fed) == calls:
             raise _Enough

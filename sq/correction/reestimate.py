@@ -44,18 +44,23 @@ def correct(
     before = repair.output_error(net, wanted, batch.x, batch_size)
     original = {name: tuple(t.clone() for t in batchnorm.running(module)) for name, module in modules.items()}
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
+    counts = dict.fromkeys(modules, 0)
 
     def see(name: str, module: nn.Module, x: Tensor) -> None:
+        if not x.numel():  # a router has sent nothing here
+            return
         values = batchnorm.channels(x)
         statistics = torch.stack([values.mean(1), values.var(1, unbiased=False)])
         sums[name].append(statistics * len(x))
+        counts[name] += len(x)
         batchnorm.set_running(module, *statistics)
 
     with hooks.feeding(modules, see):
         for _ in repair.outputs(net, batch.x, batch_size):
             pass  # `see` does all
     for name, module in modules.items():
-        batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / len(batch.x))
+        if counts[name]:
+            batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / counts[name])
     after, kept = repair.output_error(net, wanted, batch.x, batch_size), len(modules)
     if guard and not after < before:
         for name, module in modules.items():

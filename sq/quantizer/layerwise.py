@@ -152,9 +152,10 @@ def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, fl
             return solve_at(used), used, retries
         except torch.linalg.LinAlgError as error:
             if used >= LAST:
+                fact = f"layer {name}: its Hessian is not positive definite even with damping {used:g}"
                 raise SqError(
-                    f"layer {name}: its Hessian is not positive definite even with damping {used:g}; "
-                    "use more calibration images (calibration.images) or drop the layer"
+                    f"{fact}; use more calibration images (calibration.images) or drop the layer",
+                    call=f"{fact}; give more images or drop the layer",
                 ) from error
             retries, used = retries + 1, min(LAST, max(used * LADDER, FIRST))
 

@@ -1,0 +1,158 @@
+"""Routed networks: each image goes to one of several experts, so that no image calls all layers."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sq
+from sq import layers, repair, statistics, trace
+from sq.correction.bias import Bias
+from sq.errors import SqError
+from sq.types import Model
+
+EXPERTS = 3
+
+
+class Routed(nn.Module):
+    """Sends images to experts by brightness; `empty` calls those that get none with an empty batch."""
+
+    def __init__(self, empty):
+        super().__init__()
+        torch.manual_seed(0)
+        self.empty = empty
+        self.head = nn.Linear(6, 5)
+        self.spare = nn.Linear(3, 3)
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)) for _ in range(EXPERTS)
+        )
+
+    def forward(self, x):
+        y, chosen = self.stem(x), expert(x)
+        out = torch.zeros_like(y)
+        for number, own in enumerate(self.experts):
+            if self.empty or (chosen == number).any():
+                out[chosen == number] = own(y[chosen == number])
+        return self.head(F.relu(out).mean((2, 3)))
+
+
+def expert(x):
+    level = x.mean((1, 2, 3))
+    return (level > -0.5).long() + (level > 0.5).long()
+
+
+def images():
+    """Return 12 images; the first goes to the first expert alone."""
+    x = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(1)) / 4
+    return x + torch.tensor([-1, 0, 1, 0, 1, 1, -1, 0, 0, 1, 1, 0.0]).view(-1, 1, 1, 1)
+
+
+EMPTY = pytest.mark.parametrize("empty", [False, True])
+
+
+def settled(net, x):
+    found, skipped = layers.find(net)
+    return trace.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x)
+
+
+@EMPTY
+def test_layers_are_found_with_all_images_in_the_order_of_calls(empty, capsys):
+    net, x = Routed(empty).eval(), images()
+    model = settled(net, x)
+    order = ["stem", "experts.0.0", "experts.1.0", "experts.2.0", "head"]
+    assert [layer.name for layer in model.layers] == order
+    assert model.skipped == ["spare (never called)"]
+    assert model.ends == ("stem", "head")
+    share = [36, 36, 36 * 5 / 12, 36 * 5 / 12, 1]  # of those the first image does not call: the mean over images
+    assert [layer.positions for layer in model.layers] == share
+    assert "3 layers are not called by the first image (experts.1.0, experts.2.0, spare)" in capsys.readouterr().err
+    assert [layer.fed for layer in model.layers] == order
+
+
+def test_networks_whose_first_image_calls_all_take_one_pass(capsys):
+    passes = []
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 2))
+    net.register_forward_hook(lambda module, args, y: passes.append(len(y)))
+    settled(net, images())
+    assert passes == [1]
+    assert not capsys.readouterr().err
+
+
+@EMPTY
+@pytest.mark.parametrize("size", [1, 5, None])
+def test_statistics_are_of_the_images_that_a_layer_sees(empty, size):
+    net, x = Routed(empty).eval(), images()
+    model = settled(net, x)
+    batch = SimpleNamespace(x=x, ids=[str(i) for i in range(len(x))])
+    found = statistics.collect(model, batch, batch_size=size, positions=1.0, seed=0)
+    for number in range(EXPERTS):
+        own = found.layers[f"experts.{number}.0"]
+        with torch.no_grad():
+            fed = net.stem(x[expert(x) == number]).double()
+        X = F.unfold(fed, 3, padding=1).movedim(1, 0).flatten(1)
+        assert own.positions == X.shape[1]
+        torch.testing.assert_close(own.hessian[0], 2 * X @ X.T / X.shape[1], rtol=1e-5, atol=1e-5)
+
+
+@EMPTY
+@pytest.mark.parametrize("correction", ["none", "bias", "batchnorm", "reestimate"])
+@pytest.mark.parametrize("words", [[], ["activation=mse", "activation.bits=8"], ["positions=0.5"]])
+def test_every_expert_is_quantized(empty, correction, words):
+    net, x = Routed(empty), images()
+    words = [*words, f"correction={correction}", *(["correction.batch_size=2"] if correction != "none" else [])]
+    made = sq.quantize(net, x, *words, quantizer="sensiquant", bits=4)
+    for own in made.experts:
+        assert max(len(row.unique()) for row in own[0].weight.flatten(1)) <= 16
+    with torch.no_grad():
+        wanted, got = net.eval()(x), made(x)
+    assert float((got - wanted).square().sum()) < 0.05 * float(wanted.square().sum())
+
+
+@EMPTY
+@pytest.mark.parametrize("sensitivity", ["label_free", "output_error", "weight_mse", "kl", "interaction", "mask_kl"])
+def test_sensitivities_price_every_expert_or_say_why_not(empty, sensitivity):
+    words = [f"sensitivity={sensitivity}", "allocation=ilp", "activation=mse"]
+    if sensitivity not in ("weight_mse", "mask_kl"):
+        words.append("sensitivity.input_bits=[4,8]")
+    if empty or sensitivity in ("label_free", "output_error", "weight_mse"):
+        sq.quantize(Routed(empty), images(), *words, quantizer="rtn", bits=4)
+        return
+    with pytest.raises(SqError, match=r"layer experts\.1\.0 is not called by the first image"):
+        sq.quantize(Routed(empty), images(), *words, quantizer="rtn", bits=4)
+
+
+@EMPTY
+@pytest.mark.parametrize("quantizer", ["adaround", "brecq", "eptq", "asq_ptq"])
+def test_learned_quantizers_say_why_not(empty, quantizer):
+    words = ["quantizer.learn.iterations=1", "quantizer.learn.batch=2", "activation=mse"]
+    with pytest.raises(SqError, match=r"choose quantizer=") as caught:
+        sq.quantize(Routed(empty), images(), *words, quantizer=quantizer, bits=4)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_ranges_of_few_images_are_refused_by_the_layer_they_miss():
+    with pytest.raises(SqError, match=r"layer experts\.1\.0 was never called on the 1 .* activation\.observe\.images"):
+        sq.quantize(Routed(False), images(), "activation=mse", "activation.observe.images=1", quantizer="rtn", bits=4)
+
+
+@pytest.mark.parametrize("batch_size", [3, 12])
+def test_layers_that_get_other_images_once_quantized_are_left_alone(batch_size):
+    """The quantized network sends one image elsewhere: what both experts see cannot be compared."""
+    x = images()
+    one, other = Routed(False).eval(), Routed(False).eval()
+    for module in one.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.data.mul_(1.1)
+    moved = x.clone()
+    moved[1] -= 1  # to the first expert
+    other.register_forward_pre_hook(lambda module, args: (args[0],))
+    one.register_forward_pre_hook(
+        lambda module, args: (torch.where((args[0] == x[1]).all((1, 2, 3), True), moved[1], args[0]),)
+    )
+    found = repair.repair(one, other, x, Bias, batch_size=batch_size)
+    assert "experts.0.0" in found["left_alone"]
+    assert found["error_after"] <= found["error_before"]
+    assert torch.equal(one.experts[0][0].bias, other.experts[0][0].bias)
