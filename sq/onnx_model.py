@@ -169,7 +169,8 @@ def _named(model: Any) -> Any:
     symbol = axes[0].dim_param if len(axes) else ""
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info) if symbol else ():
         for axis in value.type.tensor_type.shape.dim:
-            axis.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, axis.dim_param)
+            if axis.dim_param:  # to set it would take away a size
+                axis.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, axis.dim_param)
     return model
 
 

@@ -13,6 +13,7 @@ import sq
 from sq import activations, method, ready
 from sq.build import build
 from sq.errors import SqError
+from sq.quantizer import layerwise
 from sq.store import Store
 
 
@@ -220,3 +221,45 @@ def test_what_all_of_pytorch_has_is_left_to_all():
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     finally:
         torch.backends.fp32_precision = "none"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["quantizer=eptq", "quantizer.learn.batch=64"],
+            "set quantizer.learn.batch=16 or less, or give 64 images or more",
+        ),
+        (["sensitivity=fisher"], "sensitivity=fisher needs labels, which a call has none of: choose"),
+        (["seed=99999999999999999999"], "^seed=99999999999999999999: whole numbers go up to 9223372036854775807$"),
+        (["seed=-1"], "^seed=-1: allowed are 0 to 9223372036854775807$"),
+        (["threads=100000"], "^threads=100000: at most 32768, or null$"),
+        (["activation=mse", "activation.observe.bins=99999999999"], "activation.observe.bins"),
+        (["batch_size=99999999999999999999"], "^batch_size=99999999999999999999: whole numbers"),
+    ],
+)
+def test_errors_name_what_a_call_has(words, message):
+    quantizer, *rest = words if words[0].startswith("quantizer=") else ["quantizer=rtn", *words]
+    with pytest.raises(SqError, match=message) as caught:
+        sq.quantize(network(), images(), *rest, quantizer=quantizer.partition("=")[2], bits=4)
+    assert "calibration." not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_memory_that_does_not_suffice_is_said_in_terms_of_a_call(monkeypatch):
+    def exhaust(*_, **__):
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate")
+
+    monkeypatch.setattr(method, "solve", exhaust)
+    with pytest.raises(SqError, match=r"^out of memory .*give fewer images") as caught:
+        sq.quantize(network(), images(), quantizer="rtn", bits=4)
+    assert "calibration." not in str(caught.value)
+
+
+def test_a_hessian_that_stays_indefinite(monkeypatch):
+    def indefinite(*_, **__):
+        raise torch.linalg.LinAlgError("not positive definite")
+
+    monkeypatch.setattr(layerwise, "damped", indefinite)
+    with pytest.raises(SqError, match="even with damping 1; give more images or drop the layer"):
+        sq.quantize(network(), images(), quantizer="gptq", bits=4)

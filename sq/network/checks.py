@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sq import hooks, layers
+from sq.console import say
 from sq.errors import SqError
 from sq.network.forward import forward
 
@@ -32,6 +34,11 @@ def check(net: nn.Module) -> None:
             raise SqError(f"{label} ({kind.__name__}) is quantized already: give the full-precision network")
     for name, tensor in _tensors(net):
         _check_tensor(name, tensor)
+    if hidden := _hidden(net):
+        say(
+            f"{len(hidden)} modules stand in plain lists or dictionaries, where PyTorch does not see them, and stay in "
+            f"full precision ({', '.join(hidden[:3])}): use nn.ModuleList or nn.ModuleDict"
+        )
     for layer in layers.find(net)[0]:
         dtype = layers.weight(layer.module).dtype
         if dtype != torch.float32:
@@ -39,6 +46,33 @@ def check(net: nn.Module) -> None:
                 f"the weight of layer {layer.name} is {_short(dtype)}; layers are quantized from float32: call "
                 "net.float() first"
             )
+
+
+def _hidden(net: nn.Module) -> list[str]:
+    """Return where modules with parameters stand that are attributes of `net`, but none of its modules."""
+    known = {id(module) for module in net.modules()}
+    usual = vars(nn.Module())
+    found: dict[int, str] = {}
+    for name, module in net.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in usual:
+                continue
+            for place, one in _modules(f"{name}.{attribute}".lstrip("."), value):
+                if id(one) not in known and any(True for _ in one.parameters()):
+                    found.setdefault(id(one), place)
+    return list(found.values())
+
+
+def _modules(place: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in an attribute, and where each stands."""
+    if isinstance(value, nn.Module):
+        yield place, value
+    elif isinstance(value, list | tuple):
+        for number, one in enumerate(value):
+            yield from _modules(f"{place}[{number}]", one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _modules(f"{place}[{key!r}]", one)
 
 
 def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:

@@ -163,3 +163,22 @@ def test_lazy_layers_that_have_run_are_as_others():
     net(images())
     made = sq.quantize(net, images(), quantizer="rtn", bits=3)
     assert max(len(row.unique()) for row in made[2].weight) <= 8
+
+
+def test_modules_that_pytorch_does_not_see_are_told_of(capsys):
+    class Hides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = network()
+            self.alias = [self.seen[0]]
+            self.hidden = [nn.Linear(5, 5), nn.ReLU()]
+            self.table = {"last": (self.hidden[0], nn.Linear(5, 5))}
+
+        def forward(self, x):
+            return self.hidden[0](self.seen(x))
+
+    checks.check(Hides())
+    assert "2 modules stand in plain lists" in (told := capsys.readouterr().err)
+    assert "(hidden[0], table['last'][1])" in told
+    checks.check(network())
+    assert not capsys.readouterr().err
