@@ -17,7 +17,7 @@ def given(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
     Without any argument it is None.
     """
     first = next(iter(named.values()), None)
-    return args[0] if args else named.get("input", first)  # type: ignore[return-value]
+    return args[0] if args else named.get("input", first)
 
 
 @contextmanager

@@ -128,6 +128,7 @@ def test_sensitivities_price_every_expert_or_say_why_not(empty, sensitivity):
 @pytest.mark.parametrize("quantizer", ["adaround", "brecq", "eptq", "asq_ptq"])
 def test_learned_quantizers_say_why_not(empty, quantizer):
     words = ["quantizer.learn.iterations=1", "quantizer.learn.batch=2", "activation=mse"]
+    words += ["quantizer.then.batch=2"] if quantizer == "brecq" else []
     with pytest.raises(SqError, match=r"choose quantizer=") as caught:
         sq.quantize(Routed(empty), images(), *words, quantizer=quantizer, bits=4)
     assert len(str(caught.value).splitlines()) == 1
