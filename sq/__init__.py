@@ -28,10 +28,15 @@ def load(file: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
 
 
 def quantize(
-    net: nn.Module, images: Tensor, *overrides: str, quantizer: str = "sensiquant", bits: float = 4
+    net: nn.Module,
+    images: Tensor,
+    *overrides: str,
+    quantizer: str = "sensiquant",
+    bits: float = 4,
+    reparameterize: bool = True,
 ) -> nn.Module:
     """Return a quantized copy of `net`, with `images` (N, C, H, W) to calibrate on; see `sq.api.quantize`."""
     from sq import api, ready
 
     ready.import_torch()
-    return api.quantize(net, images, *overrides, quantizer=quantizer, bits=bits)
+    return api.quantize(net, images, *overrides, quantizer=quantizer, bits=bits, reparameterize=reparameterize)

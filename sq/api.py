@@ -23,6 +23,7 @@ from sq.errors import SqError, one_line
 from sq.evaluation import to
 from sq.network import checks, copies, coverage, plain_layers
 from sq.network.forward import forward
+from sq.network.reparameterize import apply as fused
 from sq.samples import Calibration
 from sq.store import Store
 from sq.types import Model
@@ -41,7 +42,9 @@ APART = (
 _lock = threading.Lock()  # Hydra has one state for all threads
 
 
-def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bits: float) -> nn.Module:
+def quantize(
+    net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bits: float, reparameterize: bool = True
+) -> nn.Module:
     """Return a quantized copy of `net`, in eval mode; `net` stays as it is.
 
     The attribute `sq_coverage` of the result (`sq.network.coverage.Coverage`) tells which share of the weights is
@@ -55,10 +58,12 @@ def quantize(net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bi
     overrides : further settings as on the command line, "activation=mse", "activation.bits=8", "fold=true";
         "plugins=[mynet]" allows them to name code in that package, for this call
     quantizer, bits : as on the command line
+    reparameterize : fuse the branches of networks that offer it first, see `sq.network.reparameterize`
 
     Raises
     ------
-    SqError : no images, or of a wrong kind; an unknown setting or choice; see the families
+    SqError : no images, or of a wrong kind; an unknown setting or choice; see the families; fusing branches changes the
+        outputs
     """
     words = [f"quantizer={quantizer}", f"bits={bits}", *overrides]
     try:
@@ -88,6 +93,8 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str]) -> nn.Module:
         copies.channels_last(copied)
     images = to(images.detach(), images.device)  # laid out as a run has them
     _check_net(copied, images)
+    if reparameterize:
+        copied = fused(copied, images[:1], "reparameterize=False")
     found, skipped = layers.find(copied)
     model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
     model = plain_layers.settle(model, images[:1])

@@ -26,9 +26,13 @@ SETTINGS: dict[str, Any] = {
     "quantizer.then.rates.adapter": 0.0,
     "quantizer.train.crop": None,
     "export.unsigned": False,
+    "model.reparameterize": True,  # no network of a run from before offers it
 }
-# Settings that one choice of a part has alone, by the function that takes them.
-TAKEN_BY = {"export.unsigned": "sq.export.onnx.write"}
+# Settings that not every choice of their part has, with the functions that have them.
+TAKEN_BY = {
+    "export.unsigned": ("sq.export.onnx.write",),
+    "model.reparameterize": ("sq.model.timm.load", "sq.model.checkpoint.load"),
+}
 
 
 def stripped(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -56,7 +60,7 @@ def complete(record: dict[str, Any]) -> None:
         part: Any = config
         for name in path:
             part = part.get(name) if isinstance(part, dict) else None
-        if isinstance(part, dict) and part.get("_target_") == TAKEN_BY.get(setting, part.get("_target_")):
+        if isinstance(part, dict) and part.get("_target_") in TAKEN_BY.get(setting, (part.get("_target_"),)):
             part.setdefault(knob, copy.deepcopy(value))
         if not path:
             choices.setdefault(knob, "none")

@@ -48,3 +48,20 @@ def test_setting_of_one_choice_leaves_the_others():
     since.complete(made)
     assert made["config"] == config
     assert before == since.SETTINGS
+
+
+def test_setting_that_some_networks_have():
+    config, choices = compose("model=resnet18")
+    assert config["model"]["reparameterize"] is True
+    old = copy.deepcopy(config)
+    del old["model"]["reparameterize"]
+    assert record.key(old) == record.key(config)
+    assert record.key(compose("model=resnet18", "model.reparameterize=false")[0]) != record.key(config)
+    made = {"config": old, "choices": choices}
+    since.complete(made)
+    assert made["config"] == config
+    other, choices = compose("model=resnet20")
+    assert "reparameterize" not in other["model"]
+    made = {"config": copy.deepcopy(other), "choices": choices}
+    since.complete(made)
+    assert made["config"] == other

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import activations, adds, container, data, fold, images, layers, record
+from sq import activations, adds, container, data, fold, images, layers, record, since
 from sq.build import build
 from sq.core import plugins
 from sq.errors import SqError, one_line
@@ -88,6 +88,7 @@ def load(file: Path, packages: Sequence[str] = ()) -> nn.Module:
 def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     try:
         config = layout["config"]
+        since.complete({"config": config, "choices": {}})  # an earlier file lacks later settings
         _check_plain(config["model"])
         with data.architecture_alone():
             model = build(config["model"], "model")()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from sq import layers
@@ -13,6 +14,7 @@ from sq.core import plugins
 from sq.data import find
 from sq.errors import SqError, one_line
 from sq.knobs import Expected
+from sq.network.reparameterize import apply as fused
 from sq.transforms import Evaluation, check, span
 from sq.types import Model
 from sq.weights import load_into
@@ -21,7 +23,13 @@ SETTINGS = ("input_size", "interpolation", "crop_pct", "mean", "std")
 
 
 def load(
-    *, constructor: str, arguments: dict[str, Any] | None, weights: str, data: dict[str, Any], expected: Expected
+    *,
+    constructor: str,
+    arguments: dict[str, Any] | None,
+    weights: str,
+    reparameterize: bool,
+    data: dict[str, Any],
+    expected: Expected,
 ) -> Model:
     """Build a network and read its weights.
 
@@ -33,13 +41,15 @@ def load(
     constructor : a name in torchvision's registry of models, "timm/NAME", or in a plugin, "mynet.MyNet"
     arguments : of the constructor, such as num_classes
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
+    reparameterize : fuse the branches of networks that offer it (timm's RepVGG, MobileOne, FastViT, ...) first
     data : the evaluation transform: input_size (C, H, W), interpolation, crop_pct (share of the shorter side that
         is kept), mean and std of values from 0 to 1; and, if it is not "center", crop_mode
     expected : full-precision figures by image set, see `sq.gate`
 
     Raises
     ------
-    SqError : no such constructor, arguments it does not take, or weights that are missing, damaged or do not fit
+    SqError : no such constructor, arguments it does not take, or weights that are missing, damaged or do not fit;
+        fusing branches changes the outputs
     """
     if missing := [name for name in SETTINGS if name not in data]:
         raise SqError(f"model.data has {', '.join(data) or 'nothing'}: it lacks {', '.join(missing)}")
@@ -48,6 +58,9 @@ def load(
     net = _build(constructor, arguments or {}).float().eval()
     checkpoint = load_into(net, path)
     settings = dict(data) | {"input_size": tuple(data["input_size"])}
+    if reparameterize:
+        x = torch.rand(1, *settings["input_size"], generator=torch.Generator().manual_seed(0))
+        net = fused(net, x, "model.reparameterize=false")
     found, skipped = layers.find(net)
     levels = span(settings["mean"], settings["std"])
     return Model(

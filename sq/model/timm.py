@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from sq import layers
@@ -19,12 +20,17 @@ from sq.console import say
 from sq.data import find, without_weights
 from sq.errors import SqError, one_line
 from sq.knobs import Expected
+from sq.network.reparameterize import apply as fused
 from sq.transforms import Evaluation, check, span
 from sq.types import Model, digest
 from sq.weights import load_into
 
+SETTING = "model.reparameterize=false"
 
-def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expected: Expected) -> Model:
+
+def load(
+    *, name: str, weights: str | None, reparameterize: bool, data: dict[str, Any] | None, expected: Expected
+) -> Model:
     """Load a trained network, ready to evaluate.
 
     Parameters
@@ -32,6 +38,7 @@ def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expecte
     name : timm's, with the tag of the weights: ARCHITECTURE.TAG
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA. None
         downloads the tag's from timm's hub
+    reparameterize : fuse the branches of networks that offer it (RepVGG, MobileOne, FastViT, RepGhost, ...) first
     data : settings of the evaluation transform that differ from the tag's own: input_size, interpolation, crop_pct,
         crop_mode, mean, std
     expected : full-precision figures by image set, see `sq.gate`
@@ -39,7 +46,7 @@ def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expecte
     Raises
     ------
     SqError : timm has no such network or tag; the weights are missing, damaged or of another network, or cannot be
-        downloaded; a setting in `data` that makes no sense
+        downloaded; a setting in `data` that makes no sense; fusing branches changes the outputs
     """
     import timm
     from timm.data import resolve_data_config
@@ -53,6 +60,8 @@ def load(*, name: str, weights: str | None, data: dict[str, Any] | None, expecte
     checkpoint = load_into(net, path) if path else digest(net.state_dict().values())
     settings = resolve_data_config({}, model=net) | (data or {})
     settings["input_size"] = tuple(settings["input_size"])
+    if reparameterize:
+        net = fused(net, torch.rand(1, *settings["input_size"], generator=torch.Generator().manual_seed(0)), SETTING)
     found, skipped = layers.find(net)
     levels = span(settings["mean"], settings["std"])
     return Model(

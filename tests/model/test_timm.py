@@ -39,8 +39,10 @@ def file(net, tmp_path_factory):
     return str(path)
 
 
-def load(file, name=SMALL, data=None):
-    return module.load(name=name, weights=file, data=data, expected={"x": {"top1": 1.0, "within": 0.1}})
+def load(file, name=SMALL, data=None, reparameterize=True):
+    return module.load(
+        name=name, weights=file, reparameterize=reparameterize, data=data, expected={"x": {"top1": 1.0, "within": 0.1}}
+    )
 
 
 def noise(width, height):
@@ -138,7 +140,7 @@ def test_transforms_go_to_other_processes(file):
 )
 def test_name_that_does_not_name_weights(name, weights, says):
     with pytest.raises(SqError, match=says):
-        module.load(name=name, weights=weights, data=None, expected=None)
+        module.load(name=name, weights=weights, reparameterize=True, data=None, expected=None)
 
 
 def test_weights_of_a_network_without_a_tag(file, monkeypatch, tmp_path):
@@ -196,7 +198,7 @@ def test_hub_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(SqError) as caught:
-        module.load(name="resnet50.tv_in1k", weights=None, data=None, expected=None)
+        module.load(name="resnet50.tv_in1k", weights=None, reparameterize=True, data=None, expected=None)
     text = str(caught.value)
     assert text.startswith(
         "model.name=resnet50.tv_in1k: its weights cannot be had from timm's hub (OSError: no route to"
@@ -226,3 +228,22 @@ def test_efficientnet_knows_real_images(needs_data):
     with torch.no_grad():
         right = (model.net(batch.x).argmax(1) == batch.y).sum()
     assert right >= 6, json.dumps(batch.ids)
+
+
+def test_network_with_branches_is_fused_first_unless_told_not_to(tmp_path, capsys):
+    torch.manual_seed(0)
+    name = "repghostnet_050.in1k"
+    net = timm.create_model("repghostnet_050", pretrained=False).eval()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    fused = load(str(tmp_path / "net.safetensors"), name, {"input_size": [3, 64, 64]})
+    assert "reparameterized: 32 modules fused as RepGhostNet offers it" in capsys.readouterr().err
+    left = load(str(tmp_path / "net.safetensors"), name, {"input_size": [3, 64, 64]}, reparameterize=False)
+    assert capsys.readouterr().err == ""
+    assert fused.checkpoint == left.checkpoint
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = net(x)
+        assert torch.equal(left.net(x), wanted)
+        torch.testing.assert_close(fused.net(x), wanted, rtol=1e-4, atol=1e-5)
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.net.modules()) for model in (fused, left)]
+    assert norms[0] < norms[1]
