@@ -74,14 +74,14 @@ def quantize(
             torch.inference_mode(False),
             torch.autocast(_device(images), enabled=False),
         ):
-            return _quantize(net, images, words)
+            return _quantize(net, images, words, reparameterize)
     except SqError as error:
         if error.call == str(error):
             raise
         raise SqError(error.call) from error
 
 
-def _quantize(net: nn.Module, images: Tensor, words: list[str]) -> nn.Module:
+def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: bool) -> nn.Module:
     config = _config(words)
     _check(images)
     part = {family: build(config[family], family) for family in FAMILIES if family not in APART}

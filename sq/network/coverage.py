@@ -28,6 +28,7 @@ NORM = "scale or shift of a normalisation"
 RECURRENT = "recurrent layer, not supported yet"
 TRANSPOSED = "transposed convolution, not supported yet"
 VOLUME = "3-D convolution, not supported yet"
+OUTSIDE = "multiplied outside of a layer"
 UNUSED = "not computed with in a pass over one image"
 KEPT = "first or last layer, kept by ends=keep"
 
@@ -56,7 +57,7 @@ REASONS = {
         "conv1d",
         "conv2d",
     ),
-    "multiplied outside of a layer": (
+    OUTSIDE: (
         "matmul",
         "__matmul__",
         "__rmatmul__",

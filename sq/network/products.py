@@ -6,6 +6,8 @@ Under `Calls`, every call of a PyTorch function is reported with its arguments a
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +35,7 @@ class Calls(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,
+        kinds: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -115,6 +117,16 @@ class Redirected:
         self.forward = forward
         self.layers = layers
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Return that of the module's forward, as `torch.export` asks for it."""
+        return inspect.signature(self.forward)
+
+    @property
+    def __code__(self) -> types.CodeType:
+        """Return that of the module's forward, as `torch.export` asks for it."""
+        return self.forward.__code__  # type: ignore[attr-defined]
+
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run the module."""
         with _Redirect(self.layers):
@@ -129,7 +141,7 @@ class _Redirect(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,
+        kinds: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
