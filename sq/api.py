@@ -107,7 +107,7 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     with ready.exactly():
         given = method.Given(whole, batch, Store(None, 0.0), None)
         quantized = method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
-    quantized.sq_coverage = covered
+    quantized.sq_coverage = covered  # type: ignore[assignment]
     return quantized
 
 

@@ -69,9 +69,8 @@ def is_plain(module: nn.Module) -> bool:
         return False
     if _pads_same(module):
         return True
-    kind = type(module)
-    convolves = not isinstance(module, nn.Conv1d | nn.Conv2d) or kind._conv_forward in CONVOLUTIONS
-    return kind.forward in FORWARDS and convolves
+    convolves = getattr(type(module), "_conv_forward", None)
+    return type(module).forward in FORWARDS and convolves in (None, *CONVOLUTIONS)
 
 
 def _own_weight(module: nn.Module) -> Tensor | None:

@@ -102,10 +102,11 @@ NETWORKS = [
         "Twins:twins_svt_small VOLO:volo_d1_224 TNT:tnt_s_legacy_patch16_224 CrossViT:crossvit_tiny_240 NesT:nest_tiny "
         "TinyViT:tiny_vit_5m_224 GCViT:gcvit_xxtiny DaViT:davit_tiny MaxViT:maxvit_tiny_tf_224 "
         "CoAtNet:coatnet_nano_rw_224 Hiera:hiera_tiny_224 Mixer:mixer_s32_224 ResMLP:resmlp_12_224 gMLP:gmlp_s16_224 "
-        "Sequencer:sequencer2d_s ViT-relpos:vit_relpos_small_patch16_224 EfficientViT-MSRA:efficientvit_m0",
+        "Sequencer:sequencer2d_s ViT-relpos:vit_relpos_small_patch16_224 EfficientViT-MSRA:efficientvit_m0 "
+        "ViTamin:vitamin_small_224",
         224,
     ),
-    *_timm("SwinV2-orig:swinv2_tiny_window8_256 ViTamin:vitamin_small_224", 256),
+    *_timm("SwinV2-orig:swinv2_tiny_window8_256", 256),
     *_torchvision(
         "AlexNet:alexnet VGG:vgg11_bn ResNet:resnet18 SqueezeNet:squeezenet1_1 DenseNet:densenet121 "
         "Inception:inception_v3 GoogLeNet:googlenet ShuffleNetV2:shufflenet_v2_x0_5 MobileNetV2:mobilenet_v2 "

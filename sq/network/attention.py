@@ -143,7 +143,7 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Return a linear layer that computes with these: shared if parameters, else copied."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = parameter(weight)
-    layer.bias = None if bias is None else parameter(bias)
+    layer._parameters["bias"] = None if bias is None else parameter(bias)
     return layer
 
 

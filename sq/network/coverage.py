@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sq import ends
 from sq.console import say
-from sq.network.products import Calls, run, tensors
+from sq.network.products import CONVOLUTIONS, LINEAR, Calls, run, tensors
 from sq.types import Layer, Model
 
 SHOWN = 3  # names for each reason, in one line
@@ -23,13 +23,14 @@ SHOWN = 3  # names for each reason, in one line
 ADDED = "added, not multiplied"
 LOOKED_UP = "looked up, not multiplied"
 JOINED = "joined to the inputs, not multiplied"
-SCALE = "scales the inputs element by element"
+SCALE = "scales or shifts the inputs element by element"
+CONSTANT = "constant input of a layer"
 NORM = "scale or shift of a normalisation"
 RECURRENT = "recurrent layer, not supported yet"
 TRANSPOSED = "transposed convolution, not supported yet"
 VOLUME = "3-D convolution, not supported yet"
 OUTSIDE = "multiplied outside of a layer"
-UNUSED = "not computed with in a pass over one image"
+UNUSED = "not computed with in a pass (unused, or cached by the network)"
 KEPT = "first or last layer, kept by ends=keep"
 
 # Reason by function. Of several uses, the one that stands first here is told.
@@ -98,7 +99,10 @@ REASONS = {
         "__truediv__",
         "__rtruediv__",
         "prelu",
+        "addcmul",
+        "addcmul_",
     ),
+    CONSTANT: ("input",),  # of a product, not its weight
 }
 # Functions that return the same numbers: what is done with their result is done with the tensor.
 SAME = {
@@ -119,6 +123,9 @@ SILENT = {
     "data_ptr",
     "__len__",
 }
+
+
+PRODUCTS = {LINEAR, *CONVOLUTIONS}
 
 
 @dataclass(frozen=True)
@@ -262,6 +269,8 @@ def _uses(net: nn.Module, x: Tensor, wanted: list[Tensor]) -> dict[int, set[str]
             if isinstance(result, Tensor) and (name in SAME or name in SILENT):
                 origin[id(result)] = source
                 views.append(result)
+            elif func in PRODUCTS and source == origin.get(id(args[0] if args else named["input"])):
+                uses[source].add("input")
             else:
                 uses[source].add(name)
 

@@ -108,7 +108,7 @@ def _convolution(own: Product, padding: Any, mode: str = "zeros", kind: type[nn.
     settings |= {"padding_mode": mode, "bias": own.bias is not None, "device": "meta"}
     new = kind(channels, outputs, tuple(own.weight.shape[2:]), **settings)
     new.weight = parameter(own.weight)
-    new.bias = None if own.bias is None else parameter(own.bias)
+    new._parameters["bias"] = None if own.bias is None else parameter(own.bias)
     return new
 
 

@@ -281,7 +281,8 @@ def _outside(root: nn.ModuleDict, modules: dict[str, nn.Module], x: Tensor) -> t
 def _redirection(layer: nn.Linear, homes: list[nn.Module], bias: Tensor | None) -> Callable[[ExitStack], None]:
     def make(undo: ExitStack) -> None:
         undo.callback(layer._parameters.update, bias=layer.bias)
-        layer.bias = bias if bias is layer.bias else None if bias is None else parameter(bias)
+        new = bias if bias is layer.bias or bias is None else parameter(bias)
+        layer._parameters["bias"] = new
         for home in homes:
             forward = home.__dict__.get("forward")
             if isinstance(forward, Redirected):

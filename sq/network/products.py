@@ -125,7 +125,7 @@ class Redirected:
     @property
     def __code__(self) -> types.CodeType:
         """Return that of the module's forward, as `torch.export` asks for it."""
-        return self.forward.__code__  # type: ignore[attr-defined]
+        return self.forward.__code__
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run the module."""
