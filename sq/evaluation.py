@@ -13,8 +13,10 @@ from sq import oom
 from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.network.forward import forward
-from sq.samples import Batch, Images, without
+from sq.samples import Batch, Dataset, Images, without
 from sq.types import Model
+
+SHOWN = 3  # names in a message
 
 
 class Measured(Protocol):
@@ -97,6 +99,33 @@ def check_images(model: Model, batch: Batch, use: str) -> None:
         bad = [batch.ids[i] for i in (~finite).nonzero().flatten().tolist()]
         raise SqError(
             f"{quantity(bad, f'{use} image')} with NaN or infinity ({', '.join(bad[:3])}): repair or remove them"
+        )
+
+
+def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
+    """Raise an `SqError` unless the network tells as many classes apart as `dataset` has.
+
+    With fewer classes in the data set, its labels number other classes than the network's outputs do, and every
+    figure is wrong though nothing fails. One image of zeros is run for it.
+    """
+    with torch.no_grad():
+        outputs = forward(model.net, to(torch.zeros(1, *model.input), device))
+    objects = isinstance(dataset.test.y, list)
+    if objects and model.decode is not None:
+        known = model.decode(outputs.cpu())[1].shape[-1]
+        cure = (
+            "list all classes of the network in its order under `names` of the data YAML, or `categories` of the JSON"
+        )
+    elif not objects and model.decode is None and torch.is_tensor(outputs) and outputs.ndim == 2:
+        known = outputs.shape[1]
+        cure = "give all classes of the network in its order by dataset.classes=FILE (one a line; or imagenet)"
+    else:
+        return  # of different kinds, which the metric refuses
+    if known != dataset.classes:
+        names = ", ".join(dataset.class_names[:SHOWN]) + (", ..." if len(dataset.class_names) > SHOWN else "")
+        raise SqError(
+            f"dataset {dataset.name} has {dataset.classes} classes{names and f' ({names})'}, the network tells {known} "
+            f"apart: labels would stand for other classes; {cure}, or choose a network of these classes"
         )
 
 

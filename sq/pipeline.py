@@ -13,7 +13,7 @@ from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
 from sq.errors import SqError
-from sq.evaluation import Evaluation, check_disjoint, check_images, to
+from sq.evaluation import Evaluation, check_classes, check_disjoint, check_images, to
 from sq.finished import Finished
 from sq.network import checks, copies, coverage, plain_layers
 from sq.store import Store
@@ -37,6 +37,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         checks.check(model.net)
         copies.channels_last(model.net.to(device))
         dataset = part["dataset"]().read_by(config["workers"])
+        check_classes(model, dataset, device)
     with clock.phase("calibrate"):
         kept = Store(config["cache"], config["cache_gib"], config["model"])
         batch = part["calibration"](model, dataset, kept)

@@ -57,7 +57,7 @@ class Model:
     checkpoint: str  # sha256 of the weights file, in hex
     prepare: Prepare
     skipped: list[str] = field(default_factory=list)  # layers with weights that sq cannot quantize
-    expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by image set; see sq/gate.py
+    expected: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)  # by image set; see sq/gate.py
     decode: Decode | None = None  # of a detector
     ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
     span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values

@@ -8,7 +8,7 @@ from torch import nn
 
 from sq import evaluation
 from sq.errors import SqError
-from sq.samples import Images
+from sq.samples import Dataset, Images, Objects
 from sq.types import Model
 
 
@@ -84,3 +84,38 @@ def test_images_lie_channels_last_and_keep_their_values():
     assert moved.is_contiguous(memory_format=torch.channels_last)
     tokens = torch.randn(2, 7, 5)
     assert torch.equal(evaluation.to(tokens, torch.device("cpu")), tokens)
+
+
+def labelled(classes, names=()):
+    return Dataset(split(), split(), classes, "mine", names)
+
+
+def test_as_many_classes_as_the_network_tells_apart_pass():
+    model = Model(nn.Flatten(), [], (1, 2, 2), "", prepare)
+    evaluation.check_classes(model, labelled(4), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 1000])
+def test_another_number_of_classes_is_refused_before_anything_runs(classes):
+    model = Model(nn.Flatten(), [], (1, 2, 2), "", prepare)
+    names = tuple("abcdefg"[:classes])
+    with pytest.raises(SqError, match=rf"mine has {classes} classes \(a, b.*\), the network tells 4 apart") as error:
+        evaluation.check_classes(model, labelled(classes, names), torch.device("cpu"))
+    assert "dataset.classes=FILE" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_another_number_of_classes_than_a_detector_s(classes):
+    def decode(raw):
+        return raw.new_zeros(len(raw), 7, 4), raw.new_zeros(len(raw), 7, 3)
+
+    model = Model(nn.Flatten(), [], (1, 2, 2), "", prepare, decode=decode)
+    nothing = Objects(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).bool(), (2, 2))
+    images = Images(["i/0"], [nothing], split().read)
+    data = Dataset(images, images, classes, "mine")
+    if classes == 3:
+        evaluation.check_classes(model, data, torch.device("cpu"))
+        return
+    with pytest.raises(SqError, match=rf"mine has {classes} classes, the network tells 3 apart: .*`names` of the data"):
+        evaluation.check_classes(model, data, torch.device("cpu"))

@@ -42,3 +42,11 @@ def test_nothing_known_of_this_set(expected):
 def test_expectation_that_cannot_be_checked(known):
     with pytest.raises(SqError, match=r"model\.expected\.imagenet needs `within` beside .* of this metric \(top1\)"):
         gate.check(model(imagenet=known), "imagenet", {"top1": 76.0})
+
+
+def test_nothing_is_expected_where_the_setting_says_null():
+    from sq.build import check_type
+    from sq.knobs import Expected
+
+    check_type(Expected, {"mine": None, "other": {"top1": 50.0, "within": 1.0}}, "model.expected")
+    assert gate.check(Model(nn.Identity(), [], (1,), "", None, expected={"mine": None}), "mine", {"top1": 1.0}) is None
