@@ -20,20 +20,10 @@ from torch import Tensor, nn
 
 from sq.data import without_weights
 from sq.errors import SqError
-from sq.weights import load_into
+from sq.weights import Inert, load_into
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
 PATIENCE = 30  # seconds without an answer
-
-
-class Inert:
-    """Stands in for every class of a pickle: keeps its state, does nothing."""
-
-    def __init__(self, *_: Any):
-        self.state: dict[str, Any] = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state if isinstance(state, dict) else {}
 
 
 def load_published(net: nn.Module, name: str) -> str:

@@ -36,9 +36,9 @@ def mistaken_content(path: Path) -> str | None:
     if not any(head):
         return "it begins with zeros, as a download or a copy that broke off"
     if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself: run `git lfs pull`"
+        return "it is a Git LFS pointer, not the file itself, which `git lfs pull` fetches"
     if head.lstrip(codecs.BOM_UTF8 + b" \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
-        return "it is a page of HTML, as a failed download leaves: download the file itself"
+        return "it is a page of HTML, as a failed download leaves"
     return None
 
 

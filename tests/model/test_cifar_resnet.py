@@ -191,8 +191,8 @@ def other_classes(path, state):
     ("write", "says"),
     [
         (truncated, "not a whole PyTorch checkpoint"),
-        (empty, "not a whole PyTorch checkpoint"),
-        (a_page, "not a whole PyTorch checkpoint"),
+        (empty, r"not a whole PyTorch checkpoint: it is empty \(0 bytes\)"),
+        (a_page, "not a whole PyTorch checkpoint: it is a page of HTML"),
         (a_folder, "no weights file"),
         (whole_network, r"more than tensors \(sq\.model\.cifar_resnet\.CifarResNet\).*state_dict\(\)"),
         (code, r"more than tensors \(\w+\.mkdir\), .*could run foreign code"),
@@ -220,7 +220,7 @@ def test_unusable_checkpoint_is_named(tmp_path, state, write, says):
 def test_file_of_another_kind(tmp_path):
     path = tmp_path / "net.onnx"
     path.write_text("")
-    with pytest.raises(SqError, match=r"net\.onnx: weights are read from \.safetensors, \.pth, \.pt files"):
+    with pytest.raises(SqError, match=r"net\.onnx: weights are read from \.safetensors, \.pth, \.pt, \.ckpt, "):
         load(depth=20, weights=str(path))
 
 
