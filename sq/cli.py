@@ -135,7 +135,7 @@ def explain(error: Exception, words: Sequence[str] = (), file: Path | None = Non
         kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
         return f"{found[1]}: should be {kinds.get(found[2], found[2])}"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; correct outputs= or results="
+        return f"{error.filename}: {error.strerror}; free space or correct what names it, outputs= or results="
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(text.split())
     return one_line(error)

@@ -7,6 +7,7 @@ be reached, that can be forever.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
@@ -35,6 +36,7 @@ def load(where: Destination) -> Any:
     # Tables wait here for `wandb sync`; by default they would wait in the user's home.
     os.environ.setdefault("WANDB_DATA_DIR", str(Path(where.dir).absolute()))
     wandb = module()
+    logging.raiseExceptions = False  # each line that its logs have no room for would leave a traceback on the terminal
     _end_with_us()
     if where.mode == "online":
         quiet = wandb.Settings(silent=True)  # for what is asked before a run begins

@@ -42,7 +42,7 @@ def write(file: Path, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
     every = {name: own.detach().cpu().contiguous() for name, own in tensors.items() if own.numel()}
     every[TEXT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     # One entry: safetensors writes several in any order, and the same network should be the same file.
-    record.write_bytes(file, save(every, {FORMAT: f"{VERSION} {_hash(every)}"}))
+    record.write_bytes(file, save(every, {FORMAT: f"{VERSION} {_hash(every)}"}), "outputs")
 
 
 def read(file: Path) -> tuple[Layout, dict[str, Tensor]]:

@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +186,7 @@ def _keep_sheet(config: Mapping[str, Any], key: str, picture: bytes | None) -> N
     if picture is None:
         return
     try:
-        record.write_bytes(record.sheet(config, key), picture)
+        record.write_bytes(record.sheet(config, key), picture, "outputs")
     except SqError as error:
         log.warning("no picture of the calibration images: %s", error)
 
@@ -194,6 +195,34 @@ def _begun(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> r
     """Return the record of a run that has not come to its end."""
     made: record.Record = {"record": record.VERSION, "key": key, "name": config["name"], "status": "failed"}
     return made | {"choices": dict(choices), "config": dict(config)}
+
+
+def _no_log(file: Path | str, error: BaseException | None) -> str:
+    """Return what to say of a log that cannot be written."""
+    reason = getattr(error, "strerror", None) or (one_line(error) if error else "unknown")
+    return f"log: cannot be kept in {file} ({reason}): free space or correct outputs=; the run goes on without"
+
+
+class _LogFile(logging.FileHandler):
+    """A log that may fail: that is said once, and no line of it is tried again."""
+
+    failed = False
+
+    def emit(self, line: logging.LogRecord) -> None:
+        """Write one line."""
+        if not self.failed:
+            super().emit(line)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say what keeps the log from being written; by default, each line would leave a traceback."""
+        if not self.failed:
+            self.failed = True
+            say(_no_log(self.baseFilename, sys.exc_info()[1]))
+
+    def close(self) -> None:
+        """Close the file, whose last lines may not find room either."""
+        with suppress(OSError):
+            super().close()
 
 
 class _LogTo:
@@ -205,8 +234,9 @@ class _LogTo:
     def __enter__(self) -> None:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.handler: logging.Handler = logging.FileHandler(self.file, mode="a")
-        except OSError:
+            self.handler: logging.Handler = _LogFile(self.file, mode="a")
+        except OSError as error:
+            say(_no_log(self.file, error))
             self.handler = logging.NullHandler()
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self.handler)

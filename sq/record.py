@@ -166,17 +166,21 @@ def sheet(config: Mapping[str, Any], key: str) -> Path:
     return Path(config["outputs"]) / config["name"] / f"{key}.images.png"
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str, setting: str = "results") -> None:
     """Write `text` to `file`, whole or not at all; what was there survives a failure.
+
+    Parameters
+    ----------
+    setting : that the folder comes from, for messages
 
     Raises
     ------
     SqError : the folder cannot be written, or the disk is full
     """
-    write_bytes(file, text.encode())
+    write_bytes(file, text.encode(), setting)
 
 
-def write_bytes(file: Path, content: bytes) -> None:
+def write_bytes(file: Path, content: bytes, setting: str = "results") -> None:
     """Write `content` to `file`; see `write_text`."""
     part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part")  # process ids of containers are alike
     try:
@@ -188,7 +192,7 @@ def write_bytes(file: Path, content: bytes) -> None:
         part.replace(file)
     except OSError as error:
         raise SqError(
-            f"cannot write {file}: {error.strerror}; free space or correct results=, and run again"
+            f"cannot write {file}: {error.strerror}; free space or correct {setting}=, and run again"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # the failure to write is the one to tell

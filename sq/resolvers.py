@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,21 @@ LAYERWISE = "sq.quantizer.layerwise.quantize"
 
 
 def register() -> None:
-    """Make the words known: ``${by:${quantizer.budget},{cpu:400,paper:80000}}`` and ``${solver:${quantizer.init}}``."""
+    """Make the words known.
+
+    ``${by:${quantizer.budget},{cpu:400,paper:80000}}``, ``${solver:${quantizer.init}}``, ``${wandb_mode:offline}``.
+    """
     OmegaConf.register_new_resolver("by", _by, replace=True)
     OmegaConf.register_new_resolver("solver", _solver, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("wandb_mode", _wandb_mode, replace=True)
+
+
+def _wandb_mode(default: str) -> str:
+    """Return the mode that W&B's own environment variables ask for, in today's words; `default` if they do not."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE") or default
+    return {"run": "online", "dryrun": "offline"}.get(mode, mode)
 
 
 def _by(name: str | int, values: Mapping[str | int, Any]) -> Any:

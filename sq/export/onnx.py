@@ -48,7 +48,7 @@ def write(done: Finished, *, least_bits: Literal[4, 8], unsigned: bool) -> dict[
     model = _model(done, least_bits, unsigned)
     file = done.file(SUFFIX)
     with done.written(file) as part:
-        record.write_bytes(part, model.SerializeToString())
+        record.write_bytes(part, model.SerializeToString(), "outputs")
         return {"format": "onnx", "file": done.name(file)} | _verify(done, part, least_bits, unsigned)
 
 

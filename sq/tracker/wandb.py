@@ -6,6 +6,7 @@ Nothing that a run calls here may stop or fail it: whatever the client does, it 
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sq import client, mirror
+from sq.console import say
 from sq.deadline import within
 from sq.errors import SqError
 from sq.mirror import Destination, Mode, Page
@@ -170,10 +172,20 @@ def _guarded(what: str, action: Callable[[], None], timeout: int) -> None:
         within(action, timeout)
     except TimeoutError:
         log.warning("W&B did not %s within %s s; going on without it", what, timeout)
+        _tell(f"W&B did not {what} within {timeout} s")
     except Exception as error:  # the client may raise anything; none of it is the run's business
         log.warning("W&B could not %s: %s", what, error)
+        _tell(f"W&B could not {what}: {_reason(error)}")
+
+
+@functools.cache
+def _tell(failure: str) -> None:
+    """Say once in a process what keeps runs from being mirrored: a sweep would say it of each of its runs."""
+    say(f"{failure}; runs go on without it, their records are whole (tracker=none asks for no mirror)")
 
 
 def _reason(error: Exception) -> str:
     """Return the first line of what the client says; the others advise on its own settings."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,6 +1,8 @@
 """W&B: a whole mirror of each record, and no way for the client to fail or hold up a run."""
 
+import errno
 import logging
+import os
 import sys
 import threading
 import time
@@ -11,6 +13,8 @@ from cli_helpers import as_it_was, compose, run, settings
 from wandb_helpers import client, offline, rows
 
 from sq import job, mirror, pipeline, record
+from sq.build import check
+from sq.errors import SqError
 from sq.points import Job
 from sq.report import table
 from sq.tracker import none
@@ -180,10 +184,82 @@ def logged(caplog, monkeypatch):
     return caplog
 
 
-def test_client_that_raises_does_not_fail_the_run(tmp_path, monkeypatch, logged):
+def test_client_that_raises_does_not_fail_the_run(tmp_path, monkeypatch, logged, capsys):
     monkeypatch.setattr(wandb, "init", raising)
-    opened(tmp_path).close(DONE)
-    assert "W&B could not start: no service" in logged.text
+    tracker._tell.cache_clear()
+    for _ in range(2):
+        opened(tmp_path).close(DONE)
+    assert logged.text.count("W&B could not start: no service") == 2
+    said = capsys.readouterr().err
+    assert said.count("W&B could not start: no service; runs go on without it") == 1, (
+        "once, not for each run of a sweep"
+    )
+    assert said.count("\n") == 1
+
+
+def test_full_disk_of_the_mirror_is_one_line(tmp_path, monkeypatch, logged, capfd):
+    def full(*_, **__):
+        logging.getLogger("wandb.full").error("no room for this line")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "debug.log")
+
+    class Full(logging.Handler):
+        def emit(self, line):
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self.handleError(line)  # as `logging.FileHandler` does
+
+    monkeypatch.setattr(wandb, "init", full)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    tracker._tell.cache_clear()
+    handler = Full()
+    logging.getLogger("wandb.full").addHandler(handler)
+    try:
+        opened(tmp_path).close(DONE)
+    finally:
+        logging.getLogger("wandb.full").removeHandler(handler)
+    said = capfd.readouterr().err
+    assert said.startswith("W&B could not start: No space left on device (debug.log); runs go on without it")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "settings"),
+    [
+        ({}, {"mode": "offline", "project": "sq", "entity": None}),
+        ({"WANDB_MODE": "disabled"}, {"mode": "disabled"}),
+        ({"WANDB_MODE": "online"}, {"mode": "online"}),
+        ({"WANDB_MODE": "dryrun"}, {"mode": "offline"}),
+        ({"WANDB_MODE": "run"}, {"mode": "online"}),
+        ({"WANDB_MODE": "online", "WANDB_DISABLED": "true"}, {"mode": "disabled"}),
+        ({"WANDB_DISABLED": "false"}, {"mode": "offline"}),
+        ({"WANDB_PROJECT": "p", "WANDB_ENTITY": "me"}, {"project": "p", "entity": "me"}),
+        ({"WANDB_DIR": "elsewhere"}, {"dir": "elsewhere"}),
+    ],
+)
+def test_environment_of_the_client_decides_what_is_not_typed(variables, settings, monkeypatch):
+    for name in ("MODE", "DISABLED", "PROJECT", "ENTITY", "DIR"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    plain = record.key(compose()[0])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = compose()[0]
+    assert config["tracker"].items() >= settings.items()
+    assert record.key(config) == plain
+    assert (
+        compose("tracker.mode=offline", "tracker.project=mine")[0]["tracker"].items()
+        >= {
+            "mode": "offline",
+            "project": "mine",
+        }.items()
+    ), "what is typed goes first"
+
+
+def test_mode_of_the_environment_that_there_is_not_is_refused(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    with pytest.raises(SqError, match=r"tracker\.mode=nonsense: should be"):
+        check(compose()[0]["tracker"], "tracker")
 
 
 def test_client_that_is_not_installed_does_not_fail_the_run(tmp_path, monkeypatch, logged):
