@@ -13,7 +13,8 @@ from sq.errors import SqError
 from sq.protocol import Grid
 from sq.types import Model
 
-CHUNK = 2**22  # elements of one range-search temporary: 16 MiB in float32
+# Elements of one range-search temporary, 4 MiB in float32: what stays in the cache is 1.7 times as fast as 16 MiB.
+CHUNK = 2**20
 Range = Literal["minmax", "mse", "hmse"]
 # What gives h (G, O, I), the cost of a squared error of each weight, of all layers, and the draws it took.
 Hessian = Callable[[Model, Tensor], tuple[dict[str, Tensor], int]]
@@ -50,7 +51,9 @@ class Ranges:
                 "weight; of layers without a network, as in a benchmark, use range=mse"
             )
 
-    def fit(self, W: Tensor, h: Tensor | None, spanned: Callable[[float | Tensor], G]) -> G:
+    def fit(
+        self, W: Tensor, h: Tensor | None, spanned: Callable[[float | Tensor], G], places: Tensor | None = None
+    ) -> G:
         """Return, of the grids that are tried, the one that costs each channel least; the widest of them on a tie.
 
         Parameters
@@ -58,6 +61,8 @@ class Ranges:
         W : (G, O, I)
         h : (G, O, I), what a squared error of each weight costs, if the range asks for it
         spanned : ``spanned(factor) -> grid`` of that share, (..., G, O, 1), of the range that covers a channel
+        places : (G, O, I), where each weight of a channel, as they were, stands in `W` and `h`, if these are sorted:
+            sums are over weights as they were, so that sorting changes no result
         """
         if self.range == "minmax":
             return spanned(1.0)
@@ -67,7 +72,10 @@ class Ranges:
         for chunk in factors.split(per_chunk):
             grid = spanned(chunk.view(-1, 1, 1, 1))
             error = W - grid.nearest(W.expand(len(chunk), *W.shape))
-            errors.append(cost(error).sum(-1, keepdim=True))
+            costs = cost(error)
+            if places is not None:
+                costs = costs.gather(-1, places.expand_as(costs))
+            errors.append(costs.sum(-1, keepdim=True))
         return spanned(factors[torch.cat(errors).argmin(0)])
 
     def cost(self, h: Tensor | None) -> Callable[[Tensor], Tensor]:
