@@ -14,7 +14,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sq import cli, contradictions, fold, layers, method, oom, points, ready, trace
+from sq import cli, contradictions, fold, layers, method, oom, points, ready, threads, trace
+from sq import images as reading
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES, problems
@@ -104,8 +105,9 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     covered = coverage.of_model(whole, config["ends"], images[:1])
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
-    with ready.exactly():
+    with ready.exactly(), threads.phases():
         given = method.Given(whole, batch, Store(None, 0.0), None)
+        threads.set_for(threads.work(whole, reading.together(model.input, config["batch_size"])))
         quantized = method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
     quantized.sq_coverage = covered  # type: ignore[assignment]
     return quantized

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sq import batchnorm, canvas, store
+from sq import batchnorm, canvas, store, threads, trace
 from sq.clock import synchronize
 from sq.console import say
 from sq.errors import SqError
@@ -82,6 +82,12 @@ def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept:
     """
     assert isinstance(search, partial)
     device = next(model.net.parameters()).device
+    traced = trace.settle(model, torch.zeros(1, *model.input, device=device))
+    with threads.for_product(threads.work(traced, search.keywords["batch"])):
+        return _deliver(model, request, search, kept, device)
+
+
+def _deliver(model: Model, request: Request, search: partial[Tensor], kept: Store, device: torch.device) -> Calibration:
 
     def make() -> tuple[Tensors, Note]:
         synchronize(device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sq import baseline, fold, gate, method, needs, oom, sheet, summary, trace
+from sq import baseline, fold, gate, images, method, needs, oom, sheet, summary, threads, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
@@ -20,6 +20,7 @@ from sq.store import Store
 from sq.trial import Trial
 
 
+@threads.phases()
 def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Quantize the network that `config` names, measure it against full precision, return what was found.
 
@@ -48,6 +49,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
         whole = trace.settle(model, batch.x)
         covered = coverage.of_model(whole, config["ends"], batch.x[:1])
+    threads.set_for(threads.work(whole, images.together(model.input, size)))
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
         full, known = baseline.measure(config, whole, dataset, evaluation)

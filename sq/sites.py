@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sq import adds, hooks
+from sq import adds, hooks, threads
 from sq.costs import Rows
 from sq.errors import SqError
 from sq.types import Grid, Layer, Model, Problem
@@ -88,6 +88,11 @@ class Sites:
             self._grids[layer.name, bits] = grid
         return self._grids[layer.name, bits]
 
+    def fit(self) -> None:
+        """Fit the grids of all weights now, on a CPU side by side: one thread each, as each is fitted for itself."""
+        if self.kind == "weights" and self._problem.batch.x.device.type == "cpu":
+            threads.each(lambda one: self.grid(*one), self.choices(), "grids", cost=lambda one: one[0].weights)
+
     def nearest(self, layer: Layer, bits: int, values: Tensor) -> Tensor:
         """Return `values` rounded to nearest, detached: a weight of the module's shape, or an input of any."""
         values, grid = values.detach(), self.grid(layer, bits)
@@ -114,6 +119,8 @@ def price(problem: Problem, bits: list[int], input_bits: list[int], one: Callabl
             "price; set activation=mse (or another), or sensitivity.input_bits=[]"
         )
     both = (Sites(problem, "weights", bits), Sites(problem, "inputs", input_bits))
+    for sites in both:
+        sites.fit()
     weights, inputs = (one(sites) if sites.bits else {} for sites in both)
     return weights, inputs
 

@@ -103,13 +103,21 @@ class Student:
                 with torch.no_grad():
                     module.bias.copy_(own.bias)  # type: ignore[operator]
 
-    def finish(self, seconds: Mapping[str, float]) -> QuantizedModel:
-        """Return the quantized network, hardened; `seconds` of learning, by layer, join those of the start."""
+    def finish(self, seconds: Mapping[str, float], cpu_seconds: float) -> QuantizedModel:
+        """Return the quantized network, hardened; what learning took joins what the start took.
+
+        Parameters
+        ----------
+        seconds : by layer
+        cpu_seconds : of all layers, which share it as they share the seconds
+        """
         self.harden([*self.roundings])
         activations.attach(self.net, {name: own.grid() for name, own in self.inputs.items()})
-        return QuantizedModel(self.net, {name: self._layer(name, seconds[name]) for name in self.roundings})
+        rate = cpu_seconds / (sum(seconds.values()) or 1.0)
+        done = {name: self._layer(name, seconds[name], rate * seconds[name]) for name in self.roundings}
+        return QuantizedModel(self.net, done)
 
-    def _layer(self, name: str, seconds: float) -> QuantizedLayer:
+    def _layer(self, name: str, seconds: float, cpu_seconds: float) -> QuantizedLayer:
         own, before = self.roundings[name], self.begun.layers[name].report
         codes, grid = own.codes(), own.grid()
         W, hessian = layers.weight(own.layer.module), self.problem.statistics.layers[name].hessian
@@ -121,6 +129,8 @@ class Student:
             "scale_moved": float((own.sigma.detach() - 1).abs().mean()),
             "bias_moved": self._bias_moved(own),
         }
+        if "solve_cpu_seconds" in before:
+            report["solve_cpu_seconds"] = before["solve_cpu_seconds"] + cpu_seconds
         if name in self.inputs:
             report["input_scale"] = float(self.inputs[name].sigma.detach())
         return QuantizedLayer(codes, grid, report)

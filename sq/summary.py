@@ -24,6 +24,10 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
     weight bits times activation bits, per image, of every layer sq knows: those left in full precision count 32 times
     32. Bits, there and in means, are those the grid was asked for.
 
+    `solve_seconds` and `solve_cpu_seconds` are sums over layers, of what each took on the clock and of CPU time. Layers
+    that are solved side by side wait for one another, so that their sum on the clock may exceed what the phase took,
+    `seconds.quantize`; CPU seconds are the solver's own, whatever else the machine does.
+
     Parameters
     ----------
     whole : the network with all layers; `problem.model` has those that were to be quantized
@@ -33,6 +37,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
     left = [layer for layer in whole.layers if layer.name not in done]
     weights = sum(layer["weights"] for layer in layers)
     rest = beside(whole, problem.model.layers)
+    measured = all("solve_cpu_seconds" in layer for layer in layers)  # not where a GPU did the work
 
     def total(what: str) -> float:
         return sum(layer[what] for layer in layers)
@@ -40,6 +45,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
     results = {
         "relative_error": total("relative_error") / len(layers),
         "solve_seconds": total("solve_seconds"),
+        **({"solve_cpu_seconds": total("solve_cpu_seconds")} if measured else {}),
         "fit_seconds": total("fit_seconds"),
         "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / weights,
         "bytes": total("bytes") + rest["bytes"],

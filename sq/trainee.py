@@ -103,8 +103,8 @@ class Trainee:
                 f"({', '.join(low[:3])}): lower quantizer.train.rate"
             )
 
-    def finish(self, seconds: float) -> QuantizedModel:
-        """Return the quantized network in eval mode; its layers share the `seconds` that training took."""
+    def finish(self, seconds: float, cpu_seconds: float) -> QuantizedModel:
+        """Return the quantized network in eval mode; its layers share the seconds that training took."""
         done: dict[str, QuantizedLayer] = {}
         for name, own in self.weights.items():
             codes, grid = own.codes(), own.grid()
@@ -117,6 +117,8 @@ class Trainee:
                 "relative_error": relative_error(layers.weight(own.layer.module), grid.decode(codes), hessian),
                 "codes": digest([codes]),
             }
+            if codes.device.type == "cpu":
+                report["solve_cpu_seconds"] = cpu_seconds / len(self.weights)
             done[name] = QuantizedLayer(codes, grid, report)
         activations.attach(self.net, {name: own.grid() for name, own in self.inputs.items()})
         return QuantizedModel(self.net.eval().requires_grad_(False), done)

@@ -349,7 +349,15 @@ def test_record_describes_every_layer(real):
     assert len(layers) == 22
     assert len({layer["name"] for layer in layers}) == 22
     wanted = {"bits", "weights", "bytes", "macs", "bops", "groups", "outputs", "inputs", "kind", "codes"}
-    wanted |= {"fit_seconds", "solve_seconds", "relative_error", "damp_used", "damp_retries", "dead_inputs"}
+    wanted |= {
+        "fit_seconds",
+        "solve_seconds",
+        "solve_cpu_seconds",
+        "relative_error",
+        "damp_used",
+        "damp_retries",
+        "dead_inputs",
+    }
     for layer in layers:
         assert wanted <= set(layer)
         assert layer["weights"] == layer["groups"] * layer["outputs"] * layer["inputs"]
@@ -360,6 +368,7 @@ def test_record_describes_every_layer(real):
     figures = real[2]["results"]
     assert figures["relative_error"] == pytest.approx(sum(x["relative_error"] for x in layers) / len(layers))
     assert figures["solve_seconds"] == pytest.approx(sum(x["solve_seconds"] for x in layers))
+    assert figures["solve_cpu_seconds"] == pytest.approx(sum(x["solve_cpu_seconds"] for x in layers))
     assert figures["bops"] == sum(x["bops"] for x in layers)
 
 

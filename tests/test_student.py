@@ -28,7 +28,7 @@ def test_finished_network_is_the_students_own_pass(activation_bits):
     before = copy.deepcopy(student.net)
     with torch.no_grad(), student.watched(), student.lent([*student.roundings], "fixed", None):
         wanted = student.net(x)
-    done = student.finish(dict.fromkeys(student.roundings, 0.0))
+    done = student.finish(dict.fromkeys(student.roundings, 0.0), 0.0)
     with torch.no_grad():
         assert torch.equal(done.net(x), wanted)
         assert not torch.allclose(before(x), wanted, rtol=0.01)

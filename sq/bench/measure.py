@@ -18,7 +18,7 @@ from sq.bench.sources import Case
 from sq.build import build
 from sq.clock import Clock
 from sq.console import track
-from sq.quantizer.layerwise import check_damp, climb, damped, timed
+from sq.quantizer.layerwise import Spent, check_damp, climb, damped, timed
 from sq.statistics import relative_error
 from sq.types import Fit, Grid, Layer, solution
 
@@ -91,8 +91,8 @@ def _problems(case: Case, fit: Fit, bits: list[int], device: torch.device) -> li
     shared: dict[float, Tensor] = {}
     found = []
     for b in bits:
-        grid, seconds = timed(partial(fit, W, b), device)
-        found.append(_Problem(case.layer, W, hessian, b, grid, seconds, order, shared))
+        grid, spent = timed(partial(fit, W, b), device)
+        found.append(_Problem(case.layer, W, hessian, b, grid, spent.seconds, order, shared))
     return found
 
 
@@ -109,14 +109,14 @@ def _solve(problem: _Problem, method: Method, solve: Callable, rows: int, device
         W, grid = W[:, some], grid.map(lambda t: t[:, some])
     clock = Clock(device)
 
-    def at(share: float) -> tuple[Any, float]:
+    def at(share: float) -> tuple[Any, Spent]:
         start = prepared(solve, W, problem.at(share), grid)
         return timed(start, device)
 
-    (result, seconds), used, retries = climb(problem.layer.name, at, method.damp)
+    (result, spent), used, retries = climb(problem.layer.name, at, method.damp)
     damping = {"damp_used": used, "damp_retries": retries}
     codes, own = solution(result, grid)
-    return _Run(own.decode(codes), seconds, damping, clock.peak_bytes())
+    return _Run(own.decode(codes), spent.seconds, damping, clock.peak_bytes())
 
 
 def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], Any]:

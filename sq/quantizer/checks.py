@@ -54,8 +54,12 @@ def check_grid(layer: Layer, grid: Grid) -> None:
         )
 
 
-def announce(every: Iterable[Layer], solve: Solve) -> None:
+def announce(every: Iterable[Layer], solve: Solve) -> dict[str, Plan]:
     """Say what `solve` will take, where it says so itself (see `sq.types.Plan`), before it begins.
+
+    Returns
+    -------
+    what each layer takes, by name; {} where the solver does not say
 
     Raises
     ------
@@ -64,28 +68,29 @@ def announce(every: Iterable[Layer], solve: Solve) -> None:
     function = getattr(solve, "func", solve)
     plan = getattr(sys.modules.get(function.__module__), "plan", None)
     if plan is None:
-        return
+        return {}
     knobs = getattr(solve, "keywords", {})
-    plans: list[Plan] = []
+    plans: dict[str, Plan] = {}
     refused: list[str] = []
     for layer in sorted(every, key=lambda layer: -layer.inputs):  # what the first needs is enough for all
         weight = layers.weight(layer.module)
         try:
-            plans.append(plan(layer, weight.element_size(), **knobs))
+            plans[layer.name] = plan(layer, weight.element_size(), **knobs)
         except SqError as error:
             refused.append(f"layer {layer.name}: {one_line(error)}")
     if refused:
         more = f"; and {len(refused) - 3} more layers" if len(refused) > 3 else ""
         raise SqError("; ".join(refused[:3]) + more)
-    operations = sum(p.operations for p in plans)
+    operations = sum(p.operations for p in plans.values())
     if operations < 1e9:
-        return  # over before the line is read
+        return plans  # over before the line is read
     rate = _products_per_second(weight.dtype, weight.device)
-    memory = max(p.bytes for p in plans) / 2**30
+    memory = max(p.bytes for p in plans.values()) / 2**30
     say(
         f"{function.__module__.rpartition('.')[2]}: {operations / 1e9:.3g} GFLOP, {operations / rate:.2g} s or more at "
         f"the {rate / 1e9:.3g} GFLOP/s of matrix products; up to {memory:.2g} GiB for inverse Hessians"
     )
+    return plans
 
 
 def _products_per_second(dtype: torch.dtype, device: torch.device) -> float:

@@ -1,21 +1,22 @@
-"""Layerwise: hand each layer's weight, Hessian and grid to a solver, one layer after the other.
+"""Layerwise: hand each layer's weight, Hessian and grid to a solver.
 
 Where `calibration.inputs` is "reference", every layer is solved for the inputs that the full-precision network gives
-it: layers are independent, and all solvers see the same problem, the same statistics, damping and grid. Where it is
-"quantized", a layer is solved for what the layers before it, quantized, make of the images (see `sq.upstream`).
+it: layers are independent, and all solvers see the same problem, the same statistics, damping and grid. On a CPU they
+are solved side by side, one thread each. Where it is "quantized", a layer is solved for what the layers before it,
+quantized, make of the images (see `sq.upstream`): one layer after the other.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sq import activations, layers, upstream
+from sq import activations, layers, memory, threads, upstream
 from sq.clock import synchronize
 from sq.console import say, track
 from sq.core.wording import quantity
@@ -23,9 +24,10 @@ from sq.errors import SqError
 from sq.network.copies import copied
 from sq.quantizer.checks import announce, check_grid, check_hessian
 from sq.statistics import relative_error
-from sq.types import Grid, Layer, Problem, QuantizedLayer, QuantizedModel, Solve, digest, solution
+from sq.types import Grid, Layer, Plan, Problem, QuantizedLayer, QuantizedModel, Solve, digest, solution
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 LADDER = 10.0  # each retry damps this many times more ...
 LAST = 1.0  # ... up to this share of the diagonal's mean
@@ -61,22 +63,59 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
     every = problem.model.layers
     for layer in every:
         check_hessian(layer, problem.statistics.layers[layer.name].hessian)
-    announce(every, solve)
+    plans = announce(every, solve)
     net = copied(problem.model.net)
     activations.attach(net, problem.activations)
     done: dict[str, QuantizedLayer] = {}
     for targets in _targets(problem, net, damp):
         chosen = [layer for layer in every if layer.name in targets]
+        crew = _Crew(chosen, plans, problem.batch.x.device)
         # Fitted and checked before the first layer is solved: nothing that takes long is lost to a bad grid.
-        grids = {own.name: _fit(own, targets[own.name], problem) for own in track(chosen, "grids", len(chosen))}
+        grids = crew.each("grids", lambda own, t=targets: _fit(own, t[own.name], problem))
         if not done:  # a warm-up: no layer's time holds a library's start
             smallest = min(chosen, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
-            _solve(smallest, targets[smallest.name], grids[smallest.name], solve, damp)
-        for layer in track(chosen, "quantize", len(chosen)):
-            done[layer.name] = _solve(layer, targets[layer.name], grids[layer.name], solve, damp)
-            values = done[layer.name].grid.decode(done[layer.name].codes)
-            layers.set_weight(net.get_submodule(layer.name), values)
+            with threads.use(1):
+                _solve(smallest, targets[smallest.name], grids[smallest.name], solve, damp)
+        solved = crew.each(
+            "quantize", lambda own, t=targets, g=grids: _solve(own, t[own.name], g[own.name], solve, damp)
+        )
+        for name, layer in solved.items():
+            done[name] = layer
+            layers.set_weight(net.get_submodule(name), layer.grid.decode(layer.codes))
     return QuantizedModel(net, done)
+
+
+def _work(layer: Layer) -> int:
+    """Return about how many multiply-adds solving `layer` takes, up to a factor that solvers differ in."""
+    return layer.groups * layer.inputs**2 * (layer.inputs + layer.outputs)
+
+
+@dataclass(frozen=True)
+class _Crew:
+    """Does the same for each of `layers`: on a CPU side by side, as many at a time as half of the free memory holds."""
+
+    layers: Sequence[Layer]
+    plans: Mapping[str, Plan]  # what the solver says it takes, by layer name; layers may be missing
+    device: torch.device
+
+    def each(self, what: str, do: Callable[[Layer], R]) -> dict[str, R]:
+        """Return what `do` returns of each layer, by name; `what` is done, for whoever watches.
+
+        A layer by itself has several threads if its products are large.
+        """
+        if self.device.type != "cpu":
+            return {layer.name: do(layer) for layer in track(self.layers, what, len(self.layers))}
+        if len(self.layers) == 1:
+            (layer,) = self.layers
+            with threads.for_product(layer.inputs**2 * max(layer.inputs, layer.outputs)):
+                return {layer.name: do(layer)}
+        room = memory.available(self.device) / 2
+        results = threads.each(do, self.layers, what, cost=_work, size=self._bytes, room=room)
+        return dict(zip((layer.name for layer in self.layers), results, strict=True))
+
+    def _bytes(self, layer: Layer) -> int:
+        plan = self.plans.get(layer.name)
+        return memory.SOLVING * memory.NUMBER * layer.groups * layer.inputs**2 + (plan.bytes if plan else 0)
 
 
 def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str, Target]]:
@@ -103,9 +142,9 @@ def _moved_target(layer: Layer, pair: upstream.Pair, problem: Problem, damp: flo
 
 
 def _fit(layer: Layer, target: Target, problem: Problem) -> tuple[Grid, float]:
-    grid, seconds = timed(lambda: problem.grid(layer.name, target.W, problem.bits[layer.name]), target.W.device)
+    grid, spent = timed(lambda: problem.grid(layer.name, target.W, problem.bits[layer.name]), target.W.device)
     check_grid(layer, grid)
-    return grid, seconds
+    return grid, spent.seconds
 
 
 def _solve(layer: Layer, target: Target, fitted: tuple[Grid, float], solve: Solve, damp: float) -> QuantizedLayer:
@@ -114,16 +153,18 @@ def _solve(layer: Layer, target: Target, fitted: tuple[Grid, float], solve: Solv
     def at(share: float) -> tuple[Tensor, Grid]:
         return solution(solve(W, damped(hessian, share).to(W.dtype), fitted[0]), fitted[0])
 
-    ((codes, grid), used, retries), seconds = timed(lambda: climb(layer.name, at, damp), W.device)
+    ((codes, grid), used, retries), spent = timed(lambda: climb(layer.name, at, damp), W.device)
     report = {
         "fit_seconds": fitted[1],
-        "solve_seconds": seconds,
+        "solve_seconds": spent.seconds,
         "relative_error": target.error(grid.decode(codes)),
         "damp_used": used,
         "damp_retries": retries,
         "dead_inputs": int((hessian.diagonal(dim1=-2, dim2=-1) == 0).sum()),
         "codes": digest([codes]),
     }
+    if spent.cpu is not None:
+        report["solve_cpu_seconds"] = spent.cpu
     return QuantizedLayer(codes, grid, report)
 
 
@@ -173,10 +214,24 @@ def damped(hessian: Tensor, damp: float) -> Tensor:
     return hessian + torch.diag_embed(torch.where(live, damp * mean, mean))
 
 
-def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    """Return what `function` returns and the seconds it took, the device's work included."""
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that something took: `seconds` on the clock, `cpu` of CPU time; None where a GPU did the work."""
+
+    seconds: float
+    cpu: float | None
+
+
+def timed(function: Callable[[], T], device: torch.device) -> tuple[T, Spent]:
+    """Return what `function` returns and what it took, the device's work included.
+
+    CPU time is that of this thread where operations have one thread each, so that what runs side by side does not
+    count; of the whole process otherwise.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.process_time
     synchronize(device)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), clock()
     result = function()
     synchronize(device)
-    return result, time.perf_counter() - start
+    spent = Spent(time.perf_counter() - start, clock() - cpu if device.type == "cpu" else None)
+    return result, spent

@@ -68,7 +68,7 @@ def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any]
 def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
     """Return what was learned, with `about` and the curves for the record."""
     resume, spent = session.resume, session.resume.spent
-    done = session.student.finish(spent.seconds)
+    done = session.student.finish(spent.seconds, spent.cpu + spent.once)
     resume.done()
     moved = [layer.report["bias_moved"] for layer in done.layers.values() if layer.report["bias_moved"]]
     weights = sum(layer.codes.numel() for layer in done.layers.values())

@@ -83,8 +83,11 @@ def quantize(problem: Problem, *, iterations: Whole, batch: Count, draws: Count,
             net, _ = learn(*given, gptq_config=config, target_platform_capabilities=platform)
         else:
             net, _ = mct.ptq.pytorch_post_training_quantization(*given, target_platform_capabilities=platform)
-    seconds = (time.perf_counter() - wall) / len(problem.model.layers)
-    done = {layer.name: _read(layer, problem, net, seconds) for layer in problem.model.layers}
+    taken = {"solve_seconds": time.perf_counter() - wall}
+    if x.device.type == "cpu":
+        taken["solve_cpu_seconds"] = time.process_time() - start
+    shares = {name: value / len(problem.model.layers) for name, value in taken.items()}
+    done = {layer.name: _read(layer, problem, net, shares) for layer in problem.model.layers}
     report = {"method": "mct_gptq", "version": version("model-compression-toolkit"), "steps": len(marks)}
     report |= {"batch": batch, "draws": draws, "cpu_seconds": time.process_time() - start}
     if len(marks) > 1:
@@ -144,7 +147,7 @@ def _drawing(draws: int) -> Any:
     return patch.object(HessianInfoService.__init__, "__defaults__", (draws,))
 
 
-def _read(layer: Layer, problem: Problem, net: nn.Module, seconds: float) -> QuantizedLayer:
+def _read(layer: Layer, problem: Problem, net: nn.Module, taken: dict[str, float]) -> QuantizedLayer:
     """Return the codes and the grid of a layer of MCT's network, which has names of its own."""
     own = layer.name.replace(".", "_")
     found = dict(net.named_modules())
@@ -166,4 +169,4 @@ def _read(layer: Layer, problem: Problem, net: nn.Module, seconds: float) -> Qua
         )
     W, hessian = layers.weight(layer.module), problem.statistics.layers[layer.name].hessian
     error = relative_error(W, grid.decode(codes), hessian)
-    return QuantizedLayer(codes, grid, {"fit_seconds": 0.0, "solve_seconds": seconds, "relative_error": error})
+    return QuantizedLayer(codes, grid, {"fit_seconds": 0.0, **taken, "relative_error": error})

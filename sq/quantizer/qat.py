@@ -57,7 +57,7 @@ def quantize(
     where = unfinished.place(problem, settings, values)
     resume = Resume(values, where, dict(trainee.net.named_buffers()))
     told = train(trainee, Wanted(images, seed), Kept(resume, checkpoint_every))
-    done = trainee.finish(resume.spent.seconds.get("network", 0.0))
+    done = trainee.finish(resume.spent.seconds.get("network", 0.0), resume.spent.cpu)
     resume.done()
     curves = [{"part": "network", **row} for row in told["curves"]]
     betas = adapters.betas(done.net, problem.batch.x)

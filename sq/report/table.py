@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 # How tables and figures name the main figure of a record (its "headline"), and how many digits of it mean something.
 HEADLINES = {"top1": ("top-1 %", ".2f"), "map": ("mAP", ".4f")}
 YARDSTICK = "obq"  # speed-ups are over this quantizer's runs on the same statistics
+CPU, WALL = "solve_cpu_seconds", "solve_seconds"  # sums over layers
+Times = dict[str, float]  # seconds by clock, `CPU` or `WALL`
+LEGEND = (
+    "solve s: CPU seconds where all records have them, which other work on the machine does not change; else seconds\n"
+    "speed-up: over OBQ's solve time on the same statistics and machine, likewise"
+)
 Row = dict[str, Any]
 
 
@@ -27,12 +33,14 @@ def rows(records: list[Record]) -> list[Row]:
     Returns
     -------
     `labels`: what tells the groups apart (method, bits, and whatever else varies); `headline`: the name of the main
-    figure; `score`, its `drop`, `relative_error`, `solve_seconds`, `interval` (95 %, of the drop), `speedup`: lists
-    with one entry a record (the last two may be shorter); `keys`: those of the records; `runs`: their number
+    figure; `keys`: those of the records; `runs`: their number; lists with one entry a record: `score`, its `drop`,
+    `relative_error`, `solve_seconds` (of the clock that `clock` names), and, maybe shorter, `interval` (95 %, of the
+    drop) and `speedup`
     """
     done = [r for r in records if r["status"] == "done"]
     labels, times = Labels(done), yardsticks(done)
-    made = [_row([done[i] for i in members], labels.of(members[0]), times) for members in labels.groups()]
+    what = clock(done)
+    made = [_row([done[i] for i in members], labels.of(members[0]), times, what) for members in labels.groups()]
     return sorted(made, key=lambda row: [rank(name, value) for name, value in row["labels"].items()])
 
 
@@ -93,7 +101,7 @@ def for_terminal(table: pandas.DataFrame) -> Table:
     """Return `table` as rich shows it."""
     from rich.table import Table
 
-    shown = Table(caption="speed-up: over OBQ's solve time on the same statistics and machine", caption_justify="left")
+    shown = Table(caption=LEGEND, caption_justify="left")
     for name in table.columns:
         shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for line in table.itertuples(index=False):
@@ -101,12 +109,13 @@ def for_terminal(table: pandas.DataFrame) -> Table:
     return shown
 
 
-def _row(members: list[Record], labels: dict[str, Any], times: Mapping[str, float]) -> Row:
+def _row(members: list[Record], labels: dict[str, Any], times: Mapping[str, Times], clock: str) -> Row:
     name = headline(members[0])
     row: Row = {"labels": labels, "runs": len(members), "headline": name, "keys": [r.get("key") for r in members]}
     row["score"] = [r["results"][name] for r in members]
-    for what in ("drop", "relative_error", "solve_seconds"):
+    for what in ("drop", "relative_error"):
         row[what] = [r["results"][what] for r in members]
+    row["solve_seconds"] = [r["results"][clock] for r in members]
     row["interval"] = [(f["drop_low"], f["drop_high"]) for r in members if "drop_low" in (f := r["results"])]
     row["speedup"] = [s for r in members if (s := speedup(r, times)) is not None]
     return row
@@ -117,22 +126,41 @@ def headline(record: Record) -> str:
     return str(record["results"].get("headline", "top1"))  # older records have no other
 
 
-def yardsticks(records: Iterable[Record]) -> dict[str, float]:
-    """Return OBQ's solve time in seconds, mean of its runs, by problem.
+def clock(records: Iterable[Record]) -> str:
+    """Return which figure is the solve time in a table of finished `records`.
+
+    CPU seconds if all have them: they are the solver's own, where seconds on the clock are the machine's other work as
+    well. Records older than these, and those of GPUs, have seconds on the clock alone.
+    """
+    return CPU if all(CPU in r["results"] for r in records) else WALL
+
+
+def yardsticks(records: Iterable[Record]) -> dict[str, Times]:
+    """Return OBQ's solve times in seconds by problem: on each clock that all of its runs have, the mean of them.
 
     The same problem: equal statistics, bits and grid, and the same machine, by its fingerprint in the record.
     """
-    seconds: dict[str, list[float]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     for r in records:
         if r["choices"]["quantizer"] == YARDSTICK:
-            seconds.setdefault(_problem(r), []).append(r["results"]["solve_seconds"])
-    return {problem: statistics.fmean(own) for problem, own in seconds.items()}
+            runs.setdefault(_problem(r), []).append(r["results"])
+    return {
+        problem: {
+            what: statistics.fmean(figures[what] for figures in own)
+            for what in (CPU, WALL)
+            if all(what in figures for figures in own)
+        }
+        for problem, own in runs.items()
+    }
 
 
-def speedup(record: Record, times: Mapping[str, float]) -> float | None:
-    """Return OBQ's solve time (see `yardsticks`) over that of `record`; None if it is not known."""
-    problem = _problem(record)
-    return times[problem] / record["results"]["solve_seconds"] if problem in times else None
+def speedup(record: Record, times: Mapping[str, Times]) -> float | None:
+    """Return OBQ's solve time (see `yardsticks`) over that of `record`, on one clock; None if it is not known."""
+    own, figures = times.get(_problem(record)), record["results"]
+    if own is None:
+        return None
+    what = CPU if CPU in own and CPU in figures else WALL
+    return own[what] / figures[what]
 
 
 def _problem(record: Record) -> str:

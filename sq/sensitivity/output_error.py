@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, layers, statistics
+from sq import hooks, layers, statistics, threads
 from sq.console import track
 from sq.costs import Cost, Rows
 from sq.derivatives import total
 from sq.knobs import InputWidths, Widths
 from sq.network.forward import forward
 from sq.sites import Sites, price
-from sq.types import Problem
+from sq.types import Layer, Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths) -> Cost:
@@ -36,14 +36,16 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths) -> Cost:
 
 
 def _weights(sites: Sites, problem: Problem) -> Rows:
-    rows = {}
-    for layer in track(sites.layers, "sensitivity", len(sites.layers)):
+    def row(layer: Layer) -> dict[int, float]:
         W = layers.weight(layer.module)
         H = problem.statistics.layers[layer.name].hessian
-        rows[layer.name] = {
-            b: statistics.relative_error(W, sites.grid(layer, b).nearest(W), H) for b in sites.widths(layer)
-        }
-    return rows
+        return {b: statistics.relative_error(W, sites.grid(layer, b).nearest(W), H) for b in sites.widths(layer)}
+
+    if problem.batch.x.device.type == "cpu":
+        rows = threads.each(row, sites.layers, "sensitivity", cost=lambda layer: layer.weights * layer.inputs)
+    else:
+        rows = [row(layer) for layer in track(sites.layers, "sensitivity", len(sites.layers))]
+    return {layer.name: own for layer, own in zip(sites.layers, rows, strict=True)}
 
 
 def _inputs(sites: Sites, problem: Problem) -> Rows:

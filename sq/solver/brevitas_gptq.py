@@ -12,6 +12,7 @@ Fairness, in both directions:
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from sq.knobs import Count
 from sq.types import Grid
 
 GAVE_UP = "Failed to compute the inverse of the Hessian"  # brevitas warns so, and leaves the weights alone
+
+_alone = threading.Lock()
 
 
 def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], blocks: Count) -> Tensor:
@@ -63,7 +66,8 @@ def prepare(
     update.H.copy_(H)
 
     def run() -> Tensor:
-        with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+        # Layers are solved side by side, and what is caught are the warnings of all threads.
+        with _alone, torch.no_grad(), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             update.single_layer_update(percdamp=0.0)
         if any(GAVE_UP in str(warning.message) for warning in said):
@@ -89,7 +93,7 @@ class _Given(nn.Module):
 def _brevitas() -> tuple[Callable[[Tensor, Grid], Any], Any]:
     """Return what makes a brevitas layer, and the class that solves it."""
     try:
-        with warnings.catch_warnings():  # of packages that brevitas can do without
+        with _alone, warnings.catch_warnings():  # of packages that brevitas can do without
             warnings.simplefilter("ignore")
             from brevitas import nn as quantized
             from brevitas.graph.gptq import GPTQ

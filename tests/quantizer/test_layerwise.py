@@ -1,3 +1,7 @@
+import time
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +10,7 @@ from sq import layers, statistics
 from sq.errors import SqError
 from sq.quantizer import layerwise
 from sq.samples import Calibration
-from sq.solver import gptq, rtn
+from sq.solver import gptq, obq, rtn
 from sq.types import LayerStatistics, Model, Problem, Statistics
 
 
@@ -176,3 +180,41 @@ def test_results_repeat_on_the_embedded_network(fit, digits_train, resnet):
     assert first.digest() == again.digest()
     for name, layer in first.layers.items():
         assert layer.report["relative_error"] <= nearest.layers[name].report["relative_error"], name
+
+
+@pytest.mark.parametrize("solve", [natural, partial(obq.solve, outliers=True, memory_gib=1.0, block=8)])
+def test_codes_do_not_depend_on_how_many_layers_are_solved_at_a_time(fit, digits_train, resnet, solve):
+    batch = Calibration(digits_train.x[:32], digits_train.y[:32], digits_train.ids[:32])
+    measured = statistics.collect(resnet, batch, batch_size=32, positions=1.0, seed=0)
+    narrow = [layer for layer in resnet.layers if layer.inputs < 100]
+    net = replace(resnet, layers=narrow)
+    given = Problem(net, batch, measured, fit, {layer.name: 3 for layer in narrow})
+    before, found = torch.get_num_threads(), {}
+    try:
+        for workers in (1, 2, 3):
+            torch.set_num_threads(workers)
+            done = layerwise.quantize(given, solve=solve, damp=0.01)
+            assert list(done.layers) == [layer.name for layer in narrow]
+            found[workers] = {
+                name: (own.report["codes"], own.report["relative_error"]) for name, own in done.layers.items()
+            }
+            assert all(own.report["solve_cpu_seconds"] > 0 for own in done.layers.values())
+    finally:
+        torch.set_num_threads(before)
+    assert found[1] == found[2] == found[3]
+
+
+def test_cpu_seconds_are_those_of_the_layer_alone(fit, conv_net):
+    def waits(W, H, grid):
+        time.sleep(0.2)
+        return rtn.solve(W, H, grid)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        done = layerwise.quantize(problem(fit, conv_net), solve=waits, damp=0.01)
+    finally:
+        torch.set_num_threads(before)
+    for layer in done.layers.values():
+        assert layer.report["solve_seconds"] >= 0.2
+        assert layer.report["solve_cpu_seconds"] < 0.1

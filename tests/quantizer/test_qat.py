@@ -103,7 +103,7 @@ def test_what_comes_out_is_what_was_trained(adaptive):
     train(own, Wanted(None, 0), Kept(Resume(own.quantizers, None), 5), **RECIPE)
     with torch.no_grad(), own.computing():
         wanted = own.net(what.batch.x)
-    made = own.finish(seconds=3.0)
+    made = own.finish(seconds=3.0, cpu_seconds=6.0)
     assert torch.equal(made.net(what.batch.x), wanted)
     assert sum(layer.report["solve_seconds"] for layer in made.layers.values()) == pytest.approx(3.0)
     for name, layer in made.layers.items():

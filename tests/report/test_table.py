@@ -139,3 +139,25 @@ def test_a_setting_that_is_a_list_can_tell_runs_apart():
     assert {row["labels"]["latency.bits"] for row in rows} == {"[4]", "[4, 8]"}
     for _, drawn in figure.every(rows, records):  # lists are no numbers, and can be looked up
         style.pyplot().close(drawn)
+
+
+def timed(quantizer, seconds, cpu=None, seed=0):
+    made = record(quantizer, seed=seed, seconds=seconds)
+    if cpu is not None:
+        made["results"]["solve_cpu_seconds"] = cpu
+    return made
+
+
+def test_times_are_cpu_seconds_where_all_records_have_them():
+    busy = [timed("obq", 30.0, 3.0), timed("sensiquant", 9.0, 0.15)]  # on a machine that does something else
+    obq, fast = sorted(table.rows(busy), key=lambda row: row["labels"]["method"])
+    assert (obq["solve_seconds"], fast["solve_seconds"]) == ([3.0], [0.15])
+    assert fast["speedup"] == pytest.approx([20.0])
+    for old in (
+        [timed("obq", 4.0), busy[1]],
+        [busy[0], timed("sensiquant", 2.0)],
+    ):  # one has seconds on the clock alone
+        obq, fast = sorted(table.rows(old), key=lambda row: row["labels"]["method"])
+        assert obq["solve_seconds"] + fast["solve_seconds"] == [r["results"]["solve_seconds"] for r in old]
+        assert fast["speedup"] == pytest.approx([obq["solve_seconds"][0] / fast["solve_seconds"][0]])
+    assert table.yardsticks([busy[0], timed("obq", 6.0, seed=1)]).popitem()[1] == {"solve_seconds": 18.0}
