@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -71,17 +72,14 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
         chosen = [layer for layer in every if layer.name in targets]
         crew = _Crew(chosen, plans, problem.batch.x.device)
         # Fitted and checked before the first layer is solved: nothing that takes long is lost to a bad grid.
-        grids = crew.each("grids", lambda own, t=targets: _fit(own, t[own.name], problem))
+        grids = crew.each("grids", partial(_fit, targets=targets, problem=problem))
+        solved = partial(_solve, targets=targets, grids=grids, solve=solve, damp=damp)
         if not done:  # a warm-up: no layer's time holds a library's start
-            smallest = min(chosen, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
             with threads.use(1):
-                _solve(smallest, targets[smallest.name], grids[smallest.name], solve, damp)
-        solved = crew.each(
-            "quantize", lambda own, t=targets, g=grids: _solve(own, t[own.name], g[own.name], solve, damp)
-        )
-        for name, layer in solved.items():
-            done[name] = layer
-            layers.set_weight(net.get_submodule(name), layer.grid.decode(layer.codes))
+                solved(min(chosen, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2))
+        for name, own in crew.each("quantize", solved).items():
+            done[name] = own
+            layers.set_weight(net.get_submodule(name), own.grid.decode(own.codes))
     return QuantizedModel(net, done)
 
 
@@ -141,13 +139,22 @@ def _moved_target(layer: Layer, pair: upstream.Pair, problem: Problem, damp: flo
     return Target(wanted, pair.H, lambda Q: pair.relative_error(W, Q, reference))
 
 
-def _fit(layer: Layer, target: Target, problem: Problem) -> tuple[Grid, float]:
+def _fit(layer: Layer, *, targets: Mapping[str, Target], problem: Problem) -> tuple[Grid, float]:
+    target = targets[layer.name]
     grid, spent = timed(lambda: problem.grid(layer.name, target.W, problem.bits[layer.name]), target.W.device)
     check_grid(layer, grid)
     return grid, spent.seconds
 
 
-def _solve(layer: Layer, target: Target, fitted: tuple[Grid, float], solve: Solve, damp: float) -> QuantizedLayer:
+def _solve(
+    layer: Layer,
+    *,
+    targets: Mapping[str, Target],
+    grids: Mapping[str, tuple[Grid, float]],
+    solve: Solve,
+    damp: float,
+) -> QuantizedLayer:
+    target, fitted = targets[layer.name], grids[layer.name]
     W, hessian = target.W, target.hessian
 
     def at(share: float) -> tuple[Tensor, Grid]:
