@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sq import layers
+from sq import layers, threads
 from sq.console import say
 from sq.errors import SqError, one_line
 from sq.types import Grid, Layer, Plan, Solve
@@ -94,10 +94,12 @@ def announce(every: Iterable[Layer], solve: Solve) -> dict[str, Plan]:
 
 
 def _products_per_second(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the floating-point operations a second of matrix products: on a CPU one thread's, times the threads."""
     A = torch.ones(PROBE, PROBE, dtype=dtype, device=device)
     best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        float((A @ A)[0, 0])  # reading a number waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * PROBE**3 / best
+    with threads.use(1):
+        for _ in range(3):
+            start = time.perf_counter()
+            float((A @ A)[0, 0])  # reading a number waits for the device
+            best = min(best, time.perf_counter() - start)
+    return 2 * PROBE**3 / best * (threads.allowed() if device.type == "cpu" else 1)
