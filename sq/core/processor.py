@@ -68,8 +68,10 @@ def instruction_set() -> str:
 
 def _vnni_by_torch() -> bool | None:
     """Return PyTorch's answer, which knows AVX512-VNNI alone: without that it is unknown."""
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return None
     ask = getattr(torch.cpu, "_is_vnni_supported", None)
     return True if ask is not None and ask() else None
 
