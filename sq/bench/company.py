@@ -22,6 +22,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from sq.core import closed_pipe
+
 Run = dict[str, Any]
 
 SOLVERS = ("rtn", "gptq", "sensiquant", "sensiquant_plus", "obq")
@@ -34,6 +36,7 @@ LOOP = "while True: pass"
 SPEEDUP, CPU_TIMES, WALL_TIMES = 12.0, 1.5, 4.0
 
 
+@closed_pipe.quiet
 def main(words: list[str] | None = None) -> int:
     """Measure and write; return 0 if all that has to hold does, else 1."""
     parser = argparse.ArgumentParser(prog="python -m sq.bench.company", description=__doc__)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sq import layers, ready, trace
 from sq.console import out, track
+from sq.core import closed_pipe
 from sq.network import coverage, plain_layers
 from sq.network.reparameterize import apply as fused
 from sq.record import write_text
@@ -221,6 +222,7 @@ def comma_separated(rows: list[Row]) -> str:
     return stream.getvalue()
 
 
+@closed_pipe.quiet
 def main() -> None:
     """Look at all networks, or those named, and write or print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
