@@ -43,7 +43,7 @@ def test_slurm_without_accounting_is_refused(tmp_path, monkeypatch):
 
 
 DEFAULTS = OmegaConf.to_container(OmegaConf.load(CONF / "hydra" / "launcher" / "slurm.yaml"))
-DEFAULTS = {name: value for name, value in DEFAULTS.items() if name != "_target_"}
+DEFAULTS = {name: value for name, value in DEFAULTS.items() if name not in ("_target_", "defaults")}
 ONCE = "if [ -e {0}/second ]; then echo 'sbatch: error: over the limit' >&2; exit 1; fi; touch {0}/second; "
 
 
