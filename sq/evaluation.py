@@ -123,9 +123,10 @@ def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
         return  # of different kinds, which the metric refuses
     if known != dataset.classes:
         names = ", ".join(dataset.class_names[:SHOWN]) + (", ..." if len(dataset.class_names) > SHOWN else "")
+        count = quantity(dataset.classes, "class")
         raise SqError(
-            f"dataset {dataset.name} has {dataset.classes} classes{names and f' ({names})'}, the network tells {known} "
-            f"apart: labels would stand for other classes; {cure}, or choose a network of these classes"
+            f"dataset {dataset.name} has {count}{names and f' ({names})'}, the network tells {known:,} apart: labels "
+            f"would stand for other classes; {cure}, or choose a network of these classes"
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sq.console import say
 from sq.core.file_content import mistaken_content
+from sq.core.wording import quantity
 from sq.data import without_weights
 from sq.errors import SqError
 
@@ -96,7 +97,7 @@ def load_into(net: nn.Module, path: Path) -> str:
     if broken := [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]:
         raise SqError(f"{path} holds NaN or infinity in {', '.join(broken[:SHOWN])}: the checkpoint is unusable")
     if rounded := [t.dtype for t in fit.tensors.values() if t.dtype == torch.float64]:
-        say(f"{path}: {len(rounded)} tensors in float64 are rounded to the network's float32")
+        say(f"{path}: {quantity(rounded, 'tensor')} in float64, rounded to the network's float32")
     net.load_state_dict(tensors, strict=False)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -142,7 +143,7 @@ def _torch(path: Path) -> Any:
         # A pickle can hold code: it is never run. Of what is known to stand beside tensors, nothing is wanted.
         with path.open("rb") as stream, warnings.catch_warnings():  # a stream: of a path, the suffix would decide
             warnings.simplefilter("ignore")  # of sparse and of quantized tensors
-            harmless = [(Inert, name) for name in _named(path) if BYSTANDERS.fullmatch(name)]
+            harmless: list[Any] = [(Inert, name) for name in _named(path) if BYSTANDERS.fullmatch(name)]
             with torch.serialization.safe_globals(harmless):
                 return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
@@ -248,7 +249,7 @@ def _chosen(fits: list[Fit], path: Path, network: str) -> Fit:
         others = [fit.label for fit in fitting if fit is not chosen]
         parts.append(f"averages over training, not those {_listed(others)}")
     if chosen.outside:
-        parts.append(f"{len(chosen.outside)} other tensors are left out ({_listed(chosen.outside)})")
+        parts.append(f"{quantity(chosen.outside, 'other tensor')} left out ({_listed(chosen.outside)})")
     if parts:
         say(f"{path}: {'; '.join(parts)}")
     return chosen

@@ -99,7 +99,7 @@ def test_as_many_classes_as_the_network_tells_apart_pass():
 def test_another_number_of_classes_is_refused_before_anything_runs(classes):
     model = Model(nn.Flatten(), [], (1, 2, 2), "", prepare)
     names = tuple("abcdefg"[:classes])
-    with pytest.raises(SqError, match=rf"mine has {classes} classes \(a, b.*\), the network tells 4 apart") as error:
+    with pytest.raises(SqError, match=rf"mine has {classes:,} classes \(a, b.*\), the network tells 4 apart") as error:
         evaluation.check_classes(model, labelled(classes, names), torch.device("cpu"))
     assert "dataset.classes=FILE" in str(error.value)
     assert "\n" not in str(error.value)

@@ -17,6 +17,8 @@ from sq.dataset.objects import Annotated, turns
 from sq.errors import SqError
 from sq.samples import Dataset, Images
 
+YAML = (".yaml", ".yml")
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -73,7 +75,8 @@ def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_
         raise SqError(
             f"{folder}: none of the {len(evaluated.paths)} images of {test} holds an object: check its labels"
         )
-    first, second = (_images(folder, annotations, own, skip_corrupt) for own in (seen, evaluated))
+    splits = ((train, seen), (test, evaluated))
+    first, second = (_images(folder, _file(folder, annotations, own), read, skip_corrupt) for own, read in splits)
     if both := sorted({*first.ids} & {*second.ids}):
         raise SqError(
             f"dataset.train={train} and dataset.test={test} share {quantity(both, 'image')} ({both[0]} ...): "
@@ -82,10 +85,14 @@ def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_
     return Dataset(first, second, len(evaluated.names), name, tuple(evaluated.names))
 
 
+def _file(folder: Path, annotations: str, split: str) -> Path:
+    """Return the file that annotates `split`."""
+    return folder / (annotations if annotations.endswith(YAML) else annotations.replace("*", PurePath(split).name))
+
+
 def _read(folder: Path, annotations: str, split: str, *, evaluated: bool) -> Annotated:
     """Return one split; the images of one that is `evaluated` are compared with their annotations."""
-    by_yaml = annotations.endswith((".yaml", ".yml"))
-    file = folder / (annotations if by_yaml else annotations.replace("*", PurePath(split).name))
+    file = _file(folder, annotations, split)
     if not file.is_file():
         names = sorted(own.name for own in folder.glob("*"))
         raise SqError(
@@ -93,7 +100,7 @@ def _read(folder: Path, annotations: str, split: str, *, evaluated: bool) -> Ann
             f"{' ...' if names[5:] else ''}: dataset.root must hold a data YAML with images/SPLIT and labels/SPLIT "
             "(dataset=coco_sample), or images/SPLIT and annotations/instances_SPLIT.json (dataset=coco)"
         )
-    if by_yaml:
+    if file.suffix in YAML:
         read = yolo_labels.read(file, folder, split)
     else:
         read = coco_json.read(file, folder, split, evaluated=evaluated)
@@ -105,9 +112,9 @@ def _read(folder: Path, annotations: str, split: str, *, evaluated: bool) -> Ann
     return read
 
 
-def _images(folder: Path, annotations: str, read: Annotated, skip_corrupt: bool) -> Images:
+def _images(folder: Path, file: Path, read: Annotated, skip_corrupt: bool) -> Images:
     reader = Reader(tuple(map(str, read.paths)), tuple(read.sizes), read.turned)
-    ids = _ids(read.paths, folder / annotations, folder)
+    ids = _ids(read.paths, file, folder)
     return Images(ids, read.objects, reader, skip_corrupt=skip_corrupt, workers=None)
 
 

@@ -125,7 +125,7 @@ def _headers(paths: Sequence[Path], images: Sequence[Mapping[str, Any]], evaluat
 def _size(image: Mapping[str, Any], header: Header | None, file: Path) -> tuple[int, int] | None:
     """Return (height, width) that boxes of an image are pixels of: the JSON's, else the file's."""
     if not (image.get("width") and image.get("height")):
-        return header and header.upright
+        return header.upright if header else None
     try:
         height, width = (float(image[side]) for side in ("height", "width"))
         whole = height.is_integer() and width.is_integer() and min(height, width) > 0

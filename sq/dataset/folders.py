@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from sq.console import say
+from sq.core.wording import quantity
 from sq.dataset.image_file import read_image
 from sq.errors import SqError
 
@@ -45,7 +46,7 @@ def list_classes(root: Path, use: str, suffixes: tuple[str, ...]) -> dict[str, l
     if others:
         kinds = ", ".join(name for name, _ in others.most_common(SHOWN))
         more = ", ..." if len(others) > SHOWN else ""
-        say(f"{folder}: {others.total():,} files are left out, no images by their names ({kinds}{more})")
+        say(f"{folder}: {quantity(others.total(), 'file')} left out, no images by their names ({kinds}{more})")
     return found
 
 

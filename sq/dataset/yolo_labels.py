@@ -46,7 +46,7 @@ def read(file: Path, folder: Path, split: str) -> Annotated:
         say(f"{file}: {twice} of {lines} label lines of {split} are there twice: each counts once")
     if turned := sum(header is not None and header.orientation != AS_STORED for header in headers):
         say(f"{file}: {turned} of {len(paths)} images of {split} are turned as their EXIF orientation says")
-    return Annotated(paths, objects, names, [header and header.upright for header in headers], turned=True)
+    return Annotated(paths, objects, names, [header.upright if header else None for header in headers], turned=True)
 
 
 def _spec(file: Path, split: str) -> tuple[list[Path], list[str]]:

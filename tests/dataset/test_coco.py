@@ -359,7 +359,10 @@ def test_json_whose_images_are_missing(official):
         ({"categories": [{"name": "a"}]}, "category 1 has no id"),
         ({"categories": [{"id": "1", "name": "a"}]}, "'1' is no whole number, as ids of categories are"),
         ({"images": [*IMAGES, {**IMAGES[0], "file_name": "3.jpg"}]}, "2.jpg, 3.jpg have one image id, 7"),
-        ({"images": [*IMAGES, {**IMAGES[0], "id": 11}]}, r"names 1 images more than once \(coco/val2017/2.jpg\)"),
+        (
+            {"images": [*IMAGES, {**IMAGES[0], "id": 11}]},
+            r"instances_val2017\.json names 1 image more than once \(coco/val2017/2.jpg\)",
+        ),
         ({"images": [{"id": 9, "height": 20, "width": 40}]}, "image 9 has no file_name"),
         ({"images": [IMAGES[0], {**IMAGES[1], "width": 4.5}]}, "image 1.jpg has height 20 and width 4.5, not pixels"),
         (

@@ -157,7 +157,7 @@ def test_files_that_are_left_out_are_counted(folder, capsys):
         (folder / "val" / "bee" / name).write_bytes(b"x")
     assert len(load(folder).test.ids) == 4
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"{folder / 'val'}: 4 files are left out, no images by their names (.gif, .heic, notes)"]
+    assert said == [f"{folder / 'val'}: 4 files left out, no images by their names (.gif, .heic, notes)"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
