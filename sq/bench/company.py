@@ -71,14 +71,14 @@ def main(words: list[str] | None = None) -> int:
 def measure(repeats: int, before: Path | None) -> tuple[list[Run], dict[str, Any]]:
     """Return all runs, in the order they were made, and where they were made."""
     from sq.console import track
-    from sq.root import ROOT
+    from sq.root import PACKAGE
 
     kinds = [("this", name, None) for name in SOLVERS] + [("this", name, 1) for name in ONE_THREAD]
     kinds += [("before", name, None) for name in SOLVERS] if before else []
     runs: list[Run] = []
     draw = random.Random(0)
     with ExitStack() as stack:
-        codes = {"this": ROOT} | ({"before": before.resolve()} if before else {})
+        codes = {"this": PACKAGE.parent} | ({"before": before.resolve()} if before else {})
         ask = {name: stack.enter_context(serving(place)) for name, place in codes.items()}
         where: dict[str, Any] = {}
         for code in codes:  # a warm-up: imports, memory, the libraries' start

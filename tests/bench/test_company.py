@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sq.bench import company
-from sq.root import ROOT
+from sq.root import PACKAGE
 
 CPU = {"rtn": 0.01, "gptq": 0.1, "sensiquant": 0.2, "sensiquant_plus": 0.5, "obq": 4.0}
 
@@ -87,7 +87,7 @@ def children():
 
 
 def test_a_run_is_measured_in_a_process_of_its_own():
-    with company.serving(ROOT) as ask:
+    with company.serving(PACKAGE.parent) as ask:
         told = ask(["quantizer=rtn", "threads=2", "sensitivity=weight_mse", "calibration.images=16"])
     assert told["seconds"].keys() == told["cpu_seconds"].keys() >= {"statistics", "quantize", "correct"}
     assert 0 < told["solve_cpu_seconds"] <= told["quantize_cpu_seconds"] <= told["run_cpu_seconds"]
