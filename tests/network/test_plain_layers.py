@@ -341,7 +341,7 @@ def test_bias_that_depends_on_the_inputs_stays_where_it_is():
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("lcnet_050", 64), ("resnetv2_50x1_bit", 64), ("nfnet_l0", 64), ("test_vit", 160)],
+    [("lcnet_035", 32), ("test_nfnet", 64), ("test_vit", 160)],
 )
 def test_families_of_timm(name, size):
     torch.manual_seed(0)
