@@ -25,6 +25,7 @@ from sq.evaluation import to
 from sq.network import checks, copies, coverage, plain_layers
 from sq.network.forward import forward
 from sq.network.reparameterize import apply as fused
+from sq.runs import loader
 from sq.samples import Calibration
 from sq.store import Store
 from sq.types import Model
@@ -135,7 +136,7 @@ def _own_hydra() -> Iterator[None]:
     state = GlobalHydra.get_state()
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
+        with loader.installed(), hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
             yield
     finally:
         GlobalHydra.set_state(state)

@@ -103,7 +103,8 @@ def check_type(hint: Any, value: Any, path: str) -> None:
     except ValidationError as error:
         wanted = error.errors()[0]["msg"].replace("Input should be", "should be")
         close = f"; {nearest(value, c)}" if isinstance(value, str) and (c := _choices(hint)) else ""
-        raise SqError(f"{path}={value}: {wanted}{close}") from error
+        got = "null" if value is None else value
+        raise SqError(f"{path}={got}: {wanted}{close}") from error
 
 
 def _choices(hint: Any) -> list[str]:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +28,7 @@ from sq.build import OWN
 from sq.console import out, say
 from sq.core import closed_pipe, plugins
 from sq.errors import SqError, one_line
+from sq.runs import arguments, loader
 
 CONF = str(root.CONF)
 OF_A_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep)\b")  # what Hydra takes and ignores in a single run
@@ -78,24 +78,26 @@ def _check_alone(own: Any, name: str) -> None:
 def main() -> None:
     """Run the command line; exit 1 with one line if it fails, the traceback if HYDRA_FULL_ERROR=1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors to us instead of printing them
-    _find_experiments()
     try:
+        sys.argv[1:] = arguments.options_first(sys.argv[1:])
+        _find_experiments()
         plugins.allow(plugins.named(sys.argv[1:]))
-        # Not a decorator: a launcher must find `task` under its own name to send it to another process.
-        hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
+        with arguments.any_help(), loader.installed():
+            # Not a decorator: a launcher must find `task` under its own name to send it to another process.
+            hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
     except KeyboardInterrupt:
         say("sq: interrupted; the same command goes on where this one stopped")
         sys.exit(130)
     except Exception as error:
         if job.TRACEBACKS or (isinstance(error, BrokenPipeError) and closed_pipe.unread()):
             raise
-        say(f"sq: {explain(error, *_command(sys.argv[1:]))}")
+        say(f"sq: {one_line(error) if isinstance(error, SqError) else explain(error, *_command(sys.argv[1:]))}")
         sys.exit(1)
 
 
 def _find_experiments() -> None:
     """Let a command that names a config, but no folder, have one of the experiments that come with sq."""
-    given = get_args_parser().parse_args()  # ends the program where the words make no sense, as Hydra does next
+    given = arguments.parser().parse_args()
     if given.config_name and not given.config_dir:
         sys.argv.extend(["--config-dir", str(root.EXPERIMENTS)])
 
@@ -108,32 +110,18 @@ def explain(error: Exception, words: Sequence[str] = (), file: Path | None = Non
     words : overrides; the choices among them decide which settings there are
     file : the config they are of, if it is not sq's own
     """
+    if isinstance(error, SqError):
+        return one_line(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
     text = f"{error} {error.__cause__ or ''}"
     if found := re.search(r"Additional config directory '([^']+)' not found", text):
         shipped = "; those that come with sq need no folder: -cn NAME" if Path(found[1]).name == "experiments" else ""
         return f"-cd {found[1]}: no such folder: correct it{shipped}"
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
         return _no_experiment(found[1], re.findall(r"provider=(?:main|command-line), path=file://(\S+)", text))
-    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/([^']*)'", text)):
-        group, option = found.groups()
-        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return (
-            f"{group}={option}: no such choice; {settings.nearest(option, options)} (all: {', '.join(sorted(options))})"
-        )
-    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text):
-        name = found[1] or found[2]
-        if full := re.search(r"full_key: (hydra\.\S+)", text):
-            return _unknown_of_hydra(full[1])
-        if name.startswith("quantizer.start."):
-            return (
-                f"{name}: no such setting; quantizer.start is the quantizer that quantizer.init names, as its YAML is"
-            )
-        return _unknown(name, words, file)
-    if found := re.search(
-        r"Error merging override (\S+).* (?:could not be converted to|is not a valid) (\w+)", text, re.DOTALL
-    ):
-        kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
-        return f"{found[1]}: should be {kinds.get(found[2], found[2])}"
+    if explained := _of_sweep(text) or _of_choice(error, text) or _of_name(text, words, file) or _of_value(text):
+        return explained
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; free space or correct what names it, outputs= or results="
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -145,6 +133,68 @@ def _no_experiment(name: str, folders: list[str]) -> str:
     """Return what to say of a config `name` that none of `folders` has."""
     names = [file.stem for folder in folders for file in Path(folder).glob("*.yaml")]
     return f"-cn {name}: no {name}.yaml in {' or '.join(reversed(folders))}; {settings.nearest(name, names)}"
+
+
+def _of_sweep(text: str) -> str:
+    """Return what `text` of Hydra's says of several values where one belongs, "" if it is about something else."""
+    if found := re.search(r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' requires", text):
+        return (
+            f"{found[1] or found[2]}: several values are a sweep: add -m; as one value, write a list [...], "
+            "or text '...' in quotes that the shell leaves"
+        )
+    if found := re.search(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
+        return f"{found[1]}: of the sweep as a whole, and not swept itself; give one value"
+    return ""
+
+
+def _of_choice(error: Exception, text: str) -> str:
+    """Return what `text` of Hydra's says of a choice that is not there, "" if it is about something else."""
+    found = re.search(r"Could not find '((?:hydra/)?\w+)/([^']*)'", text)
+    if found is None or not isinstance(error, MissingConfigException):
+        return ""
+    group, option = found.groups()
+    if group == "hydra/sweeper":
+        return loader.other_sweeper(option)
+    options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+    near = settings.nearest(option, options)
+    every = f" (all: {', '.join(sorted(options))})" if near.startswith("nearest") else ""
+    return f"{group}={option}: no such choice; {near}{every}"
+
+
+def _of_name(text: str, words: Sequence[str], file: Path | None) -> str:
+    """Return what `text` of Hydra's says of a setting that is not there, "" if it is about something else."""
+    found = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
+    if found is None:
+        return ""
+    name = found[1] or found[2]
+    if full := re.search(r"full_key: (hydra\.\S+)", text):
+        return _unknown_of_hydra(full[1])
+    if name.startswith("quantizer.start."):
+        return f"{name}: no such setting; quantizer.start is the quantizer that quantizer.init names, as its YAML is"
+    return _unknown(name, words, file)
+
+
+def _of_value(text: str) -> str:
+    """Return what `text` of OmegaConf's says of a value of the wrong type, "" if it is about something else."""
+    if found := re.search(r"(?:is not Optional|Incompatible value 'None' for .*)\s+full_key: (\S+)", text):
+        return f"{found[1]}=null: should be {settings.kind(found[1])}; it may not be null"
+    wrong = r"In '(.+?)':.*\sValue '(.*?)' .*(?:could not be converted to|is not a valid) .*\s+full_key: (\S+)"
+    if found := re.search(wrong, text, re.DOTALL):
+        return f"{found[1]}.yaml: {found[3]}={found[2]}: should be {settings.kind(found[3])}"
+    wrong = r"Error merging override (.+?) Value '.* (?:could not be converted to|is not a valid) (\w+)"
+    if found := re.search(wrong, text, re.DOTALL):
+        kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
+        return f"{found[1]}: should be {kinds.get(found[2], found[2])}"
+    return ""
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """Return why Hydra's grammar does not have an override."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("See https://")]
+    reason = " ".join(lines).removeprefix(f"Error parsing override '{error.override}' ").partition(" expecting {")[0]
+    if found := re.match(r"\w+ while evaluating '.*?': (.*)", reason):
+        return f"{error.override}: {found[1]}"
+    return f"{error.override}: not NAME=VALUE as Hydra reads it ({reason}); quote text that has other signs than names"
 
 
 def _unknown_of_hydra(name: str) -> str:
@@ -216,7 +266,7 @@ def _paths(node: Any, prefix: str = "") -> list[str]:
 
 def _command(words: Sequence[str]) -> tuple[list[str], Path | None]:
     """Return the overrides of a command line of Hydra's, and the config it names, if that is not sq's own."""
-    options, _ = get_args_parser().parse_known_args([*words])
+    options, _ = arguments.parser().parse_known_args([*words])
     overrides = [word for word in options.overrides if not word.startswith("hydra")]
     if options.config_name is None and options.config_dir is None:
         return overrides, None

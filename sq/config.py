@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +99,15 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store("schema", Config(**dict.fromkeys(names, MISSING)))
     store.store("any_keys", OmegaConf.create({}, flags={"struct": False}))
+
+
+def kind(name: str) -> str:
+    """Return in words what a value of the setting `name` is, by the types above."""
+    part: Any = Config
+    for word in name.split("."):
+        part = typing.get_type_hints(part).get(word) if dataclasses.is_dataclass(part) else None
+    kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    return kinds.get(part, "a value")
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, Sweep
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from sq import record
@@ -90,11 +90,12 @@ def expand(loader: ConfigLoader, config: DictConfig, most: int | None = None) ->
     assert isinstance(task, list)
     parser = OverridesParser.create(config_loader=loader)
     given = unambiguous([str(word) for word in task])
-    # What the command says takes the place of what the experiment's file says.
-    params = {name: value for name, value in (config.hydra.sweeper.params or {}).items() if name not in given}
-    words = [*(f"{name}={value}" for name, value in params.items()), *given.values()]
+    # What the command says takes the place of what the experiment's file says, and stands where that stood.
+    params = {str(name): f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()}
     parsed = cache(lambda word: parser.parse_override(word))
-    every = parser.parse_overrides(words)
+    every = parser.parse_overrides(list((params | given).values()))
+    for override in every:
+        _check(override, config.sweep.shard)
     if most is not None and (number := math.prod(map(_values, every))) > most:
         raise SqError(f"nothing was run: up to {number} runs, more than sweep.max_runs={most}")
     points = BasicSweeper.split_arguments(every, None)[0]
@@ -121,13 +122,40 @@ def expand(loader: ConfigLoader, config: DictConfig, most: int | None = None) ->
     return list(jobs.values())
 
 
+def _check(override: Override, shard: str | None) -> None:
+    """Refuse a sweep that has no list of values, or not the same one in every process that takes a `shard` of it."""
+    if not override.is_sweep_override():
+        return
+    line = override.input_line
+    if override.key_or_group.partition(".")[0] == "sweep":
+        raise SqError(f"nothing was run: {line}: of the sweep as a whole, and not swept itself; give one value")
+    if override.is_interval_sweep():
+        raise SqError(f"nothing was run: {line}: an interval is no list of values; write range(START,STOP,STEP)")
+    sweep = override.value()
+    if isinstance(sweep, RangeSweep):
+        endless = any(
+            isinstance(end, float) and not math.isfinite(end) for end in (sweep.start, sweep.stop, sweep.step)
+        )
+        if endless or not sweep.step:
+            raise SqError(f"nothing was run: {line}: start, stop and step are finite numbers, and step is not 0")
+    if isinstance(sweep, ChoiceSweep) and any(isinstance(value, Sweep) for value in sweep.list):
+        raise SqError(f"nothing was run: {line}: a sweep within a sweep; list the values")
+    if shard is not None and isinstance(sweep, ChoiceSweep | RangeSweep) and sweep.shuffle:
+        raise SqError(
+            f"nothing was run: sweep.shard={shard} {line}: each process shuffles anew, so shares would overlap; "
+            "leave shuffle out"
+        )
+    if not _values(override):
+        raise SqError(f"nothing was run: {line}: no value, so that there is no run")
+
+
 def _values(override: Override) -> int:
     """Return how many values `override` goes through."""
-    if not override.is_sweep_override() or not override.is_discrete_sweep():
+    if not override.is_sweep_override():
         return 1
     sweep = override.value()
-    if isinstance(sweep, RangeSweep) and sweep.step:  # a range may be long: it is not gone through
+    if isinstance(sweep, RangeSweep):  # a range may be long: it is not gone through
         assert sweep.start is not None
         assert sweep.stop is not None
-        return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))
+        return max(0, int(-((sweep.start - sweep.stop) // sweep.step)))
     return len(set(override.sweep_string_iterator()))

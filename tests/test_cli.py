@@ -1,19 +1,26 @@
 """The command line: what a user sees for good and for bad input."""
 
 import pickle
+import re
 import resource
 import subprocess
 import sys
+import typing
+from dataclasses import is_dataclass
 from unittest.mock import patch
 
 import pytest
 import torch
-from cli_helpers import ROOT, WEIGHTS, call, compose, environment, error_line, run, settings, snapshot
-from hydra.errors import ConfigCompositionException
+from cli_helpers import CONF, ROOT, WEIGHTS, call, compose, environment, error_line, run, settings, snapshot
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file, save_file
 
 from sq import cli, job, record
+from sq import config as settings_of
+from sq.build import check
 from sq.config import FAMILIES
+from sq.errors import SqError
 
 # Refused before torch is loaded: half a second each.
 EARLY = {
@@ -47,7 +54,15 @@ EARLY = {
     "name is a path": (["name=a/b"], ["name='a/b'"]),
     "given twice": (["bits=3", "bits=4"], ["bits is given twice (bits=3 and bits=4): keep one"]),
     "no such device": (["device=gpu"], ["device=gpu", "auto, cpu, cuda"]),
-    "not an override": (["nonsense"], ["nonsense"]),
+    "not an override": (["nonsense"], ["nonsense", "NAME=VALUE"]),
+    "bits=null": (["bits=null"], ["bits=null: should be a number; it may not be null"]),
+    "choice is null": (["grid=null"], ["grid=null", "choices: apot, lcq"]),
+    "several choices": (["grid=[pot,apot]"], ["grid=[pot,apot]", "choices: apot, lcq"]),
+    "unknown launcher": (["hydra/launcher=lokal"], ["hydra/launcher=lokal: no such choice; nearest: local"]),
+    "unknown option": (["bits=3", "--nothing"], ["--nothing: no such option"]),
+    "several values, no -m": (["bits=3,4"], ["bits=3,4", "add -m"]),
+    "unknown function": (["bits=foo(3)"], ["bits=foo(3)", "Unknown function 'foo'"]),
+    "value with a space": (["bits=3 4"], ["bits=3 4: should be a number"]),
     "results in /proc": (["results=/proc/nowhere"], ["/proc/nowhere", "results="]),
 }
 LATE = {
@@ -111,6 +126,67 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     line = error_line(run(tmp_path, "calibration.images=0"))
     assert "calibration.images=0" in line
     left(tmp_path, before)
+
+
+def nullable(part):
+    """Return the names of the settings of `part` that may be null, by their types."""
+    hints = typing.get_type_hints(part)
+    own = {name for name, hint in hints.items() if hint is typing.Any or type(None) in typing.get_args(hint)}
+    inner = {f"{name}.{n}" for name, hint in hints.items() if is_dataclass(hint) for n in nullable(hint)}
+    return own | inner
+
+
+def test_null_is_refused_in_one_line_for_every_setting_that_may_not_be():
+    every = {n for n in cli._names()[""] if n.partition(".")[0] not in FAMILIES} - set(nullable(settings_of.Config))
+    assert {"bits", "fold", "name", "sweep.retry"} <= every
+    for name in sorted(every):
+        with pytest.raises((HydraException, OmegaConfBaseException)) as refused:
+            compose(f"{name}=null")
+        said = cli.explain(refused.value)
+        assert re.fullmatch(rf"{name}=null: should be (a number|a whole number|true or false|text); .* null", said)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_null_is_refused_in_one_line_by_every_choice(file):
+    family = file.parent.name
+    if family == "hydra":
+        pytest.skip("settings of launchers are checked where those start")
+    composed, _ = compose(f"{family}={file.stem}")
+    part = composed[family]
+    refused = []
+    for name in sorted(part.keys() - {"_target_", "_partial_"}):
+        try:
+            check({**part, name: None}, family)
+        except SqError as error:
+            refused.append((name, str(error)))
+    assert all(said.startswith(f"{family}.{name}=null: ") for name, said in refused)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("null", "bits=null: should be a number; it may not be null"), ("abc", "mine.yaml: bits=abc: should be a number")],
+)
+def test_wrong_value_in_a_file_is_one_line(value, said, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"defaults: [config, _self_]\nname: mine\nbits: {value}\n")
+    assert error_line(call(tmp_path, "-cd", str(tmp_path), "-cn", "mine")) == f"sq: {said}"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_option_of_a_sweep_at_any_place(place, tmp_path):
+    words = ["bits=3,4", "quantizer=rtn,gptq"]
+    words.insert(place, "-m")
+    with patch.object(job, "_run", side_effect=AssertionError("it was run")):
+        done = call(tmp_path, *words, "sweep.dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "4 runs, 0 done, 4 to do" in done.stderr
+    assert [done.stdout.count(f"bits={bits} quantizer={q}") for bits in (3, 4) for q in ("rtn", "gptq")] == [1] * 4
+
+
+def test_settings_that_only_the_swept_choices_have(tmp_path):
+    with patch.object(job, "_run", side_effect=AssertionError("it was run")):
+        done = call(tmp_path, "sensitivity=fisher,trace", "sensitivity.images=64", "sweep.dry_run=true", sweep=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs, 0 done, 2 to do" in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

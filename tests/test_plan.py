@@ -298,7 +298,7 @@ def test_what_the_command_says_takes_the_place_of_what_the_file_says():
         with open_dict(master):
             master.hydra.sweeper.params = {"seed": "0,1,2", "bits": "4,3"}
         jobs = points.expand(loader, master)
-    assert [one.overrides for one in jobs] == [["bits=2", "seed=1"], ["bits=2", "seed=5"]]
+    assert [one.overrides for one in jobs] == [["seed=1", "bits=2"], ["seed=5", "bits=2"]]
 
 
 @pytest.mark.parametrize("status", ["failed", "done"])

@@ -120,11 +120,11 @@ def _of_hydra(rest: list[str], word: str) -> list[str]:
         return _starting(word, _experiments(rest))
     if rest and rest[-1] in OF_FILES:
         return []  # the shell's own business
-    from hydra._internal.utils import get_args_parser
+    from sq.runs.arguments import parser
 
     if word.startswith("-"):
-        return _starting(word, [option for one in get_args_parser()._actions for option in one.option_strings])
-    options = get_args_parser().parse_args(_without_settings(rest))
+        return _starting(word, [option for one in parser()._actions for option in one.option_strings])
+    options = parser().parse_args(_without_settings(rest))
     flags = [
         text
         for flag, value in (("--config-name", options.config_name), ("--config-dir", options.config_dir))

@@ -1,0 +1,1 @@
+"""Runs and sweeps: how a command becomes configs."""

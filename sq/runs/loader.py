@@ -1,0 +1,125 @@
+"""How configs are composed: Hydra's loader, which refuses or defers what Hydra itself leaves unclear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra._internal import hydra as application
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+
+from sq.config import FAMILIES
+from sq.errors import SqError
+
+SWEEPER = "hydra_plugins.sq_sweeper.Sweeper"  # what conf/config.yaml has sweeps done by
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Let Hydra compose with `Loader` while this lasts."""
+    before = application.ConfigLoaderImpl
+    application.ConfigLoaderImpl = Loader  # type: ignore[misc]  # Hydra has no setting for it
+    try:
+        yield
+    finally:
+        application.ConfigLoaderImpl = before  # type: ignore[misc]
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader, for groups of which exactly one choice is made, and settings that only swept choices have."""
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Return the config that `overrides` lead to; of a sweep, what its runs have in common.
+
+        Raises
+        ------
+        SqError : a choice is no name
+        HydraException, OmegaConfBaseException : an override that Hydra refuses
+        """
+        parsed = _parsed(overrides)
+        for override in parsed:
+            self._check_choice(override)
+
+        def load(words: list[str]) -> DictConfig:
+            return super(Loader, self).load_configuration(
+                config_name, words, run_mode, from_shell, validate_sweep_overrides
+            )
+
+        try:
+            config = load(overrides)
+        except ConfigCompositionException:
+            # Without the swept choices the defaults stand there, which may not have the settings of those. The sweep
+            # gives them to each of its runs, whose config is composed with the choices made in it.
+            deferred = {str(override.input_line) for override in parsed if _is_setting_of_choice(override)}
+            if run_mode != RunMode.MULTIRUN or not deferred:
+                raise
+            config = load([word for word in overrides if word not in deferred])
+            own = {str(override.input_line) for override in parsed if override.is_hydra_override()}
+            with open_dict(config.hydra):
+                config.hydra.overrides.task = [word for word in overrides if word not in own]
+        if (
+            run_mode == RunMode.MULTIRUN and validate_sweep_overrides
+        ):  # when only the mode is asked for, errors are lost
+            _check_sweeper(config.hydra)
+        return config
+
+    def _check_choice(self, override: Override) -> None:
+        """Refuse as a choice what is no name: null, a number, a list."""
+        group = override.key_or_group
+        if override.is_sweep_override() or not (group in FAMILIES or group.startswith("hydra/")):
+            return
+        value = override.value()
+        if isinstance(value, str) or (override.is_delete() and value is None):
+            return
+        options = self.get_group_options(group, results_filter=ObjectType.CONFIG)
+        known = f"choices: {', '.join(sorted(options))}" if options else f"there is no group {group}"
+        raise SqError(f"{override.input_line}: one choice is made, by its name; {known}")
+
+
+def other_sweeper(choice: str) -> str:
+    """Return why another sweeper than Hydra's basic one, which ours extends, is refused."""
+    return (
+        f"hydra/sweeper={choice}: runs are swept over listed values and leave records, not one number to be "
+        "optimized; leave hydra/sweeper out (all: basic)"
+    )
+
+
+def _check_sweeper(hydra: DictConfig) -> None:
+    """Refuse another sweeper than ours, and settings of Hydra's basic one that ours does not have."""
+    choice, sweeper = hydra.runtime.choices["hydra/sweeper"], hydra.sweeper
+    if choice != "basic":
+        raise SqError(other_sweeper(choice))
+    if sweeper._target_ != SWEEPER:
+        raise SqError(f"hydra.sweeper._target_={sweeper._target_}: sweeps are done by sq's own; leave it out")
+    if sweeper.max_batch_size is not None:
+        raise SqError(
+            f"hydra.sweeper.max_batch_size={sweeper.max_batch_size}: a sweep is not done in batches; "
+            "hydra.launcher.processes (local) or array_parallelism (slurm) bounds the runs at a time"
+        )
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    """Return `overrides` as Hydra reads them, none where it cannot: it says so itself."""
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException:
+        return []
+
+
+def _is_setting_of_choice(override: Override) -> bool:
+    """Return whether `override` is a setting of a choice, such as ``sensitivity.images=128``, with one value."""
+    family, _, setting = override.key_or_group.partition(".")
+    return family in FAMILIES and bool(setting) and not override.is_sweep_override()
