@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,9 @@ def batches(
     loader: Any = DataLoader(
         _Parts(images, parts, prepare),
         batch_size=None,
-        num_workers=min(workers, len(parts)),
+        num_workers=(processes := min(workers, len(parts))),
+        # As up to Python 3.13 on Linux: others import everything anew, in each process and for each pass over images.
+        multiprocessing_context="fork" if processes and "fork" in multiprocessing.get_all_start_methods() else None,
         generator=torch.Generator(),  # nothing is drawn, but the global one would be used to seed workers
     )
     corrupt: dict[str, str] = {}
