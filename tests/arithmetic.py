@@ -30,8 +30,16 @@ COMPARES = re.compile(r"torch\.equal|allclose|isclose|approx\(|assert_within|ass
 STARTS_RUNS = re.compile(r"^from cli_helpers import .*\bcall\b", re.MULTILINE)
 # What these folders compare is text, files or times.
 APART = {"bench", "dataset", "report", "reproduce", "tracker"}
-# These compare descents with themselves, a minute long, or integers.
-LONG = {"test_learned.py", "test_generated.py", "test_ilp.py", "test_qat.py"}
+# These take long, and compare descents with themselves, integers, ranks, or images read by processes.
+LONG = {
+    "test_feed.py",
+    "test_generated.py",
+    "test_ilp.py",
+    "test_learned.py",
+    "test_qat.py",
+    "test_rank.py",
+    "test_trials.py",
+}
 
 
 class Arithmetic(NamedTuple):
