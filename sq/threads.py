@@ -27,8 +27,8 @@ R = TypeVar("R")
 SMALL = 2**18  # elements: below, a pass over them is faster on one thread (measured with threads that sleep)
 # Multiply-adds of one operation. On 2 cores shared with 8 other processes two threads took, as a multiple of the time
 # of one (means of many repeats in turns): convolutions of 19, 75, 151 and 302 million 3.1, 1.3, 1.15 and 0.87;
-# products of matrices of 33, 64, 134 and 262 million 2.4, 1.3, 0.9 and 0.93. On idle cores both gain from a few
-# million on. So from here on several threads gain alone and lose nothing in company.
+# products of matrices of 33, 64, 134 and 262 million 2.4, 1.3, 0.9 and 0.93. From here on several
+# threads lose nothing in company; what they gain on idle cores was not measured.
 LARGE = 2**27
 STOPPING = 30.0  # seconds for running items to end after an interrupt; one long operation cannot be stopped within
 
