@@ -152,6 +152,8 @@ def _check_net(net: nn.Module, images: Tensor) -> None:
         with torch.no_grad():
             made = forward(net, images[:1])
     except Exception as error:  # whatever a network that takes something else raises
+        if oom.is_out(error):
+            raise
         if _runs(net, images[:1]):
             raise SqError(
                 f"{kind} takes gradients in its forward, and is run without: put that part of it into `with "
@@ -168,7 +170,9 @@ def _runs(net: nn.Module, images: Tensor) -> bool:
     try:
         with torch.enable_grad():
             forward(net, images)
-    except Exception:  # whatever it raises
+    except Exception as error:  # whatever it raises
+        if oom.is_out(error):
+            raise
         return False
     return True
 

@@ -57,22 +57,20 @@ def _hidden(net: nn.Module) -> list[str]:
         for attribute, value in vars(module).items():
             if attribute in usual:
                 continue
-            for place, one in _modules(f"{name}.{attribute}".lstrip("."), value):
+            for place, one in _modules(f"{name}.{attribute}".lstrip("."), value, set()):
                 if id(one) not in known and any(True for _ in one.parameters()):
                     found.setdefault(id(one), place)
     return list(found.values())
 
 
-def _modules(place: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules in an attribute, and where each stands."""
+def _modules(place: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in an attribute, and where each stands; `seen` are the containers that were looked into."""
     if isinstance(value, nn.Module):
         yield place, value
-    elif isinstance(value, list | tuple):
-        for number, one in enumerate(value):
-            yield from _modules(f"{place}[{number}]", one)
-    elif isinstance(value, dict):
-        for key, one in value.items():
-            yield from _modules(f"{place}[{key!r}]", one)
+    elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+        seen.add(id(value))  # a container may hold itself
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _modules(f"{place}[{key!r}]", one, seen)
 
 
 def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:

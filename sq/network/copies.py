@@ -12,6 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod, remove
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from sq import oom
 from sq.errors import SqError, one_line
 
 
@@ -34,6 +35,8 @@ def copied(net: nn.Module) -> nn.Module:
                 memo[id(module)] = copy.deepcopy(inner, memo)
         return copy.deepcopy(net, memo)
     except Exception as error:  # whatever the classes of its attributes raise
+        if oom.is_out(error):  # which has another cure
+            raise
         raise SqError(
             f"{type(net).__name__} cannot be copied ({one_line(error)[:160]}): remove what it holds beside parameters, "
             "buffers and modules"
@@ -54,19 +57,18 @@ def _computed(net: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors held by modules of `net` that are results of autograd."""
     for module in net.modules():
         attributes = [value for name, value in vars(module).items() if name not in ("_modules", "_parameters")]
-        for tensor in _tensors(attributes):
+        for tensor in _tensors(attributes, set()):
             if tensor.grad_fn is not None:
                 yield tensor
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any], seen: set[int]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, list | tuple | set):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
+        elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
+            seen.add(id(value))  # a container may hold itself
+            yield from _tensors(value.values() if isinstance(value, dict) else value, seen)
 
 
 def bake(net: nn.Module) -> None:

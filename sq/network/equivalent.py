@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sq import layers
+from sq import layers, oom
 from sq.network.attention import linear, parameter
 from sq.network.products import LINEAR, Calls, Product, product, run
 
@@ -38,10 +38,11 @@ def of(module: nn.Module, x: Tensor) -> nn.Module | None:
     first = _single_product(module, x)
     if first is None:
         return None
-    # Other inputs, of another size where the module takes that: the weight must be the same, and so
-    # the padding.
+    # Other inputs, one more of them, and of another size where the module takes that: the weight must
+    # be the same, and so the padding.
     larger = tuple(n + 1 for n in x.shape[2:]) if first.axes else tuple(x.shape[2:])
-    for shape in ((*x.shape[:2], *larger), tuple(x.shape)):
+    leading = (len(x) + 1, x.shape[1]) if x.ndim > 1 else tuple(x.shape)
+    for shape in ((*leading, *larger), (*leading, *x.shape[2:])):
         if (second := _single_product(module, other := noise(shape, x))) is not None:
             break
     else:
@@ -70,7 +71,9 @@ def _single_product(module: nn.Module, x: Tensor) -> Product | None:
     try:
         with Calls(see):
             result = run(module, x)
-    except Exception:  # whatever a module raises that takes more than one tensor, or other ones
+    except Exception as error:  # whatever a module raises that takes more than one tensor, or other ones
+        if oom.is_out(error):
+            raise
         return None
     if len(seen) != 1 or not isinstance(result, Tensor):
         return None

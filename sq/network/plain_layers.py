@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sq import hooks, layers
+from sq import hooks, layers, oom
 from sq.network import equivalent
 from sq.network.attention import Attention, parameter
 from sq.network.copies import channels_last
@@ -132,7 +132,9 @@ def _make(root: nn.ModuleDict, x: Tensor, reference: Any, changes: list[_Change]
         change.make(undo)
     try:
         return distance(run(root["net"], x), reference)
-    except Exception:  # the network needs what it found in the module that was there
+    except Exception as error:  # the network needs what it found in the module that was there
+        if oom.is_out(error):
+            raise
         return float("inf")
 
 
@@ -236,7 +238,9 @@ def _redirections(root: nn.ModuleDict, x: Tensor) -> Iterator[_Change]:
         return
     try:
         again, _ = _outside(root, modules, equivalent.noise(tuple(x.shape), x))  # biases must not depend on the inputs
-    except Exception:  # a network that does not take noise
+    except Exception as error:  # a network that does not take noise
+        if oom.is_out(error):
+            raise
         return
     counts = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
     for name, use in uses.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sq import oom
 from sq.console import say
 from sq.errors import SqError, one_line
 from sq.network.products import distance, run
@@ -44,6 +45,8 @@ def apply(net: nn.Module, x: Tensor, setting: str) -> nn.Module:
         fused = fused.eval().requires_grad_(False)
         error = distance(run(fused, x), run(net, x))
     except Exception as problem:  # whatever the network's own code raises
+        if oom.is_out(problem):
+            raise
         raise SqError(
             f"{type(net).__name__} offers to fuse {shown}, and fails at it ({one_line(problem)[:160]}): set {setting}"
         ) from problem

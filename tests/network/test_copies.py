@@ -186,3 +186,37 @@ def test_single_images_without_their_axis(quantizer, words):
     wanted = outputs(other)
     # Sums are taken image by image in one of them: codes may differ where two are equally good.
     assert float((outputs(one) - wanted).square().sum()) < 1e-4 * float(wanted.square().sum())
+
+
+def test_containers_that_hold_themselves_are_looked_into_once():
+    net = Keeps()
+    net.features["all"] = [net.features]
+    assert sq.quantize(net, images(), quantizer="rtn").sq_coverage.share == 1
+
+
+class OutOfMemory(nn.Linear):
+    """Fails at its call `number`, counted over all of them, as a full machine fails sometimes."""
+
+    number, calls = 0, 0
+
+    def forward(self, x):
+        OutOfMemory.calls += 1
+        if OutOfMemory.calls == OutOfMemory.number:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def __deepcopy__(self, memo):
+        if not OutOfMemory.number:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        new = OutOfMemory(self.in_features, self.out_features)
+        new.load_state_dict(self.state_dict())
+        return new
+
+
+@pytest.mark.parametrize("number", range(6))  # 0: as it is copied; then every call until it is rewritten
+def test_memory_that_does_not_suffice_is_told_and_changes_nothing(number, monkeypatch):
+    monkeypatch.setattr(OutOfMemory, "number", number)
+    monkeypatch.setattr(OutOfMemory, "calls", 0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), OutOfMemory(144, 5))
+    with pytest.raises(SqError, match="out of memory"):
+        sq.quantize(net, images(), "correction=none", quantizer="rtn")

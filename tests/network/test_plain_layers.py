@@ -195,6 +195,17 @@ def test_inputs_on_a_grid_do_not_hide_that_a_module_rounds_them():
     assert net[0] is module
 
 
+def test_module_that_goes_by_the_number_of_its_inputs_stays():
+    class Counting(nn.Linear):
+        def forward(self, x):
+            y = F.linear(x, self.weight, self.bias)
+            return y if len(x) == 1 else 2 * y
+
+    net = nn.Sequential(Counting(6, 4)).eval()
+    _, rewritten = plain_layers.rewrite(net, torch.randn(1, 6))
+    assert not rewritten.done
+
+
 def test_padding_that_depends_on_size_is_told_from_one_that_does_not():
     # On maps of 8 pixels both pad two pixels; on others they differ.
     net, _ = rewritten(StdConv2dSame(4, 6, 4, 2), 4, 8, 8)
