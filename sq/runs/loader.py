@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from sq.config import FAMILIES
+from sq.core import foreign_code
 from sq.errors import SqError
 
 SWEEPER = "hydra_plugins.sq_sweeper.Sweeper"  # what conf/config.yaml has sweeps done by
@@ -46,12 +47,17 @@ class Loader(ConfigLoaderImpl):
 
         Raises
         ------
-        SqError : a choice is no name
+        SqError : a choice is no name; Hydra would import or call foreign code, see `sq.core.foreign_code`
         HydraException, OmegaConfBaseException : an override that Hydra refuses
         """
         parsed = _parsed(overrides)
         for override in parsed:
             self._check_choice(override)
+        # What the command line says of the search path, the user says; it stands in place of the file's.
+        if config_name is not None and all(override.key_or_group != foreign_code.SEARCH_PATH for override in parsed):
+            file = self.repository.load_config(config_name)
+            if file is not None and isinstance(file.config, DictConfig):
+                foreign_code.check_search_path(file.config)
 
         def load(words: list[str]) -> DictConfig:
             return super(Loader, self).load_configuration(
@@ -74,6 +80,7 @@ class Loader(ConfigLoaderImpl):
             run_mode == RunMode.MULTIRUN and validate_sweep_overrides
         ):  # when only the mode is asked for, errors are lost
             _check_sweeper(config.hydra)
+        foreign_code.check(config.hydra)
         return config
 
     def _check_choice(self, override: Override) -> None:

@@ -316,6 +316,50 @@ def test_config_file_allows_nothing(case, folder, tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
+# What Hydra itself would import or call before sq sees the config.
+OF_HYDRA = {
+    "callback": "{callbacks: {theirs: {_target_: theirs.Call}}}",
+    "callback within one of Hydra's": "{callbacks: {own: {_target_: hydra.experimental.callbacks.LogJobReturnCallback,"
+    " deep: [{_target_: theirs.Call}]}}}",
+    "callback of sq that allows packages": "{callbacks: {own: {_target_: sq.core.plugins.allow, packages: [theirs]}}}",
+    "callbacks that are looked up": "{callbacks: '${quantizer.theirs}'}",
+    "callback that is looked up": "{callbacks: {own: '${quantizer.theirs.own}'}}",
+    "handler": "{hydra_logging: {root: {level: INFO}, handlers: {theirs: {(): theirs.Call}}}}",
+    "class of a handler": "{hydra_logging: {root: {level: INFO}, handlers: {theirs: {class: theirs.Call}}}}",
+    "stream of a handler": "{hydra_logging: {root: {level: INFO}, handlers: {theirs: {class: logging.StreamHandler,"
+    " stream: 'ext://theirs.Call'}}}}",
+    "looked up for a handler": "{hydra_logging: {root: {level: INFO}, handlers: {theirs: {class: logging.StreamHandler,"
+    " stream: '${name}'}}}}",
+    "search path": "{searchpath: ['pkg://theirs']}",
+}
+
+
+@pytest.mark.parametrize("case", OF_HYDRA)
+def test_config_file_has_hydra_call_nothing(case, tmp_path):
+    (tmp_path / "theirs.py").write_text("from pathlib import Path\nPath('called').touch()\nCall = print\n")
+    (tmp_path / "theirs.yaml").write_text(
+        f"defaults: [config, _self_]\nname: ext://theirs.Call\n"
+        "quantizer: {theirs: {own: {_target_: theirs.Call}}}\n"
+        f"hydra: {OF_HYDRA[case]}\n"
+    )
+    options = ("-cd", str(tmp_path), "-cn", "theirs", "sweep.dry_run=true")
+    done = call(tmp_path, tmp_path, *options, path=(tmp_path,))
+    assert "plugins=[" in error_line(done)
+    assert not (tmp_path / "called").exists()
+
+
+def test_what_the_user_allows_or_hydra_has_is_no_foreign_code(tmp_path):
+    (tmp_path / "theirs.py").write_text(
+        "from hydra.experimental.callback import Callback\nclass Call(Callback): pass\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [config, override hydra/job_logging: default, override hydra/hydra_logging: default, _self_]\n"
+        "hydra: {callbacks: {mine: {_target_: theirs.Call}}, searchpath: ['pkg://theirs', 'file://more']}\n"
+    )
+    done = call(tmp_path, tmp_path, "-cd", str(tmp_path), "-cn", "mine", "plugins=[theirs]", "sweep.dry_run=true")
+    assert done.returncode == 0, done.stderr
+
+
 def test_sweep_of_a_config_file_allows_nothing(folder, tmp_path):
     params = "hydra: {sweeper: {params: {plugins: '[myplug]', bits: '3,4'}}, mode: MULTIRUN}"
     (tmp_path / "theirs.yaml").write_text(f"defaults: [config, _self_]\nname: theirs\n{params}\n")
