@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Generic, TypeVar
 
@@ -33,6 +33,31 @@ LARGE = 2**27
 STOPPING = 30.0  # seconds for running items to end after an interrupt; one long operation cannot be stopped within
 
 _allowed: ContextVar[int | None] = ContextVar("allowed", default=None)
+
+
+class _Blas:
+    """One thread for OpenBLAS while any block of any thread wants that."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.limits = threading.Lock(), 0, ExitStack()
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Limit it for the block."""
+        with self.lock:
+            if self.blocks == 0:
+                self.limits.enter_context(ThreadpoolController().select(internal_api="openblas").limit(limits=1))
+            self.blocks += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.blocks -= 1
+                if self.blocks == 0:
+                    self.limits.close()
+
+
+_blas = _Blas()
 
 
 def allowed() -> int:
@@ -66,9 +91,10 @@ def phases() -> Iterator[None]:
     """Let the block set its number of threads by `set_for` as it goes on, one at first; restore it afterwards.
 
     NumPy's products are small wherever sq uses them: they have one thread throughout. OpenBLAS would have its threads
-    spin meanwhile (22.8 ms of CPU in place of 2.7 for the columns of a block with 8,192 rows).
+    spin meanwhile (22.8 ms of CPU in place of 2.7 for the columns of a block with 8,192 rows). OpenBLAS has one number
+    for the process: it is restored by the last of several blocks that run side by side.
     """
-    with ThreadpoolController().select(internal_api="openblas").limit(limits=1), use(1):
+    with _blas.limited(), use(1):
         yield
 
 

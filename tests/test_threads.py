@@ -1,4 +1,7 @@
 import _thread
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -133,3 +136,43 @@ def test_phases_begin_with_one_thread_and_leave_all_as_it_was():
             assert torch.get_num_threads() == 3
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == threads.allowed() == 3
+
+
+SIDE_BY_SIDE = """
+import threading
+
+import torch
+from threadpoolctl import ThreadpoolController
+
+from sq import threads
+
+
+def blas():
+    return [pool["num_threads"] for pool in ThreadpoolController().select(internal_api="openblas").info()]
+
+
+def run(begun, end):
+    with threads.phases():
+        begun.set()
+        end.wait(20)
+        within.append(blas())
+
+
+before, within = blas(), []
+begun, ends = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+crew = [threading.Thread(target=run, args=pair) for pair in zip(begun, ends)]
+for thread, event in zip(crew, begun):
+    thread.start()
+    event.wait(20)
+for thread, event in zip(crew, ends):  # the first ends while the second goes on
+    event.set()
+    thread.join(20)
+print(blas() == before, within == [[1] * len(before)] * 2, before)
+"""
+
+
+def test_phases_side_by_side_restore_what_numpy_had():
+    # In a process of its own, which has threads to begin with.
+    env = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], env=env, capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("True True"), done.stdout + done.stderr

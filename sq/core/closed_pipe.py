@@ -65,6 +65,8 @@ def _unread(stream: TextIO | None) -> bool:
         number = stream.fileno()  # type: ignore[union-attr]
     except (AttributeError, ValueError, OSError):  # None, closed, or not of a file
         return False
+    if not hasattr(select, "poll"):  # Windows, where it cannot be told whose pipe it is: an error as before
+        return False
     looked = select.poll()
     looked.register(number, select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in looked.poll(0))

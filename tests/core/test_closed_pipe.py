@@ -62,6 +62,17 @@ def test_a_broken_pipe_of_something_else_is_an_error():
         program()
 
 
+def test_system_that_does_not_tell_which_pipe_is_broken_has_the_error(monkeypatch):
+    monkeypatch.delattr("select.poll")
+
+    @closed_pipe.quiet
+    def program():
+        raise BrokenPipeError("of the output")
+
+    with pytest.raises(BrokenPipeError, match="of the output"):
+        program()
+
+
 def test_what_a_program_returns_and_how_it_ends_stays():
     assert closed_pipe.quiet(lambda: 3)() == 3
 
