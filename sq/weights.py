@@ -58,7 +58,8 @@ class Fit:
     @property
     def averaged(self) -> bool:
         """Return whether key or prefix says that these are averages over training."""
-        return re.search(r"ema|averag|swa", f"{self.key}.{self.prefix}".lower()) is not None
+        parts = re.split(r"[^a-z]+", f"{self.key}.{self.prefix}".lower())  # not "semantic", nor "swap"
+        return any(re.fullmatch(r"(model)?(ema|swa)(model)?|averag\w*", part) for part in parts)
 
     @property
     def label(self) -> str:

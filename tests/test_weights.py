@@ -51,6 +51,12 @@ def test_state_dict_under_a_key_is_taken_and_that_is_said(key, tmp_path, capsys)
     assert capsys.readouterr().err == f"{path}: weights are those under {key}\n"
 
 
+@pytest.mark.parametrize("other", ["semantic", "swapped", "schema"])
+def test_names_that_only_hold_the_letters_are_no_averages(other, tmp_path):
+    with pytest.raises(SqError, match="several sets of weights"):
+        loaded({"model": LAST.state_dict(), other: STORED.state_dict()}, tmp_path / "net.pth")
+
+
 @pytest.mark.parametrize("averages", ["ema", "model_ema", "params_ema", "ema_state_dict"])
 def test_averages_over_training_are_preferred(averages, tmp_path, capsys):
     stored = {"model": LAST.state_dict(), averages: STORED.state_dict()}
