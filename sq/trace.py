@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sq import hooks, images, layers
 from sq.console import say
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.network.forward import forward
 from sq.types import Layer, Model
@@ -80,8 +81,8 @@ def _may_be_called(module: nn.Module) -> bool:
 def _look_further(model: Model, x: Tensor, order: list[str], missing: list[Layer]) -> _Calls:
     """Return the calls of passes over all images; put layers that are new into `order`, after those called before."""
     say(
-        f"{len(missing)} layers are not called by the first image ({', '.join(layer.name for layer in missing[:3])}): "
-        f"looked for with all {len(x)}"
+        f"not called by the first image: {quantity(missing, 'layer')} "
+        f"({', '.join(layer.name for layer in missing[:3])}), looked for with all {quantity(x, 'image')}"
     )
     total = _Calls()
     for part in images.split(x, None):

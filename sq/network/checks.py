@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from sq import hooks, layers
 from sq.console import say
+from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.network.forward import forward
 
@@ -36,8 +37,8 @@ def check(net: nn.Module) -> None:
         _check_tensor(name, tensor)
     if hidden := _hidden(net):
         say(
-            f"{len(hidden)} modules stand in plain lists or dictionaries, where PyTorch does not see them, and stay in "
-            f"full precision ({', '.join(hidden[:3])}): use nn.ModuleList or nn.ModuleDict"
+            f"plain lists or dictionaries, where PyTorch does not see them, hold {quantity(hidden, 'module')} that "
+            f"stay in full precision ({', '.join(hidden[:3])}): use nn.ModuleList or nn.ModuleDict"
         )
     for layer in layers.find(net)[0]:
         dtype = layers.weight(layer.module).dtype

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sq import oom
 from sq.console import say
+from sq.core.wording import quantity
 from sq.errors import SqError, one_line
 from sq.network.products import distance, run
 
@@ -55,7 +56,10 @@ def apply(net: nn.Module, x: Tensor, setting: str) -> nn.Module:
             f"fusing {shown} as {type(net).__name__} offers it changes the outputs (relative squared error "
             f"{error:.1e}, allowed {TOLERANCE:.0e}): set {setting}"
         )
-    say(f"reparameterized: {len(names)} modules fused as {type(net).__name__} offers it ({shown}); not with {setting}")
+    say(
+        f"reparameterized: {quantity(names, 'module')} fused as {type(net).__name__} offers it ({shown}); "
+        f"not with {setting}"
+    )
     return fused
 
 

@@ -178,7 +178,9 @@ def test_modules_that_pytorch_does_not_see_are_told_of(capsys):
             return self.hidden[0](self.seen(x))
 
     checks.check(Hides())
-    assert "2 modules stand in plain lists" in (told := capsys.readouterr().err)
+    assert "plain lists or dictionaries, where PyTorch does not see them, hold 2 modules that" in (
+        told := capsys.readouterr().err
+    )
     assert "(hidden[0], table['last'][1])" in told
     checks.check(network())
     assert not capsys.readouterr().err
