@@ -24,6 +24,8 @@ PLUGINS = ("hydra.launcher._target_", "hydra.sweeper._target_")
 CALLBACKS = re.compile(r"hydra\.experimental\.callbacks\.\w+Callback")
 # Without QueueHandler, which calls what its `queue` names.
 CLASSES = re.compile(r"logging\.(Formatter|Filter|StreamHandler|FileHandler|NullHandler|handlers\.\w+FileHandler)")
+# Environment variables that say which programs run, and what is loaded into them.
+PROGRAMS = re.compile(r"PATH|PATHEXT|(LD_|DYLD_|GIT_).*|PYTHON(?!HASHSEED$).*", re.IGNORECASE)
 STREAM = re.compile(r"ext://sys\.std(out|err)")
 FOLDER = "${hydra.runtime.output_dir}/"  # set by Hydra as it runs; what else is looked up might begin with ext://
 
@@ -45,6 +47,12 @@ def check(hydras: DictConfig) -> None:
 
     Functions of sq are no callbacks: among them is the one that allows packages.
     """
+    for name in hydras.job.env_set:
+        if PROGRAMS.fullmatch(str(name)):
+            raise SqError(
+                f"hydra.job.env_set.{name}: a config may not choose which programs run: leave it out, or set {name} "
+                "before sq is started"
+            )
     for part in (*BUILT, *LOGGING):
         for setting, value in _strings(_plain(hydras, part), f"hydra.{part}"):
             key = setting.rpartition(".")[2]

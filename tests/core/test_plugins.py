@@ -348,6 +348,14 @@ def test_config_file_has_hydra_call_nothing(case, tmp_path):
     assert not (tmp_path / "called").exists()
 
 
+@pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "LD_PRELOAD", "GIT_EXEC_PATH"])
+def test_config_file_chooses_no_programs(name, tmp_path):
+    text = f"defaults: [config, _self_]\nhydra: {{job: {{env_set: {{{name}: {tmp_path}, PYTHONHASHSEED: '0'}}}}}}\n"
+    (tmp_path / "theirs.yaml").write_text(text)
+    line = error_line(call(tmp_path, tmp_path, "-cd", str(tmp_path), "-cn", "theirs", "sweep.dry_run=true"))
+    assert f"hydra.job.env_set.{name}: a config may not choose which programs run" in line
+
+
 def test_what_the_user_allows_or_hydra_has_is_no_foreign_code(tmp_path):
     (tmp_path / "theirs.py").write_text(
         "from hydra.experimental.callback import Callback\nclass Call(Callback): pass\n"
