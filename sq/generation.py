@@ -82,18 +82,14 @@ def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept:
     """
     assert isinstance(search, partial)
     device = next(model.net.parameters()).device
-    traced = trace.settle(model, torch.zeros(1, *model.input, device=device))
-    with threads.for_product(threads.work(traced, search.keywords["batch"])):
-        return _deliver(model, request, search, kept, device)
-
-
-def _deliver(model: Model, request: Request, search: partial[Tensor], kept: Store, device: torch.device) -> Calibration:
+    batch = search.keywords["batch"]
 
     def make() -> tuple[Tensors, Note]:
         synchronize(device)
         start = time.perf_counter()
-        x = search(model, request)
-        figures = _means(request, x, device, search.keywords["batch"])
+        with threads.for_product(trace.work(model, torch.zeros(1, *model.input, device=device)) * batch):
+            x = search(model, request)
+            figures = _means(request, x, device, batch)
         spent = {"seconds": time.perf_counter() - start, "steps": search.keywords["steps"]}
         return {"x": x}, {**spent, **figures}
 

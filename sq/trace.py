@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sq import hooks, images, layers
 from sq.console import say
@@ -24,11 +25,12 @@ class _Calls:
 
     def watch(self, net: nn.Module, every: list[Layer], x: Tensor) -> None:
         """Add the calls of a pass over images `x` (B, ...)."""
-        # By tensor and version of it, kept so that none takes its place.
-        seen: dict[tuple[int, int], tuple[str, Tensor]] = {}
+        # The first layer by each tensor and version of it. Tensors that the network lets go of are not kept alive.
+        first = WeakTensorKeyDictionary()
 
         def look(name: str, module: nn.Module, given: Tensor) -> None:
-            self.fed.setdefault(name, seen.setdefault((id(given), given._version), (name, given))[0])
+            by_version = first.setdefault(given, {})
+            self.fed.setdefault(name, by_version.setdefault(given._version, name))
 
         def count(name: str, module: nn.Module, output: Tensor) -> None:
             if output.numel():  # a router may call an expert that gets nothing
@@ -71,6 +73,17 @@ def settle(model: Model, x: Tensor) -> Model:
     settled = [replace(own[name], positions=positions[name], fed=fed[name]) for name in order]
     ends = model.ends or (settled[0].name, settled[-1].name)
     return replace(model, layers=settled, skipped=model.skipped + skipped, ends=ends)
+
+
+def work(model: Model, x: Tensor) -> float:
+    """Return the multiply-adds of a layer in a pass over one image `x` (1, ...).
+
+    It is the mean of the layers that the pass calls; 0 if it calls none.
+    """
+    calls = _Calls()
+    calls.watch(model.net, model.layers, x)
+    products = [layer.weights * calls.positions[layer.name] for layer in model.layers if layer.name in calls.positions]
+    return sum(products) / max(1, len(products))
 
 
 def _may_be_called(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from sq.types import Model
 
 KNOBS = {"batch": 4, "steps": 150, "lr": 0.1, "slope": 0.0, "grey": 0.0, "contrast": 0.2, "jitter": 0.0, "flips": False}
 KNOBS |= {"tries": 1}
-MODEL = Model(nn.Linear(1, 1), [], (1, 6, 6), "", None, span=((0.0,), (1.0,)))
+MODEL = Model(nn.Linear(6, 1), [], (1, 6, 6), "", None, span=((0.0,), (1.0,)))
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,4 @@ def test_time_is_told_once_and_only_if_it_is_long(capsys, monkeypatch):
     monkeypatch.setattr(inversion, "WORTH_TELLING", 0.0)
     search(Grey(()), steps=4, tries=2)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("6 images are generated in 8 steps, which should take ")
+    assert line.startswith("generating 6 images in 8 steps should take ")
