@@ -107,7 +107,9 @@ def kind(name: str) -> str:
     for word in name.split("."):
         part = typing.get_type_hints(part).get(word) if dataclasses.is_dataclass(part) else None
     kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    return kinds.get(part, "a value")
+    if dataclasses.is_dataclass(part):
+        return "a mapping"
+    return "a list" if typing.get_origin(part) is list else kinds.get(part, "a value")
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:

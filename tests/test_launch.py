@@ -29,7 +29,7 @@ def test_every_setting_has_a_type_and_a_value_that_fits(option):
         (["local", "hydra.launcher.processes=0"], "hydra.launcher.processes=0: should be greater"),
         (["local", "hydra.launcher.processes=two"], "hydra.launcher.processes=two: should be a valid integer"),
         (["local", "hydra.launcher.processes=1.5"], "hydra.launcher.processes=1.5: should be a valid integer"),
-        (["local", "hydra.launcher.folder=null"], "hydra.launcher.folder=None: should be a valid string"),
+        (["local", "hydra.launcher.folder=null"], "hydra.launcher.folder=null: should be a valid string"),
         (["local", "+hydra.launcher.folders=x"], "hydra.launcher.folders: no such setting; nearest: folder"),
         (["slurm", "hydra.launcher.poll_s=0"], "hydra.launcher.poll_s=0: should be greater than 0"),
         (["slurm", "hydra.launcher.requeues=-1"], "hydra.launcher.requeues=-1: should be greater than or equal to 0"),

@@ -157,11 +157,11 @@ def test_drawn_images_leave_no_picture(tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch):
-    def refuse(file, content):
+    def refuse(file, *rest):
         raise SqError(f"cannot write {file}")
 
     write = record.write_bytes
-    monkeypatch.setattr(record, "write_bytes", lambda f, c: (refuse if f.suffix == ".png" else write)(f, c))
+    monkeypatch.setattr(record, "write_bytes", lambda f, *rest: (refuse if f.suffix == ".png" else write)(f, *rest))
     assert call(tmp_path, *MADE).returncode == 0
     (own,) = records(tmp_path)
     assert own["status"] == "done"

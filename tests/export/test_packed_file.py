@@ -158,7 +158,7 @@ def widen(layout):
         (rename, r"parameters differ: elsewhere, .*export it again"),
         (shrink, r"does not fit the network it names"),
         (misname, r"does not fit the network it names .*has no attribute"),
-        (point, r"os\.system is no model of sq"),
+        (point, r"model\._target_=os\.system: only names under sq\. are imported"),
         (call_another, r"sq\.ready\.import_torch is no model of sq"),
         (nest, r"a setting _target_ of the network"),
         (look_up, r"a setting of the network that is to be looked up"),

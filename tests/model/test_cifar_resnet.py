@@ -227,7 +227,8 @@ def test_file_of_another_kind(tmp_path):
 @pytest.mark.parametrize("depth", [18, 0, "20", None])
 def test_depth_that_there_is_not(depth):
     part = compose("model=resnet20")[0]["model"] | {"depth": depth}
-    with pytest.raises(SqError, match=rf"model\.depth={depth}: should be 20, 32, 44, 56 or 110"):
+    got = "null" if depth is None else depth
+    with pytest.raises(SqError, match=rf"model\.depth={got}: should be 20, 32, 44, 56 or 110"):
         build(part, "model")
 
 

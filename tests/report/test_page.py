@@ -169,7 +169,7 @@ def test_index_says_when_a_page_is_older_than_its_records(tmp_path):
     report.build("quickstart", tmp_path)
     sorted((tmp_path / "quickstart").glob("*.json"))[0].unlink()
     (own,) = Page(report.index(tmp_path)).json("index")["experiments"]
-    assert "of 45 runs, there are 44 now" in own["note"]
+    assert "of 45 runs, now there are 44" in own["note"]
 
 
 def test_index_alone(tmp_path, capsys):

@@ -13,6 +13,7 @@ import pytest
 from cli_helpers import PATIENCE, ROOT, as_it_was, environment
 
 from sq import claim, record, status
+from sq.core.wording import quantity
 from sq.report import index
 from sq.reproduce import __main__ as reproduce
 from sq.reproduce import children
@@ -204,7 +205,7 @@ def test_names_and_patterns_choose(tmp_path, capsys):
     ):
         _, said = called(tmp_path, capsys, *more, "--dry-run")
         assert [stem for stem in ("a", "a_part", "b") if f" {stem} " in said.out] == chosen
-        assert said.err.startswith(f"{len(chosen)} experiments, ")
+        assert said.err.startswith(f"{quantity(chosen, 'experiment')}, ")
 
 
 @pytest.mark.parametrize(
