@@ -28,6 +28,19 @@ def register() -> None:
     OmegaConf.register_new_resolver("wandb_mode", _wandb_mode, replace=True)
 
 
+def read(part: str, **settings: Any) -> dict[str, Any]:
+    """Return sq's own YAML of one choice, such as "tracker/wandb", with what it refers to put in.
+
+    Parameters
+    ----------
+    settings : those outside the part that it refers to, such as `outputs`
+    """
+    register()
+    whole = OmegaConf.create({**settings, "part": OmegaConf.load(CONF / f"{part}.yaml")})
+    made: Any = OmegaConf.to_container(whole.part, resolve=True)
+    return made
+
+
 def _wandb_mode(default: str) -> str:
     """Return the mode that W&B's own environment variables ask for, in today's words; `default` if they do not."""
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):

@@ -23,10 +23,7 @@ from sq.errors import SqError, one_line
 from sq.ledger import Ledger
 from sq.mirror import Destination, Page
 from sq.record import Record
-from sq.root import CONF
 from sq.tracked import Item
-
-DEFAULTS = CONF / "tracker" / "wandb.yaml"
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -95,9 +92,9 @@ def destination(options: argparse.Namespace, records: Sequence[Record]) -> Desti
     ------
     SqError : the runs name several projects or entities, the options none; or no time to wait
     """
-    import yaml
+    from sq import resolvers
 
-    defaults = yaml.safe_load(DEFAULTS.read_text())
+    defaults = resolvers.read("tracker/wandb", outputs=str(options.outputs))
 
     def agreed(knob: str) -> Any:
         if (given := getattr(options, knob)) is not None:

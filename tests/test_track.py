@@ -256,6 +256,14 @@ def test_destination_is_that_of_the_runs():
     assert track.destination(options(project="mine"), records({"project": "p"}, {"project": "q"})).project == "mine"
 
 
+def test_destination_that_no_run_names_is_that_of_the_environment(monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    assert track.destination(options(), records({})) == mirror.Destination("online", "theirs", "team", "o", 30)
+    assert track.destination(options(), records({"project": "p"})).project == "p"
+    assert track.destination(options(project="mine", entity="me"), []).entity == "me"
+
+
 def test_runs_of_two_projects_are_not_guessed_about():
     with pytest.raises(SqError, match=r"2 W&B projects, p, q: choose with --project"):
         track.destination(options(), records({"project": "q"}, {"project": "p"}))

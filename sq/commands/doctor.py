@@ -63,7 +63,8 @@ def examine() -> dict[str, Any]:
         "memory": _memory(),
         "gpus": gpus,
         "slurm": {**{program: shutil.which(program) for program in SLURM}, "job": os.environ.get("SLURM_JOB_ID")},
-        **({"wandb": _wandb(), "data": _data()} if installation.version("pyyaml") else {}),
+        **({"wandb": _wandb()} if installation.version("hydra-core") else {}),
+        **({"data": _data()} if installation.version("pyyaml") else {}),
         "disk": _disk(),
         "problems": problems,
     }
@@ -166,9 +167,10 @@ def _memory() -> dict[str, float]:
 
 
 def _wandb() -> dict[str, Any]:
-    import yaml
+    """Return the mode a run would have here if none is typed, and what W&B's own variable says."""
+    from sq import resolvers
 
-    mode = yaml.safe_load((root.CONF / "tracker" / "wandb.yaml").read_text())["mode"]
+    mode = resolvers.read("tracker/wandb", outputs="outputs")["mode"]
     return {"mode": mode, "environment": os.environ.get("WANDB_MODE")}
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from cli_helpers import CONF
+from cli_helpers import CONF, compose
 
 from sq import commands
 from sq.commands import doctor
@@ -44,11 +44,19 @@ def test_json_says_the_same(folder, capsys, monkeypatch):
     assert found["problems"] == []
     assert found["sq"]["checkout"]
     assert found["packages"]["torch"]["met"]
-    assert found["wandb"] == {"mode": "offline", "environment": "disabled"}
+    assert found["wandb"] == {"mode": "disabled", "environment": "disabled"}
     assert found["slurm"]["job"] == "17"
     assert found["cpu"]["own"] >= found["cpu"]["used"] >= 1
     assert found["disk"]["results"]["folder"] == str(folder)
     assert {*found["extras"]} == {*installation.requirements()} - {""}
+
+
+@pytest.mark.parametrize(("given", "mode"), [(None, "offline"), ("online", "online"), ("dryrun", "offline")])
+def test_mode_of_the_tracker_is_that_of_a_run(given, mode, monkeypatch):
+    if given:
+        monkeypatch.setenv("WANDB_MODE", given)
+    assert doctor._wandb() == {"mode": mode, "environment": given}
+    assert compose("tracker=wandb")[0]["tracker"]["mode"] == mode
 
 
 def test_data_are_told_by_the_words_of_conf(folder, monkeypatch):
