@@ -45,7 +45,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
         batch = replace(batch, x=to(batch.x, device))
-        model = plain_layers.settle(model, batch.x[:1])
+        model = plain_layers.settle(model, batch.x)
         folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
         whole = trace.settle(model, batch.x)
         covered = coverage.of_model(whole, config["ends"], batch.x[:1])

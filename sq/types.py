@@ -62,6 +62,7 @@ class Model:
     ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
     span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values
     rewritten: tuple[str, ...] = ()  # modules that are plain layers now, see `sq.network.plain_layers`
+    refused: tuple[tuple[str, str], ...] = ()  # modules that could not be made plain layers, and why
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.
         net = copies.channels_last(model.net).requires_grad_(False)
         x = torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0))
         if rewritten := layout.get("rewritten"):  # earlier files have networks as they were built
-            model = plain_layers.settle(model, x)
+            # The run compared outputs on images; no other changes are made here.
+            model = plain_layers.settle(model, x, rewritten)
             net = model.net.requires_grad_(False)
             if [*model.rewritten] != rewritten:
                 raise ValueError(f"other modules are plain layers: {', '.join({*model.rewritten} ^ {*rewritten})}")
