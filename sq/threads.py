@@ -4,6 +4,10 @@ An operation on several threads ends when the slowest of them does. On cores sha
 for its turn, some milliseconds, so that an operation of a tenth of that takes many times as long as on one thread
 (results/LOG.md, 2026-12-01). Work that consists of many small operations is therefore not split operation by operation:
 each layer is one piece of work, with one thread, and several layers run side by side, which wait for nobody.
+
+PyTorch's number of threads belongs to the thread that sets it, but threads that begin later get the number that was set
+last by any of them. Here it is set for the calling thread alone: threads of the caller's that begin meanwhile have the
+number that they would have without sq, in whichever order blocks of several threads end.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ LARGE = 2**27
 STOPPING = 30.0  # seconds for running items to end after an interrupt; one long operation cannot be stopped within
 
 _allowed: ContextVar[int | None] = ContextVar("allowed", default=None)
+_setting = threading.Lock()
 
 
 class _Blas:
@@ -65,16 +70,42 @@ def allowed() -> int:
     return _allowed.get() or torch.get_num_threads()
 
 
+def _set(number: int) -> None:
+    """Set the number of this thread; threads that begin later get what they would have got before.
+
+    That number can be read, and put back, by a thread alone that has just begun.
+    """
+    if torch.get_num_threads() == number:
+        return
+    read, changed = threading.Event(), threading.Event()
+
+    def put_back() -> None:
+        later = torch.get_num_threads()
+        read.set()
+        changed.wait()
+        torch.set_num_threads(later)
+
+    with _setting:
+        helper = threading.Thread(target=put_back, name="sq-number", daemon=True)
+        helper.start()
+        try:
+            read.wait()
+            torch.set_num_threads(number)
+        finally:
+            changed.set()
+            helper.join()
+
+
 @contextmanager
 def use(number: int) -> Iterator[None]:
     """Run the block on `number` CPU threads, each operation."""
     before = torch.get_num_threads()
     token = _allowed.set(allowed())
-    torch.set_num_threads(number)
     try:
+        _set(number)
         yield
     finally:
-        torch.set_num_threads(before)
+        _set(before)
         _allowed.reset(token)
 
 
@@ -107,7 +138,7 @@ def for_product(work: float) -> Iterator[None]:
 
 def set_for(work: float) -> None:
     """Use all `allowed` threads from now on if operations of `work` multiply-adds are `LARGE`, else one."""
-    torch.set_num_threads(allowed() if work >= LARGE else 1)
+    _set(allowed() if work >= LARGE else 1)
 
 
 def work(model: Model, images: int) -> float:
@@ -146,13 +177,9 @@ def each(
     order = sorted(range(len(items)), key=lambda i: -cost(items[i]))
     sizes = [size(item) if size else 0 for item in items]
     crew = _Crew(function, items, order, sizes, room)
-    before = torch.get_num_threads()
-    try:
-        with crew.at_work(workers):
-            for _ in track(crew.ends(), what, len(items)):
-                pass
-    finally:
-        torch.set_num_threads(before)  # PyTorch keeps the number set last for threads that begin later
+    with crew.at_work(workers):
+        for _ in track(crew.ends(), what, len(items)):
+            pass
     return crew.outcome()
 
 
@@ -222,7 +249,7 @@ class _Crew(Generic[T, R]):
         return [self.results[i] for i in range(len(self.items))]
 
     def _work(self) -> None:
-        torch.set_num_threads(1)  # of this thread
+        _set(1)
         with torch.set_grad_enabled(self.gradients):
             while (number := self._next()) is not None:
                 try:
