@@ -16,7 +16,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Generic, TypeVar
 
 import torch
@@ -158,6 +158,7 @@ def each(
     """Return ``[function(item) for item in items]``, computed by `allowed` threads side by side.
 
     Every item is computed on one thread, so that results do not depend on how many there are, or on which ends first.
+    Context variables are those of the caller, such as the packages that `sq.core.plugins.allowing` allows.
 
     Parameters
     ----------
@@ -203,7 +204,10 @@ class _Crew(Generic[T, R]):
     @contextmanager
     def at_work(self, workers: int) -> Iterator[None]:
         """Have `workers` threads for the block; those still at work when it is left by an exception are stopped."""
-        self.threads = [threading.Thread(target=self._work, name=f"sq-{i}", daemon=True) for i in range(workers)]
+        self.threads = [
+            threading.Thread(target=copy_context().run, args=(self._work,), name=f"sq-{i}", daemon=True)
+            for i in range(workers)
+        ]
         try:
             for thread in self.threads:
                 thread.start()
@@ -249,6 +253,7 @@ class _Crew(Generic[T, R]):
         return [self.results[i] for i in range(len(self.items))]
 
     def _work(self) -> None:
+        _allowed.set(None)  # what the caller may use is spent on the workers: within them, one thread each
         _set(1)
         with torch.set_grad_enabled(self.gradients):
             while (number := self._next()) is not None:

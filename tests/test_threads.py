@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sq import threads
+from sq.core import plugins
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,35 @@ def test_every_item_has_one_thread_and_the_gradient_mode_of_the_caller(workers):
         assert set(each(look, [1, 2, 3, 4], workers)) == {(1, 1, False)}
     with torch.enable_grad():
         assert set(each(look, [1, 2, 3, 4], workers)) == {(1, 1, True)}
+
+
+def test_workers_may_name_what_the_caller_allows_and_other_threads_may_not():
+    def look(_):
+        return plugins.is_allowed("numpy.load")
+
+    with plugins.allowing(["numpy"]):
+        for workers in (1, 3):
+            assert each(look, [1, 2, 3, 4], workers) == [True] * 4
+        assert in_new_thread(lambda: look(0)) is False
+    assert each(look, [1, 2], 2) == [False] * 2
+
+
+@pytest.mark.parametrize("block", [threads.phases, lambda: threads.use(1)])
+def test_workers_within_workers_are_none(block):
+    torch.set_num_threads(3)
+    with block():
+        assert threads.allowed() == 3
+        numbers = threads.each(nested, [1, 2, 3], "t", cost=lambda _: 1.0)
+    assert len({outer for outer, _, _ in numbers}) > 1
+    for outer, allowed, inner in numbers:
+        assert allowed == 1
+        assert set(inner) == {outer}
+
+
+def nested(_):
+    time.sleep(0.02)  # so that no worker takes all items
+    inner = threads.each(lambda _: threading.get_ident(), [1, 2, 3, 4], "t", cost=lambda _: 1.0)
+    return threading.get_ident(), threads.allowed(), inner
 
 
 def test_items_run_side_by_side():
