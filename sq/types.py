@@ -63,6 +63,7 @@ class Model:
     span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values
     rewritten: tuple[str, ...] = ()  # modules that are plain layers now, see `sq.network.plain_layers`
     refused: tuple[tuple[str, str], ...] = ()  # modules that could not be made plain layers, and why
+    folded: tuple[tuple[str, str], ...] = ()  # layer and BatchNorm that is in its weight now, see `sq.fold`
 
 
 @dataclass(frozen=True)
