@@ -1,10 +1,15 @@
 """Routed networks: each image goes to one of several experts, so that no image calls all layers."""
 
 import copy
+import inspect
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from cli_helpers import records, run
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -220,3 +225,46 @@ def test_pairs_that_are_none_are_not_folded():
     for pair in (("stem", "head"), ("experts.0.1", "experts.0.1")):
         with pytest.raises(ValueError, match="cannot be folded into"):
             fold.again(net, [fold.Pair(*pair)])
+
+
+HEAD = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+EXPERTS = 3
+
+
+"""
+
+
+def test_packed_file_of_a_routed_network_is_folded_as_the_run_was(tmp_path, monkeypatch):
+    working = tmp_path / "cwd"
+    working.mkdir()
+    (working / "routednet.py").write_text(HEAD + inspect.getsource(Routed) + "\n\n" + inspect.getsource(expert))
+    net = with_statistics(Routed(False))
+    save_file(net.state_dict(), working / "net.safetensors")
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in range(5):
+            folder = working / "photos" / split / str(kind)
+            folder.mkdir(parents=True)
+            for number in range(3):  # dark, grey and bright
+                pixels = random.integers(0, 60, (6, 6, 3), dtype=np.uint8) + np.uint8(95 * number)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    words = ["plugins=[routednet]", "model=checkpoint", "model.constructor=routednet.Routed"]
+    words += ["model.arguments.empty=false", f"model.weights={working / 'net.safetensors'}"]
+    words += ["model.data.input_size=[3,6,6]", "dataset=image_folder", f"dataset.root={working / 'photos'}"]
+    words += ["calibration.images=15", "workers=0", "fold=true", "bits=8", "export=packed"]
+    done = run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    (made,) = records(tmp_path)
+    assert made["folded"] == {"folded": [f"experts.{number}.1" for number in range(EXPERTS)], "left": []}
+    assert made["export"]["figures"]["top1"] == made["results"]["top1"]
+    monkeypatch.chdir(working)
+    monkeypatch.syspath_prepend(str(working))
+    again = sq.load(tmp_path / "outputs" / made["export"]["file"], plugins=["routednet"])
+    assert all(isinstance(own[1], nn.Identity) for own in again.experts)
+    with torch.no_grad():
+        x = images()
+        assert float((again(x) - net(x)).norm() / net(x).norm()) < 0.05
