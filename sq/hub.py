@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sq.data import without_weights
 from sq.errors import SqError
-from sq.weights import Inert, load_into
+from sq.weights import Inert, load_into, standing_in
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
 PATIENCE = 30  # seconds without an answer
@@ -71,8 +71,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     SqError : the file holds no network, or cannot be read without running code
     """
     try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(Inert, name) for name in named]):
+        with standing_in(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
             stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
         # torch's own advice, to load with weights_only=False, is what must not be done.
