@@ -191,6 +191,23 @@ def _named(root: nn.Module) -> dict[str, nn.Module]:
     return {name.removeprefix("net").removeprefix("."): m for name, m in root.named_modules() if name}
 
 
+def _watch(
+    net: nn.Module,
+    x: Tensor,
+    modules: dict[str, nn.Module],
+    see: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
+) -> None:
+    """Run `net`, and call ``see(name, args, kwargs)`` before each of `modules` runs."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, args, named: see(name, args, named)
+
+    with ExitStack() as handles:
+        for name, module in modules.items():
+            handles.callback(module.register_forward_pre_hook(hook(name), with_kwargs=True).remove)
+        run(net, x)
+
+
 # Multi-head attention.
 
 
@@ -200,20 +217,11 @@ def _attention(root: nn.ModuleDict, x: Tensor) -> Iterator[_Change]:
         return
     joint: dict[str, bool] = {}
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            query, key, value = (
-                *args,
-                *(named[n] for n in ("query", "key", "value")[len(args) :]),
-            )[:3]
-            joint[name] = joint.get(name, True) and query is key and key is value
+    def look(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        query, key, value = (*args, *(named[n] for n in ("query", "key", "value")[len(args) :]))[:3]
+        joint[name] = joint.get(name, True) and query is key and key is value
 
-        return hook
-
-    with ExitStack() as watching:
-        for name, module in found.items():
-            watching.callback(module.register_forward_pre_hook(look(name), with_kwargs=True).remove)
-        run(root["net"], x)
+    _watch(root["net"], x, found, look)
     for name, module in found.items():
         assert isinstance(module, nn.MultiheadAttention)
         new = Attention(module, joint.get(name, True))
@@ -234,18 +242,12 @@ def _layers(root: nn.ModuleDict, x: Tensor) -> Iterator[_Change]:
     found = {name: module for name, module in found.items() if id(module) not in inside}
     given: dict[str, Tensor] = {}
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            fed = args[0] if args else named.get("input")
-            if isinstance(fed, Tensor) and fed.is_floating_point() and name not in given:
-                given[name] = fed.detach().clone()
+    def look(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        fed = args[0] if args else named.get("input")
+        if isinstance(fed, Tensor) and fed.is_floating_point() and name not in given:
+            given[name] = fed.detach().clone()
 
-        return hook
-
-    with ExitStack() as watching:
-        for name, module in found.items():
-            watching.callback(module.register_forward_pre_hook(look(name), with_kwargs=True).remove)
-        run(root["net"], x)
+    _watch(root["net"], x, found, look)
     for name, module in found.items():
         probe = given.get(name, equivalent.inputs_for(module, x))
         if probe is not None and (new := equivalent.of(module, probe)) is not None:
