@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Generic, TypeVar
 
@@ -73,7 +73,8 @@ def allowed() -> int:
 def _set(number: int) -> None:
     """Set the number of this thread; threads that begin later get what they would have got before.
 
-    That number can be read, and put back, by a thread alone that has just begun.
+    That number can be read, and put back, by a thread alone that has just begun. One that begins while this function
+    runs, less than a millisecond, may still get `number`.
     """
     if torch.get_num_threads() == number:
         return
@@ -85,15 +86,16 @@ def _set(number: int) -> None:
         changed.wait()
         torch.set_num_threads(later)
 
+    helper = threading.Thread(target=put_back, name="sq-number", daemon=True)
     with _setting:
-        helper = threading.Thread(target=put_back, name="sq-number", daemon=True)
-        helper.start()
         try:
+            helper.start()
             read.wait()
             torch.set_num_threads(number)
         finally:
             changed.set()
-            helper.join()
+            if helper.ident is not None:  # it was started
+                helper.join()
 
 
 @contextmanager
@@ -185,7 +187,7 @@ def each(
 
 
 class _Stopped(SystemExit):
-    """Raised in workers when nobody waits for them any more; a thread that ends by a `SystemExit` ends silently."""
+    """Raised in workers when nobody waits for them any more."""
 
 
 class _Crew(Generic[T, R]):
@@ -254,17 +256,21 @@ class _Crew(Generic[T, R]):
 
     def _work(self) -> None:
         _allowed.set(None)  # what the caller may use is spent on the workers: within them, one thread each
-        _set(1)
-        with torch.set_grad_enabled(self.gradients):
-            while (number := self._next()) is not None:
-                try:
-                    result = self.function(self.items[number])
-                except _Stopped:
-                    return
-                except BaseException as error:
-                    self._end(number, error=error)
-                else:
-                    self._end(number, result=result)
+        with suppress(_Stopped):
+            _set(1)
+            with torch.set_grad_enabled(self.gradients):
+                self._compute()
+
+    def _compute(self) -> None:
+        while (number := self._next()) is not None:
+            try:
+                result = self.function(self.items[number])
+            except _Stopped:
+                raise
+            except BaseException as error:
+                self._end(number, error=error)
+            else:
+                self._end(number, result=result)
 
     def _next(self) -> int | None:
         """Return the next item that fits into memory beside those being computed; None if there is nothing to do."""

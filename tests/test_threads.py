@@ -230,6 +230,7 @@ def test_threads_that_begin_within_a_block_have_the_number_of_outside():
 
 def each_number():
     def look(_):
+        time.sleep(0.05)  # until all workers have set their number
         return torch.get_num_threads(), in_new_thread(torch.get_num_threads)
 
     return threads.each(look, [1, 2, 3, 4], "t", cost=lambda _: 1.0)
