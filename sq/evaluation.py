@@ -143,8 +143,8 @@ def _compare_names(network: Sequence[str], dataset: Dataset) -> None:
     known, own = ({name.strip().casefold() for name in names} for names in (network, dataset.class_names))
     if known == own:
         say(
-            f"dataset {dataset.name} has the network's classes in another order ({detail}): figures will be wrong; list "
-            "them in the network's order"
+            f"dataset {dataset.name} has the network's classes in another order ({detail}): figures will be wrong; "
+            "list them in the network's order"
         )
     else:
         say(

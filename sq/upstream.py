@@ -59,12 +59,18 @@ def constant_calls(reference: nn.Module, every: Iterable[Layer], x: Tensor) -> d
     counts: dict[str, set[int]] = {name: set() for name in modules}
     with torch.no_grad():
         for part in images.split(x, None):
-            called: Counter[str] = Counter()
-            with hooks.feeding(modules, lambda name, module, x, called=called: called.update([name])):
-                forward(reference, part)
+            called = _calls(reference, modules, part)
             for name, numbers in counts.items():
                 numbers.add(called[name])
     return {name: numbers.pop() for name, numbers in counts.items() if len(numbers) == 1}
+
+
+def _calls(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> Counter[str]:
+    """Return how often each of `modules` is called in a pass of images `x`."""
+    called: Counter[str] = Counter()
+    with hooks.feeding(modules, lambda name, module, x: called.update([name])):
+        forward(net, x)
+    return called
 
 
 def collect(net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor, calls: int | None = None) -> Pair:

@@ -77,6 +77,11 @@ def test_loop_within_a_loop_shows_nothing(screen):
     assert "inner loop" not in screen.file.getvalue()
 
 
+def raise_within(loop):
+    for item in loop:
+        raise KeyError(item)
+
+
 def test_loops_after_one_that_failed_are_shown(screen):
     def failing():
         yield 1
@@ -85,8 +90,7 @@ def test_loops_after_one_that_failed_are_shown(screen):
     with pytest.raises(ValueError, match="in the items"):
         list(console.track(failing(), "failing items"))
     with pytest.raises(KeyError):
-        for _ in console.track([1, 2], "failing body"):
-            raise KeyError
+        raise_within(console.track([1, 2], "failing body"))
     loop = console.track([1, 2], "left alone")
     next(loop)
     loop.close()

@@ -121,8 +121,8 @@ def test_another_number_of_classes_is_refused_before_anything_runs(classes):
         (
             "abcd",
             "abce",
-            "dataset mine calls 1 of 4 classes otherwise than the network does (class 3 is e, the network's d): figures "
-            "are right only if they are the same\n",
+            "dataset mine calls 1 of 4 classes otherwise than the network does (class 3 is e, the network's d): "
+            "figures are right only if they are the same\n",
         ),
         (
             "abcd",

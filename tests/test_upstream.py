@@ -160,7 +160,9 @@ def test_layers_called_more_often_for_some_images_have_the_inputs_of_all_calls(n
     assert calls == {"head": 1} | ({"shared": 2} if set(numbers) == {2} else {})
     for layer in every:
         found = upstream.collect(net, reference, layer, x, calls.get(layer.name))
-        X, Y = (torch.cat([own for part in x.split(2) for own in fed(n, layer.name, part)], 2) for n in (reference, net))
+        X, Y = (
+            torch.cat([own for part in x.split(2) for own in fed(n, layer.name, part)], 2) for n in (reference, net)
+        )
         assert X.shape[2] == 2 * (sum(numbers) if layer.name == "shared" else 3)
         torch.testing.assert_close(found.H, 2 * Y @ Y.mT / X.shape[2])
         torch.testing.assert_close(found.C, 2 * X @ Y.mT / X.shape[2])
