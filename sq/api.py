@@ -99,9 +99,9 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
         copied = fused(copied, images[:1], "reparameterize=False")
     found, skipped = layers.find(copied)
     model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
-    model = plain_layers.settle(model, images[:1])
+    model = plain_layers.settle(model, images)
     if config["fold"]:
-        fold.fold(model.net, images[:1])
+        fold.fold(model.net, images[:1], images)
     whole = trace.settle(model, images)
     covered = coverage.of_model(whole, config["ends"], images[:1])
     count = len(images)

@@ -1,5 +1,6 @@
 """What a person sees while sq works: progress on standard error, so that standard output holds results only."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from typing import NoReturn, TypeVar
 
@@ -9,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sq.core import closed_pipe
 
 T = TypeVar("T")
-_busy = False  # a progress bar is there
+_bar = threading.Lock()  # held while a progress bar is there
 
 
 class Console(rich.console.Console):
@@ -30,17 +31,15 @@ if not out.is_terminal:
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield `items`, showing how far along it is while there is a terminal to show it on.
 
-    Inside another such loop nothing is shown: there is one place for it.
+    While another such loop goes on, around this one or in another thread, nothing is shown: there is one place for it.
     """
-    global _busy
-    if _busy:
+    if not _bar.acquire(blocking=False):
         yield from items
         return
-    _busy = True
     try:
         yield from _shown(items, what, total)
     finally:
-        _busy = False
+        _bar.release()
 
 
 def _shown(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sq import images as reading
 from sq import oom
+from sq.console import say
 from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.network.forward import forward
@@ -127,6 +128,28 @@ def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
         raise SqError(
             f"dataset {dataset.name} has {count}{names and f' ({names})'}, the network tells {known:,} apart: labels "
             f"would stand for other classes; {cure}, or choose a network of these classes"
+        )
+    _compare_names(model.classes, dataset)
+
+
+def _compare_names(network: Sequence[str], dataset: Dataset) -> None:
+    """Say so if the network calls its classes otherwise than `dataset` does; where either has no names, nothing."""
+    pairs = list(zip(network, dataset.class_names, strict=False))
+    other = [number for number, names in enumerate(pairs) if len({name.strip().casefold() for name in names}) > 1]
+    if not other:
+        return
+    shown = [f"class {n} is {pairs[n][1]}, the network's {pairs[n][0]}" for n in other[:SHOWN]]
+    detail = f"{'; '.join(shown)}{'; ...' if other[SHOWN:] else ''}"
+    known, own = ({name.strip().casefold() for name in names} for names in (network, dataset.class_names))
+    if known == own:
+        say(
+            f"dataset {dataset.name} has the network's classes in another order ({detail}): figures will be wrong; "
+            "list them in the network's order"
+        )
+    else:
+        say(
+            f"dataset {dataset.name} calls {len(other)} of {quantity(pairs, 'class')} otherwise than the network does "
+            f"({detail}): figures are right only if they are the same"
         )
 
 

@@ -20,27 +20,28 @@ from torch import Tensor, nn
 
 from sq.data import without_weights
 from sq.errors import SqError
-from sq.weights import Inert, load_into
+from sq.weights import Inert, load_into, standing_in
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
 PATIENCE = 30  # seconds without an answer
 
 
-def load_published(net: nn.Module, name: str) -> str:
-    """Copy the published weights of the network `name` into `net`; return the sha256 of the published file.
+def load_published(net: nn.Module, name: str) -> tuple[str, tuple[str, ...]]:
+    """Copy the published weights of the network `name` into `net`; return the file's sha256 and its `class_names`.
 
     Raises
     ------
     SqError : the file is not here yet and cannot be fetched; it is not what it should be
     """
     if without_weights():
-        return ""
+        return "", ()
     path = fetch(f"{name}.pt")
+    network = _network(path)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{name}.safetensors"
-        save_file(tensors(path), plain)
+        save_file(_tensors(network, path), plain)
         load_into(net, plain)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest(), class_names(network)
 
 
 def fetch(file: str) -> Path:
@@ -70,9 +71,23 @@ def tensors(path: Path) -> dict[str, Tensor]:
     ------
     SqError : the file holds no network, or cannot be read without running code
     """
+    return _tensors(_network(path), path)
+
+
+def class_names(network: Any) -> tuple[str, ...]:
+    """Return the names of a pickled network's classes in the order of its outputs, () where it does not tell them."""
+    names = network.state.get("names") if isinstance(network, Inert) else None
+    if isinstance(names, dict):
+        names = [names[number] for number in range(len(names))] if names.keys() == set(range(len(names))) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
+
+
+def _network(path: Path) -> Any:
+    """Return what the file at `path` pickles as its network, with stand-ins for all classes."""
     try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(Inert, name) for name in named]):
+        with standing_in(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
             stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
         # torch's own advice, to load with weights_only=False, is what must not be done.
@@ -80,7 +95,10 @@ def tensors(path: Path) -> dict[str, Tensor]:
         reason = (said or [type(error).__name__])[0]
         raise SqError(f"{path} cannot be read as published weights ({reason}): delete it, to fetch it again") from error
     stored = stored if isinstance(stored, dict) else {}
-    network = stored.get("ema") or stored.get("model")  # the moving average of training, where there is one
+    return stored.get("ema") or stored.get("model")  # the moving average of training, where there is one
+
+
+def _tensors(network: Any, path: Path) -> dict[str, Tensor]:
     found = _walk(network, "") if isinstance(network, Inert) else {}
     if not found:
         raise SqError(f"{path} holds no network under 'ema' or 'model': delete it, to fetch it again")

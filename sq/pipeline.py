@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,8 +45,9 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
         batch = replace(batch, x=to(batch.x, device))
-        model = plain_layers.settle(model, batch.x[:1])
-        folded = fold.fold(model.net, batch.x[:1]) if config["fold"] else None
+        model = plain_layers.settle(model, batch.x)
+        folded = fold.fold(model.net, batch.x[:1], batch.x) if config["fold"] else None
+        model = replace(model, folded=folded.pairs if folded else ())
         whole = trace.settle(model, batch.x)
         covered = coverage.of_model(whole, config["ends"], batch.x[:1])
     threads.set_for(threads.work(whole, images.together(model.input, size)))
@@ -81,4 +82,4 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         "peak_bytes": clock.peak_bytes(),
         "halved": dict(oom.halved),
     }
-    return made | {"expected": expected, "folded": folded and asdict(folded), "correction": done.correction} | spent
+    return made | {"expected": expected, "folded": folded and folded.record(), "correction": done.correction} | spent

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sq.errors import SqError
 from sq.network.forward import forward
+from sq.network.products import tensors
 from sq.sites import holders
 from sq.types import Layer
 
@@ -95,7 +96,7 @@ class Replay:
         call = _Call(module, self._next)
         self._calls.append(call)
         self._next += 1
-        given = [(tensor, tensor._version) for tensor in _tensors([*args, *named.values()])]
+        given = [(tensor, tensor._version) for tensor in tensors([*args, *named.values()])]
         result = forward(*args, **named)
         call.last = self._next - 1
         call.overwrites = any(tensor._version != version for tensor, version in given)
@@ -145,13 +146,3 @@ class Replay:
         self._next = self._calls[number].last + 1
         kept = self._kept[number]
         return kept.clone() if self._calls[number].overwritten else kept
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())

@@ -4,6 +4,10 @@ An operation on several threads ends when the slowest of them does. On cores sha
 for its turn, some milliseconds, so that an operation of a tenth of that takes many times as long as on one thread
 (results/LOG.md, 2026-12-01). Work that consists of many small operations is therefore not split operation by operation:
 each layer is one piece of work, with one thread, and several layers run side by side, which wait for nobody.
+
+PyTorch's number of threads belongs to the thread that sets it, but threads that begin later get the number that was set
+last by any of them. Here it is set for the calling thread alone: threads of the caller's that begin meanwhile have the
+number that they would have without sq, in whichever order blocks of several threads end.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from typing import Generic, TypeVar
 
 import torch
@@ -33,6 +37,7 @@ LARGE = 2**27
 STOPPING = 30.0  # seconds for running items to end after an interrupt; one long operation cannot be stopped within
 
 _allowed: ContextVar[int | None] = ContextVar("allowed", default=None)
+_setting = threading.Lock()
 
 
 class _Blas:
@@ -65,16 +70,44 @@ def allowed() -> int:
     return _allowed.get() or torch.get_num_threads()
 
 
+def _set(number: int) -> None:
+    """Set the number of this thread; threads that begin later get what they would have got before.
+
+    That number can be read, and put back, by a thread alone that has just begun. One that begins while this function
+    runs, less than a millisecond, may still get `number`.
+    """
+    if torch.get_num_threads() == number:
+        return
+    read, changed = threading.Event(), threading.Event()
+
+    def put_back() -> None:
+        later = torch.get_num_threads()
+        read.set()
+        changed.wait()
+        torch.set_num_threads(later)
+
+    helper = threading.Thread(target=put_back, name="sq-number", daemon=True)
+    with _setting:
+        try:
+            helper.start()
+            read.wait()
+            torch.set_num_threads(number)
+        finally:
+            changed.set()
+            if helper.ident is not None:  # it was started
+                helper.join()
+
+
 @contextmanager
 def use(number: int) -> Iterator[None]:
     """Run the block on `number` CPU threads, each operation."""
     before = torch.get_num_threads()
     token = _allowed.set(allowed())
-    torch.set_num_threads(number)
     try:
+        _set(number)
         yield
     finally:
-        torch.set_num_threads(before)
+        _set(before)
         _allowed.reset(token)
 
 
@@ -107,7 +140,7 @@ def for_product(work: float) -> Iterator[None]:
 
 def set_for(work: float) -> None:
     """Use all `allowed` threads from now on if operations of `work` multiply-adds are `LARGE`, else one."""
-    torch.set_num_threads(allowed() if work >= LARGE else 1)
+    _set(allowed() if work >= LARGE else 1)
 
 
 def work(model: Model, images: int) -> float:
@@ -127,6 +160,7 @@ def each(
     """Return ``[function(item) for item in items]``, computed by `allowed` threads side by side.
 
     Every item is computed on one thread, so that results do not depend on how many there are, or on which ends first.
+    Context variables are those of the caller, such as the packages that `sq.core.plugins.allowing` allows.
 
     Parameters
     ----------
@@ -146,18 +180,14 @@ def each(
     order = sorted(range(len(items)), key=lambda i: -cost(items[i]))
     sizes = [size(item) if size else 0 for item in items]
     crew = _Crew(function, items, order, sizes, room)
-    before = torch.get_num_threads()
-    try:
-        with crew.at_work(workers):
-            for _ in track(crew.ends(), what, len(items)):
-                pass
-    finally:
-        torch.set_num_threads(before)  # PyTorch keeps the number set last for threads that begin later
+    with crew.at_work(workers):
+        for _ in track(crew.ends(), what, len(items)):
+            pass
     return crew.outcome()
 
 
 class _Stopped(SystemExit):
-    """Raised in workers when nobody waits for them any more; a thread that ends by a `SystemExit` ends silently."""
+    """Raised in workers when nobody waits for them any more."""
 
 
 class _Crew(Generic[T, R]):
@@ -176,7 +206,10 @@ class _Crew(Generic[T, R]):
     @contextmanager
     def at_work(self, workers: int) -> Iterator[None]:
         """Have `workers` threads for the block; those still at work when it is left by an exception are stopped."""
-        self.threads = [threading.Thread(target=self._work, name=f"sq-{i}", daemon=True) for i in range(workers)]
+        self.threads = [
+            threading.Thread(target=copy_context().run, args=(self._work,), name=f"sq-{i}", daemon=True)
+            for i in range(workers)
+        ]
         try:
             for thread in self.threads:
                 thread.start()
@@ -222,17 +255,22 @@ class _Crew(Generic[T, R]):
         return [self.results[i] for i in range(len(self.items))]
 
     def _work(self) -> None:
-        torch.set_num_threads(1)  # of this thread
-        with torch.set_grad_enabled(self.gradients):
-            while (number := self._next()) is not None:
-                try:
-                    result = self.function(self.items[number])
-                except _Stopped:
-                    return
-                except BaseException as error:
-                    self._end(number, error=error)
-                else:
-                    self._end(number, result=result)
+        _allowed.set(None)  # what the caller may use is spent on the workers: within them, one thread each
+        with suppress(_Stopped):
+            _set(1)
+            with torch.set_grad_enabled(self.gradients):
+                self._compute()
+
+    def _compute(self) -> None:
+        while (number := self._next()) is not None:
+            try:
+                result = self.function(self.items[number])
+            except _Stopped:
+                raise
+            except BaseException as error:
+                self._end(number, error=error)
+            else:
+                self._end(number, result=result)
 
     def _next(self) -> int | None:
         """Return the next item that fits into memory beside those being computed; None if there is nothing to do."""

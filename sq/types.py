@@ -61,7 +61,10 @@ class Model:
     decode: Decode | None = None  # of a detector
     ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
     span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values
+    classes: tuple[str, ...] = ()  # names, in the order of its outputs, where the checkpoint tells them
     rewritten: tuple[str, ...] = ()  # modules that are plain layers now, see `sq.network.plain_layers`
+    refused: tuple[tuple[str, str], ...] = ()  # modules that could not be made plain layers, and why
+    folded: tuple[tuple[str, str], ...] = ()  # layer and BatchNorm that is in its weight now, see `sq.fold`
 
 
 @dataclass(frozen=True)

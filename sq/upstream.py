@@ -7,6 +7,8 @@ for W* = W C H^-1: ||W X - Q X^||^2 = (W* - Q) H (W* - Q)^T + const. So no solve
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -48,22 +50,50 @@ class Pair:
         return max(whole - 2 * mixed + own, 0.0) / whole if whole > 0 else 0.0
 
 
-def collect(net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor) -> Pair:
-    """Run images `x` (B, ...) through both networks, side by side, up to `layer`, and return its pair.
+def constant_calls(reference: nn.Module, every: Iterable[Layer], x: Tensor) -> dict[str, int]:
+    """Return how often each layer is called for a part of images `x` (B, ...), where that is the same for all parts.
+
+    A router, or a loop that goes by the images, may call a layer more often for some: it is left out.
+    """
+    modules = {layer.name: reference.get_submodule(layer.name) for layer in every}
+    counts: dict[str, set[int]] = {name: set() for name in modules}
+    with torch.no_grad():
+        for part in images.split(x, None):
+            called = _calls(reference, modules, part)
+            for name, numbers in counts.items():
+                numbers.add(called[name])
+    return {name: numbers.pop() for name, numbers in counts.items() if len(numbers) == 1}
+
+
+def _calls(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> Counter[str]:
+    """Return how often each of `modules` is called in a pass of images `x`."""
+    called: Counter[str] = Counter()
+    with hooks.feeding(modules, lambda name, module, x: called.update([name])):
+        forward(net, x)
+    return called
+
+
+def collect(net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor, calls: int | None = None) -> Pair:
+    """Run images `x` (B, ...) through both networks, side by side, and return the pair of `layer`.
 
     One layer at a time: were two that feed each other solved for the same inputs, both would make up for the same
     error.
+
+    Parameters
+    ----------
+    calls : of the layer for each part of `x`, see `constant_calls`: after the first part, the networks are run only
+        until it has been called so often; None runs them to their ends
 
     Raises
     ------
     SqError : the layer's inputs hold NaN or infinity, or the networks call it differently often
     """
     total = _Sum(layer, x.device)
-    calls: int | None = None  # known after the first images
     with torch.no_grad():
-        for part in images.split(x, None):
-            wanted = _fed(reference, layer.name, part, calls)
-            found = _fed(net, layer.name, part, calls)
+        for number, part in enumerate(images.split(x, None)):
+            last = calls if number else None  # once, both are seen to call it equally often
+            wanted = _fed(reference, layer.name, part, last)
+            found = _fed(net, layer.name, part, last)
             if [own.shape for own in wanted] != [own.shape for own in found]:
                 raise SqError(
                     f"layer {layer.name} is called differently once layers before it are quantized: use "
@@ -72,7 +102,6 @@ def collect(net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor) -> Pa
             for own in zip(wanted, found, strict=True):
                 if own[0].numel():  # a router may call an expert that gets nothing
                     total.add(*own)
-            calls = len(wanted)
     return total.finish()
 
 

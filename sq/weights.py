@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ BYSTANDERS = re.compile(
 )
 
 
+_reading = threading.RLock()  # what torch.load may read, and which warnings are shown, is one state for all threads
+
+
 class Inert:
     """Stands in for a class or function of a pickle: keeps the state it is given, does nothing."""
 
@@ -43,6 +48,22 @@ class Inert:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
+
+
+@contextmanager
+def standing_in(names: Iterable[str]) -> Iterator[None]:
+    """Have `torch.load` read an `Inert` for each class or function of these `names`, in the block alone.
+
+    One thread at a time: the first of two to end would take away what the second still needs. Threads of others that
+    load a file meanwhile are given stand-ins too, so nothing is changed where there are no names.
+    """
+    harmless: list[Any] = [(Inert, name) for name in names]
+    with _reading:
+        if not harmless:
+            yield
+            return
+        with torch.serialization.safe_globals(harmless):
+            yield
 
 
 @dataclass(frozen=True)
@@ -142,10 +163,10 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _torch(path: Path) -> Any:
     try:
         # A pickle can hold code: it is never run. Of what is known to stand beside tensors, nothing is wanted.
-        with path.open("rb") as stream, warnings.catch_warnings():  # a stream: of a path, the suffix would decide
+        # A stream: of a path, the suffix would decide.
+        with _reading, path.open("rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sparse and of quantized tensors
-            harmless: list[Any] = [(Inert, name) for name in _named(path) if BYSTANDERS.fullmatch(name)]
-            with torch.serialization.safe_globals(harmless):
+            with standing_in(name for name in _named(path) if BYSTANDERS.fullmatch(name)):
                 return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
         text = str(error)

@@ -1,6 +1,7 @@
 """What is shown is shown as it is: causes hold brackets and colons, which mean nothing here."""
 
 import io
+import threading
 
 import pytest
 from rich.console import Console
@@ -33,3 +34,77 @@ def test_progress_bar_shows_its_description_as_it_is(what, monkeypatch):
     monkeypatch.setattr(console, "err", screen)
     assert list(console.track([1, 2], what)) == [1, 2]
     assert what in screen.file.getvalue()
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    screen = Console(force_terminal=True, file=io.StringIO(), width=200)
+    monkeypatch.setattr(console, "err", screen)
+    return screen
+
+
+def test_loops_of_two_threads_share_the_one_place_for_a_bar(screen):
+    together = threading.Barrier(2)
+    results, errors = {}, []
+
+    def items():
+        for number in range(3):
+            together.wait(20)  # both are in their loops
+            yield number
+
+    def loop(what):
+        try:
+            results[what] = list(console.track(items(), what, 3))
+        except BaseException as error:
+            errors.append(error)
+
+    for _ in range(10):
+        results.clear()
+        crew = [threading.Thread(target=loop, args=(what,)) for what in ("left loop", "right loop")]
+        for thread in crew:
+            thread.start()
+        for thread in crew:
+            thread.join(60)
+        assert errors == []
+        assert results == {"left loop": [0, 1, 2], "right loop": [0, 1, 2]}
+    assert list(console.track([1], "later loop")) == [1]
+    assert "later loop" in screen.file.getvalue()
+
+
+def test_loop_within_a_loop_shows_nothing(screen):
+    assert [list(console.track([1, 2], "inner loop")) for _ in console.track([1, 2], "outer loop")] == [[1, 2]] * 2
+    assert "outer loop" in screen.file.getvalue()
+    assert "inner loop" not in screen.file.getvalue()
+
+
+def raise_within(loop):
+    for item in loop:
+        raise KeyError(item)
+
+
+def test_loops_after_one_that_failed_are_shown(screen):
+    def failing():
+        yield 1
+        raise ValueError("in the items")
+
+    with pytest.raises(ValueError, match="in the items"):
+        list(console.track(failing(), "failing items"))
+    with pytest.raises(KeyError):
+        raise_within(console.track([1, 2], "failing body"))
+    loop = console.track([1, 2], "left alone")
+    next(loop)
+    loop.close()
+    assert list(console.track([1], "shown again")) == [1]
+    assert "shown again" in screen.file.getvalue()
+
+
+def test_loop_begun_in_one_thread_may_end_in_another(screen):
+    loop = console.track([1, 2], "moved loop")
+    assert next(loop) == 1
+    rest = []
+    thread = threading.Thread(target=lambda: rest.extend(loop))
+    thread.start()
+    thread.join(20)
+    assert rest == [2]
+    assert list(console.track([1], "shown again")) == [1]
+    assert "shown again" in screen.file.getvalue()

@@ -105,6 +105,39 @@ def test_another_number_of_classes_is_refused_before_anything_runs(classes):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("network", "dataset", "says"),
+    [
+        ("abcd", "abcd", ""),
+        (["A ", "b", "c", "d"], "abcd", ""),
+        ("", "abcd", ""),
+        ("abcd", "", ""),
+        (
+            "abcd",
+            "abdc",
+            "dataset mine has the network's classes in another order (class 2 is d, the network's c; class 3 is c, the "
+            "network's d): figures will be wrong; list them in the network's order\n",
+        ),
+        (
+            "abcd",
+            "abce",
+            "dataset mine calls 1 of 4 classes otherwise than the network does (class 3 is e, the network's d): "
+            "figures are right only if they are the same\n",
+        ),
+        (
+            "abcd",
+            "bcde",
+            "dataset mine calls 4 of 4 classes otherwise than the network does (class 0 is b, the network's a; class 1 "
+            "is c, the network's b; class 2 is d, the network's c; ...): figures are right only if they are the same\n",
+        ),
+    ],
+)
+def test_names_of_classes_are_compared(network, dataset, says, capsys):
+    model = Model(nn.Flatten(), [], (1, 2, 2), "", prepare, classes=tuple(network))
+    evaluation.check_classes(model, labelled(4, tuple(dataset)), torch.device("cpu"))
+    assert capsys.readouterr().err == says
+
+
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_another_number_of_classes_than_a_detector_s(classes):
     def decode(raw):

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import threading
 from functools import partial
@@ -99,9 +100,27 @@ def test_file_that_holds_no_network(path, write, says):
 def test_weights_fill_the_network_and_widen(path):
     net = nn.Linear(1, 1)
     torch.save({"model": nn.Linear(1, 1).half()}, path)
-    hub.load_published(net, "net")
+    assert hub.load_published(net, "net") == (hashlib.sha256(path.read_bytes()).hexdigest(), ())
     assert net.weight.dtype == torch.float32
     assert torch.equal(net.weight, hub.tensors(path)["weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ({0: "cat", 1: "dog"}, ("cat", "dog")),
+        ({1: "dog", 0: "cat"}, ("cat", "dog")),
+        (["cat", "dog"], ("cat", "dog")),
+        ({1: "cat", 2: "dog"}, ()),
+        ([1, 2], ()),
+        ("cat", ()),
+    ],
+)
+def test_names_of_classes_are_in_the_order_of_outputs(names, wanted, path):
+    net = nn.Linear(1, 1)
+    net.names = names
+    torch.save({"model": net}, path)
+    assert hub.load_published(nn.Linear(1, 1), "net")[1] == wanted
 
 
 def test_code_in_a_published_file_is_not_run(path):

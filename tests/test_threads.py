@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sq import threads
+from sq.core import plugins
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,35 @@ def test_every_item_has_one_thread_and_the_gradient_mode_of_the_caller(workers):
         assert set(each(look, [1, 2, 3, 4], workers)) == {(1, 1, False)}
     with torch.enable_grad():
         assert set(each(look, [1, 2, 3, 4], workers)) == {(1, 1, True)}
+
+
+def test_workers_may_name_what_the_caller_allows_and_other_threads_may_not():
+    def look(_):
+        return plugins.is_allowed("numpy.load")
+
+    with plugins.allowing(["numpy"]):
+        for workers in (1, 3):
+            assert each(look, [1, 2, 3, 4], workers) == [True] * 4
+        assert in_new_thread(lambda: look(0)) is False
+    assert each(look, [1, 2], 2) == [False] * 2
+
+
+@pytest.mark.parametrize("block", [threads.phases, lambda: threads.use(1)])
+def test_workers_within_workers_are_none(block):
+    torch.set_num_threads(3)
+    with block():
+        assert threads.allowed() == 3
+        numbers = threads.each(nested, [1, 2, 3], "t", cost=lambda _: 1.0)
+    assert len({outer for outer, _, _ in numbers}) > 1
+    for outer, allowed, inner in numbers:
+        assert allowed == 1
+        assert set(inner) == {outer}
+
+
+def nested(_):
+    time.sleep(0.02)  # so that no worker takes all items
+    inner = threads.each(lambda _: threading.get_ident(), [1, 2, 3, 4], "t", cost=lambda _: 1.0)
+    return threading.get_ident(), threads.allowed(), inner
 
 
 def test_items_run_side_by_side():
@@ -176,3 +206,120 @@ def test_phases_side_by_side_restore_what_numpy_had():
     env = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], env=env, capture_output=True, text=True, timeout=100)
     assert done.stdout.startswith("True True"), done.stdout + done.stderr
+
+
+def in_new_thread(function):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join(20)
+    return results[0]
+
+
+def test_threads_that_begin_within_a_block_have_the_number_of_outside():
+    torch.set_num_threads(3)
+    with threads.use(1):
+        assert torch.get_num_threads() == 1
+        assert in_new_thread(torch.get_num_threads) == 3
+        threads.set_for(threads.LARGE)
+        assert (torch.get_num_threads(), in_new_thread(torch.get_num_threads)) == (3, 3)
+        numbers = each_number()
+        assert numbers == [(1, 3)] * 4
+    assert (torch.get_num_threads(), in_new_thread(torch.get_num_threads)) == (3, 3)
+
+
+def each_number():
+    def look(_):
+        time.sleep(0.05)  # until all workers have set their number
+        return torch.get_num_threads(), in_new_thread(torch.get_num_threads)
+
+    return threads.each(look, [1, 2, 3, 4], "t", cost=lambda _: 1.0)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_blocks_side_by_side_end_in_any_order(first):
+    torch.set_num_threads(3)
+    begun, ends, after = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)], {}
+
+    def work(number):
+        with threads.use(number + 1):
+            begun[number].set()
+            ends[number].wait(20)
+        after[number] = torch.get_num_threads()
+
+    crew = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for number, thread in enumerate(crew):  # the second begins while the first is within its block
+        thread.start()
+        begun[number].wait(20)
+    for number in (first, 1 - first):
+        ends[number].set()
+        crew[number].join(20)
+    assert after == {0: 3, 1: 3}
+    assert (torch.get_num_threads(), in_new_thread(torch.get_num_threads)) == (3, 3)
+
+
+TWO_CALLS = """
+import threading
+
+import torch
+from torch import nn
+
+import sq
+
+inside, begun = threading.Event(), threading.Event()
+
+
+class First(nn.Sequential):
+    def forward(self, x):
+        if first_waits and torch.get_num_threads() == 1:  # within sq
+            inside.set()
+            begun.wait(60)
+        return super().forward(x)
+
+
+class Second(nn.Sequential):
+    def forward(self, x):
+        begun.set()
+        return super().forward(x)
+
+
+def network(kind):
+    torch.manual_seed(0)
+    return kind(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 5))
+
+
+def quantize(kind):
+    made[kind] = sq.quantize(networks[kind], x, "activation=mse", quantizer="sensiquant", bits=4).state_dict()
+    numbers.append(torch.get_num_threads())
+
+
+def begin(kind):
+    if kind is Second:
+        inside.wait(60)
+    quantize(kind)
+
+
+x = torch.randn(16, 3, 8, 8)
+networks = {kind: network(kind) for kind in (First, Second)}
+made, numbers, first_waits = {}, [], False
+for kind in networks:
+    quantize(kind)
+alone, made, first_waits = made, {}, True
+begun.clear()
+crew = [threading.Thread(target=begin, args=(kind,)) for kind in networks]
+for thread in crew:
+    thread.start()
+for thread in crew:
+    thread.join(100)
+later = threading.Thread(target=lambda: numbers.append(torch.get_num_threads()))
+later.start()
+later.join()
+same = [torch.equal(value, made[kind][name]) for kind in networks for name, value in alone[kind].items()]
+print(inside.is_set(), begun.is_set(), set(numbers), len(numbers), all(same), len(same) > 10)
+"""
+
+
+def test_two_calls_at_a_time_leave_the_number_and_return_what_they_return_alone():
+    env = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", TWO_CALLS], env=env, capture_output=True, text=True, timeout=200)
+    assert done.stdout.startswith("True True {2} 5 True True"), done.stdout + done.stderr

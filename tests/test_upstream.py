@@ -5,13 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cli_helpers import compose
 from tolerances import assert_near, assert_within, of_gram, of_solve
 from torch import nn
 
 from sq import layers, statistics, trace, upstream
+from sq.build import build
 from sq.errors import SqError
-from sq.samples import Batch
-from sq.types import Model
+from sq.samples import Batch, Calibration
+from sq.types import Model, Problem
 
 DEPTH = 100  # products in a sum of the layers before, at most: of what rounding does to inputs
 
@@ -122,11 +124,69 @@ def test_several_batches_stop_early_and_give_the_same(monkeypatch):
     calls = []
     net.last.register_forward_hook(lambda *_: calls.append(1))
     monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 4 * 60)
-    parts = upstream.collect(net, reference, layer, x)
+    known = upstream.constant_calls(reference, [layer], x)
+    assert known == {layer.name: 2}
+    parts = upstream.collect(net, reference, layer, x, known[layer.name])
     bound = 2 * of_gram(whole.H, whole.H, len(x) * 30, torch.float32, DEPTH)  # C is of the same size
     assert_within(parts.H, whole.H, bound)
     assert_within(parts.C, whole.C, bound)
     assert len(calls) == 1, "once it is known how often the layer is called, the rest of the network is not run"
+
+
+class Looping(nn.Module):
+    """Calls its layers as often as the first value of the images says, and once more for those after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        for _ in range(int(x[0, 0])):
+            x = self.shared(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("numbers", [(1, 3, 2), (3, 1, 1), (0, 2, 1), (2, 2, 2)])
+def test_layers_called_more_often_for_some_images_have_the_inputs_of_all_calls(numbers, monkeypatch):
+    torch.manual_seed(3)
+    monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 2 * 4)  # parts of two images
+    reference = Looping().double().eval()
+    net = copy.deepcopy(reference)
+    net.shared.weight.data = net.shared.weight.data.mul(8).round().div(8)
+    x = torch.randn(2 * len(numbers), 4, dtype=torch.float64)
+    x[::2, 0] = torch.tensor(numbers)
+    every, _ = layers.find(reference)
+    calls = upstream.constant_calls(reference, every, x)
+    assert calls == {"head": 1} | ({"shared": 2} if set(numbers) == {2} else {})
+    for layer in every:
+        found = upstream.collect(net, reference, layer, x, calls.get(layer.name))
+        X, Y = (
+            torch.cat([own for part in x.split(2) for own in fed(n, layer.name, part)], 2) for n in (reference, net)
+        )
+        assert X.shape[2] == 2 * (sum(numbers) if layer.name == "shared" else 3)
+        torch.testing.assert_close(found.H, 2 * Y @ Y.mT / X.shape[2])
+        torch.testing.assert_close(found.C, 2 * X @ Y.mT / X.shape[2])
+
+
+@pytest.mark.parametrize("numbers", [(1, 3, 2), (2, 2, 2)])
+def test_layers_are_solved_for_all_their_calls(numbers, monkeypatch):
+    torch.manual_seed(4)
+    x = torch.randn(6, 4)
+    x[::2, 0] = torch.tensor(numbers)
+    net = Looping().eval()
+    monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 2 * 4)  # parts of two images
+    found, skipped = layers.find(net)
+    model = trace.settle(Model(net, found, (4,), "", None, skipped), x)
+    batch = Calibration(x, torch.zeros(6), [str(i) for i in range(6)], inputs="quantized")
+    collected = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
+    config = compose("quantizer=gptq", "bits=3")[0]
+    quantize, fit = build(config["quantizer"], "quantizer"), build(config["grid"], "grid")
+    made = quantize(Problem(model, batch, collected, fit, {layer.name: 3 for layer in model.layers}))
+    X = torch.cat([own[0] for part in x.split(2) for own in fed(net, "shared", part)], 1).double()
+    assert X.shape[1] == 2 * sum(numbers)
+    W, Q = (own.shared.weight.detach().double() for own in (net, made.net))
+    error = float(((W - Q) @ X).square().sum() / (W @ X).square().sum())
+    assert made.layers["shared"].report["relative_error"] == pytest.approx(error, rel=1e-3)
 
 
 class Changing(nn.Module):

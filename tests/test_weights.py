@@ -1,6 +1,10 @@
 """Checkpoints as people have them: where in the file the weights are, what their names begin with, what they hold."""
 
 import argparse
+import pickle
+import threading
+import time
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -138,6 +142,67 @@ def test_bystanders_of_training_scripts_are_not_run_and_not_in_the_way(tmp_path)
         "curve": np.arange(3.0),
     }
     assert same(loaded(stored, tmp_path / "net.pth.tar"))
+
+
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """Have each `torch.load` wait until two are at it, or a while; the second ends after the first."""
+    real, within, first_ended = torch.load, [], threading.Event()
+    both = threading.Event()
+
+    def load(*args, **named):
+        within.append(threading.get_ident())
+        if len(within) == 1:
+            both.wait(0.5)
+            try:
+                return real(*args, **named)
+            finally:
+                first_ended.set()
+        both.set()
+        first_ended.wait(20)
+        time.sleep(0.2)  # for the first to leave what it has entered
+        return real(*args, **named)
+
+    monkeypatch.setattr(torch, "load", load)
+
+
+def test_two_threads_read_checkpoints_with_bystanders_and_leave_all_as_it_was(side_by_side, tmp_path):
+    paths = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    for path in paths:
+        torch.save({"model": STORED.state_dict(), "args": argparse.Namespace(lr=0.1)}, path)
+    before, filters = set(torch.serialization.get_safe_globals()), list(warnings.filters)
+    nets, errors = [network(3), network(4)], []
+
+    def load(net, path):
+        try:
+            load_into(net, path)
+        except SqError as error:
+            errors.append(error)
+
+    crew = [threading.Thread(target=load, args=pair) for pair in zip(nets, paths, strict=True)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join(60)
+    assert errors == []
+    assert all(same(net) for net in nets)
+    assert set(torch.serialization.get_safe_globals()) == before
+    assert warnings.filters == filters
+
+
+def test_nothing_is_allowed_any_more_after_a_damaged_checkpoint(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save({"model": STORED.state_dict(), "args": argparse.Namespace(lr=0.1), "more": FailingToLoad()}, path)
+    before = set(torch.serialization.get_safe_globals())
+    with pytest.raises(SqError, match="holds more than tensors"):
+        load_into(network(3), path)
+    assert set(torch.serialization.get_safe_globals()) == before
+    with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
+        torch.load(path, weights_only=True)
+
+
+class FailingToLoad:
+    pass
 
 
 def test_whole_network_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,37 @@ def _value(entry: Mapping[str, Any], name: str, what: str, file: Path) -> Any:
     return entry[name]
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """Entries that have ids: what they are called, what their ids may be, and what they are named by."""
+
+    singular: str
+    plural: str
+    types: tuple[type, ...]
+    allowed: str
+    label: str
+
+
+CATEGORY = _Kind("category", "categories", (int,), "whole number", "name")
+IMAGE = _Kind("image", "images", (int, str), "number or text", "file_name")
+
+
+def _check_ids(entries: Sequence[Mapping[str, Any]], kind: _Kind, file: Path) -> None:
+    """Raise an `SqError` if an entry has no id, one of a wrong type, or that of another entry."""
+    ids = [_value(entry, "id", f"{kind.singular} {n}", file) for n, entry in enumerate(entries, 1)]
+    if wrong := [key for key in ids if not isinstance(key, kind.types)]:
+        raise _refusal(file, f"{wrong[0]!r} is no {kind.allowed}, as ids of {kind.plural} are")
+    if twice := [key for key, count in Counter(ids).items() if count > 1]:
+        own = [str(entry.get(kind.label)) for entry in entries if entry["id"] == twice[0]]
+        raise SqError(
+            f"{file}: the {kind.plural} {', '.join(own[:SHOWN])} have one id, {twice[0]}: their objects cannot be told "
+            f"apart; give each {kind.singular} an id of its own"
+        )
+
+
 def _categories(entries: Sequence[Mapping[str, Any]], file: Path) -> tuple[dict[Any, int], list[str]]:
     """Return the class of each category id, counted from 0 in the order of the ids, and the names of the classes."""
-    ids = [_value(entry, "id", f"category {n}", file) for n, entry in enumerate(entries, 1)]
-    if wrong := [key for key in ids if not isinstance(key, int)]:
-        raise _refusal(file, f"{wrong[0]!r} is no whole number, as ids of categories are")
-    if twice := [key for key, count in Counter(ids).items() if count > 1]:
-        own = [str(entry.get("name")) for entry in entries if entry["id"] == twice[0]]
-        raise SqError(
-            f"{file}: the categories {', '.join(own[:SHOWN])} have one id, {twice[0]}: their objects cannot be told "
-            "apart; give each category an id of its own"
-        )
+    _check_ids(entries, CATEGORY, file)
     ordered = sorted(entries, key=lambda entry: entry["id"])
     index = {entry["id"]: k for k, entry in enumerate(ordered)}
     return index, [str(entry.get("name", entry["id"])) for entry in ordered]
@@ -98,15 +119,7 @@ def _images(entries: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any
     """Return the entries of images sorted by file name."""
     if not entries:
         raise SqError(f"{file} names no images: use COCO's instances_*.json")
-    ids = [_value(entry, "id", f"image {n}", file) for n, entry in enumerate(entries, 1)]
-    if wrong := [key for key in ids if not isinstance(key, int | str)]:
-        raise _refusal(file, f"{wrong[0]!r} is no number or text, as ids of images are")
-    if twice := [key for key, count in Counter(ids).items() if count > 1]:
-        own = [str(entry.get("file_name")) for entry in entries if entry["id"] == twice[0]]
-        raise SqError(
-            f"{file}: {', '.join(own[:SHOWN])} have one image id, {twice[0]}: their objects cannot be told apart; "
-            "give each image an id of its own"
-        )
+    _check_ids(entries, IMAGE, file)
     return sorted(entries, key=lambda entry: str(_value(entry, "file_name", f"image {entry['id']}", file)))
 
 

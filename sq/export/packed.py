@@ -45,8 +45,8 @@ def write(done: Finished) -> dict[str, Any]:
     named = {layer.name: done.quantized.layers[layer.name] for layer in done.problem.model.layers}
     held = put(out, done.quantized.net, named)
     config = {name: value for name, value in done.config.items() if name not in record.BOOKKEEPING}
-    rewritten = list(done.whole.rewritten)
-    layout = {"key": record.key(done.config), "config": config, "rewritten": rewritten, **held}
+    whole = {"rewritten": list(done.whole.rewritten), "folded": [list(pair) for pair in done.whole.folded]}
+    layout = {"key": record.key(done.config), "config": config, **whole, **held}
     with done.written(file) as part:
         container.write(part, layout, out.tensors())
         return {"format": "packed", "file": done.name(file)} | _verify(done, part)
@@ -95,11 +95,14 @@ def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.
         net = copies.channels_last(model.net).requires_grad_(False)
         x = torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0))
         if rewritten := layout.get("rewritten"):  # earlier files have networks as they were built
-            model = plain_layers.settle(model, x)
+            # The run compared outputs on images; no other changes are made here.
+            model = plain_layers.settle(model, x, rewritten)
             net = model.net.requires_grad_(False)
             if [*model.rewritten] != rewritten:
                 raise ValueError(f"other modules are plain layers: {', '.join({*model.rewritten} ^ {*rewritten})}")
-        if config["fold"]:
+        if config["fold"] and "folded" in layout:
+            fold.again(net, [fold.Pair(*names) for names in layout["folded"]])
+        elif config["fold"]:  # an earlier file: what one image reaches was folded
             fold.fold(net, x)
         fill(net, layout, Reader(tensors))
     except plugins.NotAllowed as error:

@@ -144,8 +144,7 @@ def _descend(theta: Tensor, s: int, seen: _Magnitudes, iterations: int, rate: fl
 
 def _expanded(y: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Return what `expanded` does, for levels at `y` inside, and what takes a derivative by them to that by `theta`."""
-    kept = torch.from_numpy(theta).softmax(0)
-    shares = kept.numpy()
+    shares = torch.from_numpy(theta).softmax(0).numpy()
     starts = shares.cumsum() - shares
     k = starts.searchsorted(y, side="right") - 1
     within = (y - starts[k]) / shares[k]
@@ -156,7 +155,7 @@ def _expanded(y: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, Callable[[n
         by_start = np.bincount(k, -by_within / shares[k], minlength=len(theta))
         by_share = np.bincount(k, -by_within * (within / shares[k]), minlength=len(theta)) - by_start
         by_share += by_start[::-1].cumsum()[::-1]  # a share moves the starts of all intervals behind it
-        return torch._softmax_backward_data(torch.from_numpy(by_share), kept, 0, torch.float64).numpy()
+        return shares * (by_share - (by_share * shares).sum())
 
     return above, to_theta
 

@@ -115,13 +115,25 @@ def load(
     yolo.check_side(image)
     path = None if weights is None else find(weights, "model.weights")
     net = YOLO(name).eval()
-    checkpoint = hub.load_published(net, name) if path is None else load_into(net, path)
+    checkpoint, classes = hub.load_published(net, name) if path is None else (load_into(net, path), ())
     _drop_bins(net.model[-1], path)
     found, skipped = layers.find(net)
     last = [f"model.{len(net.model) - 1}.{kind}.{i}.2" for kind in ("cv2", "cv3") for i in range(len(yolo.STRIDES))]
     prepare, decoder = partial(yolo.prepare, size=image), partial(decode, **_rows(image))
     ends = (found[0].name, *last)
-    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends, yolo.SPAN)
+    return Model(
+        net,
+        found,
+        (3, image, image),
+        checkpoint,
+        prepare,
+        skipped,
+        expected or {},
+        decoder,
+        ends,
+        yolo.SPAN,
+        classes,
+    )
 
 
 def _drop_bins(head: Any, path: Path | None) -> None:

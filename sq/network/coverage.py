@@ -8,7 +8,7 @@ its module is called.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -146,6 +146,7 @@ class Coverage:
     quantized: int
     left_out: tuple[LeftOut, ...] = ()
     rewritten: tuple[str, ...] = ()  # modules that were rewritten to be quantized: ``name (what)``
+    refused: tuple[str, ...] = ()  # modules of what is left out that could not be: ``name (reason)``
 
     @property
     def share(self) -> float:
@@ -173,6 +174,7 @@ class Coverage:
         lists = {
             "left_out": [asdict(own) for own in self.left_out],
             "rewritten": list(self.rewritten),
+            "refused": list(self.refused),
         }
         return {"weights": self.weights, "quantized": self.quantized, "share": self.share, **lists}
 
@@ -189,11 +191,24 @@ def of_model(whole: Model, policy: str, x: Tensor) -> Coverage:
     names = {layer.name for layer in layers}
     kept = [layer for layer in whole.layers if layer.name not in names]
     covered = measure(whole.net, layers, x, kept, whole.rewritten)
+    covered = replace(covered, refused=_to_blame(whole.refused, covered.left_out))
     if whole.rewritten:
         say(f"rewritten as plain layers: {listed(whole.rewritten)}")
+    if covered.refused:
+        say(f"not rewritten as plain layers: {listed(covered.refused)}")
     if covered.left_out:
         say(covered.sentence())
     return covered
+
+
+def _to_blame(refused: Iterable[tuple[str, str]], left_out: Sequence[LeftOut]) -> tuple[str, ...]:
+    """Return the modules that could not be rewritten and hold weights that are left out."""
+    lines = []
+    for name, reason in refused:
+        beginning = f"{name}." if name else ""
+        if any(own.name.startswith(beginning) for own in left_out):
+            lines.append(f"{name} ({reason})")
+    return tuple(lines)
 
 
 def listed(names: Sequence[str]) -> str:

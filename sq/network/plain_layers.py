@@ -6,12 +6,15 @@ not depend on them, whose result it returns. So subclasses that compute nothing 
 normalised and pruned weights, and parametrizations all become plain layers, and a module that does
 more is left alone. `nn.MultiheadAttention` becomes `sq.network.attention.Attention`; a module that
 computes with a linear layer's weight itself calls the layer instead.
+
+The rewritten network is compared with the original one on a few images, at two batch sizes. What
+does not leave the outputs as they are is taken back, and listed with the reason.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sq import hooks, layers, oom
+from sq.errors import one_line
 from sq.network import equivalent
 from sq.network.attention import Attention, parameter
 from sq.network.copies import channels_last
@@ -36,14 +40,16 @@ from sq.types import Model
 # computed in another order (some 1e-12), far below a wrong layer. All other rewriting repeats the
 # very same operations.
 TOLERANCE = 1e-8
+IMAGES = 4  # that outputs are compared on, at most
+READ = "its weight, computed with by another module"
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What was rewritten, and what was tried and not: ``name (reason)``."""
+    """What was rewritten: ``name (what)``; and what was tried and not: its name and the reason."""
 
     done: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,40 @@ class _Change:
     what: str
     make: Callable[[ExitStack], None]
 
+    def __str__(self) -> str:
+        """Return it as it is listed."""
+        return f"{self.name} ({self.what})"
 
-def rewrite(net: nn.Module, x: Tensor) -> tuple[nn.Module, Rewritten]:
+
+class _Outputs:
+    """What a network returns for a few images, which every change must leave as it is."""
+
+    def __init__(self, root: nn.ModuleDict, x: Tensor):
+        """Run the network on the first image, and on the next ones together if it takes them so."""
+        self.root = root
+        self.passes = [(x[:1], run(root["net"], x[:1]))]
+        further = x[1:IMAGES]
+        if not len(further):
+            return
+        try:
+            self.passes.append((further, run(root["net"], further)))
+        except Exception as error:  # a network of one image at a time
+            if oom.is_out(error):
+                raise
+            self.passes += [(part, run(root["net"], part)) for part in further.split(1)]
+
+    def objection(self) -> str:
+        """Return why the network as it is now may not stay so, "" if it may."""
+        try:
+            error = max(distance(run(self.root["net"], part), outputs) for part, outputs in self.passes)
+        except Exception as problem:  # the network needs what it found in the module that was there
+            if oom.is_out(problem):
+                raise
+            return f"the network fails with it, {one_line(problem)[:160]}"
+        return "" if error <= TOLERANCE else f"changes the outputs, {error:.1e}"
+
+
+def rewrite(net: nn.Module, x: Tensor, only: Collection[str] | None = None) -> tuple[nn.Module, Rewritten]:
     """Rewrite `net` in place where that is exact; return it, or what replaces it altogether.
 
     Parameters stay the same objects where a plain layer has the same; weights that are computed
@@ -64,35 +102,34 @@ def rewrite(net: nn.Module, x: Tensor) -> tuple[nn.Module, Rewritten]:
     Parameters
     ----------
     net : in eval mode
-    x : one or a few images as the network takes them
+    x : images as the network takes them: the first shows what modules are given, the first `IMAGES`
+        are those that outputs are compared on
+    only : what may be rewritten, as `Rewritten.done` lists it; None allows everything
     """
     root = nn.ModuleDict({"net": net})  # the network may itself be a layer
     result = Rewritten()
     pending = any(_may_be_rewritten(module) for module in net.modules())
     if pending:
-        reference = run(net, x)
-        changes = [*_attention(root, x), *_layers(root, x)]
-        _apply(root, x, reference, changes, result)
-    if changes := list(_redirections(root, x)):
-        reference = run(root["net"], x)
-        _apply(root, x, reference, changes, result)
+        _apply(root, x, [*_attention(root, x[:1]), *_layers(root, x[:1])], only, result)
+    _apply(root, x, list(_redirections(root, x[:1], result)), only, result)
     return root["net"], result
 
 
-def settle(model: Model, x: Tensor) -> Model:
+def settle(model: Model, x: Tensor, only: Collection[str] | None = None) -> Model:
     """Return `model` with its network rewritten in place, and with the layers that it has then.
 
     Parameters
     ----------
-    x : as for `rewrite`
+    x, only : as for `rewrite`
     """
-    net, rewritten = rewrite(model.net, x)
+    net, rewritten = rewrite(model.net, x, only)
     if not rewritten.done and not rewritten.refused:
         return model
     if x.ndim == 4:
         channels_last(net)  # the new parameters too
     found, skipped = layers.find(net)
-    return replace(model, net=net, layers=found, skipped=skipped, rewritten=tuple(rewritten.done))
+    done, refused = tuple(rewritten.done), tuple(rewritten.refused)
+    return replace(model, net=net, layers=found, skipped=skipped, rewritten=done, refused=refused)
 
 
 def _may_be_rewritten(module: nn.Module) -> bool:
@@ -110,32 +147,30 @@ def _holds_matrix(module: nn.Module) -> bool:
     return any(p is not None and p.ndim > 1 for own in module.modules() for p in own._parameters.values())
 
 
-def _apply(root: nn.ModuleDict, x: Tensor, reference: Any, changes: list[_Change], result: Rewritten) -> None:
-    """Make all `changes`; if that changes the outputs, those alone that do not."""
+def _apply(
+    root: nn.ModuleDict, x: Tensor, changes: list[_Change], only: Collection[str] | None, result: Rewritten
+) -> None:
+    """Make all `changes` that `only` allows; if that changes the outputs, those alone that do not."""
+    changes = [change for change in changes if only is None or str(change) in only]
+    if not changes:
+        return
+    outputs = _Outputs(root, x)
     with ExitStack() as undo:
-        if _make(root, x, reference, changes, undo) <= TOLERANCE:
+        for change in changes:
+            change.make(undo)
+        if not outputs.objection():
             undo.pop_all()
-            result.done.extend(f"{change.name} ({change.what})" for change in changes)
+            result.done.extend(map(str, changes))
             return
     for change in changes:
         with ExitStack() as undo:
-            error = _make(root, x, reference, [change], undo)
-            if error <= TOLERANCE:
-                undo.pop_all()
-                result.done.append(f"{change.name} ({change.what})")
+            change.make(undo)
+            objection = outputs.objection()
+            if objection:
+                result.refused.append((change.name, f"{change.what}: {objection}"))
             else:
-                result.refused.append(f"{change.name} ({change.what}: changes the outputs, {error:.1e})")
-
-
-def _make(root: nn.ModuleDict, x: Tensor, reference: Any, changes: list[_Change], undo: ExitStack) -> float:
-    for change in changes:
-        change.make(undo)
-    try:
-        return distance(run(root["net"], x), reference)
-    except Exception as error:  # the network needs what it found in the module that was there
-        if oom.is_out(error):
-            raise
-        return float("inf")
+                undo.pop_all()
+                result.done.append(str(change))
 
 
 def _replacement(root: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[ExitStack], None]:
@@ -156,6 +191,23 @@ def _named(root: nn.Module) -> dict[str, nn.Module]:
     return {name.removeprefix("net").removeprefix("."): m for name, m in root.named_modules() if name}
 
 
+def _watch(
+    net: nn.Module,
+    x: Tensor,
+    modules: dict[str, nn.Module],
+    see: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
+) -> None:
+    """Run `net`, and call ``see(name, args, kwargs)`` before each of `modules` runs."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, args, named: see(name, args, named)
+
+    with ExitStack() as handles:
+        for name, module in modules.items():
+            handles.callback(module.register_forward_pre_hook(hook(name), with_kwargs=True).remove)
+        run(net, x)
+
+
 # Multi-head attention.
 
 
@@ -165,20 +217,11 @@ def _attention(root: nn.ModuleDict, x: Tensor) -> Iterator[_Change]:
         return
     joint: dict[str, bool] = {}
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            query, key, value = (
-                *args,
-                *(named[n] for n in ("query", "key", "value")[len(args) :]),
-            )[:3]
-            joint[name] = joint.get(name, True) and query is key and key is value
+    def look(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        query, key, value = (*args, *(named[n] for n in ("query", "key", "value")[len(args) :]))[:3]
+        joint[name] = joint.get(name, True) and query is key and key is value
 
-        return hook
-
-    with ExitStack() as watching:
-        for name, module in found.items():
-            watching.callback(module.register_forward_pre_hook(look(name), with_kwargs=True).remove)
-        run(root["net"], x)
+    _watch(root["net"], x, found, look)
     for name, module in found.items():
         assert isinstance(module, nn.MultiheadAttention)
         new = Attention(module, joint.get(name, True))
@@ -199,18 +242,12 @@ def _layers(root: nn.ModuleDict, x: Tensor) -> Iterator[_Change]:
     found = {name: module for name, module in found.items() if id(module) not in inside}
     given: dict[str, Tensor] = {}
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            fed = args[0] if args else named.get("input")
-            if isinstance(fed, Tensor) and fed.is_floating_point() and name not in given:
-                given[name] = fed.detach().clone()
+    def look(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        fed = args[0] if args else named.get("input")
+        if isinstance(fed, Tensor) and fed.is_floating_point() and name not in given:
+            given[name] = fed.detach().clone()
 
-        return hook
-
-    with ExitStack() as watching:
-        for name, module in found.items():
-            watching.callback(module.register_forward_pre_hook(look(name), with_kwargs=True).remove)
-        run(root["net"], x)
+    _watch(root["net"], x, found, look)
     for name, module in found.items():
         probe = given.get(name, equivalent.inputs_for(module, x))
         if probe is not None and (new := equivalent.of(module, probe)) is not None:
@@ -231,31 +268,36 @@ class _Use:
     biases: list[Tensor | None] = field(default_factory=list)
 
 
-def _redirections(root: nn.ModuleDict, x: Tensor) -> Iterator[_Change]:
+def _redirections(root: nn.ModuleDict, x: Tensor, result: Rewritten) -> Iterator[_Change]:
     modules = _named(root)
     uses, called = _outside(root, modules, x)
     if not uses:
         return
+    failure = ""
+    again: dict[str, _Use] = {}
     try:
         again, _ = _outside(root, modules, equivalent.noise(tuple(x.shape), x))  # biases must not depend on the inputs
     except Exception as error:  # a network that does not take noise
         if oom.is_out(error):
             raise
-        return
+        failure = one_line(error)[:160]
     counts = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
     for name, use in uses.items():
         layer = modules[name]
         assert isinstance(layer, nn.Linear)
-        biases = use.biases + (again[name].biases if name in again else [])
-        constant = all(equivalent.same(bias, biases[0]) for bias in biases[1:])
-        if called[name] or not constant or counts[id(layer.weight)] > 1:
+        if called[name]:  # it is quantized as the layer that it is
             continue
-        homes = [modules[home] for home in sorted(use.homes)]
-        yield _Change(
-            name,
-            "its weight, computed with by another module",
-            _redirection(layer, homes, biases[0]),
-        )
+        biases = use.biases + (again[name].biases if name in again else [])
+        if not all(equivalent.same(bias, biases[0]) for bias in biases[1:]):
+            result.refused.append((name, f"{READ}: its bias is not always the same"))
+        elif failure and not all(bias is None or isinstance(bias, nn.Parameter) for bias in biases):
+            reason = f"its bias is computed, and the network does not take noise to compare it on, {failure}"
+            result.refused.append((name, f"{READ}: {reason}"))
+        elif counts[id(layer.weight)] > 1:
+            result.refused.append((name, f"{READ}: other modules have that weight too"))
+        else:
+            homes = [modules[home] for home in sorted(use.homes)]
+            yield _Change(name, READ, _redirection(layer, homes, biases[0]))
 
 
 def _outside(root: nn.ModuleDict, modules: dict[str, nn.Module], x: Tensor) -> tuple[dict[str, _Use], Counter[str]]:

@@ -25,12 +25,8 @@ CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2}  # with their number of spatial axes
 See = Callable[[Callable[..., Any], "tuple[Any, ...]", "dict[str, Any]", Any], None]
 
 
-class Calls(TorchFunctionMode):
-    """While active, calls ``see(function, args, kwargs, result)`` after each PyTorch function."""
-
-    def __init__(self, see: See):
-        super().__init__()
-        self.see = see
+class _Functions(TorchFunctionMode):
+    """While active, `call` is asked for what each PyTorch function returns; it is not active within that."""
 
     def __torch_function__(
         self,
@@ -39,8 +35,23 @@ class Calls(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        """Return what `call` does."""
+        return self.call(func, args, dict(kwargs or {}))
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Return what stands for ``func(*args, **named)``."""
+        raise NotImplementedError
+
+
+class Calls(_Functions):
+    """While active, calls ``see(function, args, kwargs, result)`` after each PyTorch function."""
+
+    def __init__(self, see: See):
+        super().__init__()
+        self.see = see
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Call `func` and report it."""
-        named = dict(kwargs or {})
         result = func(*args, **named)
         self.see(func, args, named, result)
         return result
@@ -133,26 +144,18 @@ class Redirected:
             return self.forward(*args, **named)
 
 
-class _Redirect(TorchFunctionMode):
+class _Redirect(_Functions):
     def __init__(self, layers: list[nn.Linear]):
         super().__init__()
         self.layers = layers
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        kinds: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Call the layer whose weight this is, or `func`."""
-        named = dict(kwargs or {})
         if func is LINEAR:
             weight = args[1] if len(args) > 1 else named["weight"]
             for layer in self.layers:
                 if layer.weight is weight:
-                    # Within this method the mode is off, so that the layer's own product is not
-                    # redirected.
+                    # The mode is off here, so that the layer's own product is not redirected.
                     return layer(args[0] if args else named["input"])
         return func(*args, **named)
 

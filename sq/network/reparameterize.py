@@ -6,7 +6,6 @@ Quantized branch by branch they are other networks than the ones that are deploy
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any
 
@@ -16,6 +15,7 @@ from sq import oom
 from sq.console import say
 from sq.core.wording import quantity
 from sq.errors import SqError, one_line
+from sq.network.copies import copied
 from sq.network.products import distance, run
 
 # What such modules call it: `fuse` returns the new module, the others change the module in place. The order is timm's.
@@ -40,9 +40,9 @@ def apply(net: nn.Module, x: Tensor, setting: str) -> nn.Module:
     if not names:
         return net
     shown = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
-    fused = copy.deepcopy(net)
+    fused = copied(net)
     try:
-        _fuse(fused)
+        _fuse(fused, {})
         fused = fused.eval().requires_grad_(False)
         error = distance(run(fused, x), run(net, x))
     except Exception as problem:  # whatever the network's own code raises
@@ -89,11 +89,16 @@ def _method(module: nn.Module) -> str | None:
     return None
 
 
-def _fuse(module: nn.Module) -> None:
-    for key, child in list(module.named_children()):
-        new: Any = child
-        if (name := _method(child)) is not None:
-            result = getattr(child, name)()
+def _fuse(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
+    """Fuse what is inside of `module`, in place; `done` has what became of modules, which may occur several times."""
+    for key, child in list(module._modules.items()):
+        if child is None:
+            continue
+        if child not in done:
+            name = _method(child)
+            result: Any = None if name is None else getattr(child, name)()
             new = result if isinstance(result, nn.Module) else child
-            setattr(module, key, new)
-        _fuse(new)
+            done[child] = done[new] = new
+            _fuse(new, done)
+        if done[child] is not child:
+            setattr(module, key, done[child])

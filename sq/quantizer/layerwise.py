@@ -124,8 +124,10 @@ def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str
         return
     passes = quantity(model.layers, "pass")
     say(f"calibration.inputs=quantized: {passes} of both networks over {quantity(batch.ids, 'image')}")
+    calls = upstream.constant_calls(model.net, model.layers, batch.x)
     for layer in track(model.layers, "layers", len(model.layers)):
-        yield {layer.name: _moved_target(layer, upstream.collect(net, model.net, layer, batch.x), problem, damp)}
+        pair = upstream.collect(net, model.net, layer, batch.x, calls.get(layer.name))
+        yield {layer.name: _moved_target(layer, pair, problem, damp)}
 
 
 def _own_target(layer: Layer, problem: Problem) -> Target:

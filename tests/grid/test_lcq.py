@@ -26,6 +26,16 @@ def test_levels_have_the_derivatives_of_the_function():
     assert torch.autograd.gradcheck(lambda theta: lcq.expanded(7, theta), weights(1, 5).requires_grad_())
 
 
+@pytest.mark.parametrize(("s", "intervals"), [(7, 5), (31, 16), (127, 16), (7, 40)])
+def test_derivatives_written_out_are_those_of_autograd(s, intervals):
+    theta, slope = weights(6, intervals).requires_grad_(), weights(7, s + 1)
+    wanted = lcq.expanded(s, theta)
+    wanted.backward(slope)
+    above, to_theta = lcq._expanded(np.linspace(0, 1, s + 1)[1:-1], theta.detach().numpy())
+    assert above == pytest.approx(wanted.detach().numpy(), abs=1e-14)
+    assert to_theta(slope.numpy()) == pytest.approx(theta.grad.numpy(), rel=1e-10, abs=1e-14)
+
+
 def test_no_rounds_and_2_bits_are_equally_spaced():
     for grid in (fit("lcq", rounds=0)(HEAVY, 4), fit("lcq")(HEAVY, 2)):
         torch.testing.assert_close(grid.table.diff(), torch.full_like(grid.table[1:], 2 / (grid.levels - 1)))

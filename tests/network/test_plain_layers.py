@@ -206,6 +206,75 @@ def test_module_that_goes_by_the_number_of_its_inputs_stays():
     assert not rewritten.done
 
 
+class Bright(nn.Linear):
+    """Computes more for images brighter than noise and most images are."""
+
+    def forward(self, x):
+        y = F.linear(x, self.weight, self.bias)
+        return torch.where(x.mean(1, keepdim=True) > 50, 2 * y, y)
+
+
+class Crowded(nn.Linear):
+    """Computes more for three images at a time."""
+
+    def forward(self, x):
+        y = F.linear(x, self.weight, self.bias)
+        return 2 * y if len(x) == 3 else y
+
+
+@pytest.mark.parametrize("kind", [Bright, Crowded])
+def test_outputs_are_compared_on_several_images_at_two_batch_sizes(kind):
+    torch.manual_seed(0)
+    x = torch.randn(6, 5)
+    x[2] += 100
+    net = nn.Sequential(kind(5, 5), TimmLinear(5, 3)).eval()
+    wanted, three = net(x), net(x[:3])
+    net, result = plain_layers.rewrite(net, x)
+    assert torch.equal(net(x), wanted)
+    assert torch.equal(net(x[:3]), three)
+    assert [type(own) for own in net] == [kind, nn.Linear]
+    ((name, reason),) = result.refused
+    assert name == "0"
+    assert reason.startswith(f"{kind.__name__}, as Linear: changes the outputs, ")
+
+
+def test_images_that_outputs_are_compared_on_are_few():
+    sizes = []
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    _, result = plain_layers.rewrite(Net(TimmLinear(5, 3)).eval(), torch.randn(100, 5))
+    assert len(result.done) == 1
+    assert set(sizes) == {1, 3}
+    assert len(sizes) <= 6
+
+
+def test_network_of_one_image_at_a_time_is_compared_so():
+    class Single(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.view(1, 5))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 5)
+    net, result = plain_layers.rewrite(Single(TimmLinear(5, 3)).eval(), x)
+    assert type(net[0]) is nn.Linear
+    x[3] += 100
+    net, result = plain_layers.rewrite(Single(Bright(5, 3)).eval(), x)
+    assert type(net[0]) is Bright
+    assert len(result.refused) == 1
+
+
+def test_only_what_is_allowed_is_rewritten():
+    made = [nn.Sequential(TimmLinear(5, 5), TimmLinear(5, 3)).eval() for _ in range(2)]
+    _, both = plain_layers.rewrite(made[0], torch.randn(1, 5))
+    net, result = plain_layers.rewrite(made[1], torch.randn(1, 5), both.done[1:])
+    assert [type(own) for own in net] == [TimmLinear, nn.Linear]
+    assert (result.done, result.refused) == (both.done[1:], [])
+
+
 def test_padding_that_depends_on_size_is_told_from_one_that_does_not():
     # On maps of 8 pixels both pad two pixels; on others they differ.
     net, _ = rewritten(StdConv2dSame(4, 6, 4, 2), 4, 8, 8)
@@ -266,7 +335,8 @@ def test_network_that_needs_what_its_module_holds_keeps_that_module_alone():
     assert type(net.first) is Holding
     assert type(net.last) is nn.Linear
     assert len(result.done) == len(result.refused) == 1
-    assert result.refused[0].startswith("first (Holding, as Linear: changes the outputs")
+    wanted = "Holding, as Linear: the network fails with it, AttributeError: 'Linear' object has no attribute 'scale'"
+    assert result.refused == [("first", wanted)]
 
 
 def test_layer_that_the_image_does_not_reach_is_rewritten_too():
@@ -347,7 +417,37 @@ def test_bias_that_depends_on_the_inputs_stays_where_it_is():
 
     net, result = plain_layers.rewrite(Net().eval(), torch.randn(1, 4))
     assert result.done == []
+    assert result.refused == [("layer", "its weight, computed with by another module: its bias is not always the same")]
     assert "forward" not in net.__dict__
+
+
+class Positive(nn.Module):
+    """Reads the weight of a layer, and takes no images with values below zero."""
+
+    def __init__(self, computed):
+        super().__init__()
+        self.layer, self.computed = nn.Linear(4, 3), computed
+
+    def forward(self, x):
+        if (x < 0).any():
+            raise ValueError("values below zero")
+        return F.linear(x, self.layer.weight, 1 * self.layer.bias if self.computed else self.layer.bias)
+
+
+def test_network_that_takes_no_noise_says_so_where_a_computed_bias_may_depend_on_the_inputs():
+    x = torch.rand(2, 4)
+    net, result = plain_layers.rewrite(Positive(True).eval(), x)
+    assert result.done == []
+    ((name, reason),) = result.refused
+    assert name == "layer"
+    assert reason.endswith("the network does not take noise to compare it on, ValueError: values below zero")
+    assert "forward" not in net.__dict__
+    net = Positive(False).eval()
+    wanted = net(x)
+    net, result = plain_layers.rewrite(net, x)
+    assert len(result.done) == 1
+    assert result.refused == []
+    assert torch.equal(net(x), wanted)
 
 
 @pytest.mark.parametrize(

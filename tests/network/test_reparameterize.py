@@ -65,6 +65,46 @@ def test_branches_become_one_layer(capsys):
     assert said == "reparameterized: 2 modules fused as Sequential offers it (0, 1.0); not with off=true\n"
 
 
+class Thrice(nn.Module):
+    """Uses one block three times: under two names, and in another module."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first = self.second = kind()
+        self.inner = nn.Sequential(nn.ReLU(), self.first)
+
+    def forward(self, x):
+        return self.inner(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("kind", [Branches, Returning])
+def test_block_that_is_used_several_times_is_fused_once_everywhere(kind):
+    torch.manual_seed(0)
+    net, x = Thrice(kind).eval(), torch.randn(3, 4)
+    wanted = net(x)
+    fused = reparameterize.apply(net, x, "off=true")
+    torch.testing.assert_close(fused(x), wanted, rtol=1e-4, atol=1e-5)
+    assert fused.first is fused.second
+    assert fused.first is fused.inner[1]
+    assert len(layers.find(fused)[0]) == 1
+    assert len(layers.find(net)[0]) == 2
+    assert torch.equal(net(x), wanted)
+
+
+def test_network_that_keeps_what_it_computed_is_fused():
+    class Keeping(Branches):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    torch.manual_seed(0)
+    net, x = nn.Sequential(Keeping()).eval(), torch.randn(3, 4)
+    wanted = net(x)
+    assert net[0].last.grad_fn is not None  # which copy.deepcopy refuses
+    fused = reparameterize.apply(net, x, "off=true")
+    torch.testing.assert_close(fused(x), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_network_that_offers_nothing_is_returned():
     net = nn.Sequential(Helper()).eval()
     assert reparameterize.apply(net, torch.randn(1, 4), "off=true") is net

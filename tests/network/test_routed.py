@@ -1,14 +1,20 @@
 """Routed networks: each image goes to one of several experts, so that no image calls all layers."""
 
+import copy
+import inspect
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from cli_helpers import records, run
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 import sq
-from sq import layers, repair, statistics, trace
+from sq import fold, layers, repair, statistics, trace
 from sq.correction.bias import Bias
 from sq.errors import SqError
 from sq.types import Model
@@ -159,3 +165,106 @@ def test_layers_that_get_other_images_once_quantized_are_left_alone(batch_size):
     assert "experts.0.0" in found["left_alone"]
     assert found["error_after"] <= found["error_before"]
     assert torch.equal(one.experts[0][0].bias, other.experts[0][0].bias)
+
+
+def with_statistics(net):
+    """Return `net` with BatchNorms that are not the identity."""
+    random = torch.Generator().manual_seed(5)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(generator=random)
+            module.running_var.uniform_(0.5, 2, generator=random)
+    return net.eval()
+
+
+@EMPTY
+def test_batchnorms_of_all_experts_are_folded(empty):
+    net, x = with_statistics(Routed(empty)), images()
+    first, plain = copy.deepcopy(net), copy.deepcopy(net)
+    names = [f"experts.{number}.1" for number in range(EXPERTS)]
+    with torch.no_grad():
+        wanted = net(x)
+        found = fold.fold(net, x[:1], x)
+        assert (found.folded, found.left) == (names, [])
+        torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-5)
+        reason = "no image reaches it" if empty else "called 0 times"
+        assert fold.fold(first, x[:1]).left == [f"{name} ({reason})" for name in names[1:]]
+        fold.again(plain, found.pairs)
+        assert torch.equal(plain(x), net(x))
+    assert all(isinstance(own[1], nn.Identity) for own in (*net.experts, *plain.experts))
+
+
+def test_folding_that_changes_what_an_expert_returns_is_refused_by_images_that_reach_it():
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            y = self[0](x)
+            return self[1](y) + y
+
+    net, x = Routed(False), images()
+    net.experts[2] = Twice(*net.experts[2])
+    before = {name: value.clone() for name, value in with_statistics(net).state_dict().items()}
+    with pytest.raises(SqError, match=r"^folding experts\.2\.1 into experts\.2\.0 changes the outputs "):
+        fold.fold(net, x[:1], x)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_layer_that_goes_without_its_batchnorm_for_some_images_is_left():
+    class Now(nn.Sequential):
+        def forward(self, x):
+            y = self[0](x)
+            return self[1](y) if x.mean() > 0 else y
+
+    net, x = with_statistics(Now(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), images()
+    dark, bright = x[expert(x) == 0], x[expert(x) == 2]
+    found = fold.fold(net, dark, torch.cat([dark, bright]))
+    assert found == fold.Folded([], ["1 (0 does not feed it for all images)"])
+
+
+def test_pairs_that_are_none_are_not_folded():
+    net = with_statistics(Routed(False))
+    for pair in (("stem", "head"), ("experts.0.1", "experts.0.1")):
+        with pytest.raises(ValueError, match="cannot be folded into"):
+            fold.again(net, [fold.Pair(*pair)])
+
+
+HEAD = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+EXPERTS = 3
+
+
+"""
+
+
+def test_packed_file_of_a_routed_network_is_folded_as_the_run_was(tmp_path, monkeypatch):
+    working = tmp_path / "cwd"
+    working.mkdir()
+    (working / "routednet.py").write_text(HEAD + inspect.getsource(Routed) + "\n\n" + inspect.getsource(expert))
+    net = with_statistics(Routed(False))
+    save_file(net.state_dict(), working / "net.safetensors")
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in range(5):
+            folder = working / "photos" / split / str(kind)
+            folder.mkdir(parents=True)
+            for number in range(3):  # dark, grey and bright
+                pixels = random.integers(0, 60, (6, 6, 3), dtype=np.uint8) + np.uint8(95 * number)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    words = ["plugins=[routednet]", "model=checkpoint", "model.constructor=routednet.Routed"]
+    words += ["model.arguments.empty=false", f"model.weights={working / 'net.safetensors'}"]
+    words += ["model.data.input_size=[3,6,6]", "dataset=image_folder", f"dataset.root={working / 'photos'}"]
+    words += ["calibration.images=15", "workers=0", "fold=true", "bits=8", "export=packed"]
+    done = run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    (made,) = records(tmp_path)
+    assert made["folded"] == {"folded": [f"experts.{number}.1" for number in range(EXPERTS)], "left": []}
+    assert made["export"]["figures"]["top1"] == made["results"]["top1"]
+    monkeypatch.chdir(working)
+    monkeypatch.syspath_prepend(str(working))
+    again = sq.load(tmp_path / "outputs" / made["export"]["file"], plugins=["routednet"])
+    assert all(isinstance(own[1], nn.Identity) for own in again.experts)
+    with torch.no_grad():
+        x = images()
+        assert float((again(x) - net(x)).norm() / net(x).norm()) < 0.05

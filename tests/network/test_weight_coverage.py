@@ -1,5 +1,7 @@
 """Which weights are quantized, and why the others are not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +158,37 @@ def test_quantize_tells_what_it_left(capsys):
         capsys.readouterr().err
     )
     assert found.record()["left_out"][0]["reason"] == "multiplied outside of a layer"
+
+
+class Bright(nn.Linear):
+    """A layer, but for images brighter than most: rewritten as one, the network would be another."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return torch.where(x.mean(1, keepdim=True) > 50, 2 * y, y)
+
+
+def test_what_could_not_be_rewritten_is_said_where_weights_are_left_out_because_of_it(capsys):
+    torch.manual_seed(0)
+    x = torch.randn(8, 6)
+    x[1] += 100
+    net = nn.Sequential(Bright(6, 6), nn.Linear(6, 4)).eval()
+    made = sq.quantize(net, x, quantizer="rtn", bits=4)
+    said = capsys.readouterr().err
+    (refused,) = made.sq_coverage.refused
+    assert refused.startswith("0 (Bright, as Linear: changes the outputs, ")
+    assert f"not rewritten as plain layers: {refused}\n" in said
+    assert made.sq_coverage.record()["refused"] == [refused]
+    assert made.sq_coverage.share == pytest.approx(24 / 60)
+    made = sq.quantize(net, x - 100 * (x > 50), quantizer="rtn", bits=4)
+    assert made.sq_coverage.refused == ()
+    assert made.sq_coverage.share == 1
+    assert "not rewritten" not in capsys.readouterr().err
+
+
+def test_refusals_of_what_is_quantized_anyway_are_not_said(capsys):
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval(), torch.randn(1, 4)
+    model = replace(settled(net, x), refused=(("0", "no reason"), ("1", "one reason"), ("1.other", "no reason")))
+    found = coverage.of_model(replace(model, layers=model.layers[:1]), "8bit", x)
+    assert found.refused == ("1 (one reason)",)
+    assert capsys.readouterr().err.startswith("not rewritten as plain layers: 1 (one reason)\n")
