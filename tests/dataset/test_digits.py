@@ -1,4 +1,6 @@
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,3 +56,18 @@ def test_every_second_image():
 def test_nothing_left_to_train_on_is_refused(every):
     with pytest.raises(SqError, match=f"dataset.every={every}"):
         module.load(name="digits", every=every)
+
+
+def test_source_that_keeps_its_file_elsewhere(digits, monkeypatch):
+    monkeypatch.setattr(module, "FILE", "no/such.csv.gz")
+    again = module.load(name="digits", every=3)
+    for split, other in ((digits.train, again.train), (digits.test, again.test)):
+        assert split.ids == other.ids
+        assert torch.equal(split.y, other.y)
+        assert np.array_equal(split.read.pixels, other.read.pixels)
+
+
+def test_the_source_is_read_and_not_imported():
+    code = "import sys; from sq.dataset import digits; digits.load(name='digits', every=3); print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -3,18 +3,20 @@
 import grids
 import onnx
 import pytest
+import shared_exports
 import torch
 from cli_helpers import call, error_line, records
 from learned_problems import problem_of
 from onnx import TensorProto
 from torch import nn
 
-from sq import adds, layers, needs, onnx_graph, onnx_session
+from sq import adds, layers, needs, onnx_graph, onnx_model, onnx_session
 from sq.core import processor
 from sq.errors import SqError
 from sq.export import onnx as own
 from sq.finished import Finished
 from sq.levels import LevelGrid
+from sq.network.copies import copied
 from sq.quantizer import layerwise
 from sq.solver import rtn
 from sq.types import Model
@@ -33,11 +35,30 @@ RUNS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def exporter(monkeypatch):
+    monkeypatch.setattr(onnx_model, "exported", shared_exports.exported)
+
+
 def exported(folder, *words):
     done = call(folder, "export=onnx", *words)
     assert done.returncode == 0, done.stderr
     (made,) = records(folder)
     return made, folder / "outputs" / made["export"]["file"]
+
+
+def test_shared_exports_are_those_of_the_exporter(resnet):
+    x = torch.zeros(2, 1, 8, 8)
+    shared_exports.exported(resnet.net, x)
+    networks = len(shared_exports.EXPORTS)
+    other = copied(resnet.net)
+    with torch.no_grad():
+        for tensor in (*other.parameters(), *other.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(1.5)
+    wanted = shared_exports.EXPORTER(other, x)
+    assert shared_exports.exported(other, x).SerializeToString() == wanted.SerializeToString()
+    assert len(shared_exports.EXPORTS) == networks
 
 
 @pytest.mark.parametrize(("words", "decibels"), RUNS.values(), ids=RUNS)

@@ -3,13 +3,19 @@
 import json
 
 import pytest
+import shared_exports
 from cli_helpers import call, error_line, records
 
-from sq import latency_table, onnx_graph
+from sq import latency_table, onnx_graph, onnx_model
 from sq.core import processor
 from sq.uniform import UniformGrid
 
 WORDS = ["latency=onnxruntime", "latency.rounds=5", "latency.warmup=1", "quantizer=rtn"]
+
+
+@pytest.fixture(autouse=True)
+def exporter(monkeypatch):
+    monkeypatch.setattr(onnx_model, "exported", shared_exports.exported)
 
 
 def timed(folder, *words):
