@@ -1,9 +1,9 @@
 import itertools
 
 import pytest
-from tolerances import assert_within, of_quadratic, of_solve
 import torch
 from scipy.optimize import lsq_linear
+from tolerances import assert_within, of_quadratic, of_solve
 
 from sq import refine
 from sq.statistics import loss

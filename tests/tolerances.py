@@ -109,6 +109,14 @@ def of_layers(net: nn.Module, dtype: torch.dtype, passes: int = 1) -> float:
     return 2 * passes * (sum(gamma(n, dtype) for n in terms) + gamma(2 * others + 1, dtype))
 
 
+def of_error(net: nn.Module, error: float, dtype: torch.dtype) -> float:
+    """Return the relative error, to be expected at most, of `error` = ``|y - z|^2 / |z|^2`` of a network's outputs.
+
+    The difference is ``sqrt(error)`` of what is subtracted, so that its own error is that of `of_layers` over this.
+    """
+    return 2 * of_layers(net, dtype) / math.sqrt(error)
+
+
 def of_gram(first: Tensor, second: Tensor, positions: int, dtype: torch.dtype, more: int = 0) -> float:
     """Return the error, at most, of entries (and of the norm) of 2 X Y^T / N summed in `dtype`.
 
@@ -146,7 +154,7 @@ def of_solve(matrix: Tensor, dtype: torch.dtype | None = None, steps: int = 1) -
 def assert_within(found: Tensor, wanted: Tensor, bound: Tensor | float, what: str = "") -> None:
     """Assert that no entry of `found` is farther from `wanted` than its `bound`; say by how much the worst one is."""
     assert found.shape == wanted.shape, f"{tuple(found.shape)} is not {tuple(wanted.shape)}"
-    apart = (found.double() - wanted.double()).abs()
+    apart = (found.detach().double() - wanted.detach().double()).abs()
     over = apart / torch.as_tensor(bound, dtype=torch.float64).clamp(min=torch.finfo(torch.float64).tiny)
     worst = float(over.max()) if over.numel() else 0.0
     assert worst <= 1, f"{what} {float(apart.max()):.3g} apart, {worst:.3g} times what rounding explains"
@@ -155,6 +163,6 @@ def assert_within(found: Tensor, wanted: Tensor, bound: Tensor | float, what: st
 def assert_near(found: Tensor, wanted: Tensor, relative: float, what: str = "") -> None:
     """Assert that `found` is `wanted` up to a `relative` error of norms, as `of_solve` bounds it."""
     assert found.shape == wanted.shape, f"{tuple(found.shape)} is not {tuple(wanted.shape)}"
-    apart = float(torch.linalg.vector_norm(found.double() - wanted.double()))
-    size = float(torch.linalg.vector_norm(wanted.double()))
+    apart = float(torch.linalg.vector_norm(found.detach().double() - wanted.detach().double()))
+    size = float(torch.linalg.vector_norm(wanted.detach().double()))
     assert apart <= relative * size, f"{what} {apart / size:.3g} apart, {relative:.3g} is what rounding explains"

@@ -1,9 +1,9 @@
 import functools
 
 import numpy as np
-from tolerances import assert_near, of_solve, relative
 import pytest
 import torch
+from tolerances import assert_near, of_solve, relative
 
 from sq import elimination, greedy
 from sq.grid.uniform import UniformGrid
