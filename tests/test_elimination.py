@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tolerances import assert_within, of_product, of_solve
+from tolerances import assert_within, of_product, of_solve, relative
 
 from sq import elimination, greedy
 from sq.solver import obq
@@ -32,7 +32,7 @@ def test_predicted_loss_is_the_loss(fit, correlated, block):
     for name, (Q, predicted) in engines(W, H, grid, block).items():
         measured = ((W - Q) @ H * (W - Q)).sum(-1)
         torch.testing.assert_close(predicted, measured, rtol=of_solve(H), atol=0, msg=name)
-        torch.testing.assert_close(grid.nearest(Q), Q, rtol=1e-12, atol=0, msg=name)
+        assert_within(grid.nearest(Q), Q, relative(2, Q.dtype) * Q.abs(), name)
 
 
 def test_predicted_loss_of_obq_is_the_loss(fit, correlated):

@@ -15,7 +15,13 @@ must hold for all of them. So a tolerance is never a number that happened to suf
   the step's bound to first order: `steps` in the functions.
 
 Both sides of a comparison are computed: where the wanted side is in float64 its own error is negligible beside
-float32's; where both have the same precision, the bound is for both (`both=True` doubles it).
+float32's; where both have the same precision, both may be off: `relative`, `of_solve` and `of_layers` count both,
+the others are to be doubled.
+
+What pytest's `approx` allows by default, 1e-6 of the wanted number, is ``gamma(9e9)`` in float64: it covers what is a
+few float64 operations without cancellation (means, ratios, sums of a few numbers) and numbers read back from JSON, and
+stands without further bounds there. In float32 it is ``gamma(16)``, so it covers copies and scales, not sums. Elsewhere
+a tolerance that is not derived says why: statistical, an approximation, or decimals printed in a paper.
 
 What does not hang on rounding is compared exactly: copies, codes read back, counts, sums of small integers, the same
 code run twice on one machine. Decisions (codes, orders, the least of several) are compared exactly where their margin
@@ -29,7 +35,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def unit(dtype: torch.dtype) -> float:
@@ -71,6 +77,46 @@ def of_product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None, more: int
     return gamma(a.shape[-1] + more, dtype or a.dtype) * (a.double().abs() @ b.double().abs())
 
 
+def of_quadratic(error: Tensor, matrix: Tensor, more: int = 0) -> Tensor:
+    """Return the error, at most, of ``error @ matrix @ error`` for each row of `error` (..., O, I), (..., O).
+
+    It is two sums of n terms each, ``gamma(2 n) |e|^T |A| |e|``. Two of them are compared: it is for both.
+
+    Parameters
+    ----------
+    matrix : (..., I, I)
+    more : operations beside
+    """
+    size = error.double().abs()
+    terms = (size @ matrix.double().abs() * size).sum(-1)
+    return 2 * gamma(2 * error.shape[-1] + more, error.dtype) * terms
+
+
+def of_layers(net: nn.Module, dtype: torch.dtype, passes: int = 1) -> float:
+    """Return the relative error (of norms), to be expected at most, of what a network's layers make in turn.
+
+    Each layer adds ``gamma(n + 2) | |W| |x| | / | W x |``, n the products of an output; errors add up over layers to
+    first order. Where signs are random the ratio of norms is about sqrt(n), and rounding errors, which are as random,
+    add up to sqrt(n) u and not to n u (Higham and Mary 2019, A new approach to probabilistic rounding error analysis):
+    together n u, which is what is returned. Two computations are compared, each of which may be off.
+
+    Parameters
+    ----------
+    passes : through all layers: 1 for outputs, 2 for gradients (forward and back), 4 for products with the Hessian
+    """
+    terms = [p[0].numel() + 2 for p in net.parameters() if p.ndim > 1]
+    others = sum(p.ndim == 1 for p in net.parameters())  # biases, and scales of normalisation
+    return 2 * passes * (sum(gamma(n, dtype) for n in terms) + gamma(2 * others + 1, dtype))
+
+
+def of_error(net: nn.Module, error: float, dtype: torch.dtype) -> float:
+    """Return the relative error, to be expected at most, of `error` = ``|y - z|^2 / |z|^2`` of a network's outputs.
+
+    The difference is ``sqrt(error)`` of what is subtracted, so that its own error is that of `of_layers` over this.
+    """
+    return 2 * of_layers(net, dtype) / math.sqrt(error)
+
+
 def of_gram(first: Tensor, second: Tensor, positions: int, dtype: torch.dtype, more: int = 0) -> float:
     """Return the error, at most, of entries (and of the norm) of 2 X Y^T / N summed in `dtype`.
 
@@ -108,7 +154,7 @@ def of_solve(matrix: Tensor, dtype: torch.dtype | None = None, steps: int = 1) -
 def assert_within(found: Tensor, wanted: Tensor, bound: Tensor | float, what: str = "") -> None:
     """Assert that no entry of `found` is farther from `wanted` than its `bound`; say by how much the worst one is."""
     assert found.shape == wanted.shape, f"{tuple(found.shape)} is not {tuple(wanted.shape)}"
-    apart = (found.double() - wanted.double()).abs()
+    apart = (found.detach().double() - wanted.detach().double()).abs()
     over = apart / torch.as_tensor(bound, dtype=torch.float64).clamp(min=torch.finfo(torch.float64).tiny)
     worst = float(over.max()) if over.numel() else 0.0
     assert worst <= 1, f"{what} {float(apart.max()):.3g} apart, {worst:.3g} times what rounding explains"
@@ -117,6 +163,6 @@ def assert_within(found: Tensor, wanted: Tensor, bound: Tensor | float, what: st
 def assert_near(found: Tensor, wanted: Tensor, relative: float, what: str = "") -> None:
     """Assert that `found` is `wanted` up to a `relative` error of norms, as `of_solve` bounds it."""
     assert found.shape == wanted.shape, f"{tuple(found.shape)} is not {tuple(wanted.shape)}"
-    apart = float(torch.linalg.vector_norm(found.double() - wanted.double()))
-    size = float(torch.linalg.vector_norm(wanted.double()))
+    apart = float(torch.linalg.vector_norm(found.detach().double() - wanted.detach().double()))
+    size = float(torch.linalg.vector_norm(wanted.detach().double()))
     assert apart <= relative * size, f"{what} {apart / size:.3g} apart, {relative:.3g} is what rounding explains"

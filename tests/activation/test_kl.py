@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tolerances import relative
 
 from sq.activation import kl
 from sq.errors import SqError
@@ -29,6 +30,10 @@ def by_definition(P, Q):
     return sum(a / p * math.log((a / p) / (b / q)) for a, b in zip(P, Q, strict=True) if a)
 
 
+# of sums of 50 terms P log(P / Q), where counts add up to less than 1000
+ROUNDING = relative(50, torch.float64) * math.log(1000)
+
+
 def slowly(seen, low, high, bits, signed=False):
     """KL(P || Q) of one range, bin by bin."""
     grid = spanning(column(low), column(high), bits, signed)
@@ -52,15 +57,15 @@ def test_example_of_the_slides():
     # Migacz 2017: [1 0 2 3 5 3 1 7] in two values becomes [2 0 2 2 4 4 4 4]
     seen = histogram(1, 0, 2, 3, 5, 3, 1, 7)
     wanted = by_definition([1, 0, 2, 3, 5, 3, 1, 7], [2, 0, 2, 2, 4, 4, 4, 4])
-    assert divergence(seen, 0.0, 8.0, 1) == pytest.approx(wanted, rel=1e-12)
-    assert slowly(seen, 0.0, 8.0, 1) == pytest.approx(wanted, rel=1e-12)
+    assert divergence(seen, 0.0, 8.0, 1) == pytest.approx(wanted, rel=0, abs=ROUNDING)
+    assert slowly(seen, 0.0, 8.0, 1) == pytest.approx(wanted, rel=0, abs=ROUNDING)
 
 
 def test_what_is_outside_goes_to_the_last_bin_of_P_but_not_into_Q():
     # Six bins kept of eight, in two values: P = [1 0 2 | 3 5 3+8], Q = [1.5 0 1.5 | 11/3 each]
     seen = histogram(1, 0, 2, 3, 5, 3, 1, 7)
     wanted = by_definition([1, 0, 2, 3, 5, 11], [1.5, 0, 1.5, 11 / 3, 11 / 3, 11 / 3])
-    assert divergence(seen, 0.0, 6.0, 1) == pytest.approx(wanted, rel=1e-12)
+    assert divergence(seen, 0.0, 6.0, 1) == pytest.approx(wanted, rel=0, abs=ROUNDING)
 
 
 def test_a_range_whose_Q_lacks_what_P_has_is_out():
@@ -79,7 +84,7 @@ def test_divergence_equals_the_definition(seed, bits, signed):
     for factor in (1.0, 0.83, 0.61, 0.4):
         lower = -3.1 * factor if signed else low * factor
         wanted = slowly(seen, lower, 3.1 * factor, bits, signed)
-        assert divergence(seen, lower, 3.1 * factor, bits, signed) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+        assert divergence(seen, lower, 3.1 * factor, bits, signed) == pytest.approx(wanted, rel=0, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("chunk", [1, 2**20])
@@ -101,7 +106,7 @@ def test_fit_is_the_best_of_all_ranges(monkeypatch, low, chunk):
     assert tried[best] < tried[next(iter(tried))]  # a test that can fail: the widest is not the best
     found = kl.fit(seen, 3, symmetric=False)
     wanted = spanning(column(best[0]), column(best[1]), 3, False)
-    assert float(found.scale) == pytest.approx(wanted.scale.item(), rel=1e-6)
+    assert float(found.scale) == pytest.approx(wanted.scale.item(), rel=relative(2, torch.float32))
     assert float(found.low) == wanted.low.item()
 
 
@@ -110,7 +115,7 @@ def test_an_outlier_is_clipped(see, inputs):
     x = torch.cat([x[x.abs() < 3], torch.tensor([30.0])])
     lowest, highest = kl.fit(see(x), 6, symmetric=False).bounds()
     assert 2 < float(highest) < 10
-    assert float(lowest) == pytest.approx(-3, abs=0.2)
+    assert float(lowest) == pytest.approx(-3, abs=0.2)  # what is clipped of the values seen
 
 
 @pytest.mark.parametrize("zeros", [0, 10**6])
@@ -118,6 +123,7 @@ def test_zeros_do_not_decide(see, inputs, zeros):
     x = inputs["relu"]
     x = torch.cat([x[x > 0], torch.zeros(zeros + 1)])
     one = kl.fit(see(torch.cat([x[x > 0], torch.zeros(1000)])), 6, symmetric=False)
+    # the widths of bins differ, and with them the ranges to choose from
     assert float(kl.fit(see(x), 6, symmetric=False).scale) == pytest.approx(float(one.scale), rel=0.05)
 
 
@@ -125,7 +131,9 @@ def test_fewer_bins_than_values_are_refused(see, inputs):
     with pytest.raises(SqError, match=r"^255 bins.*256; set activation\.observe\.bins=2048$"):
         kl.fit(see(inputs["normal"], 255), 8, symmetric=False)
     full = see(inputs["normal"], 256)
-    assert float(kl.fit(full, 8, symmetric=False).scale) == pytest.approx((full.high - full.low) / 255, rel=1e-6)
+    assert float(kl.fit(full, 8, symmetric=False).scale) == pytest.approx(
+        (full.high - full.low) / 255, rel=relative(2, torch.float32)
+    )
 
 
 def test_two_values_far_apart(see):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tolerances import relative
 
 from sq.activation import mse
 from sq.histogram import Histogram
@@ -58,6 +59,7 @@ def test_error_equals_sums_over_many_points(norm, bits):
     edges = seen.edges()
     x = (edges[:-1, None] + within * edges.diff()[:, None]).view(1, -1)  # evenly, in every bin
     wanted = ((x - grid.nearest(x)).abs().pow(norm).view(3, 7, points).mean(2) * counts).sum(1)
+    # an approximation: means over points for integrals
     torch.testing.assert_close(mse.error(seen, grid, norm), wanted, rtol=1e-4, atol=1e-12)
 
 
@@ -76,7 +78,7 @@ def test_ends_move_apart(see):
     # One outlier above: only the upper end has to move
     x = torch.cat([torch.linspace(-1, 1, 10001), torch.tensor([8.0])])
     low, high = fit(see(x), 3, steps=40).bounds()
-    assert float(low) == pytest.approx(-1, abs=0.2)
+    assert float(low) == pytest.approx(-1, abs=0.2)  # one step of 40
     assert 0.7 < float(high) < 2
 
 
@@ -93,4 +95,4 @@ def test_many_bits_keep_the_whole_range(see, bins):
     # Steps far narrower than bins: an error taken at the bins' centres would be noise
     x = torch.linspace(-1, 2, 100001)
     grid = fit(see(x, bins), 14)
-    assert float(grid.scale) * (2**14 - 1) == pytest.approx(3, rel=1e-6)
+    assert float(grid.scale) * (2**14 - 1) == pytest.approx(3, rel=relative(2, torch.float32))

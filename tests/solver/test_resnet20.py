@@ -44,6 +44,7 @@ def test_obq_leaves_the_errors_of_the_textbook_form(problems, fit):
     assert len(narrow) == 15
     ours = errors(lambda *a: obq.solve(*a, outliers=True, memory_gib=1.0, block=32), narrow, grids)
     slow = errors(lambda *a: textbook_obq.solve(*a, outliers=True, rows=32), narrow, grids)
+    # float32: of two columns that cost nearly the same either may come first, and all after it differ
     assert ((ours - slow).abs() <= 1e-3 * slow).all()
 
 
