@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import hydra
@@ -120,14 +123,24 @@ def _config(words: list[str]) -> dict[str, Any]:
     if apart := sorted(named & {*APART, "results", "outputs", "sweep", "rerun"}):
         raise SqError(f"{apart[0]}: a call has none, for it loads and keeps nothing; use python run.py for it")
     try:
-        with _lock, _own_hydra():
-            composed = hydra.compose("config", overrides=[*words, "cache=null"], return_hydra_config=True)
-            config, choices = points.resolve(composed), points.chosen(composed.hydra)
+        with _lock:
+            variables = tuple(sorted(os.environ.items()))  # which settings may be looked up in
+            # Files of a plugin, unlike those of sq, may change from one call to the next.
+            composed = _composed.__wrapped__ if plugins.allowed() else _composed
+            config, choices = deepcopy(composed(tuple(words), variables))
     except (HydraException, OmegaConfBaseException) as error:
         raise SqError(cli.explain(error, words)) from error
     if wrong := problems(config) or contradictions.find(config, choices):
         raise SqError("; ".join(wrong))
     return config
+
+
+@functools.lru_cache(16)
+def _composed(words: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the config and the choices that `words` lead to: composed once, as one call after another wants it."""
+    with _own_hydra():
+        composed = hydra.compose("config", overrides=[*words, "cache=null"], return_hydra_config=True)
+        return points.resolve(composed), points.chosen(composed.hydra)
 
 
 @contextmanager

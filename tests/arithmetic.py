@@ -30,16 +30,8 @@ COMPARES = re.compile(r"torch\.equal|allclose|isclose|approx\(|assert_within|ass
 STARTS_RUNS = re.compile(r"^from cli_helpers import .*\bcall\b", re.MULTILINE)
 # What these folders compare is text, files or times.
 APART = {"bench", "dataset", "report", "reproduce", "tracker"}
-# These take long, and compare descents with themselves, integers, ranks, or images read by processes.
-LONG = {
-    "test_feed.py",
-    "test_generated.py",
-    "test_ilp.py",
-    "test_learned.py",
-    "test_qat.py",
-    "test_rank.py",
-    "test_trials.py",
-}
+# Tests that say why one arithmetic is enough for them: see `markers` in pyproject.toml.
+LEFT_OUT = "not one_arithmetic"
 
 
 class Arithmetic(NamedTuple):
@@ -95,7 +87,7 @@ ANSWERS = {
 
 def files() -> list[str]:
     """Return the numeric test files, relative to the root."""
-    every = sorted(f for f in TESTS.rglob("test_*.py") if f.name not in LONG)
+    every = sorted(f for f in TESTS.rglob("test_*.py"))
     chosen = [f for f in every if f.relative_to(TESTS).parts[0] not in APART and _numeric(f.read_text())]
     return [str(f.relative_to(ROOT)) for f in chosen]
 
@@ -146,7 +138,7 @@ def _same(told: str, wanted: str) -> bool:
 def run(own: Arithmetic, names: list[str], more: list[str]) -> tuple[int, float, str]:
     """Run the tests under one arithmetic; return pytest's exit code, the seconds and the output."""
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--tb=short", "-m", LEFT_OUT]
     done = subprocess.run(
         [*command, *more, *names],
         cwd=ROOT,

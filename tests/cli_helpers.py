@@ -1,5 +1,6 @@
 """Ways to run sq in tests: in a process of its own, as a user does, or in this one, which spares the start-up."""
 
+import functools
 import io
 import logging
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +16,7 @@ from unittest.mock import patch
 import hydra
 
 from sq import cli, job, points, record
+from sq.core import plugins
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
@@ -99,6 +102,14 @@ def call(folder: Path, *words: str, sweep: bool = False) -> subprocess.Completed
 
 def compose(*overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the resolved config and the choices that a job gets for `overrides`."""
+    # Settings may be looked up in variables, of which one names the test.
+    variables = tuple(sorted((k, v) for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"))
+    composed = _composed.__wrapped__ if plugins.allowed() else _composed
+    return deepcopy(composed(overrides, variables))
+
+
+@functools.lru_cache(256)
+def _composed(overrides: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> Any:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
         return points.resolve(composed), points.chosen(composed.hydra)

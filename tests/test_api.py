@@ -11,6 +11,7 @@ from torch import nn
 
 import sq
 from sq import activations, method, ready
+from sq import api as own
 from sq.build import build
 from sq.errors import SqError
 from sq.quantizer import layerwise
@@ -263,3 +264,13 @@ def test_a_hessian_that_stays_indefinite(monkeypatch):
     monkeypatch.setattr(layerwise, "damped", indefinite)
     with pytest.raises(SqError, match="even with damping 1; give more images or drop the layer"):
         sq.quantize(network(), images(), quantizer="gptq", bits=4)
+
+
+def test_a_config_is_composed_once_and_belongs_to_each_call():
+    own._composed.cache_clear()
+    first = own._config(["quantizer=rtn", "bits=4"])
+    first["grid"]["symmetric"] = "changed"
+    second = own._config(["quantizer=rtn", "bits=4"])
+    assert second["grid"]["symmetric"] is False
+    assert (own._composed.cache_info().misses, own._composed.cache_info().hits) == (1, 1)
+    assert own._config(["quantizer=rtn", "bits=3"])["bits"] == 3

@@ -51,3 +51,15 @@ def test_files_are_those_that_compute_and_compare():
     uses = re.compile("^from tolerances import", re.MULTILINE)
     users = [f for f in arithmetic.TESTS.rglob("test_*.py") if uses.search(f.read_text())]
     assert {str(f.relative_to(arithmetic.ROOT)) for f in users} <= set(names)
+
+
+def test_no_file_is_left_out_whole():
+    marked = []
+    for name in arithmetic.files():
+        text = (arithmetic.ROOT / name).read_text()
+        assert "pytestmark" not in text or "one_arithmetic" not in text
+        marks = re.findall(r'^@pytest\.mark\.one_arithmetic\("(.+)"\)$', text, re.MULTILINE)
+        assert all(len(reason) > 20 for reason in marks), name
+        assert len(marks) < len(re.findall(r"^def test_", text, re.MULTILINE)), name
+        marked += marks
+    assert marked

@@ -165,6 +165,7 @@ def test_bad_input_is_one_line(train, crop, free, message, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.one_arithmetic("processes read images, and a network is trained: steps of it are tested alone")
 @pytest.mark.parametrize("stem", ["qat_imagenet", "qat_imagenet_post"])
 def test_recipes_of_imagenet_train_on_sample_images(stem, tmp_path, needs_data):
     swapped = ["model=efficientnet_lite0", "dataset=imagenet_sample"]

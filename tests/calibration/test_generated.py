@@ -78,6 +78,7 @@ def test_values_are_those_of_images(made):
     assert 0.9 < float(made.x.max()) <= 1
 
 
+@pytest.mark.one_arithmetic("a search of many steps: its loss and gradient are tested alone")
 def test_the_seed_decides_and_global_random_state_does_not(resnet, made):
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -93,6 +94,7 @@ def test_the_seed_decides_and_global_random_state_does_not(resnet, made):
     assert not set(other.ids) & set(made.ids)
 
 
+@pytest.mark.one_arithmetic("a search of many steps: its loss and gradient are tested alone")
 def test_images_that_miss_their_class_are_begun_anew(resnet, made):
     once = draw(resnet, tries=1)
     assert once.made["agreement"] < made.made["agreement"]
@@ -151,6 +153,7 @@ def test_another_network_or_origin_makes_other_ones(resnet, tmp_path):
     assert not draw(wider, Store(str(tmp_path), 1.0, {"a": 1}), steps=1).made["cached"]
 
 
+@pytest.mark.one_arithmetic("a search of many steps: its loss and gradient are tested alone")
 def test_weights_do_what_they_are_for(resnet):
     few = {"images": 20, "steps": 30, "tries": 1}
     plain, smooth, faint = draw(resnet, **few), draw(resnet, tv=10.0, **few), draw(resnet, l2=10.0, **few)
@@ -158,6 +161,7 @@ def test_weights_do_what_they_are_for(resnet):
     assert faint.x.square().mean() < 0.8 * plain.x.square().mean()
 
 
+@pytest.mark.one_arithmetic("a search of many steps: its loss and gradient are tested alone")
 def test_both_together_keeps_classes_and_matches_statistics(resnet, made):
     both = draw(resnet, bn_weight=50.0, images=20)
     assert both.made["agreement"] >= 0.9

@@ -68,6 +68,7 @@ def test_source_that_keeps_its_file_elsewhere(digits, monkeypatch):
 
 
 def test_the_source_is_read_and_not_imported():
-    code = "import sys; from sq.dataset import digits; digits.load(name='digits', every=3); print('sklearn' in sys.modules)"
+    code = "import sys; from sq.dataset import digits; digits.load(name='digits', every=3)"
+    code += "; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -253,6 +253,7 @@ def test_real_images_are_near_what_the_network_normalises_to(name, cifar10):
 # From the command line.
 
 
+@pytest.mark.one_arithmetic("a message of a process, without a number")
 def test_data_folder_that_is_not_named_is_one_line(tmp_path):
     done = run(tmp_path, "model=resnet20", "dataset=cifar10", SQ_DATA="")
     line = error_line(done)
@@ -261,6 +262,7 @@ def test_data_folder_that_is_not_named_is_one_line(tmp_path):
     assert "set SQ_DATA to the folder that holds weights/, cifar10/, imagenet/ and coco/" in line
 
 
+@pytest.mark.one_arithmetic("a message of a process, without a number")
 def test_images_of_another_network_are_one_line(tmp_path, needs_data):
     data = str(Path(os.environ["SQ_DATA"]).resolve())
     line = error_line(run(tmp_path, "model=resnet20", "dataset=digits", SQ_DATA=data))

@@ -104,6 +104,7 @@ def both(words, quantizer="rtn", pair=()):
     return float((one - exact).square().sum() / exact.square().sum())
 
 
+@pytest.mark.one_arithmetic("twins are compared with each other, whatever the order of their sums")
 @pytest.mark.parametrize(("activation", "correction"), [(one, other) for one in ACTIVATIONS for other in CORRECTIONS])
 def test_activations_and_corrections(activation, correction):
     words = [f"activation={activation}", f"correction={correction}"]
@@ -111,6 +112,7 @@ def test_activations_and_corrections(activation, correction):
     assert both(words) < 0.1
 
 
+@pytest.mark.one_arithmetic("twins are compared with each other, whatever the order of their sums")
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_quantizers(quantizer):
     place = QUANTIZERS.index(quantizer)
@@ -119,11 +121,13 @@ def test_quantizers(quantizer):
     assert both([*words, "activation.bits=8"], quantizer) < 0.1
 
 
+@pytest.mark.one_arithmetic("twins are compared with each other, whatever the order of their sums")
 @pytest.mark.parametrize("quantizer", ["sensiquant", "eptq"])
 def test_folded_networks(quantizer):
     assert both(["fold=true", "activation=mse", "activation.bits=8"], quantizer) < 0.1
 
 
+@pytest.mark.one_arithmetic("twins are compared with each other, whatever the order of their sums")
 @pytest.mark.parametrize("correction", CORRECTIONS)
 def test_layers_whose_inputs_and_outputs_are_overwritten_later(correction):
     pair = (InPlaceBetweenLayers, OutOfPlaceBetweenLayers)

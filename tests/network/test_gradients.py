@@ -74,6 +74,7 @@ def test_networks_that_need_gradients_on_are_told_how():
         quantize(Energy(False))
 
 
+@pytest.mark.one_arithmetic("calls are compared with each other, whatever the order of their sums")
 @pytest.mark.parametrize("words", [[], ["sensitivity=label_free", "allocation=ilp"]])
 def test_the_callers_modes_make_no_difference(words):
     wanted = quantize(twins()[1], *words).state_dict()
