@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from tolerances import assert_near, assert_within, of_layers, relative
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,11 +55,11 @@ def unchanged(net, before):
 
 def folds(net, x, count):
     """Fold `net`, check what holds of every network, and return the result."""
-    net = randomised(net)
+    net, x = randomised(net).double(), x.double()
     names, layers = dict(net.named_modules()), {layer.name for layer in geometry.find(net)[0]}
     all_norms, wanted = norms(net), run(net, x)
     found = fold(net, x)
-    torch.testing.assert_close(run(net, x), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    assert_near(run(net, x), wanted, of_layers(net, x.dtype))
     assert len(found.folded) == count
     assert sorted(found.folded + [re.sub(r" \(.*", "", text) for text in found.left]) == sorted(all_norms)
     assert norms(net) == [name for name in all_norms if name not in found.folded]
@@ -104,8 +105,11 @@ def test_parts_equal_the_formula():
     conv, norm = copy.deepcopy(net[0]), net[1]
     assert fold(net, torch.randn(2, 2, 5, 5).double()) == Folded(["1"], [])
     gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-    torch.testing.assert_close(net[0].weight, conv.weight * gain.view(-1, 1, 1, 1))
-    torch.testing.assert_close(net[0].bias, (conv.bias - norm.running_mean) * gain + norm.bias)
+    assert_near(net[0].weight, conv.weight * gain.view(-1, 1, 1, 1), relative(4, torch.float64))
+    rounding = relative(6, torch.float64) * float(
+        ((conv.bias.abs() + norm.running_mean.abs()) * gain).detach().max() + 1
+    )
+    assert_within(net[0].bias, (conv.bias - norm.running_mean) * gain + norm.bias, rounding)
     assert isinstance(net[1], nn.Identity)
     assert isinstance(net[0].bias, nn.Parameter)
 

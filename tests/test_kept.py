@@ -12,7 +12,7 @@ def pair(limit, seen=None):
     def make(index):
         if seen is not None:
             seen.append(index.tolist())
-        return [2 * X[index], X[index].flatten(1).sum(1, keepdim=True)]
+        return [2 * X[index], X[index].flatten(1).amax(1, keepdim=True)]  # a sum may differ with the batch
 
     return Kept(make, 10, 4, limit)
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tolerances import assert_within, relative
 
 from sq import loss
 from sq.errors import SqError
@@ -17,15 +18,15 @@ def test_kl_is_its_definition():
     p, q = theirs.double().exp(), ours.double().exp()
     p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
     wanted = (p * (p.log() - q.log())).sum(1)
-    torch.testing.assert_close(loss.kl(ours, theirs), wanted)
+    # the logs, which are below 10, are off by as much
+    assert_within(loss.kl(ours, theirs), wanted, 10 * relative(5, torch.float64))
     assert loss.kl(theirs, theirs).abs().max() < 1e-12
 
 
 def test_cross_entropy_is_minus_the_log_of_the_share():
     outputs = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
-    torch.testing.assert_close(
-        loss.cross_entropy(outputs, torch.tensor([0, 1])), torch.tensor([math.log(2), math.log(4)]).double()
-    )
+    wanted = torch.tensor([math.log(2), math.log(4)]).double()
+    assert_within(loss.cross_entropy(outputs, torch.tensor([0, 1])), wanted, relative(2, outputs.dtype) * wanted)
 
 
 def test_labels_are_of_the_first_images():

@@ -4,6 +4,7 @@ import onnx
 import pytest
 import torch
 from learned_problems import problem_of
+from tolerances import assert_near, of_layers
 from torch import nn
 from torch.nn import functional as F
 
@@ -86,7 +87,7 @@ def test_what_stands_next_to_layers():
 def test_a_layer_in_full_precision_computes_what_it_does(index):
     own = alike(net_of())[index]
     x = own.fed(32)
-    torch.testing.assert_close(run(own.model(None, 32), x), own.module(x))
+    assert_near(run(own.model(None, 32), x), own.module(x), of_layers(own.module, x.dtype))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

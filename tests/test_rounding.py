@@ -1,6 +1,7 @@
 import grids
 import pytest
 import torch
+from tolerances import assert_near, assert_within, relative
 from torch import nn
 
 from sq import layers, rounding
@@ -35,6 +36,7 @@ def test_h_starts_at_the_fractional_part(fit):
     ends = table.gather(2, lower), table.gather(2, lower + 1)
     share = ((W - ends[0]) / (ends[1] - ends[0]))[inside]
     assert inside.float().mean() > 0.5
+    # a share near 1/2 is moved off it by 1e-3, on the side of its code
     assert torch.allclose(rounding.soft(own.alpha)[inside], share, atol=2e-3)
 
 
@@ -47,7 +49,7 @@ def test_soft_weights_start_at_the_weights_the_grid_can_reach(fit):
 
 def test_inverse_and_its_ends():
     h = torch.tensor([0.0, 0.01, 0.25, 0.5, 0.9, 1.0])
-    assert torch.allclose(rounding.soft(rounding.inverse(h)), h, atol=1e-6)
+    assert torch.allclose(rounding.soft(rounding.inverse(h)), h, atol=relative(4, h.dtype))
     assert torch.isfinite(rounding.inverse(h)).all()
 
 
@@ -104,7 +106,7 @@ def test_learned_scale_folds_into_the_grid(fit):
     with torch.no_grad():
         own.sigma.copy_(torch.tensor([0.9, 1.0, 1.1, 1.3]).view(1, 4, 1))
     decoded = own.grid().decode(own.codes()).view(4, 6)
-    assert torch.allclose(own.weight(own.h("fixed")), decoded, rtol=1e-6)
+    assert_near(own.weight(own.h("fixed")), decoded, relative(3, decoded.dtype))
 
 
 def test_uniform_grids_of_1_bit_and_their_last_code():
@@ -118,10 +120,12 @@ def test_uniform_grids_of_1_bit_and_their_last_code():
 def test_weights_are_learned_between_two_neighbouring_levels():
     own, W, grid = made(grids.fit("post"))
     table = grids.values(grid, 1, 4)
+    bound = relative(3, W.dtype) * float(table.abs().max())
     for h, codes in ((0.0, own.lower), (1.0, own.lower + 1)):
         reached = own.weight(torch.full_like(W, h)).view_as(W)
-        torch.testing.assert_close(reached, table.gather(2, codes.long()), rtol=1e-6, atol=1e-8)
+        assert_within(reached, table.gather(2, codes.long()), bound)
     middle = own.weight(torch.full_like(W, 0.5)).view_as(W)
-    torch.testing.assert_close(middle, (table.gather(2, own.lower.long()) + table.gather(2, own.lower.long() + 1)) / 2)
+    lower = own.lower.long()
+    assert_within(middle, (table.gather(2, lower) + table.gather(2, lower + 1)) / 2, bound)
     assert own.gap is not None
     assert made(grids.fit("uniform"))[0].gap is None

@@ -78,7 +78,7 @@ def test_ends_move_apart(see):
     # One outlier above: only the upper end has to move
     x = torch.cat([torch.linspace(-1, 1, 10001), torch.tensor([8.0])])
     low, high = fit(see(x), 3, steps=40).bounds()
-    assert float(low) == pytest.approx(-1, abs=0.2)  # one step of 40
+    assert float(low) == pytest.approx(-1, abs=0.2)  # loosely: it hardly moves
     assert 0.7 < float(high) < 2
 
 

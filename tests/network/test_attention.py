@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from tolerances import assert_near, of_layers
 from torch import nn
 
 from sq.network.attention import Attention
@@ -26,11 +27,12 @@ def compared(source, *args, **named):
             own = Attention(source, joint)
             outputs, weights = own(*args, **named)
             wanted, wanted_weights = source(*args, **named)
-            torch.testing.assert_close(outputs, wanted, rtol=1e-9, atol=1e-10)
+            rounding = of_layers(source, torch.float64)
+            assert_near(outputs, wanted, rounding)
             if wanted_weights is None:
                 assert weights is None
             else:
-                torch.testing.assert_close(weights, wanted_weights, rtol=1e-9, atol=1e-10)
+                assert_near(weights, wanted_weights, rounding)
     return own
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tolerances import assert_near, of_layers
 from torch import nn
 
 import sq
@@ -57,7 +58,7 @@ def test_branches_become_one_layer(capsys):
     wanted = net(x)
     assert reparameterize.offers(net) == ["0", "1.0"]
     fused = reparameterize.apply(net, x, "off=true")
-    torch.testing.assert_close(fused(x), wanted, rtol=1e-4, atol=1e-5)
+    assert_near(fused(x), wanted, of_layers(net, x.dtype))
     assert [layer.name for layer in layers.find(fused)[0]] == ["0.left", "1.0", "1.1.fuse"]
     assert torch.equal(net(x), wanted)
     assert len(layers.find(net)[0]) == 5

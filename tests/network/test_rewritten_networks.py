@@ -13,6 +13,7 @@ from timm.layers import Linear as TimmLinear
 from timm.layers import StdConv2d
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.resnetv2 import ResNetV2
+from tolerances import assert_near, of_layers
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
@@ -137,7 +138,7 @@ def test_quantized_as_the_network_of_plain_layers_is(family):
     more = ["activation=minmax", "activation.bits=8", "correction=none"]
     with torch.no_grad():
         wanted = net(x)
-        torch.testing.assert_close(twin(x), wanted, rtol=1e-3, atol=1e-4)
+        assert_near(twin(x), wanted, of_layers(net, x.dtype))
         made, right = sq.quantize(net, x, *more, **settings), sq.quantize(twin, x, *more, **settings)
         assert made.sq_coverage.share >= share
         # Codes of weights and inputs are alike but for ties, which rounding of the last bit may move.
@@ -198,4 +199,4 @@ def test_rewritten_networks_as_onnx(family):
         rewritten, result = plain_layers.rewrite(net, x[:1])
     assert result.done
     session = onnx_session.Session(onnx_model.exported(rewritten, x).SerializeToString())
-    torch.testing.assert_close(torch.as_tensor(session(x)), wanted, rtol=1e-3, atol=1e-4)
+    assert_near(torch.as_tensor(session(x)), wanted, of_layers(net, x.dtype))
