@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from sq import baseline, fold, gate, images, method, needs, oom, sheet, summary, threads, trace
+from sq import baseline, fold, gate, method, needs, oom, sheet, summary, threads, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
 from sq.errors import SqError
-from sq.evaluation import Evaluation, check_classes, check_disjoint, check_images, to
+from sq.evaluation import Evaluation, check_classes, check_disjoint, check_images
 from sq.finished import Finished
 from sq.network import checks, copies, coverage, plain_layers
+from sq.runtime import batching
 from sq.store import Store
 from sq.trial import Trial
 
@@ -44,13 +45,13 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         batch = part["calibration"](model, dataset, kept)
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
-        batch = replace(batch, x=to(batch.x, device))
+        batch = replace(batch, x=batching.to_device(batch.x, device))
         model = plain_layers.settle(model, batch.x)
         folded = fold.fold(model.net, batch.x[:1], batch.x) if config["fold"] else None
         model = replace(model, folded=folded.pairs if folded else ())
         whole = trace.settle(model, batch.x)
         covered = coverage.of_model(whole, config["ends"], batch.x[:1])
-    threads.set_for(threads.work(whole, images.together(model.input, size)))
+    threads.set_for(threads.work(whole, batching.images_per_pass(model.input, size)))
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
         full, known = baseline.measure(config, whole, dataset, evaluation)
