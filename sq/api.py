@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sq import cli, contradictions, fold, layers, method, oom, points, ready, threads, trace
+from sq import contradictions, fold, layers, method, oom, points, ready, threads, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES, problems
@@ -23,7 +23,7 @@ from sq.errors import SqError, one_line
 from sq.network import checks, copies, coverage, plain_layers
 from sq.network.forward import forward
 from sq.network.reparameterize import apply as fused
-from sq.runs import loader
+from sq.runs import loader, messages
 from sq.runtime import batching
 from sq.samples import Calibration
 from sq.store import Store
@@ -123,7 +123,7 @@ def _config(words: list[str]) -> dict[str, Any]:
             composed = hydra.compose("config", overrides=[*words, "cache=null"], return_hydra_config=True)
             config, choices = points.resolve(composed), points.chosen(composed.hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SqError(cli.explain(error, words)) from error
+        raise SqError(messages.explain(error, words)) from error
     if wrong := problems(config) or contradictions.find(config, choices):
         raise SqError("; ".join(wrong))
     return config
@@ -135,7 +135,7 @@ def _own_hydra() -> Iterator[None]:
     state = GlobalHydra.get_state()
     GlobalHydra.instance().clear()
     try:
-        with loader.installed(), hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
+        with loader.installed(), hydra.initialize_config_dir(loader.CONF, version_base="1.3"):
             yield
     finally:
         GlobalHydra.set_state(state)
