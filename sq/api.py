@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sq import contradictions, fold, layers, method, oom, points, ready, threads, trace
+from sq import contradictions, fold, layers, oom, pipeline, points, ready, threads, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES, problems
@@ -106,9 +106,9 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
     with ready.exactly(), threads.phases():
-        given = method.Given(whole, batch, Store(None, 0.0), None)
+        given = pipeline.Given(whole, batch, Store(None, 0.0), None)
         threads.set_for(threads.work(whole, batching.images_per_pass(model.input, config["batch_size"])))
-        quantized = method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
+        quantized = pipeline.solve(config, part, given, Clock(images.device)).quantized.net.eval()
     quantized.sq_coverage = covered  # type: ignore[assignment]
     return quantized
 

@@ -138,8 +138,8 @@ def nullable(part):
 
 
 def test_null_is_refused_in_one_line_for_every_setting_that_may_not_be():
-    settings = {name for name in messages._names()[""] if name.partition(".")[0] not in FAMILIES}
-    every = settings - nullable(settings_of.Config)
+    names = {name for name in messages._names()[""] if name.partition(".")[0] not in FAMILIES}
+    every = names - nullable(settings_of.Config)
     assert {"bits", "fold", "name", "sweep.retry"} <= every
     for name in sorted(every):
         with pytest.raises((HydraException, OmegaConfBaseException)) as refused:
