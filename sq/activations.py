@@ -18,12 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from sq import adds as additions
 from sq import hooks, oom
-from sq import images as reading
 from sq.adds import Adds
 from sq.errors import SqError
 from sq.histogram import Histogram, Histograms
 from sq.knobs import Bins, Count
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.types import Grid, Inputs
 
 See = Callable[[str, Tensor], None]
@@ -88,7 +88,7 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
 
     def twice(size: int) -> dict[str, Histogram]:
         found = Histograms(bins)
-        batches = reading.split(x[:images], size)
+        batches = batching.split(x[:images], size)
         _run(net, names, batches, adds, found.widen)
         found.close()
         if missing := [name for name in names if name not in found.known]:
@@ -99,7 +99,7 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
         _run(net, names, batches, adds, found.count)
         return found.finish()
 
-    return oom.fitting("activation", twice, reading.together(x.shape[1:], batch_size))
+    return oom.fitting("activation", twice, batching.images_per_pass(x.shape[1:], batch_size))
 
 
 def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, see: See) -> None:

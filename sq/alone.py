@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sq import images as reading
 from sq import oom
 from sq.console import track
 from sq.replay import Replay
+from sq.runtime import batching
 from sq.sites import Kind, Sites, changed
 from sq.types import Layer, Model
 
@@ -60,7 +60,7 @@ class Runs:
         self.model, self.changes, self.x = model, changes, x
         self.replay = Replay(model.net, {c.layer.name: c.layer for c in changes}.values(), x[:1])
         kept = KEPT // max(1, self.replay.bytes)
-        self.size = max(1, min(reading.together(x.shape[1:], None), kept))  # images at a time
+        self.size = max(1, min(batching.images_per_pass(x.shape[1:], None), kept))  # images at a time
 
     def each(self, size: int, around: Callable[[], AbstractContextManager[object]] = nullcontext) -> Iterator[Seen]:
         """Yield what comes of every change, `size` images at a time, each within a context ``around()`` of its own."""

@@ -17,18 +17,17 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sq import cli, contradictions, fold, layers, method, oom, points, ready, threads, trace
-from sq import images as reading
+from sq import contradictions, fold, layers, oom, pipeline, points, ready, threads, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES, problems
 from sq.core import plugins
 from sq.errors import SqError, one_line
-from sq.evaluation import to
 from sq.network import checks, copies, coverage, plain_layers
 from sq.network.forward import forward
 from sq.network.reparameterize import apply as fused
-from sq.runs import loader
+from sq.runs import loader, messages
+from sq.runtime import batching
 from sq.samples import Calibration
 from sq.store import Store
 from sq.types import Model
@@ -96,7 +95,7 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     copied.requires_grad_(False)
     if images.ndim == 4:
         copies.channels_last(copied)
-    images = to(images.detach(), images.device)  # laid out as a run has them
+    images = batching.to_device(images.detach(), images.device)  # laid out as a run has them
     _check_net(copied, images)
     if reparameterize:
         copied = fused(copied, images[:1], "reparameterize=False")
@@ -110,9 +109,9 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
     with ready.exactly(), threads.phases():
-        given = method.Given(whole, batch, Store(None, 0.0), None)
-        threads.set_for(threads.work(whole, reading.together(model.input, config["batch_size"])))
-        quantized = method.solve(config, part, given, Clock(images.device)).quantized.net.eval()
+        given = pipeline.Given(whole, batch, Store(None, 0.0), None)
+        threads.set_for(threads.work(whole, batching.images_per_pass(model.input, config["batch_size"])))
+        quantized = pipeline.solve(config, part, given, Clock(images.device)).quantized.net.eval()
     quantized.sq_coverage = covered  # type: ignore[assignment]
     return quantized
 
@@ -129,7 +128,7 @@ def _config(words: list[str]) -> dict[str, Any]:
             composed = _composed.__wrapped__ if plugins.allowed() else _composed
             config, choices = deepcopy(composed(tuple(words), variables))
     except (HydraException, OmegaConfBaseException) as error:
-        raise SqError(cli.explain(error, words)) from error
+        raise SqError(messages.explain(error, words)) from error
     if wrong := problems(config) or contradictions.find(config, choices):
         raise SqError("; ".join(wrong))
     return config
@@ -149,7 +148,7 @@ def _own_hydra() -> Iterator[None]:
     state = GlobalHydra.get_state()
     GlobalHydra.instance().clear()
     try:
-        with loader.installed(), hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
+        with loader.installed(), hydra.initialize_config_dir(loader.CONF, version_base="1.3"):
             yield
     finally:
         GlobalHydra.set_state(state)

@@ -10,13 +10,14 @@ import inspect
 import json
 from typing import Any
 
-from sq import gram, images, layers, statistics, store
+from sq import gram, layers, statistics, store
+from sq.runtime import batching
 from sq.samples import Batch
 from sq.store import Kind, Note, Store, Tensors
 from sq.types import LayerStatistics, Model, Statistics, digest
 
 # Read along with the code itself: an edit while a sweep runs must not name what the old code computes.
-CODE = [inspect.getsource(module) for module in (statistics, images, gram, layers)]
+CODE = [inspect.getsource(module) for module in (statistics, batching, gram, layers)]
 
 
 def collect(model: Model, batch: Batch, kept: Store, **settings: Any) -> tuple[Statistics, bool]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq.evaluation import to
+from sq.runtime import batching
 from sq.types import Model
 
 
@@ -45,7 +45,7 @@ class Canvas:
         """Return the images (B, C, H, W) as the network takes them."""
         shared, own = (share * wave for share, wave in zip(self.shares, self.waves, strict=True))
         grown = torch.fft.irfft2(torch.fft.rfft2(shared + own) * self.weights, s=(self.height, self.width))
-        return to(self.low + (self.high - self.low) * Bounded.apply(0.5 + grown), self.device)
+        return batching.to_device(self.low + (self.high - self.low) * Bounded.apply(0.5 + grown), self.device)
 
 
 class Bounded(torch.autograd.Function):

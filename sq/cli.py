@@ -8,32 +8,22 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from sq import config as settings
-from sq import experiments, job, plan, points, preview, resolvers, root, sweep
-from sq.build import OWN
+from sq import experiments, job, plan, points, preview, root, sweep
 from sq.console import out, say
 from sq.core import closed_pipe, plugins
-from sq.errors import SqError, one_line
-from sq.runs import arguments, loader
+from sq.errors import SqError
+from sq.runs import arguments, loader, messages
 
-CONF = str(root.CONF)
 OF_A_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep)\b")  # what Hydra takes and ignores in a single run
-settings.register()
-resolvers.register()
 
 
 def task(config: DictConfig) -> None:
@@ -84,14 +74,15 @@ def main() -> None:
         plugins.allow(plugins.named(sys.argv[1:]))
         with arguments.any_help(), loader.installed():
             # Not a decorator: a launcher must find `task` under its own name to send it to another process.
-            hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
+            hydra.main(config_path=loader.CONF, config_name="config", version_base="1.3")(task)()
     except KeyboardInterrupt:
         say("sq: interrupted; the same command goes on where this one stopped")
         sys.exit(130)
     except Exception as error:
         if job.TRACEBACKS or (isinstance(error, BrokenPipeError) and closed_pipe.unread()):
             raise
-        say(f"sq: {one_line(error) if isinstance(error, SqError) else explain(error, *_command(sys.argv[1:]))}")
+        words, file = ([], None) if isinstance(error, SqError) else _command(sys.argv[1:])
+        say(f"sq: {messages.explain(error, words, file)}")
         sys.exit(1)
 
 
@@ -102,172 +93,10 @@ def _find_experiments() -> None:
         sys.argv.extend(["--config-dir", str(root.EXPERIMENTS)])
 
 
-def explain(error: Exception, words: Sequence[str] = (), file: Path | None = None) -> str:
-    """Return one line that says what was got, what is allowed and what is nearest.
-
-    Parameters
-    ----------
-    words : overrides; the choices among them decide which settings there are
-    file : the config they are of, if it is not sq's own
-    """
-    if isinstance(error, SqError):
-        return one_line(error)
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error)
-    text = f"{error} {error.__cause__ or ''}"
-    if found := re.search(r"Additional config directory '([^']+)' not found", text):
-        shipped = "; those that come with sq need no folder: -cn NAME" if Path(found[1]).name == "experiments" else ""
-        return f"-cd {found[1]}: no such folder: correct it{shipped}"
-    if found := re.search(r"Cannot find primary config '([^']+)'", text):
-        return _no_experiment(found[1], re.findall(r"provider=(?:main|command-line), path=file://(\S+)", text))
-    if explained := _of_sweep(text) or _of_choice(error, text) or _of_name(text, words, file) or _of_value(text):
-        return explained
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; free space or correct what names it, outputs= or results="
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return " ".join(text.split())
-    return one_line(error)
-
-
-def _no_experiment(name: str, folders: list[str]) -> str:
-    """Return what to say of a config `name` that none of `folders` has."""
-    names = [file.stem for folder in folders for file in Path(folder).glob("*.yaml")]
-    return f"-cn {name}: no {name}.yaml in {' or '.join(reversed(folders))}; {settings.nearest(name, names)}"
-
-
-def _of_sweep(text: str) -> str:
-    """Return what `text` of Hydra's says of several values where one belongs, "" if it is about something else."""
-    if found := re.search(r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' requires", text):
-        return (
-            f"{found[1] or found[2]}: several values are a sweep: add -m; as one value, write a list [...], "
-            "or text '...' in quotes that the shell leaves"
-        )
-    if found := re.search(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
-        return f"{found[1]}: of the sweep as a whole, and not swept itself; give one value"
-    return ""
-
-
-def _of_choice(error: Exception, text: str) -> str:
-    """Return what `text` of Hydra's says of a choice that is not there, "" if it is about something else."""
-    found = re.search(r"Could not find '((?:hydra/)?\w+)/([^']*)'", text)
-    if found is None or not isinstance(error, MissingConfigException):
-        return ""
-    group, option = found.groups()
-    if group == "hydra/sweeper":
-        return loader.other_sweeper(option)
-    options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-    near = settings.nearest(option, options)
-    every = f" (all: {', '.join(sorted(options))})" if near.startswith("nearest") else ""
-    return f"{group}={option}: no such choice; {near}{every}"
-
-
-def _of_name(text: str, words: Sequence[str], file: Path | None) -> str:
-    """Return what `text` of Hydra's says of a setting that is not there, "" if it is about something else."""
-    found = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
-    if found is None:
-        return ""
-    name = found[1] or found[2]
-    if full := re.search(r"full_key: (hydra\.\S+)", text):
-        return _unknown_of_hydra(full[1])
-    if name.startswith("quantizer.start."):
-        return f"{name}: no such setting; quantizer.start is the quantizer that quantizer.init names, as its YAML is"
-    return _unknown(name, words, file)
-
-
-def _of_value(text: str) -> str:
-    """Return what `text` of OmegaConf's says of a value of the wrong type, "" if it is about something else."""
-    if found := re.search(r"(?:is not Optional|Incompatible value 'None' for .*)\s+full_key: (\S+)", text):
-        return f"{found[1]}=null: should be {settings.kind(found[1])}; it may not be null"
-    wrong = r"In '(.+?)':.*\sValue '(.*?)' .*(?:could not be converted to|is not a valid) .*\s+full_key: (\S+)"
-    if found := re.search(wrong, text, re.DOTALL):
-        return f"{found[1]}.yaml: {found[3]}={found[2]}: should be {settings.kind(found[3])}"
-    wrong = r"Error merging override (.+?) Value '.* (?:could not be converted to|is not a valid) (\w+)"
-    if found := re.search(wrong, text, re.DOTALL):
-        kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
-        return f"{found[1]}: should be {kinds.get(found[2], found[2])}"
-    return ""
-
-
-def _unreadable(error: OverrideParseException) -> str:
-    """Return why Hydra's grammar does not have an override."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("See https://")]
-    reason = " ".join(lines).removeprefix(f"Error parsing override '{error.override}' ").partition(" expecting {")[0]
-    if found := re.match(r"\w+ while evaluating '.*?': (.*)", reason):
-        return f"{error.override}: {found[1]}"
-    return f"{error.override}: not NAME=VALUE as Hydra reads it ({reason}); quote text that has other signs than names"
-
-
-def _unknown_of_hydra(name: str) -> str:
-    """Return what to say of the setting `name` of Hydra's own part, which does not exist."""
-    import yaml
-
-    start, _, own = name.rpartition(".")
-    if start != "hydra.launcher":
-        return f"{name}: no such setting of Hydra"
-    known = {file.stem: yaml.safe_load(file.read_text()) for file in Path(CONF, "hydra", "launcher").glob("*.yaml")}
-    known = {launcher: {name for name in knobs if name != "defaults"} for launcher, knobs in known.items()}
-    near = settings.nearest(own, {setting for knobs in known.values() for setting in knobs if setting[0] != "_"})
-    whose = sorted(launcher for launcher, knobs in known.items() if near.removeprefix("nearest: ") in knobs)
-    of = f", of hydra/launcher={' and '.join(whose)}" if whose else ""
-    return f"{name}: no such setting of the launcher in use; {near}{of}"
-
-
-def _unknown(name: str, words: Sequence[str], file: Path | None) -> str:
-    """Return what to say of the setting `name`, which does not exist with the choices of `words` and `file`."""
-    try:
-        known = _names(words, file)
-    except (SqError, HydraException, OmegaConfBaseException):  # the choices are wrong as well
-        known = _names()
-    lacking = {choice: names for choice, names in known.items() if name not in names}
-    if len(lacking) < len(known):  # a setting of some of the choices that a sweep goes through
-        choice, names = next(iter(lacking.items()), ("", []))
-    else:
-        choice, names = "", list({other for names in known.values() for other in names})
-    return f"{name}: no such setting{choice}; {settings.nearest(name, names)}"
-
-
-def _names(words: Sequence[str] = (), file: Path | None = None) -> dict[str, list[str]]:
-    """Return the dotted names of all settings, for each of the choices that a sweep goes through.
-
-    The names go by words for that choice, " of quantizer=rtn"; without a sweep there is one list, of no words.
-    """
-    folder, name = (Path(CONF), "config") if file is None else (file.parent.absolute(), file.stem)
-    holds = (folder / f"{name}.yaml").is_file()
-    main = str(folder if holds else CONF)  # where Hydra reads the first config from
-    base = [plugins.search_path(*([] if holds else [folder]))]
-    with hydra.initialize_config_dir(main, version_base="1.3"):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        params = hydra.compose(name, base, return_hydra_config=True).hydra.sweeper.get("params") or {}
-        given = [f"{setting}={value}" for setting, value in params.items()] + [*words]
-        overrides = [o for o in map(parser.parse_override, given) if o.key_or_group in settings.FAMILIES]
-        choices = {str(o.key_or_group): _values(o) for o in overrides if not o.is_delete()}
-        first = {family: options[0] for family, options in choices.items()}
-        swept = {f" of {f}={option}": {**first, f: option} for f, own in choices.items() if own[1:] for option in own}
-        return {
-            choice: _paths(points.resolve(hydra.compose(name, [*base, *(f"{f}={own}" for f, own in chosen.items())])))
-            for choice, chosen in (swept or {"": first}).items()
-        }
-
-
-def _values(override: Override) -> list[str]:
-    """Return the values that `override` goes through, one unless it is of a sweep."""
-    if override.is_sweep_override():
-        return list(override.sweep_string_iterator())
-    return [override.get_value_element_as_str()]
-
-
-def _paths(node: Any, prefix: str = "") -> list[str]:
-    """Return the dotted names of all that is in nested mappings, but for what says which function a part is."""
-    if not isinstance(node, Mapping):
-        return []
-    found = {f"{prefix}{name}": value for name, value in node.items() if name not in OWN}
-    return [path for name, value in found.items() for path in (name, *_paths(value, f"{name}."))]
-
-
 def _command(words: Sequence[str]) -> tuple[list[str], Path | None]:
     """Return the overrides of a command line of Hydra's, and the config it names, if that is not sq's own."""
     options, _ = arguments.parser().parse_known_args([*words])
     overrides = [word for word in options.overrides if not word.startswith("hydra")]
     if options.config_name is None and options.config_dir is None:
         return overrides, None
-    return overrides, Path(options.config_dir or CONF, f"{options.config_name or 'config'}.yaml")
+    return overrides, Path(options.config_dir or loader.CONF, f"{options.config_name or 'config'}.yaml")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import record
+from sq.core import files
 from sq.errors import SqError, one_line
 
 VERSION = 1
@@ -42,7 +42,7 @@ def write(file: Path, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
     every = {name: own.detach().cpu().contiguous() for name, own in tensors.items() if own.numel()}
     every[TEXT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     # One entry: safetensors writes several in any order, and the same network should be the same file.
-    record.write_bytes(file, save(every, {FORMAT: f"{VERSION} {_hash(every)}"}), "outputs")
+    files.write_bytes(file, save(every, {FORMAT: f"{VERSION} {_hash(every)}"}), "outputs")
 
 
 def read(file: Path) -> tuple[Layout, dict[str, Tensor]]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sq import hooks, oom
-from sq import images as reading
 from sq.console import track
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.sites import Sites, lent, weight
 from sq.types import Layer
 
@@ -131,5 +131,5 @@ def total(x: Tensor, of: Callable[[Tensor, slice], list[Tensor]], together: int 
             sums = [a + b for a, b in zip(sums, made, strict=True)] if sums else made
         return sums
 
-    most = max(1, reading.together(x.shape[1:], None) // HEAVIER)
+    most = max(1, batching.images_per_pass(x.shape[1:], None) // HEAVIER)
     return oom.fitting("sensitivity", attempt, min(most, together or most))

@@ -14,6 +14,7 @@ from sq.console import say
 from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.samples import Batch, Dataset, Images, without
 from sq.types import Model
 
@@ -60,7 +61,7 @@ class Evaluation:
 
     def __init__(self, model: Model, metric: Metric, images: Images, batch_size: int | None, device: torch.device):
         self.model, self.metric, self.images, self.device = model, metric, images, device
-        self.size = reading.together(model.input, batch_size)
+        self.size = batching.images_per_pass(model.input, batch_size)
         self.left_out: list[str] = []  # ids of images that could not be read, in the last pass
 
     def measure(self, net: nn.Module) -> Measured:
@@ -73,22 +74,20 @@ class Evaluation:
         return self.metric(self.model, self._outputs(net))
 
     def _outputs(self, net: nn.Module) -> Iterator[tuple[Tensor, Batch]]:
+        def run(x: Tensor) -> Tensor:
+            return forward(net, batching.to_device(x, self.device)).cpu()
+
         read: list[str] = []
         every = range(len(self.images.ids))
         for batch in reading.batches(self.images, every, self.model.prepare, self.size, "evaluate"):
             check_images(self.model, batch, "evaluation")
             with torch.no_grad():
-                outputs = oom.forward("evaluate", lambda x: forward(net, to(x, self.device)).cpu(), batch.x)
+                outputs = oom.forward("evaluate", run, batch.x)
             if not torch.isfinite(outputs).all():
                 raise SqError("the network's outputs hold NaN or infinity on the evaluation images: check the weights")
             read += batch.ids
             yield outputs, batch
         self.left_out = without(self.images.ids, read)
-
-
-def to(x: Tensor, device: torch.device) -> Tensor:
-    """Return images (B, C, H, W) on `device`, channels last in memory: convolutions are up to twice as fast so."""
-    return x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
 
 
 def check_images(model: Model, batch: Batch, use: str) -> None:
@@ -110,7 +109,7 @@ def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
     figure is wrong though nothing fails. One image of zeros is run for it.
     """
     with torch.no_grad():
-        outputs = forward(model.net, to(torch.zeros(1, *model.input), device))
+        outputs = forward(model.net, batching.to_device(torch.zeros(1, *model.input), device))
     objects = isinstance(dataset.test.y, list)
     if objects and model.decode is not None:
         known = model.decode(outputs.cpu())[1].shape[-1]

@@ -19,8 +19,8 @@ from torch import Tensor
 from sq import images, memory
 from sq.draws import seeded
 from sq.errors import SqError
-from sq.evaluation import to
 from sq.knobs import Share
+from sq.runtime import batching
 from sq.samples import Images, Prepare
 from sq.types import Problem
 
@@ -110,7 +110,7 @@ class Stream:
             number = {self.split.ids[i]: first + n // batch for n, i in enumerate(wanted)}
             for given in images.batches(parts, wanted, self.prepare, batch, "training images", at_once=True):
                 assert isinstance(given.y, Tensor)
-                yield number[given.ids[0]], to(given.x, self.device), given.y.to(self.device)
+                yield number[given.ids[0]], batching.to_device(given.x, self.device), given.y.to(self.device)
             first += until
 
 
@@ -196,7 +196,7 @@ def choose(problem: Problem, wanted: int | None, crop: Crop | None, seed: int) -
     _check_memory(len(chosen), shape, device)
     batch = images.load(split, chosen, prepare, "training images")
     assert isinstance(batch.y, Tensor)
-    return Memory(to(batch.x, device), batch.y.to(device), seed)
+    return Memory(batching.to_device(batch.x, device), batch.y.to(device), seed)
 
 
 def _check_memory(count: int, shape: tuple[int, ...], device: torch.device) -> None:

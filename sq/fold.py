@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from sq import batchnorm, hooks, images
+from sq import batchnorm, hooks
 from sq.errors import SqError
 from sq.network import checks
 from sq.network.forward import forward
+from sq.runtime import batching
 
 Foldable = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TOLERANCE = 1e-6  # relative squared error of the outputs: far above rounding, far below a BatchNorm that is wrong
@@ -183,7 +184,7 @@ def _observe(net: nn.Module, x: Tensor, every: Tensor | None) -> tuple[list[Pair
     passes = _Passes(net)
     outputs = [(x, passes.watch(x))]
     if every is not None and len(passes.reached) < len(passes.norms):
-        for part in images.split(every, None):
+        for part in batching.split(every, None):
             before = len(passes.reached)
             y = passes.watch(part)
             if len(passes.reached) > before:

@@ -17,7 +17,7 @@ from sq import batchnorm, canvas, store, threads, trace
 from sq.clock import synchronize
 from sq.console import say
 from sq.errors import SqError
-from sq.evaluation import to
+from sq.runtime import batching
 from sq.samples import Calibration
 from sq.store import Kind, Note, Store, Tensors
 from sq.types import Model, digest
@@ -118,7 +118,10 @@ def _judge(request: Request, x: Tensor, device: torch.device, knobs: dict[str, A
     """Say how many images the method is not content with; raise an `SqError` if those are most."""
     with torch.no_grad():
         parts = zip(x.split(knobs["batch"]), request.y.split(knobs["batch"]), strict=True)
-        refused = sum(int((~request.method.accepted(to(part, device), y.to(device))).sum()) for part, y in parts)
+        refused = 0
+        for part, y in parts:
+            accepted = request.method.accepted(batching.to_device(part, device), y.to(device))
+            refused += int((~accepted).sum())
     if not refused:
         return
     told = f"{refused} of {len(x)} images are not taken for their class after {knobs['tries']} tries"
@@ -132,6 +135,6 @@ def _means(request: Request, x: Tensor, device: torch.device, batch: int) -> dic
     total: dict[str, float] = {}
     with torch.no_grad():
         for part, y in zip(x.split(batch), request.y.split(batch), strict=True):
-            for name, value in request.method.figures(to(part, device), y.to(device)).items():
+            for name, value in request.method.figures(batching.to_device(part, device), y.to(device)).items():
                 total[name] = total.get(name, 0.0) + value * len(y) / len(request.y)
     return total

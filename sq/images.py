@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,7 @@ from sq.console import track
 from sq.errors import ImageError, SqError, one_line
 from sq.samples import Batch, Images, Objects, Prepare
 
-MOST = 256  # images in one forward pass, where nothing else decides
 TOGETHER = 32  # images in a task of a worker, where nothing else decides
-TOGETHER_ELEMENTS = 2**22  # of the images in one forward pass: activations are some tens of times as many
 MANY = 8  # processes that decode, where nothing else decides: more wait for the disk
 SHOWN = 3  # images named in a message
 
@@ -69,16 +66,6 @@ def batches(
             f"{len(corrupt)} of {len(chosen)} images cannot be read ({named}{more}): copy them again, remove them, "
             "or leave them out by dataset.skip_corrupt=true"
         )
-
-
-def together(shape: Sequence[int], batch_size: int | None) -> int:
-    """Return how many images (C, H, W) to run at a time: `batch_size`, or what suits their size if that is None."""
-    return batch_size or max(1, min(MOST, TOGETHER_ELEMENTS // math.prod(shape)))
-
-
-def split(x: Tensor, batch_size: int | None) -> tuple[Tensor, ...]:
-    """Return images `x` (B, C, H, W) in parts of `together` images."""
-    return x.split(together(x.shape[1:], batch_size))
 
 
 def load(images: Images, chosen: Sequence[int], prepare: Prepare, what: str) -> Batch:

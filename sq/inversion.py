@@ -14,9 +14,9 @@ from sq.clock import synchronize
 from sq.console import say, track
 from sq.core.wording import quantity
 from sq.errors import SqError
-from sq.evaluation import to
 from sq.generation import Request
 from sq.knobs import Count, NotNegative, Portion, Positive
+from sq.runtime import batching
 from sq.types import Model
 
 WARM = 2  # steps after the first by which the time of all is told
@@ -106,7 +106,7 @@ def _descend(adam: torch.optim.Adam, waves: list[Tensor], loss: Tensor) -> None:
 def _accepted(request: Request, x: Tensor, part: Tensor, device: torch.device) -> Tensor:
     """Return (B,) bool, on the CPU: whether the method is content with each of the images x[part]."""
     with torch.no_grad():
-        return request.method.accepted(to(x[part], device), request.y[part].to(device)).cpu()
+        return request.method.accepted(batching.to_device(x[part], device), request.y[part].to(device)).cpu()
 
 
 def _random(seed: int, attempt: int, number: int) -> torch.Generator:

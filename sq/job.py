@@ -18,6 +18,7 @@ from sq import claim, contradictions, mirror, ready, record
 from sq.build import build
 from sq.config import check
 from sq.console import say
+from sq.core import files
 from sq.errors import SqError, one_line
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _keep_sheet(config: Mapping[str, Any], key: str, picture: bytes | None) -> N
     if picture is None:
         return
     try:
-        record.write_bytes(record.sheet(config, key), picture, "outputs")
+        files.write_bytes(record.sheet(config, key), picture, "outputs")
     except SqError as error:
         log.warning("no picture of the calibration images: %s", error)
 

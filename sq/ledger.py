@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sq import record
+from sq.core import files
 from sq.errors import SqError
 
 VERSION = 1
@@ -60,7 +60,7 @@ class Ledger:
     def write(self) -> None:
         """Write the file, whole or not at all."""
         text = json.dumps({"ledger": VERSION, "places": self.places}, indent=1, sort_keys=True)
-        record.write_text(self.file, text + "\n", "outputs")
+        files.write_text(self.file, text + "\n", "outputs")
         self.written = time.monotonic()
 
 

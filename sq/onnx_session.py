@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sq import activations, adds, hooks, images, stopwatch
+from sq import activations, adds, hooks, stopwatch
 from sq.errors import SqError, one_line
 from sq.network.forward import forward
 from sq.onnx_model import duplicate
+from sq.runtime import batching
 
 # Decibels, at least, of our outputs over their distance from a model's. Sums differ in their last digits alone, but
 # where inputs are quantized some fall on the other side of a rounding for it.
@@ -87,8 +88,8 @@ def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[f
     """
     session = Session(model.SerializeToString(), EXACT)
     with torch.no_grad():
-        wanted = torch.cat([forward(net, part) for part in images.split(x, None)])
-        got = torch.cat([session(part) for part in images.split(x, None)])
+        wanted = torch.cat([forward(net, part) for part in batching.split(x, None)])
+        got = torch.cat([session(part) for part in batching.split(x, None)])
     least = LEAST_SNR_ROUNDED if activations.attached(net) or adds.attached(net) else LEAST_SNR
     if not (close := snr(wanted, got)) >= least:  # NaN is not
         raise SqError(
@@ -101,7 +102,7 @@ def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[f
 def lost(model: bytes, x: Tensor) -> float:
     """Return decibels of a model's exact outputs for images `x` over what saturated sums take off on this processor."""
     exact, plain = Session(model, EXACT), Session(model)
-    wanted, found = (torch.cat([own(part) for part in images.split(x, None)]) for own in (exact, plain))
+    wanted, found = (torch.cat([own(part) for part in batching.split(x, None)]) for own in (exact, plain))
     return min(snr(wanted, found), 999.0)
 
 

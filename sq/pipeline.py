@@ -1,23 +1,27 @@
-"""One run, from config to figures: the data flow of sq on one page."""
+"""One run, from config to figures; and `solve`, the way from statistics to correction that `sq.quantize` shares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from sq import baseline, fold, gate, images, method, needs, oom, sheet, summary, threads, trace
+from sq import baseline, cache, ends, fold, gate, importance, needs, oom, resources, sheet, summary, threads, trace
 from sq.build import build
 from sq.clock import Clock
 from sq.config import FAMILIES
+from sq.costs import Budget, Cost, Widths
 from sq.errors import SqError
-from sq.evaluation import Evaluation, check_classes, check_disjoint, check_images, to
+from sq.evaluation import Evaluation, check_classes, check_disjoint, check_images
 from sq.finished import Finished
-from sq.network import checks, copies, coverage, plain_layers
+from sq.network import checks, copies, coverage, gradients, plain_layers
+from sq.runtime import batching
+from sq.samples import Calibration, Images
 from sq.store import Store
 from sq.trial import Trial
+from sq.types import Model, Problem, QuantizedModel
 
 
 @threads.phases()
@@ -44,18 +48,18 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         batch = part["calibration"](model, dataset, kept)
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
-        batch = replace(batch, x=to(batch.x, device))
+        batch = replace(batch, x=batching.to_device(batch.x, device))
         model = plain_layers.settle(model, batch.x)
         folded = fold.fold(model.net, batch.x[:1], batch.x) if config["fold"] else None
         model = replace(model, folded=folded.pairs if folded else ())
         whole = trace.settle(model, batch.x)
         covered = coverage.of_model(whole, config["ends"], batch.x[:1])
-    threads.set_for(threads.work(whole, images.together(model.input, size)))
+    threads.set_for(threads.work(whole, batching.images_per_pass(model.input, size)))
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
         full, known = baseline.measure(config, whole, dataset, evaluation)
         expected = gate.check(whole, dataset.name, full.figures)
-    done = method.solve(config, part, method.Given(whole, batch, kept, dataset.train), clock)
+    done = solve(config, part, Given(whole, batch, kept, dataset.train), clock)
     problem, quantized = done.problem, done.quantized
     with clock.phase("evaluate"):
         found = evaluation.measure(quantized.net)
@@ -83,3 +87,63 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         "halved": dict(oom.halved),
     }
     return made | {"expected": expected, "folded": folded and folded.record(), "correction": done.correction} | spent
+
+
+@dataclass(frozen=True)
+class Given:
+    """A network, settled (see `sq.trace`), its calibration images, and the training split for what trains it."""
+
+    whole: Model
+    batch: Calibration
+    kept: Store
+    train: Images | None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A quantized network, and what the record says of the way there."""
+
+    problem: Problem
+    quantized: QuantizedModel
+    cost: Cost
+    widths: Widths
+    cached: bool  # statistics were there
+    weighed: dict[str, Any]
+    correction: dict[str, Any]
+
+
+def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, clock: Clock) -> Solved:
+    """Quantize the network; `part` has the families of `config`, built.
+
+    Raises
+    ------
+    SqError : what a user can fix, with the way out
+    """
+    whole, batch, kept = given.whole, given.batch, given.kept
+    size, policy = config["batch_size"], config["ends"]
+    model, fixed = ends.leave(whole, policy), ends.widths(whole, policy)
+    with clock.phase("statistics"):
+        how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
+        collected, cached = cache.collect(model, batch, kept, **how)
+        with gradients.explained(whole.net):
+            h, weighed = importance.collect(part["grid"], model, batch, kept)
+    with clock.phase("activation"):
+        inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
+    beside = {"scratch": config["cache"], "scratch_gib": config["cache_gib"], "train": given.train}
+    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, **beside)
+    with clock.phase("sensitivity"), gradients.explained(whole.net):
+        cost = part["sensitivity"](problem)
+        cost.check()
+    with clock.phase("allocation"):
+        wide = {layer.name: inputs.bits.get(layer.name, resources.FLOAT) for layer in model.layers}
+        rest = resources.beside(whole, model.layers)
+        budget = Budget(config["bits"], fixed, wide, rest, ends.kept(whole, policy), resources.sizes(problem))
+        widths = part["allocation"](cost, model.layers, budget)
+    with clock.phase("activation"):
+        problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
+    with clock.phase("quantize"), gradients.explained(whole.net):
+        quantized = part["quantizer"](problem)
+    with clock.phase("correct"):
+        correct = None if quantized.trained else part["correction"]
+        correction = correct(quantized.net, whole.net, batch) if correct else {"left_out": "the network was trained"}
+    return Solved(problem, quantized, cost, widths, cached, weighed, correction)

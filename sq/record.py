@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sq import since
+from sq import renamed_targets, since
 from sq.config import nearest
+from sq.core import files
 from sq.core.wording import quantity
 from sq.errors import SqError
 
@@ -25,7 +25,8 @@ Record = dict[str, Any]
 
 def key(config: Mapping[str, Any]) -> str:
     """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
-    science = {name: canonical(value) for name, value in since.stripped(config).items() if name not in BOOKKEEPING}
+    first = since.stripped(renamed_targets.original(config))
+    science = {name: canonical(value) for name, value in first.items() if name not in BOOKKEEPING}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -151,52 +152,19 @@ def write(file: Path, record: Record) -> None:
     ------
     SqError : the folder cannot be written, or the disk is full
     """
-    write_text(file, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    files.write_text(file, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def keep_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
     """Keep the ids of calibration images beside the records that name their hash, one a line."""
     file = Path(config["results"]) / config["name"] / "calibration" / f"{name}.txt"
     if not file.is_file():
-        write_text(file, "\n".join(ids) + "\n")
+        files.write_text(file, "\n".join(ids) + "\n")
 
 
 def sheet(config: Mapping[str, Any], key: str) -> Path:
     """Return where the picture of the images belongs that a run made to calibrate with: beside its log."""
     return Path(config["outputs"]) / config["name"] / f"{key}.images.png"
-
-
-def write_text(file: Path, text: str, setting: str = "results") -> None:
-    """Write `text` to `file`, whole or not at all; what was there survives a failure.
-
-    Parameters
-    ----------
-    setting : that the folder comes from, for messages
-
-    Raises
-    ------
-    SqError : the folder cannot be written, or the disk is full
-    """
-    write_bytes(file, text.encode(), setting)
-
-
-def write_bytes(file: Path, content: bytes, setting: str = "results") -> None:
-    """Write `content` to `file`; see `write_text`."""
-    part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part")  # process ids of containers are alike
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except OSError as error:
-        raise SqError(
-            f"cannot write {file}: {error.strerror}; free space or correct {setting}=, and run again"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # the failure to write is the one to tell
-            part.unlink(missing_ok=True)
 
 
 def probe(folder: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, images
+from sq import hooks
 from sq.hooks import See
 from sq.network.forward import forward
+from sq.runtime import batching
 
 
 def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tuple[dict[str, nn.Module], list[str]]:
@@ -33,7 +34,7 @@ def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tup
 @torch.no_grad()
 def outputs(net: nn.Module, x: Tensor, batch_size: int | None) -> Iterator[Tensor]:
     """Yield what `net` makes of the images `x`, batch by batch."""
-    for part in images.split(x, batch_size):
+    for part in batching.split(x, batch_size):
         yield forward(net, part)
 
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from sq import draws as random
 from sq import hooks, layers, oom, squares
-from sq import images as reading
 from sq.console import track
 from sq.derivatives import HEAVIER
 from sq.errors import SqError
 from sq.knobs import Count, Draws, Positive, Whole
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.sites import weight
 from sq.types import Model
 
@@ -61,7 +61,7 @@ def activation_scores(model: Model, x: Tensor, draws: Draws, seed: Whole) -> dic
         return {layer.name: torch.cat([part[layer.name] for part in parts]) for layer in model.layers}
 
     with torch.enable_grad():
-        return oom.fitting("scores", attempt, max(1, reading.together(x.shape[1:], None) // HEAVIER))
+        return oom.fitting("scores", attempt, max(1, batching.images_per_pass(x.shape[1:], None) // HEAVIER))
 
 
 def weight_scores(

@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sq import gram, hooks, images, layers, memory, oom
+from sq import gram, hooks, layers, memory, oom
 from sq.console import track
 from sq.errors import SqError
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.samples import Batch
 from sq.types import Layer, LayerStatistics, Model, Statistics
 
@@ -44,7 +45,7 @@ def collect(model: Model, batch: Batch, *, batch_size: int | None, positions: fl
     memory.check(model.layers, batch.x.device)
     if positions < 1:  # what is drawn may depend on the batches
         return _pass(model, batch, batch_size, positions, seed)
-    size = images.together(batch.x.shape[1:], batch_size)
+    size = batching.images_per_pass(batch.x.shape[1:], batch_size)
     return oom.fitting("statistics", lambda some: _pass(model, batch, some, positions, seed), size)
 
 
@@ -56,7 +57,7 @@ def _pass(model: Model, batch: Batch, batch_size: int | None, positions: float, 
     ]
     try:
         with torch.no_grad():
-            for chunk in track(images.split(batch.x, batch_size), "statistics"):
+            for chunk in track(batching.split(batch.x, batch_size), "statistics"):
                 forward(model.net, chunk)
     finally:
         for hook in hooks:

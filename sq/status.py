@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sq import cli, experiments, plan, points, record
+from sq import experiments, plan, points, record
 from sq.config import nearest
 from sq.console import out, say
 from sq.core import closed_pipe, plugins
@@ -22,6 +22,7 @@ from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.plan import Run
 from sq.points import Job
+from sq.runs import messages
 
 
 class NoQuestion(SqError):
@@ -119,7 +120,7 @@ def jobs_of(stem: str, results: Path, folder: Path = experiments.FOLDER, more: S
             own = hydra.compose(stem, overrides=words, return_hydra_config=True)
             return points.expand(GlobalHydra.instance().config_loader(), own)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SqError(f"{folder / stem}.yaml: {cli.explain(error, more, folder / f'{stem}.yaml')}") from error
+        raise SqError(f"{folder / stem}.yaml: {messages.explain(error, more, folder / f'{stem}.yaml')}") from error
 
 
 if __name__ == "__main__":

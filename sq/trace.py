@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sq import hooks, images, layers
+from sq import hooks, layers
 from sq.console import say
 from sq.core.wording import quantity
 from sq.errors import SqError
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.types import Layer, Model
 
 
@@ -98,7 +99,7 @@ def _look_further(model: Model, x: Tensor, order: list[str], missing: list[Layer
         f"({', '.join(layer.name for layer in missing[:3])}), looked for with all {quantity(x, 'image')}"
     )
     total = _Calls()
-    for part in images.split(x, None):
+    for part in batching.split(x, None):
         calls = _Calls()
         calls.watch(model.net, model.layers, part)
         place = 0

@@ -18,6 +18,7 @@ from sq.costs import Cost
 from sq.errors import SqError
 from sq.mixture import Mixture, Quantize
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.samples import Batch, Images
 from sq.store import Kind, Store, describe, name, place
 from sq.types import Problem, digest
@@ -107,7 +108,7 @@ def _measure(trial: Trial, mixture: Mixture, batch: Batch, mixes: list[Mix]) -> 
 def _loss(net: nn.Module, batch: Batch, batch_size: int | None) -> tuple[float, float]:
     assert isinstance(batch.y, Tensor)
     device, loss, right = next(net.parameters()).device, 0.0, 0
-    size = reading.together(batch.x.shape[1:], batch_size)
+    size = batching.images_per_pass(batch.x.shape[1:], batch_size)
     for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True):
         outputs = oom.forward("trials", lambda own: forward(net, own.to(device)).cpu(), x)
         loss += float(F.cross_entropy(outputs.double(), y, reduction="sum"))

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sq import gram, hooks, images, layers
+from sq import gram, hooks, layers
 from sq.errors import SqError
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.statistics import loss
 from sq.types import Layer
 
@@ -58,7 +59,7 @@ def constant_calls(reference: nn.Module, every: Iterable[Layer], x: Tensor) -> d
     modules = {layer.name: reference.get_submodule(layer.name) for layer in every}
     counts: dict[str, set[int]] = {name: set() for name in modules}
     with torch.no_grad():
-        for part in images.split(x, None):
+        for part in batching.split(x, None):
             called = _calls(reference, modules, part)
             for name, numbers in counts.items():
                 numbers.add(called[name])
@@ -90,7 +91,7 @@ def collect(net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor, calls
     """
     total = _Sum(layer, x.device)
     with torch.no_grad():
-        for number, part in enumerate(images.split(x, None)):
+        for number, part in enumerate(batching.split(x, None)):
             last = calls if number else None  # once, both are seen to call it equally often
             wanted = _fed(reference, layer.name, part, last)
             found = _fed(net, layer.name, part, last)

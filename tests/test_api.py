@@ -10,7 +10,7 @@ from cli_helpers import CONF, call, compose, records
 from torch import nn
 
 import sq
-from sq import activations, method, ready
+from sq import activations, pipeline, ready
 from sq import api as own
 from sq.build import build
 from sq.errors import SqError
@@ -171,8 +171,8 @@ def test_pytorch_is_left_as_it_was(setting, monkeypatch):
             raise ZeroDivisionError
         return found(*args)
 
-    found = method.solve
-    monkeypatch.setattr(method, "solve", solve)
+    found = pipeline.solve
+    monkeypatch.setattr(pipeline, "solve", solve)
     try:
         torch.use_deterministic_algorithms(False)
         setting()
@@ -251,7 +251,7 @@ def test_memory_that_does_not_suffice_is_said_in_terms_of_a_call(monkeypatch):
     def exhaust(*_, **__):
         raise torch.OutOfMemoryError("out of memory. Tried to allocate")
 
-    monkeypatch.setattr(method, "solve", exhaust)
+    monkeypatch.setattr(pipeline, "solve", exhaust)
     with pytest.raises(SqError, match=r"^out of memory .*give fewer images") as caught:
         sq.quantize(network(), images(), quantizer="rtn", bits=4)
     assert "calibration." not in str(caught.value)

@@ -15,7 +15,7 @@ from cli_helpers import ROOT
 from torch import nn
 
 from sq import cache, gram, layers, statistics
-from sq import images as reading
+from sq.runtime import batching
 from sq.samples import Batch
 from sq.store import GIB, Kind, Store
 from sq.types import Model
@@ -288,7 +288,7 @@ def test_own_code_is_read_when_it_is_imported(monkeypatch):
     source = inspect.getsource
     monkeypatch.setattr(inspect, "getsource", lambda m: source(m) + "#")
     assert cache.key(model(), images(), SETTINGS, {}) == before
-    assert {Path(m.__file__).read_text() for m in (statistics, reading, gram, layers)} <= set(cache.CODE)
+    assert {Path(m.__file__).read_text() for m in (statistics, batching, gram, layers)} <= set(cache.CODE)
 
 
 def test_an_entry_in_a_folder_that_may_only_be_read_is_used(tmp_path, monkeypatch, capsys):

@@ -21,6 +21,7 @@ from sq import config as settings_of
 from sq.build import check
 from sq.config import FAMILIES
 from sq.errors import SqError
+from sq.runs import messages
 
 # Refused before torch is loaded: half a second each.
 EARLY = {
@@ -137,12 +138,13 @@ def nullable(part):
 
 
 def test_null_is_refused_in_one_line_for_every_setting_that_may_not_be():
-    every = {n for n in cli._names()[""] if n.partition(".")[0] not in FAMILIES} - set(nullable(settings_of.Config))
+    names = {name for name in messages._names()[""] if name.partition(".")[0] not in FAMILIES}
+    every = names - nullable(settings_of.Config)
     assert {"bits", "fold", "name", "sweep.retry"} <= every
     for name in sorted(every):
         with pytest.raises((HydraException, OmegaConfBaseException)) as refused:
             compose(f"{name}=null")
-        said = cli.explain(refused.value)
+        said = messages.explain(refused.value)
         assert re.fullmatch(
             rf"{name}=null: should be (a number|a whole number|true or false|text|a list|a mapping); .* null", said
         )
@@ -310,7 +312,7 @@ def test_setting_misspelt_for_all_choices_of_a_sweep(tmp_path):
 def test_setting_of_an_experiments_choice(tmp_path):
     (tmp_path / "mine.yaml").write_text("defaults:\n  - config\n  - override model: timm\n  - _self_\nname: mine\n")
     words, file = cli._command(["-cd", str(tmp_path), "-cn", "mine", "model.nam=3"])
-    line = cli.explain(ConfigCompositionException("Could not override 'model.nam'."), words, file)
+    line = messages.explain(ConfigCompositionException("Could not override 'model.nam'."), words, file)
     assert line.startswith("model.nam: no such setting; nearest: ")
     assert "model.name" in line
 
@@ -327,7 +329,8 @@ def python(folder, code, *words):
 
 
 def test_composing_does_not_load_torch(tmp_path):
-    code = "import sys; from sq import cli; print(len(cli._names()), 'torch' in sys.modules, 'pandas' in sys.modules)"
+    code = "import sys; from sq import cli; from sq.runs import messages; print(len(messages._names()), "
+    code += "'torch' in sys.modules, 'pandas' in sys.modules)"
     done = python(tmp_path, code)
     assert done.stdout.split()[1:] == ["False", "False"], done.stderr
 

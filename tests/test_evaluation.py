@@ -77,15 +77,6 @@ def test_images_that_run_together_suit_their_size():
     assert over(split(), 7, shape=(3, 1024, 1024)).size == 7
 
 
-def test_images_lie_channels_last_and_keep_their_values():
-    x = torch.randn(2, 3, 4, 5)
-    moved = evaluation.to(x, torch.device("cpu"))
-    assert torch.equal(moved, x)
-    assert moved.is_contiguous(memory_format=torch.channels_last)
-    tokens = torch.randn(2, 7, 5)
-    assert torch.equal(evaluation.to(tokens, torch.device("cpu")), tokens)
-
-
 def labelled(classes, names=()):
     return Dataset(split(), split(), classes, "mine", names)
 

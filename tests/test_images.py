@@ -102,15 +102,6 @@ def test_image_the_network_does_not_take_is_not_a_corrupt_one(workers, skip):
     assert str(caught.value) == "i/0: the image is 2x2 L, the network takes 8x8: choose another dataset"
 
 
-def test_how_many_run_together():
-    assert reading.together((3, 224, 224), 7) == 7
-    assert reading.together((1, 8, 8), None) == 256
-    assert 16 <= reading.together((3, 224, 224), None) <= 64
-    assert reading.together((3, 5000, 5000), None) == 1
-    x = torch.zeros(600, 1, 8, 8)
-    assert [len(part) for part in reading.split(x, None)] == [256, 256, 88]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_is_drawn_from_the_global_generator(workers):
     torch.manual_seed(3)

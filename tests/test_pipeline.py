@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from sq import evaluation, mirror, record
+from sq.core import files
 from sq.errors import SqError
 from sq.samples import Batch, Images
 from sq.types import Model
@@ -160,8 +161,8 @@ def test_a_picture_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch):
     def refuse(file, *rest):
         raise SqError(f"cannot write {file}")
 
-    write = record.write_bytes
-    monkeypatch.setattr(record, "write_bytes", lambda f, *rest: (refuse if f.suffix == ".png" else write)(f, *rest))
+    write = files.write_bytes
+    monkeypatch.setattr(files, "write_bytes", lambda f, *rest: (refuse if f.suffix == ".png" else write)(f, *rest))
     assert call(tmp_path, *MADE).returncode == 0
     (own,) = records(tmp_path)
     assert own["status"] == "done"

@@ -149,7 +149,7 @@ def test_what_goes_together_changes_nothing(hard, monkeypatch, draws):
     model, x = hard
     once = scores.activation_scores(model, x, draws, 7)
     several = scores.weight_scores(model, x, **KNOBS | {"draws": draws})[0]
-    monkeypatch.setattr(scores.reading, "together", lambda *_: 2 * scores.HEAVIER)
+    monkeypatch.setattr(scores.batching, "images_per_pass", lambda *_: 2 * scores.HEAVIER)
     monkeypatch.setattr("sq.squares.GRADIENTS", 1)
     for name, own in scores.activation_scores(model, x, draws, 7).items():
         torch.testing.assert_close(own, once[name], rtol=1e-5, atol=0)

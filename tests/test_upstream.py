@@ -123,7 +123,7 @@ def test_several_batches_stop_early_and_give_the_same(monkeypatch):
     whole = upstream.collect(net, reference, layer, x)
     calls = []
     net.last.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 4 * 60)
+    monkeypatch.setattr("sq.runtime.batching.ELEMENTS", 4 * 60)
     known = upstream.constant_calls(reference, [layer], x)
     assert known == {layer.name: 2}
     parts = upstream.collect(net, reference, layer, x, known[layer.name])
@@ -149,7 +149,7 @@ class Looping(nn.Module):
 @pytest.mark.parametrize("numbers", [(1, 3, 2), (3, 1, 1), (0, 2, 1), (2, 2, 2)])
 def test_layers_called_more_often_for_some_images_have_the_inputs_of_all_calls(numbers, monkeypatch):
     torch.manual_seed(3)
-    monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 2 * 4)  # parts of two images
+    monkeypatch.setattr("sq.runtime.batching.ELEMENTS", 2 * 4)  # parts of two images
     reference = Looping().double().eval()
     net = copy.deepcopy(reference)
     net.shared.weight.data = net.shared.weight.data.mul(8).round().div(8)
@@ -174,7 +174,7 @@ def test_layers_are_solved_for_all_their_calls(numbers, monkeypatch):
     x = torch.randn(6, 4)
     x[::2, 0] = torch.tensor(numbers)
     net = Looping().eval()
-    monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 2 * 4)  # parts of two images
+    monkeypatch.setattr("sq.runtime.batching.ELEMENTS", 2 * 4)  # parts of two images
     found, skipped = layers.find(net)
     model = trace.settle(Model(net, found, (4,), "", None, skipped), x)
     batch = Calibration(x, torch.zeros(6), [str(i) for i in range(6)], inputs="quantized")
@@ -206,7 +206,7 @@ def test_inputs_changed_in_place_between_calls_are_those_of_each_call(monkeypatc
     torch.manual_seed(2)
     net, x = Changing().eval(), torch.randn(6, 4)
     (layer,) = model_of(net, (4,)).layers
-    monkeypatch.setattr("sq.images.TOGETHER_ELEMENTS", 2 * 4)
+    monkeypatch.setattr("sq.runtime.batching.ELEMENTS", 2 * 4)
     found = upstream.collect(net, net, layer, x)
     X = torch.cat(fed(net, "shared", x), 2).double()
     wanted = 2 * X @ X.mT / X.shape[2]

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from sq import layers, ready, trace
 from sq.console import out, track
 from sq.core import closed_pipe
+from sq.core.files import write_text
 from sq.network import coverage, plain_layers
 from sq.network.reparameterize import apply as fused
-from sq.record import write_text
 from sq.types import Model
 
 FOLDER = Path("results/coverage")

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sq import build, config, points
-from sq.cli import CONF, explain
 from sq.errors import SqError, one_line
 from sq.experiments import BENCH, FOLDER
+from sq.runs.loader import CONF
+from sq.runs.messages import explain
 
 Count = Annotated[int, Ge(1)]  # that of sq.types, which needs torch
 SAMPLE = ("quantizer", "sample_rows", "above")  # the keys of an entry of `quantizers` that is a mapping

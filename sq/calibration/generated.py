@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from sq import batchnorm, generation
 from sq.errors import SqError
-from sq.evaluation import to
 from sq.generation import Request
 from sq.knobs import Count, NotNegative
 from sq.network.forward import forward
+from sq.runtime import batching
 from sq.samples import Calibration, Dataset
 from sq.store import NOWHERE, Store
 from sq.types import Model
@@ -74,7 +74,7 @@ def draw(
     """
     device = next(model.net.parameters()).device
     with torch.no_grad():
-        outputs = forward(model.net, to(torch.zeros(1, *model.input), device))
+        outputs = forward(model.net, batching.to_device(torch.zeros(1, *model.input), device))
     if model.decode is not None or outputs.ndim != 2 or outputs.shape[1] < 2:
         raise SqError(
             "calibration=generated makes images of given classes, which only a classifier has: choose "

@@ -140,11 +140,12 @@ def _try_default() -> None:
     import hydra
     import torch
 
-    from sq import cli, points
+    from sq import points
     from sq.build import build
     from sq.network.forward import forward
+    from sq.runs import loader
 
-    with hydra.initialize_config_dir(cli.CONF, version_base="1.3"):
+    with hydra.initialize_config_dir(loader.CONF, version_base="1.3"):
         config = points.resolve(hydra.compose("config"))
     for setting in ("results", "outputs"):
         folder = _existing(Path(config[setting]))

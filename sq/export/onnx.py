@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sq import onnx_model, onnx_session, record
 from sq.console import say
-from sq.core import processor
+from sq.core import files, processor
 from sq.errors import SqError
 from sq.finished import Finished
 from sq.onnx_model import OPSET
@@ -48,7 +48,7 @@ def write(done: Finished, *, least_bits: Literal[4, 8], unsigned: bool) -> dict[
     model = _model(done, least_bits, unsigned)
     file = done.file(SUFFIX)
     with done.written(file) as part:
-        record.write_bytes(part, model.SerializeToString(), "outputs")
+        files.write_bytes(part, model.SerializeToString(), "outputs")
         return {"format": "onnx", "file": done.name(file)} | _verify(done, part, least_bits, unsigned)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import activations, adds, container, data, fold, images, layers, record, since
+from sq import activations, adds, container, data, fold, layers, record, since
 from sq.build import build
 from sq.core import plugins
 from sq.errors import SqError, one_line
@@ -23,6 +23,7 @@ from sq.finished import Finished
 from sq.network import copies, plain_layers
 from sq.network.forward import forward
 from sq.resources import code_bits
+from sq.runtime import batching
 from sq.stored import Reader, Words, Writer
 from sq.types import QuantizedLayer
 
@@ -87,8 +88,9 @@ def load(file: Path, packages: Sequence[str] = ()) -> nn.Module:
 
 def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     try:
-        config = layout["config"]
-        since.complete({"config": config, "choices": {}})  # an earlier file lacks later settings
+        written = {"config": layout["config"], "choices": {}}
+        since.complete(written)  # an earlier file lacks later settings, and names functions as they were called
+        config: dict[str, Any] = written["config"]
         _check_plain(config["model"])
         with data.architecture_alone():
             model = build(config["model"], "model")()
@@ -199,7 +201,7 @@ def _verify(done: Finished, file: Path) -> dict[str, Any]:
         if not torch.equal(own, again.state_dict()[name]):
             raise SqError(f"export=packed: {name} was not read back from {file} as it was written: nothing is kept")
     with torch.no_grad():
-        for part in images.split(x, None):
+        for part in batching.split(x, None):
             if not torch.equal(forward(net, part), forward(again, part)):
                 raise SqError(f"export=packed: what was read back from {file} returns something else: nothing is kept")
     return {"bytes": file.stat().st_size, "figures": done.measure(again).figures}

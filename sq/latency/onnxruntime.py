@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sq import adds, cores, hooks, onnx_layers, onnx_model, onnx_session, record, stopwatch
 from sq import layers as geometry
-from sq.core import processor
+from sq.core import files, processor
 from sq.errors import SqError
 from sq.finished import Finished
 from sq.knobs import FLOAT, Count, Whole, Widths
@@ -88,7 +88,7 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     }
     if layers:
         file = record.path(done.config).with_suffix(".latency.csv")
-        record.write_text(file, lines(found))
+        files.write_text(file, lines(found))
         made |= {"layers": found, "sums": _sums(done, found), "table": file.name}
     return made
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sq import hooks, images, units
+from sq import hooks, units
 from sq.distance import squares
 from sq.draws import seeded, signs
 from sq.errors import SqError
@@ -24,6 +24,7 @@ from sq.knobs import Count, Portion, Positive, Whole
 from sq.network.forward import forward
 from sq.quantizer.learned import begin, finish, ready
 from sq.reconstruct import Learn
+from sq.runtime import batching
 from sq.schedule import Mix
 from sq.session import Part, Session
 from sq.student import Hold, Start
@@ -101,7 +102,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     units.check(model.net, chosen, x[:1])
     ready(problem, {"learn": learn, "then": then}, [unit.name for unit in chosen])
     session = begin(problem, start, own, [learn, then], checkpoint_every)
-    size = images.together(x.shape[1:], None)
+    size = batching.images_per_pass(x.shape[1:], None)
     streamed = []
     with session.student.watched():
         for unit in chosen:

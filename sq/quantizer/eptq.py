@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, images, layers, scores
+from sq import hooks, layers, scores
 from sq.console import say
 from sq.distance import squares
 from sq.errors import SqError
@@ -23,6 +23,7 @@ from sq.knobs import Count, Positive, Whole
 from sq.network.forward import forward
 from sq.quantizer.learned import begin, finish, ready
 from sq.reconstruct import Learn
+from sq.runtime import batching
 from sq.session import Part
 from sq.student import Hold, Start, Student
 from sq.types import Problem, QuantizedModel
@@ -74,7 +75,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     session.start()
     weights = _weights(problem, attention, draws, seed)
     session.count(names, 0)
-    size = images.together(x.shape[1:], None)
+    size = batching.images_per_pass(x.shape[1:], None)
     wanted = Kept(lambda index: returned(problem.model.net, names, x[index]), len(x), size, memory_gib)
     with session.student.watched():
         learn(session, Part("network", names, _Error(session.student, names, weights, wanted)))

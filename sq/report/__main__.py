@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sq import experiments, record
 from sq.console import say
 from sq.core import closed_pipe
+from sq.core.files import write_text
 from sq.errors import SqError, one_line
 from sq.experiments import FOLDER, Experiment
 
@@ -99,7 +100,7 @@ def index(results: Path, questions: Path = FOLDER) -> Path:
 
     if not results.is_dir():
         raise SqError(f"no folder {results}: run an experiment first, or correct --results")
-    record.write_text(results / PAGE, drawn(results, experiments.listed(questions)))
+    write_text(results / PAGE, drawn(results, experiments.listed(questions)))
     return results / PAGE
 
 
@@ -118,7 +119,7 @@ def insert(file: Path, name: str, table: str) -> None:
     SqError : `file` cannot be read or written, or has no such marks
     """
     before, after = around(file, name)
-    record.write_text(file.resolve(), f"{before}\n{table}\n{after}")  # what a link leads to, not the link
+    write_text(file.resolve(), f"{before}\n{table}\n{after}")  # what a link leads to, not the link
 
 
 def around(file: Path, name: str) -> tuple[str, str]:
@@ -152,7 +153,7 @@ def _write(records: list[record.Record], shapes: list[tuple], folder: Path, ques
     )
     files = [*_texts(own, folder), *_figures(own, folder)] if done else []
     own.files = [file.name for file in files]
-    record.write_text(folder / index.PAGE, page.experiment(own, index.summary(own)))
+    write_text(folder / index.PAGE, page.experiment(own, index.summary(own)))
     return [*files, folder / index.PAGE]
 
 
@@ -182,7 +183,7 @@ def _texts(own: Contents, folder: Path) -> list[Path]:
         texts[f"{prices.stem(name)}.md"] = told.to_markdown(floatfmt=".2e", missingval="-") + "\n"
     texts |= latency.layers(own.records)
     for file, text in texts.items():
-        record.write_text(folder / file, text)
+        write_text(folder / file, text)
     return [folder / file for file in texts]
 
 

@@ -14,11 +14,16 @@ from hydra.errors import ConfigCompositionException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from sq import config, resolvers, root
 from sq.config import FAMILIES
 from sq.core import foreign_code
 from sq.errors import SqError
 
+CONF = str(root.CONF)
 SWEEPER = "hydra_plugins.sq_sweeper.Sweeper"  # what conf/config.yaml has sweeps done by
+# Whoever composes imports this module: the schema, and what YAML files interpolate by, are known to Hydra from then on.
+config.register()
+resolvers.register()
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""PyTorch on this machine: threads, memory, batches, timers and random estimates."""
