@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
+from sq import ready
 from sq.knobs import Count, Share
 
 CANDIDATES = 30_000  # what enters the suppression at most: a bound on its time, above what any confident net yields
@@ -40,6 +40,9 @@ def detect(boxes: Tensor, scores: Tensor, *, confidence: float, iou: Share, limi
     ------
     Bodla et al. 2017, Soft-NMS, section 3: the greedy suppression it starts from.
     """
+    ready.import_torchvision()
+    from torchvision.ops import batched_nms
+
     allowed = (scores > confidence) & scores.isfinite() & boxes.isfinite().all(1, keepdim=True)
     place, classes = allowed.nonzero(as_tuple=True)
     order = scores[place, classes].argsort(descending=True, stable=True)[:CANDIDATES]

@@ -16,11 +16,9 @@ _threads = 0  # PyTorch's own number, once it is known
 
 
 def import_torch() -> None:
-    """Import torch and torchvision, and explain the one way in which that commonly fails.
+    """Import torch, with the settings that it reads once.
 
-    Raises
-    ------
-    SqError : torchvision was built for another torch
+    Not torchvision: a run that needs none of it would spend as long on its import as on that of torch.
     """
     # Both are read once, when the libraries start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -28,8 +26,17 @@ def import_torch() -> None:
     # other busy process, 10 s with threads that sleep (results/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     heap.keep()
+    import torch  # noqa: F401
+
+
+def import_torchvision() -> None:
+    """Import torchvision, and explain the one way in which that commonly fails; timm imports it as well.
+
+    Raises
+    ------
+    SqError : torchvision was built for another torch
+    """
     try:
-        import torch  # noqa: F401
         import torchvision  # noqa: F401
     except (RuntimeError, OSError) as error:
         raise SqError(
@@ -71,7 +78,8 @@ def _be_repeatable() -> None:
     import torch
 
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As `use_deterministic_algorithms(True, warn_only=True)`, which would import PyTorch's compiler first, for seconds.
+    torch.set_deterministic_debug_mode("warn")
     # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward pass. It would only
     # make the reading of memory never written repeatable, which is a fault wherever it happens.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -96,10 +104,7 @@ def exactly() -> Iterator[None]:
     with _exact:
         precisions = [part.fp32_precision for part in _precisions()]
         before = torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory
-        strict, warns = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
+        mode = torch.get_deterministic_debug_mode()
         try:
             # Not by `allow_tf32`, which raises where the caller has set these; PyTorch's exporters raise where these
             # differ from it, so that a run, which exports, does it the other way.
@@ -111,4 +116,4 @@ def exactly() -> Iterator[None]:
             for part, precision in zip(_precisions(), precisions, strict=True):
                 part.fp32_precision = "none" if precision == every.fp32_precision else precision  # as all have it
             torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory = before
-            torch.use_deterministic_algorithms(strict, warn_only=warns)
+            torch.set_deterministic_debug_mode(mode)

@@ -13,6 +13,7 @@ from annotated_types import Len
 from PIL import Image
 from torch import Tensor
 
+from sq import ready
 from sq.build import check_type
 from sq.errors import SqError
 from sq.knobs import Count, Positive, Share
@@ -61,6 +62,7 @@ class Normalise:
                 f"the image is {image.width}x{image.height} {image.mode}, the network takes "
                 f"{self.size[1]}x{self.size[0]} RGB: choose a dataset of its kind"
             )
+        ready.import_torchvision()
         from torchvision.transforms.functional import normalize, to_tensor
 
         return normalize(to_tensor(image), list(self.mean), list(self.std))
@@ -70,6 +72,7 @@ class Evaluation:
     """Resize, centre crop and normalise as `settings`, in timm's terms (input_size, crop_pct, mean, ...), ask for."""
 
     def __init__(self, settings: Mapping[str, Any]):
+        ready.import_torchvision()
         from timm.data import create_transform
 
         self.size = tuple(settings["input_size"])[-2:]

@@ -136,6 +136,7 @@ WITHOUT = {"inception_v3": {"aux_logits": False}, "googlenet": {"aux_logits": Fa
 
 def build(network: Network) -> nn.Module:
     """Return a network with random weights, in eval mode."""
+    ready.import_torchvision()
     import timm
     from torchvision import models
 

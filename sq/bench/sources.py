@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from sq import layers as geometry
-from sq import statistics
+from sq import ready, statistics
 from sq.bench import features, settings
 from sq.build import build
 from sq.config import nearest
@@ -94,6 +94,7 @@ def shapes(
     ------
     SqError : timm has no such network, or it no such shape
     """
+    ready.import_torchvision()
     import timm
 
     if network not in timm.list_models():

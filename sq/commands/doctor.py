@@ -114,6 +114,7 @@ def _torch() -> dict[str, Any]:
     from sq import ready
 
     ready.import_torch()
+    ready.import_torchvision()
     import torch
 
     return {

@@ -9,6 +9,7 @@ import torch
 from annotated_types import Len
 from PIL import Image
 
+from sq import ready
 from sq.core.file_content import read_text
 from sq.data import find
 from sq.dataset.folders import Files, list_classes
@@ -90,6 +91,7 @@ class Coloured:
 
 def _class_list(folder: Path, classes: str) -> list[str]:
     if classes == IMAGENET:
+        ready.import_torchvision()
         from timm.data import ImageNetInfo
 
         return list(ImageNetInfo("imagenet-1k").label_names())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sq import layers
+from sq import layers, ready
 from sq.config import nearest
 from sq.core import plugins
 from sq.data import find
@@ -69,6 +69,7 @@ def load(
 
 
 def _build(constructor: str, arguments: dict[str, Any]) -> Any:
+    ready.import_torchvision()
     import timm
     from torchvision import models
 

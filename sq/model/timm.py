@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sq import layers
+from sq import layers, ready
 from sq.config import nearest
 from sq.console import say
 from sq.data import find, without_weights
@@ -48,6 +48,7 @@ def load(
     SqError : timm has no such network or tag; the weights are missing, damaged or of another network, or cannot be
         downloaded; a setting in `data` that makes no sense; fusing branches changes the outputs
     """
+    ready.import_torchvision()
     import timm
     from timm.data import resolve_data_config
 
