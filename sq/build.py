@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sq import renamed_targets
 from sq.config import nearest
 from sq.core import plugins
 from sq.errors import SqError
@@ -31,6 +32,7 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
     ------
     SqError : the name may not be imported or does not exist; a knob is missing, unknown or of a wrong type
     """
+    part = renamed_targets.current(part)
     check(part, path)
     from hydra.utils import instantiate
 
@@ -40,6 +42,7 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
 
 def check(part: Mapping[str, Any], path: str) -> None:
     """Raise an `SqError` unless `part` fits the signature of the function it names; see `build`."""
+    part = renamed_targets.current(part)
     function = _find(part, path)
     hints = _hints(function, part["_target_"], path)
     knobs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sq import since
+from sq import renamed_targets, since
 from sq.config import nearest
 from sq.core import files
 from sq.core.wording import quantity
@@ -25,7 +25,8 @@ Record = dict[str, Any]
 
 def key(config: Mapping[str, Any]) -> str:
     """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
-    science = {name: canonical(value) for name, value in since.stripped(config).items() if name not in BOOKKEEPING}
+    first = since.stripped(renamed_targets.original(config))
+    science = {name: canonical(value) for name, value in first.items() if name not in BOOKKEEPING}
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 
 

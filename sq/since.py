@@ -6,7 +6,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-# Each with the value that says what runs did before it was there. A setting of a part counts where the part is.
+from sq import renamed_targets
+
+# Each with the value that says what runs did before it was there, functions by their first names, which keys hash.
+# A setting of a part counts where the part is.
 SETTINGS: dict[str, Any] = {
     "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
     "export": {"_target_": "sq.export.none.write", "_partial_": True},
@@ -51,7 +54,7 @@ def _without(part: Mapping[str, Any], path: list[str], value: Any) -> Mapping[st
 
 
 def complete(record: dict[str, Any]) -> None:
-    """Give a record of a run from before `SETTINGS` were there the values that say what it did."""
+    """Give a record the values of `SETTINGS` that say what a run from before they were there did, and today's names."""
     config, choices = record.get("config"), record.get("choices")
     if not isinstance(config, dict) or not isinstance(choices, dict):
         return  # of a benchmark
@@ -60,7 +63,14 @@ def complete(record: dict[str, Any]) -> None:
         part: Any = config
         for name in path:
             part = part.get(name) if isinstance(part, dict) else None
-        if isinstance(part, dict) and part.get("_target_") in TAKEN_BY.get(setting, (part.get("_target_"),)):
+        if isinstance(part, dict) and _takes(part, setting):
             part.setdefault(knob, copy.deepcopy(value))
         if not path:
             choices.setdefault(knob, "none")
+    record["config"] = renamed_targets.current(config)
+
+
+def _takes(part: dict[str, Any], setting: str) -> bool:
+    """Return whether `part` names a function that has `setting`."""
+    target = str(part.get("_target_"))
+    return setting not in TAKEN_BY or renamed_targets.RENAMED.get(target, target) in TAKEN_BY[setting]

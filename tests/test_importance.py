@@ -6,7 +6,7 @@ import pytest
 import torch
 from cli_helpers import call, compose, records
 
-from sq import importance, layers, record, scores, since, trace
+from sq import importance, layers, record, renamed_targets, scores, since, trace
 from sq.build import build
 from sq.samples import Batch
 from sq.sites import Sites
@@ -90,6 +90,6 @@ def test_keys_of_other_ranges_are_what_they_were():
     before = json.loads(json.dumps(config))
     del before["grid"]["hessian"]
     assert record.key(config) == record.key(before)
-    assert config["grid"]["hessian"] == since.SETTINGS["grid.hessian"]
+    assert config["grid"]["hessian"] == renamed_targets.current(since.SETTINGS["grid.hessian"])
     other, _ = compose("grid.range=hmse", "grid.hessian.images=32")
     assert len({record.key(own) for own in (config, other, compose("grid.range=hmse")[0])}) == 3

@@ -88,8 +88,9 @@ def load(file: Path, packages: Sequence[str] = ()) -> nn.Module:
 
 def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     try:
-        config = layout["config"]
-        since.complete({"config": config, "choices": {}})  # an earlier file lacks later settings
+        written = {"config": layout["config"], "choices": {}}
+        since.complete(written)  # an earlier file lacks later settings, and names functions as they were called
+        config: dict[str, Any] = written["config"]
         _check_plain(config["model"])
         with data.architecture_alone():
             model = build(config["model"], "model")()
