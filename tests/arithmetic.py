@@ -32,6 +32,23 @@ STARTS_RUNS = re.compile(r"^from cli_helpers import .*\bcall\b", re.MULTILINE)
 APART = {"bench", "dataset", "report", "reproduce", "tracker"}
 # Tests that say why one arithmetic is enough for them: see `markers` in pyproject.toml.
 LEFT_OUT = "not one_arithmetic"
+# These quantize, train or search with whole networks, for minutes. The files of their parts test the arithmetic.
+WHOLE_NETWORKS = {
+    "test_asq_ptq.py",
+    "test_blockwise.py",
+    "test_bn_matched.py",
+    "test_cifar_resnet.py",
+    "test_copies.py",
+    "test_generated.py",
+    "test_learned.py",
+    "test_qat.py",
+    "test_quantized_inputs.py",
+    "test_routed.py",
+    "test_timm.py",
+    "test_ultralytics.py",
+    "test_weight_coverage.py",
+}
+EXAMPLES = "20"  # of each hypothesis test, a third of the usual number
 
 
 class Arithmetic(NamedTuple):
@@ -53,6 +70,7 @@ class Arithmetic(NamedTuple):
             "OMP_NUM_THREADS": str(self.threads),
             "OPENBLAS_NUM_THREADS": str(self.threads),
             "SQ_TEST_THREADS": str(self.threads),
+            "SQ_TEST_EXAMPLES": EXAMPLES,
             "OMP_WAIT_POLICY": "PASSIVE",  # processes share the cores
         }
         return made | ({"MKL_CBWR": self.mkl} if self.mkl != "OFF" else {})
@@ -87,7 +105,7 @@ ANSWERS = {
 
 def files() -> list[str]:
     """Return the numeric test files, relative to the root."""
-    every = sorted(f for f in TESTS.rglob("test_*.py"))
+    every = sorted(f for f in TESTS.rglob("test_*.py") if f.name not in WHOLE_NETWORKS)
     chosen = [f for f in every if f.relative_to(TESTS).parts[0] not in APART and _numeric(f.read_text())]
     return [str(f.relative_to(ROOT)) for f in chosen]
 

@@ -22,7 +22,8 @@ torch.set_num_threads(int(os.environ.get("SQ_TEST_THREADS", "1")))
 for variable in ("MODE", "DISABLED", "PROJECT", "ENTITY", "DIR"):  # who runs the tests may use W&B for work
     os.environ.pop(f"WANDB_{variable}", None)
 
-settings.register_profile("sq", derandomize=True, database=None, deadline=None, max_examples=60)
+EXAMPLES = int(os.environ.get("SQ_TEST_EXAMPLES", "60"))  # tests/arithmetic.py asks for fewer
+settings.register_profile("sq", derandomize=True, database=None, deadline=None, max_examples=EXAMPLES)
 settings.load_profile("sq")
 
 

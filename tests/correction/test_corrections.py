@@ -273,6 +273,7 @@ def test_a_layer_called_twice_is_left_alone_and_named(name):
     assert torch.equal(net.norm.running_mean, before)
 
 
+@pytest.mark.one_arithmetic("a whole network: the statistics are compared with an oracle")
 def test_reestimate_that_would_harm_is_undone(resnet, batch):
     reference = copy.deepcopy(resnet)
     free, guarded = copy.deepcopy(resnet), copy.deepcopy(resnet)

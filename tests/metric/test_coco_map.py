@@ -126,6 +126,7 @@ def test_against_full_precision():
     assert own.against(full) == compared
 
 
+@pytest.mark.one_arithmetic("statistical: a spread between images, far above rounding")
 def test_interval_covers_the_spread_between_other_images():
     # Drops on fresh sets of images spread about as far as the interval of one set says.
     drops, widths = [], []

@@ -126,6 +126,7 @@ def digits_problem(resnet, digits_train, fit):
     return Problem(model, batch, statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0), fit)
 
 
+@pytest.mark.one_arithmetic("the order of whole networks: costs of layers are compared with oracles")
 @pytest.mark.parametrize("name", EVERY)
 def test_more_bits_cost_less_on_a_trained_network(digits_problem, name):
     """Estimates with a sign, and those at a gradient that is all but noise, may say otherwise here and there."""
