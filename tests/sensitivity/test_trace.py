@@ -15,7 +15,6 @@ def own():
     return problem(tricky().double(), images(4).double(), labels(4), bits=8)
 
 
-@pytest.mark.one_arithmetic("statistical: bounds are standard errors, far above rounding")
 def test_cost_is_the_exact_trace_within_its_standard_error(own):
     cost = trace.score(own, bits=[2, 3], input_bits=[], draws=120, **KNOBS)
     sites = Sites(own, "weights", [2, 3])
@@ -34,7 +33,6 @@ def test_cost_is_the_exact_trace_within_its_standard_error(own):
     assert cost.about["draws_weights"] == 120
 
 
-@pytest.mark.one_arithmetic("many passes of one network: the estimate is tested on small layers")
 def test_trace_by_inputs_is_the_mean_of_the_images_own(own):
     cost = trace.score(own, bits=[2], input_bits=[3], draws=100, **KNOBS)
     pooled = own.model.net
