@@ -11,13 +11,13 @@ import sq
 
 def where(environment: str) -> None:
     """Assert that all of sq is what the wheel has installed."""
-    from sq import root
+    from sq.core import paths
 
     inside = Path(environment).resolve()
-    for file in (Path(sq.__file__), root.CONF / "config.yaml", root.EXPERIMENTS / "quickstart.yaml"):
+    for file in (Path(sq.__file__), paths.CONF / "config.yaml", paths.EXPERIMENTS / "quickstart.yaml"):
         assert inside in file.resolve().parents, file
         assert file.is_file(), file
-    assert root.CHECKOUT is None
+    assert paths.CHECKOUT is None
     finders = [finder for finder in sys.meta_path if "editable" in getattr(finder, "__module__", "")]
     assert not finders, finders
     assert not [name for name in sys.modules if name.startswith("__editable__")]

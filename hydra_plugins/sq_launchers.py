@@ -1,42 +1,42 @@
-"""Where Hydra looks for plugins: the launchers of sq, whose work is done in sq/pool.py and sq/cluster.py."""
+"""Where Hydra looks for plugins: the launchers of sq, whose work is done in sq/runs/launchers/."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
-from sq.launch import Ended, Follower
-from sq.points import Job
+from sq.runs.launchers.base import Ended, Follower
+from sq.runs.sweep.expand import Job
 
 
 class Local(Follower):
-    """Runs on this machine, several at a time; see `sq.pool.run`."""
+    """Runs on this machine, several at a time; see `sq.runs.launchers.local.run`."""
 
     here = True
 
     def kinds(self) -> type:
         """Return the types of its settings."""
-        from sq import pool
+        from sq.runs.launchers import local
 
-        return pool.Settings
+        return local.Settings
 
     def run(self, jobs: list[Job]) -> Generator[Ended, None, None]:
         """Run `jobs` in processes of this machine."""
-        from sq import pool
+        from sq.runs.launchers import local
 
-        return pool.run(jobs, self.settings)
+        return local.run(jobs, self.settings)
 
 
 class Slurm(Follower):
-    """Runs as tasks of a SLURM job array; see `sq.cluster.run`."""
+    """Runs as tasks of a SLURM job array; see `sq.runs.launchers.slurm.run`."""
 
     def kinds(self) -> type:
         """Return the types of its settings."""
-        from sq import cluster
+        from sq.runs.launchers import slurm
 
-        return cluster.Settings
+        return slurm.Settings
 
     def run(self, jobs: list[Job]) -> Generator[Ended, None, None]:
         """Submit `jobs`."""
-        from sq import cluster
+        from sq.runs.launchers import slurm
 
-        return cluster.run(jobs, self.settings)
+        return slurm.run(jobs, self.settings)

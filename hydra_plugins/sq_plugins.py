@@ -6,7 +6,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from sq.core import plugins
-from sq.root import CONF
+from sq.core.paths import CONF
 
 
 class Choices(SearchPathPlugin):

@@ -1,4 +1,4 @@
-"""Where Hydra looks for plugins: the sweeper of sq, whose work is done in sq/sweep.py."""
+"""Where Hydra looks for plugins: the sweeper of sq, whose work is done in sq/runs/sweep/sweeper.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 class Sweeper(BasicSweeper):
-    """Expands a sweep at once, runs what is not done, and sums up; see `sq.sweep.run`."""
+    """Expands a sweep at once, runs what is not done, and sums up; see `sq.runs.sweep.sweeper.run`."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep that `setup` was given; `arguments` are part of its config."""
-        from sq import sweep
+        from sq.runs.sweep import sweeper
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        return sweep.run(self.hydra_context.config_loader, self.config, self.launcher)
+        return sweeper.run(self.hydra_context.config_loader, self.config, self.launcher)

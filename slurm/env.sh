@@ -10,5 +10,5 @@ if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 : "${SQ_DATA:=}"                                            # data and weights, on a file system that nodes share
 export SQ_DATA
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"          # not the node's cores: the task's
-export WANDB_MODE="${WANDB_MODE:-offline}"                  # nodes often have no way out; python -m sq.track NAME uploads later
+export WANDB_MODE="${WANDB_MODE:-offline}"                  # nodes often have no way out; python -m sq track NAME uploads later
 export MPLCONFIGDIR="${MPLCONFIGDIR:-${TMPDIR:-/tmp}/mpl-$(id -u)}"  # home folders may be read-only on nodes

@@ -36,7 +36,8 @@ def quantize(
     reparameterize: bool = True,
 ) -> nn.Module:
     """Return a quantized copy of `net`, with `images` (N, C, H, W) to calibrate on; see `sq.api.quantize`."""
-    from sq import api, ready
+    from sq import api
+    from sq.runtime import torch_setup
 
-    ready.import_torch()
+    torch_setup.import_torch()
     return api.quantize(net, images, *overrides, quantizer=quantizer, bits=bits, reparameterize=reparameterize)

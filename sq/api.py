@@ -17,20 +17,21 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sq import contradictions, fold, layers, oom, pipeline, points, ready, threads, trace
-from sq.build import build
-from sq.clock import Clock
-from sq.config import FAMILIES, problems
+from sq import pipeline
+from sq.config.instantiate import build
+from sq.config.schema import FAMILIES, problems
 from sq.core import plugins
 from sq.errors import SqError, one_line
-from sq.network import checks, copies, coverage, plain_layers
+from sq.network import batchnorm_folding, checks, copies, coverage, geometry, plain_layers, tracing
 from sq.network.forward import forward
 from sq.network.reparameterize import apply as fused
-from sq.runs import loader, messages
-from sq.runtime import batching
-from sq.samples import Calibration
-from sq.store import Store
-from sq.types import Model
+from sq.runs import incompatible_settings, loader, messages
+from sq.runs.sweep import expand
+from sq.runtime import batching, cpu_threads, out_of_memory, torch_setup
+from sq.runtime.phase_timer import Clock
+from sq.storage.store import Store
+from sq.types.images import Calibration
+from sq.types.problem import Model
 
 APART = (
     "model",
@@ -74,7 +75,7 @@ def quantize(
         # Whatever mode the caller is in: tensors of inference mode cannot be differentiated, nor tell of changes.
         with (
             plugins.allowing(plugins.named(overrides)),
-            oom.explained(),
+            out_of_memory.explained(),
             torch.inference_mode(False),
             torch.autocast(_device(images), enabled=False),
         ):
@@ -99,18 +100,18 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     _check_net(copied, images)
     if reparameterize:
         copied = fused(copied, images[:1], "reparameterize=False")
-    found, skipped = layers.find(copied)
+    found, skipped = geometry.find(copied)
     model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
     model = plain_layers.settle(model, images)
     if config["fold"]:
-        fold.fold(model.net, images[:1], images)
-    whole = trace.settle(model, images)
+        batchnorm_folding.fold(model.net, images[:1], images)
+    whole = tracing.settle(model, images)
     covered = coverage.of_model(whole, config["ends"], images[:1])
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
-    with ready.exactly(), threads.phases():
+    with torch_setup.exactly(), cpu_threads.phases():
         given = pipeline.Given(whole, batch, Store(None, 0.0), None)
-        threads.set_for(threads.work(whole, batching.images_per_pass(model.input, config["batch_size"])))
+        cpu_threads.set_for(cpu_threads.work(whole, batching.images_per_pass(model.input, config["batch_size"])))
         quantized = pipeline.solve(config, part, given, Clock(images.device)).quantized.net.eval()
     quantized.sq_coverage = covered  # type: ignore[assignment]
     return quantized
@@ -129,7 +130,7 @@ def _config(words: list[str]) -> dict[str, Any]:
             config, choices = deepcopy(composed(tuple(words), variables))
     except (HydraException, OmegaConfBaseException) as error:
         raise SqError(messages.explain(error, words)) from error
-    if wrong := problems(config) or contradictions.find(config, choices):
+    if wrong := problems(config) or incompatible_settings.find(config, choices):
         raise SqError("; ".join(wrong))
     return config
 
@@ -139,7 +140,7 @@ def _composed(words: tuple[str, ...], variables: tuple[tuple[str, str], ...]) ->
     """Return the config and the choices that `words` lead to: composed once, as one call after another wants it."""
     with _own_hydra():
         composed = hydra.compose("config", overrides=[*words, "cache=null"], return_hydra_config=True)
-        return points.resolve(composed), points.chosen(composed.hydra)
+        return expand.resolve(composed), expand.chosen(composed.hydra)
 
 
 @contextmanager
@@ -164,7 +165,7 @@ def _check_net(net: nn.Module, images: Tensor) -> None:
         with torch.no_grad():
             made = forward(net, images[:1])
     except Exception as error:  # whatever a network that takes something else raises
-        if oom.is_out(error):
+        if out_of_memory.is_out(error):
             raise
         if _runs(net, images[:1]):
             raise SqError(
@@ -183,7 +184,7 @@ def _runs(net: nn.Module, images: Tensor) -> bool:
         with torch.enable_grad():
             forward(net, images)
     except Exception as error:  # whatever it raises
-        if oom.is_out(error):
+        if out_of_memory.is_out(error):
             raise
         return False
     return True

@@ -17,11 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sq import experiments, job, plan, points, preview, root, sweep
-from sq.console import out, say
-from sq.core import closed_pipe, plugins
+from sq.core import closed_pipe, paths, plugins
+from sq.core.progress import out, say
 from sq.errors import SqError
-from sq.runs import arguments, loader, messages
+from sq.records import experiments
+from sq.runs import arguments, job, loader, messages
+from sq.runs.sweep import dry_run, expand, plan, sweeper
 
 OF_A_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep)\b")  # what Hydra takes and ignores in a single run
 
@@ -29,15 +30,15 @@ OF_A_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep)\b")  # what Hyd
 def task(config: DictConfig) -> None:
     """Run one job. In a sweep its failure is in its record and the sweep goes on; alone it ends the program."""
     own = HydraConfig.get()
-    plain, choices = points.resolve(config), points.chosen(own)
+    plain, choices = expand.resolve(config), expand.chosen(own)
     if own.mode == RunMode.MULTIRUN:
-        sweep.task(plain, choices)
+        sweeper.task(plain, choices)
         return
-    one, record = points.Job([], plain, choices), None
+    one, record = expand.Job([], plain, choices), None
     try:
         _check_alone(own, plain["name"])
         if plain["sweep"]["dry_run"]:
-            preview.show(*preview.look([one], "failed", here=True))
+            dry_run.show(*dry_run.look([one], "failed", here=True))
             return
     except SqError as error:
         failure = str(error)
@@ -55,7 +56,7 @@ def task(config: DictConfig) -> None:
 
 def _check_alone(own: Any, name: str) -> None:
     """Refuse what a single run, with `own` of Hydra's, cannot be asked for."""
-    given = points.unambiguous(list(own.overrides.task))
+    given = expand.unambiguous(list(own.overrides.task))
     if idle := [word for word in own.overrides.hydra if OF_A_SWEEP.match(word)]:
         raise SqError(f"{idle[0]}: of a sweep, and this is one run: add -m, or leave it out")
     if many := [word for setting, word in given.items() if setting.startswith("sweep.") and setting != "sweep.dry_run"]:
@@ -90,7 +91,7 @@ def _find_experiments() -> None:
     """Let a command that names a config, but no folder, have one of the experiments that come with sq."""
     given = arguments.parser().parse_args()
     if given.config_name and not given.config_dir:
-        sys.argv.extend(["--config-dir", str(root.EXPERIMENTS)])
+        sys.argv.extend(["--config-dir", str(paths.EXPERIMENTS)])
 
 
 def _command(words: Sequence[str]) -> tuple[list[str], Path | None]:

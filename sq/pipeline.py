@@ -8,23 +8,36 @@ from typing import Any
 
 import torch
 
-from sq import baseline, cache, ends, fold, gate, importance, needs, oom, resources, sheet, summary, threads, trace
-from sq.build import build
-from sq.clock import Clock
-from sq.config import FAMILIES
-from sq.costs import Budget, Cost, Widths
+from sq.calibration.synthesis import contact_sheet
+from sq.config import requirements
+from sq.config.instantiate import build
+from sq.config.schema import FAMILIES
 from sq.errors import SqError
-from sq.evaluation import Evaluation, check_classes, check_disjoint, check_images
-from sq.finished import Finished
-from sq.network import checks, copies, coverage, gradients, plain_layers
-from sq.runtime import batching
-from sq.samples import Calibration, Images
-from sq.store import Store
-from sq.trial import Trial
-from sq.types import Model, Problem, QuantizedModel
+from sq.evaluation import expected_accuracy, fp_baseline, summarize
+from sq.evaluation.evaluate import Evaluation, check_classes, check_disjoint, check_images
+from sq.export.finished_run import Finished
+from sq.hessian import cache, weight_importance
+from sq.network import (
+    batchnorm_folding,
+    checks,
+    copies,
+    coverage,
+    first_last,
+    gradients,
+    plain_layers,
+    resource_counts,
+    tracing,
+)
+from sq.runtime import batching, cpu_threads, out_of_memory
+from sq.runtime.phase_timer import Clock
+from sq.storage.store import Store
+from sq.trials.measurement import Trial
+from sq.types.costs import Budget, Cost, Widths
+from sq.types.images import Calibration, Images
+from sq.types.problem import Model, Problem, QuantizedModel
 
 
-@threads.phases()
+@cpu_threads.phases()
 def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Quantize the network that `config` names, measure it against full precision, return what was found.
 
@@ -32,8 +45,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     ------
     SqError : what a user can fix, with the way out
     """
-    oom.halved.clear()
-    if missing := needs.packages(config):
+    out_of_memory.halved.clear()
+    if missing := requirements.packages(config):
         raise SqError("; ".join(missing))
     part = {family: build(config[family], family) for family in FAMILIES if family != "tracker"}
     clock, size = Clock(device), config["batch_size"]
@@ -50,15 +63,15 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         check_images(model, batch, "calibration")
         batch = replace(batch, x=batching.to_device(batch.x, device))
         model = plain_layers.settle(model, batch.x)
-        folded = fold.fold(model.net, batch.x[:1], batch.x) if config["fold"] else None
+        folded = batchnorm_folding.fold(model.net, batch.x[:1], batch.x) if config["fold"] else None
         model = replace(model, folded=folded.pairs if folded else ())
-        whole = trace.settle(model, batch.x)
+        whole = tracing.settle(model, batch.x)
         covered = coverage.of_model(whole, config["ends"], batch.x[:1])
-    threads.set_for(threads.work(whole, batching.images_per_pass(model.input, size)))
+    cpu_threads.set_for(cpu_threads.work(whole, batching.images_per_pass(model.input, size)))
     with clock.phase("full_precision"):
         evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
-        full, known = baseline.measure(config, whole, dataset, evaluation)
-        expected = gate.check(whole, dataset.name, full.figures)
+        full, known = fp_baseline.measure(config, whole, dataset, evaluation)
+        expected = expected_accuracy.check(whole, dataset.name, full.figures)
     done = solve(config, part, Given(whole, batch, kept, dataset.train), clock)
     problem, quantized = done.problem, done.quantized
     with clock.phase("evaluate"):
@@ -71,27 +84,27 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         exported = part["export"](finished)
     with clock.phase("latency"):
         timed = part["latency"](finished)
-    made = summary.summarise(whole, problem, quantized)
-    made["results"] = summary.compare(found, full) | made["results"]
-    made |= summary.costs(done.cost, done.widths, problem.fixed) | summary.trials(made["results"], tried)
-    made |= summary.images(dataset, batch, evaluation.left_out, found.answers()) | done.weighed
+    made = summarize.summarise(whole, problem, quantized)
+    made["results"] = summarize.compare(found, full) | made["results"]
+    made |= summarize.costs(done.cost, done.widths, problem.fixed) | summarize.trials(made["results"], tried)
+    made |= summarize.images(dataset, batch, evaluation.left_out, found.answers()) | done.weighed
     made |= {"coverage": covered.record()}
     made |= {"export": exported} if exported else {}
     made |= {"latency": timed} if timed else {}
-    made |= {"sheet": sheet.draw(model, batch)} if batch.made else {}
+    made |= {"sheet": contact_sheet.draw(model, batch)} if batch.made else {}
     spent = {
         "full_precision_cached": known,
         "statistics_cached": done.cached,
         "seconds": clock.seconds,
         "peak_bytes": clock.peak_bytes(),
-        "halved": dict(oom.halved),
+        "halved": dict(out_of_memory.halved),
     }
     return made | {"expected": expected, "folded": folded and folded.record(), "correction": done.correction} | spent
 
 
 @dataclass(frozen=True)
 class Given:
-    """A network, settled (see `sq.trace`), its calibration images, and the training split for what trains it."""
+    """A network, settled (see `sq.network.tracing`), its calibration images, and the training split."""
 
     whole: Model
     batch: Calibration
@@ -121,12 +134,12 @@ def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, cloc
     """
     whole, batch, kept = given.whole, given.batch, given.kept
     size, policy = config["batch_size"], config["ends"]
-    model, fixed = ends.leave(whole, policy), ends.widths(whole, policy)
+    model, fixed = first_last.leave(whole, policy), first_last.widths(whole, policy)
     with clock.phase("statistics"):
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
         collected, cached = cache.collect(model, batch, kept, **how)
         with gradients.explained(whole.net):
-            h, weighed = importance.collect(part["grid"], model, batch, kept)
+            h, weighed = weight_importance.collect(part["grid"], model, batch, kept)
     with clock.phase("activation"):
         inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
     beside = {"scratch": config["cache"], "scratch_gib": config["cache_gib"], "train": given.train}
@@ -135,9 +148,11 @@ def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, cloc
         cost = part["sensitivity"](problem)
         cost.check()
     with clock.phase("allocation"):
-        wide = {layer.name: inputs.bits.get(layer.name, resources.FLOAT) for layer in model.layers}
-        rest = resources.beside(whole, model.layers)
-        budget = Budget(config["bits"], fixed, wide, rest, ends.kept(whole, policy), resources.sizes(problem))
+        wide = {layer.name: inputs.bits.get(layer.name, resource_counts.FLOAT) for layer in model.layers}
+        rest = resource_counts.beside(whole, model.layers)
+        budget = Budget(
+            config["bits"], fixed, wide, rest, first_last.kept(whole, policy), resource_counts.sizes(problem)
+        )
         widths = part["allocation"](cost, model.layers, budget)
     with clock.phase("activation"):
         problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 from torch import nn
 
-from sq.costs import Budget, Cost
-from sq.types import Layer
+from sq.types.costs import Budget, Cost
+from sq.types.problem import Layer
 
 WIDTHS = (2, 3, 4, 6, 8)
 

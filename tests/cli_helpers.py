@@ -15,8 +15,11 @@ from unittest.mock import patch
 
 import hydra
 
-from sq import cli, job, points, record
+from sq import cli
 from sq.core import plugins
+from sq.records import record
+from sq.runs import job
+from sq.runs.sweep import expand
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
@@ -112,7 +115,7 @@ def compose(*overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
 def _composed(overrides: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> Any:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-        return points.resolve(composed), points.chosen(composed.hydra)
+        return expand.resolve(composed), expand.chosen(composed.hydra)
 
 
 def error_line(done: subprocess.CompletedProcess) -> str:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from sq import images
-from sq.build import build
+from sq.config.instantiate import build
+from sq.dataset import loading
 from sq.model import digits_resnet
 
 # Where the tests are started in the background, the shell has SIGINT ignored, in every process they start as well.
@@ -67,7 +67,7 @@ def digits_test(digits):
 
 
 def whole(split, prepare):
-    return images.load(split, range(len(split.ids)), prepare, "images")
+    return loading.load(split, range(len(split.ids)), prepare, "images")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from sq.build import build
+from sq.config.instantiate import build
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "grid"
 PARTS = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in sorted(CONF.glob("*.yaml"))}

@@ -8,14 +8,15 @@ from cli_helpers import compose
 from sensitivity_problems import FIT
 from torch import nn
 
-from sq import activations, layers, statistics, trace
-from sq.activation import mse
-from sq.build import build
+from sq.activation import insertion, mse
+from sq.config.instantiate import build
+from sq.hessian import layer_statistics
+from sq.learning.reconstruction import learn
+from sq.network import geometry, tracing
 from sq.quantizer import layerwise
-from sq.reconstruct import learn
-from sq.samples import Calibration
 from sq.solver import rtn
-from sq.types import Model, Problem
+from sq.types.images import Calibration
+from sq.types.problem import Model, Problem
 
 START = partial(layerwise.quantize, solve=rtn.solve, damp=0.01)
 LEARN = {
@@ -58,7 +59,7 @@ def residual():
 
 def problem(net, images=32, bits=3, activation_bits=None, scratch=None, fit=FIT):
     """Return the problem of `net`, which takes images (2, 6, 6) or, if its first layer is linear, rows of features."""
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     first = found[0].module
     shape = (first.in_features,) if isinstance(first, nn.Linear) else (2, 6, 6)
     x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
@@ -67,16 +68,16 @@ def problem(net, images=32, bits=3, activation_bits=None, scratch=None, fit=FIT)
 
 def problem_of(model, x, bits, activation_bits=None, scratch=None, fit=FIT):
     """Return the problem of a model with images `x`."""
-    model, images, net = trace.settle(model, x[:1]), len(x), model.net
+    model, images, net = tracing.settle(model, x[:1]), len(x), model.net
     batch = Calibration(x, torch.zeros(images).long(), [str(i) for i in range(images)])
-    measured = statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
+    measured = layer_statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
     widths = {layer.name: bits for layer in model.layers}
     made = Problem(model, batch, measured, fit, widths, scratch=scratch)
     if activation_bits is None:
         return made
-    observe = partial(activations.observe, images=100, batch_size=8, bins=64, adds=False)
+    observe = partial(insertion.observe, images=100, batch_size=8, bins=64, adds=False)
     choose = partial(mse.fit, symmetric=False, norm=2.0, steps=8)
-    given = activations.quantize(net, list(widths), x, bits=activation_bits, observe=observe, fit=choose)
+    given = insertion.quantize(net, list(widths), x, bits=activation_bits, observe=observe, fit=choose)
     return replace(made, inputs=given, activations=given.grids())
 
 

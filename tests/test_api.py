@@ -10,12 +10,14 @@ from cli_helpers import CONF, call, compose, records
 from torch import nn
 
 import sq
-from sq import activations, pipeline, ready
 from sq import api as own
-from sq.build import build
+from sq import pipeline
+from sq.activation import insertion
+from sq.config.instantiate import build
 from sq.errors import SqError
 from sq.quantizer import layerwise
-from sq.store import Store
+from sq.runtime import torch_setup
+from sq.storage.store import Store
 
 
 def network():
@@ -53,7 +55,7 @@ def test_more_bits_are_closer():
 
 def test_settings_are_those_of_the_command_line():
     made = sq.quantize(network(), images(), "activation=mse", "activation.bits=4", "fold=true", "ends=8bit", bits=2)
-    assert {name: grid.levels for name, grid in activations.attached(made).items()} == {"0": 256, "3": 16, "5": 256}
+    assert {name: grid.levels for name, grid in insertion.attached(made).items()} == {"0": 256, "3": 16, "5": 256}
     assert isinstance(made[1], nn.Identity)
 
 
@@ -144,7 +146,7 @@ def test_it_works_within_a_hydra_application_and_from_threads():
 
 def state():
     return [
-        part.fp32_precision for part in (*ready._precisions(), torch.backends)
+        part.fp32_precision for part in (*torch_setup._precisions(), torch.backends)
     ], torch.are_deterministic_algorithms_enabled()
 
 
@@ -188,7 +190,7 @@ def test_pytorch_is_left_as_it_was(setting, monkeypatch):
         assert seen[0][1]
     finally:
         torch.set_float32_matmul_precision("highest")
-        for part, precision in zip(ready._precisions(), before[0], strict=False):
+        for part, precision in zip(torch_setup._precisions(), before[0], strict=False):
             part.fp32_precision = precision
         torch.use_deterministic_algorithms(before[1])
 
@@ -197,7 +199,7 @@ def test_threads_take_turns():
     inside, most = [], []
 
     def enter():
-        with ready.exactly():
+        with torch_setup.exactly():
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.02)
@@ -216,7 +218,7 @@ def test_threads_take_turns():
 def test_what_all_of_pytorch_has_is_left_to_all():
     try:
         torch.backends.fp32_precision = "tf32"
-        with ready.exactly():
+        with torch_setup.exactly():
             pass
         torch.backends.fp32_precision = "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"

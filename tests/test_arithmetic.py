@@ -46,7 +46,7 @@ def test_libraries_hear_what_they_are_told():
 
 def test_files_are_those_that_compute_and_compare():
     names = arithmetic.files()
-    assert {"tests/test_gram.py", "tests/grid/test_uniform.py", "tests/solver/test_contract.py"} <= set(names)
+    assert {"tests/hessian/test_gram.py", "tests/grid/test_uniform.py", "tests/solver/test_contract.py"} <= set(names)
     assert not {"tests/test_readme.py", "tests/report/test_page.py"} & set(names)
     uses = re.compile("^from tolerances import", re.MULTILINE)
     users = [

@@ -16,12 +16,13 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file, save_file
 
-from sq import cli, job, record
-from sq import config as settings_of
-from sq.build import check
-from sq.config import FAMILIES
+from sq import cli
+from sq.config import schema as settings_of
+from sq.config.instantiate import check
+from sq.config.schema import FAMILIES
 from sq.errors import SqError
-from sq.runs import messages
+from sq.records import record
+from sq.runs import job, messages
 
 # Refused before torch is loaded: half a second each.
 EARLY = {

@@ -1,175 +1,89 @@
-import itertools
+"""Packages in layers: imports go down, so that each can be read, and changed, without those above it."""
+
+import ast
+from pathlib import Path
 
 import pytest
-import torch
-from timm.layers import Conv2dSame
-from tolerances import assert_near, assert_within, of_layers, of_product
-from torch import nn
 
-from sq import gram, layers
+SQ = Path(__file__).resolve().parents[1] / "sq"
 
-PADDING_1D = [0, 2, (1,), "same", "valid"]
-PADDING_2D = [0, 2, (1, 3), "same", "valid"]
-MODES = ["zeros", "reflect", "replicate", "circular"]
-
-
-def assert_is_a_product(module, x):
-    # weight @ inputs, put back into the shape of the output
-    with torch.no_grad():
-        wanted = module(x)
-    W, X = layers.weight(module), layers.inputs(module, x)
-    product = (W @ X).flatten(0, 1)  # (outputs, N)
-    if module.bias is not None:
-        product = product + module.bias.detach().unsqueeze(1)
-    by_channel = (
-        wanted.reshape(-1, wanted.shape[-1]).T if isinstance(module, nn.Linear) else wanted.transpose(0, 1).flatten(1)
-    )
-    assert_near(product, by_channel, of_layers(module, torch.float64))
-    assert X.shape[2] == layers.positions(module, wanted)
-
-
-def conv(kind, *args, **kwargs):
-    torch.manual_seed(0)
-    return kind(*args, **kwargs, dtype=torch.float64)
-
-
-# PyTorch says that it copies the input for an even kernel
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("padding", PADDING_2D)
-def test_conv2d(mode, padding):
-    x = torch.randn(2, 4, 9, 11, dtype=torch.float64)
-    strides = [1] if padding == "same" else [1, 2, (2, 3)]
-    for stride, dilation, groups, kernel in itertools.product(strides, [1, (2, 1)], [1, 2, 4], [3, 1, (2, 3)]):
-        module = conv(
-            nn.Conv2d, 4, 8, kernel, stride, padding, dilation=dilation, groups=groups, padding_mode=mode, bias=True
-        )
-        assert_is_a_product(module, x)
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("padding", PADDING_1D)
-def test_conv1d(mode, padding):
-    x = torch.randn(3, 4, 13, dtype=torch.float64)
-    strides = [1] if padding == "same" else [1, 3]
-    for stride, dilation, groups, kernel in itertools.product(strides, [1, 2], [1, 4], [1, 2, 5]):
-        module = conv(
-            nn.Conv1d, 4, 4, kernel, stride, padding, dilation=dilation, groups=groups, padding_mode=mode, bias=False
-        )
-        assert_is_a_product(module, x)
-
-
-@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (2, 3, 4, 5)])
-def test_linear(shape):
-    assert_is_a_product(conv(nn.Linear, 5, 3), torch.randn(shape, dtype=torch.float64))
-
-
-class Shared(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.again = self.first
-        self.inside = nn.Sequential(self.first, nn.BatchNorm1d(4), nn.ReLU())
-        self.embedding = nn.Embedding(3, 4)
-        self.up = nn.ConvTranspose2d(2, 2, 3)
-
-
-def test_find_lists_each_module_once_and_names_what_is_skipped():
-    net = Shared()
-    found, skipped = layers.find(net)
-    assert [layer.name for layer in found] == ["first"]
-    assert found[0].module is net.first
-    assert skipped == ["embedding (Embedding)", "up (ConvTranspose2d)"]
-
-
-@pytest.mark.parametrize(
-    ("module", "kind", "sizes"),
-    [
-        (nn.Conv2d(6, 12, 3), "3x3", (1, 12, 54)),
-        (nn.Conv2d(6, 12, 1), "1x1", (1, 12, 6)),
-        (nn.Conv2d(6, 12, (1, 5), groups=3), "1x5 grouped", (3, 4, 10)),
-        (nn.Conv2d(6, 12, 3, groups=6), "3x3 depthwise", (6, 2, 9)),
-        (nn.Conv1d(6, 12, 7), "7", (1, 12, 42)),
-        (nn.Linear(6, 12), "linear", (1, 12, 6)),
-    ],
+# Lowest first. A package imports from lines above its own, or from itself; those on one line do not import each other.
+LAYERS = (
+    ("errors",),
+    ("core",),  # this machine and its files, without PyTorch
+    ("config", "types"),
+    ("records", "runtime", "grid"),
+    ("storage",),
+    ("solver", "network", "dataset"),
+    ("allocation", "hessian", "correction", "activation", "model", "calibration"),
+    ("learning", "trials", "sensitivity"),
+    ("evaluation", "training"),
+    ("quantizer", "report", "metric", "export"),
+    ("latency", "tracker", "pipeline"),
+    ("runs",),
+    ("cli", "api"),
+    ("bench",),
+    ("commands", "reproduce"),
+    ("__init__", "__main__"),
 )
-def test_find_describes_layers(module, kind, sizes):
-    (layer,), skipped = layers.find(nn.Sequential(module))
-    assert (layer.name, layer.kind, (layer.groups, layer.outputs, layer.inputs)) == ("0", kind, sizes)
-    assert layer.weights == module.weight.numel()
-    assert skipped == []
+LAYER = {package: number for number, line in enumerate(LAYERS) for package in line}
+ROOT_FILES = {"__init__.py", "__main__.py", "api.py", "cli.py", "errors.py", "pipeline.py", "py.typed"}
+FILES = sorted(SQ.rglob("*.py"))
 
 
-@pytest.mark.parametrize("module", [nn.Conv2d(6, 12, 3, groups=3), nn.Conv1d(6, 12, 3), nn.Linear(6, 12)])
-def test_set_weight_is_the_inverse_of_weight(module):
-    before = module.weight.detach().clone()
-    W = layers.weight(module)
-    assert not W.requires_grad
-    values = torch.randn_like(W)
-    layers.set_weight(module, values)
-    assert torch.equal(layers.weight(module), values)
-    layers.set_weight(module, before.reshape(W.shape))
-    assert torch.equal(module.weight.detach(), before)
-    assert module.weight.requires_grad
+def package_of(file):
+    """Return the name of the package, or of the file at the root, that `file` belongs to."""
+    return file.relative_to(SQ).with_suffix("").parts[0]
 
 
-@pytest.mark.parametrize("module", [nn.ConvTranspose2d(2, 2, 3), nn.BatchNorm2d(2), nn.Embedding(3, 4)])
-def test_other_modules_have_no_geometry(module):
-    with pytest.raises(TypeError, match=type(module).__name__):
-        layers.inputs(module, torch.zeros(1, 2, 5, 5))
+def imported(tree):
+    """Yield the line and the package of each import from sq in `tree`, within functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "sq" else [node.module]
+        else:
+            continue
+        for name in names:
+            parts = (name or "").split(".")
+            if parts[0] == "sq":
+                yield node.lineno, parts[1] if len(parts) > 1 and parts[1] in LAYER else "__init__"
 
 
-def test_layers_that_are_not_weight_times_inputs_are_named_not_quantized():
-    class Padding(nn.Conv2d):
-        def forward(self, x):
-            return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
-
-    first, tied = nn.Linear(4, 4), nn.Linear(4, 4)
-    tied.weight = first.weight
-    computed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    found, skipped = layers.find(nn.ModuleDict({"a": first, "b": tied, "c": computed, "d": Padding(2, 2, 3)}))
-    assert [layer.name for layer in found] == ["a"]
-    assert [name.split(" ")[0] for name in skipped] == ["b", "c", "d"]
-    assert "shares the weight of a" in skipped[0]
+def upward(file):
+    """Return a line for each import of `file` that does not go down."""
+    own = package_of(file)
+    return [
+        f"{file.relative_to(SQ.parent)}:{line}: {own} imports {other}, which is not below it: move what is shared down "
+        f"to a lower package, or the importing code up (layers: {Path(__file__).name})"
+        for line, other in imported(ast.parse(file.read_text()))
+        # `from sq import __version__` needs nothing that the package itself imports.
+        if other not in (own, "__init__") and LAYER[other] >= LAYER[own]
+    ]
 
 
-@pytest.mark.parametrize(
-    ("size", "kernel", "stride", "dilation", "groups"),
-    [
-        (8, 3, 2, 1, 1),
-        (9, 3, 2, 1, 4),
-        (8, 5, 2, 1, 4),
-        (7, 3, 1, 2, 1),
-        (8, 3, 3, 1, 1),
-        (5, 7, 4, 1, 2),
-        (6, 1, 2, 1, 1),
-    ],
-)
-def test_padding_that_depends_on_the_input(size, kernel, stride, dilation, groups):
-    conv = Conv2dSame(4, 8, kernel, stride, dilation=dilation, groups=groups, bias=False).double()
-    net = nn.Sequential(conv)
-    (layer,), skipped = layers.find(net)
-    assert skipped == []
-    x = torch.randn(3, 4, size, size + 1, dtype=torch.float64)
-    y = net(x)
-    outputs = layers.weight(conv) @ layers.inputs(conv, x)  # (G, O, N)
-    assert_near(outputs.flatten(0, 1), y.transpose(0, 1).flatten(1), of_layers(conv, x.dtype))
-    total = gram.of(layer, x, 1.0, 0)
-    total.add(x, layers.positions(conv, y))
-    X = layers.inputs(conv, x)
-    assert_within(total.finish(), X @ X.mT, 2 * of_product(X, X.mT))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SQ)))
+def test_imports_go_down(file):
+    assert package_of(file) in LAYER, f"add {package_of(file)} to the layers"
+    assert upward(file) == []
 
 
-@pytest.mark.parametrize(
-    ("module", "x", "channels"),
-    [
-        (nn.Linear(3, 5), (2, 7, 3), 5),
-        (nn.Linear(3, 5), (2, 4, 4, 3), 5),
-        (nn.Linear(3, 5), (2, 3), 5),
-        (nn.Conv2d(3, 5, 1), (2, 3, 4, 6), 5),
-        (nn.Conv1d(3, 5, 1), (2, 3, 6), 5),
-    ],
-)
-def test_channels_of_what_a_layer_returned(module, x, channels):
-    assert layers.channels(module, module(torch.zeros(x))) == channels
+def test_an_import_that_goes_up_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.SQ", tmp_path / "sq")
+    file = tmp_path / "sq" / "core" / "files.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("from sq import runs\n\n\ndef f():\n    import sq.types.costs\n    from sq.errors import SqError\n")
+    assert [line.partition(", which")[0] for line in upward(file)] == [
+        "sq/core/files.py:1: core imports runs",
+        "sq/core/files.py:5: core imports types",
+    ]
+
+
+def test_every_layer_is_there():
+    assert {package_of(file) for file in FILES} == set(LAYER)
+
+
+def test_only_entry_points_stand_at_the_root():
+    files = {path.name for path in SQ.iterdir() if path.is_file()}
+    assert files == ROOT_FILES, "put the code into a package named by its purpose"

@@ -9,11 +9,13 @@ from cli_helpers import call, records, run
 from PIL import Image
 from torch import nn
 
-from sq import evaluation, mirror, record
 from sq.core import files
 from sq.errors import SqError
-from sq.samples import Batch, Images
-from sq.types import Model
+from sq.evaluation import evaluate
+from sq.records import record
+from sq.tracker import run_page
+from sq.types.images import Batch, Images
+from sq.types.problem import Model
 
 
 def prepare(image, resized):
@@ -30,8 +32,8 @@ def split(name, count=3, shape=(1, 4, 4)):
 
 
 def test_images_that_fit_pass():
-    evaluation.check_images(MODEL, split("train"), "calibration")
-    evaluation.check_disjoint(split("train").ids, split("test").ids)
+    evaluate.check_images(MODEL, split("train"), "calibration")
+    evaluate.check_disjoint(split("train").ids, split("test").ids)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -39,29 +41,29 @@ def test_broken_images_are_named(value):
     batch = split("train")
     batch.x[1, 0, 2, 2] = value
     with pytest.raises(SqError, match=r"^1 evaluation image with NaN or infinity \(train/1\)"):
-        evaluation.check_images(MODEL, batch, "evaluation")
+        evaluate.check_images(MODEL, batch, "evaluation")
 
 
 def test_many_broken_images_are_counted():
     batch = split("train", 10)
     batch.x[:] = float("nan")
     with pytest.raises(SqError, match=r"10 calibration images .*\(train/0, train/1, train/2\)"):
-        evaluation.check_images(MODEL, batch, "calibration")
+        evaluate.check_images(MODEL, batch, "calibration")
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (1, 8, 8), (16,)])
 def test_images_of_another_shape(shape):
     with pytest.raises(SqError, match=r"calibration images are .*, the network takes \(1, 4, 4\)"):
-        evaluation.check_images(MODEL, split("train", shape=shape), "calibration")
+        evaluate.check_images(MODEL, split("train", shape=shape), "calibration")
 
 
 def test_overlap_of_calibration_and_evaluation():
     test = split("test", 5).ids
     test[3] = "train/1"
     with pytest.raises(SqError, match=r"used both to calibrate and to evaluate: 1 image \(train/1\)"):
-        evaluation.check_disjoint(split("train").ids, test)
+        evaluate.check_disjoint(split("train").ids, test)
     with pytest.raises(SqError, match="used both to calibrate and to evaluate: 3 images"):
-        evaluation.check_disjoint(split("train").ids, split("train").ids)
+        evaluate.check_disjoint(split("train").ids, split("train").ids)
 
 
 def passed(net, count, batch_size, **more):
@@ -72,7 +74,7 @@ def passed(net, count, batch_size, **more):
 
     pixels = [Image.new("L", (4, 4), level) for level in range(count)]
     images = Images([f"i/{n}" for n in range(count)], torch.arange(count), pixels.__getitem__, **more)
-    over = evaluation.Evaluation(MODEL, metric, images, batch_size, torch.device("cpu"))
+    over = evaluate.Evaluation(MODEL, metric, images, batch_size, torch.device("cpu"))
     return over, over.measure(net)
 
 
@@ -142,18 +144,18 @@ def test_generated_images_leave_their_figures_and_a_picture(tmp_path):
         # 4 columns and 3 rows of 96 pixels, and white around each.
         assert Image.open(io.BytesIO(file.read_bytes())).size == (404, 304)
         assert file.with_name(f"{own['key']}.log").is_file()
-        page = mirror.run(own)
+        page = run_page.run(own)
         assert page.pictures == {"images": file.read_bytes()}
-        assert mirror.run(own).pictures == page.pictures
+        assert run_page.run(own).pictures == page.pictures
         file.unlink()
-        assert mirror.run(own).pictures == {}, "what is not here is not shown"
+        assert run_page.run(own).pictures == {}, "what is not here is not shown"
 
 
 def test_drawn_images_leave_no_picture(tmp_path):
     assert call(tmp_path).returncode == 0
     (own,) = records(tmp_path)
     assert "made" not in own["calibration"]
-    assert mirror.run(own).pictures == {}
+    assert run_page.run(own).pictures == {}
     assert not list((tmp_path / "outputs").rglob("*.png"))
 
 

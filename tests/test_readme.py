@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sq import record
+from sq.records import record
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = re.findall(r"^((?:python|sq) \S.*?)\s*(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from wandb.proto import wandb_internal_pb2
 
-from sq.client import end
+from sq.tracker.wandb_client import end
 
 BLOCK = 2**15  # of LevelDB's log format, in which W&B keeps a run
 KEY = "0" * 40  # has the shape of an API key

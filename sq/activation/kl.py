@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.activation.histogram import Histogram
 from sq.errors import SqError
-from sq.histogram import Histogram
-from sq.search import first_least
-from sq.threads import suited_to
-from sq.types import Grid
-from sq.uniform import UniformGrid, per_tensor, reach, spanning
+from sq.grid.uniform_grid import UniformGrid, per_tensor, reach, spanning
+from sq.runtime.cpu_threads import suited_to
+from sq.solver.argmin import first_least
+from sq.types.problem import Grid
 
 CHUNK = 2**16  # elements of one temporary: 512 KiB in float64, which stays in the cache
 # Of a bin: what lies nearer to a centre is on it. Rounding is off by 1e-10, and borders of codes are

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sq.histogram import Histogram
-from sq.types import Grid
-from sq.uniform import per_tensor
+from sq.activation.histogram import Histogram
+from sq.grid.uniform_grid import per_tensor
+from sq.types.problem import Grid
 
 
 def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:

@@ -7,9 +7,9 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Interval
 
-from sq.histogram import Histogram
-from sq.types import Grid
-from sq.uniform import per_tensor
+from sq.activation.histogram import Histogram
+from sq.grid.uniform_grid import per_tensor
+from sq.types.problem import Grid
 
 Percent = Annotated[float, Interval(gt=0, le=100)]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sq import latency_table as tables
-from sq.costs import Budget, Cost, Widths
+from sq.allocation import latency_table as tables
+from sq.allocation.candidates import Joint, Rules, Ties
+from sq.allocation.integer_program import Effort
+from sq.allocation.program_setup import decide, mix
+from sq.config.constraints import NotNegative, Positive, Whole
 from sq.errors import SqError
-from sq.knobs import NotNegative, Positive, Whole
-from sq.mixing import decide, mix
-from sq.options import Joint, Rules, Ties
-from sq.programme import Effort
-from sq.types import Layer
+from sq.types.costs import Budget, Cost, Widths
+from sq.types.problem import Layer
 
 
 def allocate(  # noqa: PLR0913 (knobs, each a line of YAML)
@@ -40,10 +40,11 @@ def allocate(  # noqa: PLR0913 (knobs, each a line of YAML)
     budget : bits that are settled, of inputs that have no price, and what no decision changes; all take part
     average_bits : mean bits of a weight, at most
     average_input_bits : mean bits of a layer's input, at most
-    bytes, bops, latency : of the network, at most: see `sq/mixing.py`; latency in ms by `latency_table`
+    bytes, bops, latency : of the network, at most: see `sq/allocation/program_setup.py`; latency in ms by
+        `latency_table`
     latency_table : CSV file with the columns layer, bits, input_bits and ms
-    ties, inputs : see `sq.options.Rules`
-    products, steps : see `sq.programme.Effort`; of no effect unless the metric prices pairs
+    ties, inputs : see `sq.allocation.candidates.Rules`
+    products, steps : see `sq.allocation.integer_program.Effort`; of no effect unless the metric prices pairs
     gap, time_limit : where the search may stop: a share of the cost, seconds
 
     Raises

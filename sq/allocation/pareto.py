@@ -7,13 +7,13 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from sq.costs import Budget, Cost, Widths
-from sq.front import sweep
-from sq.knobs import NotNegative, Positive, Whole
-from sq.mixing import decide, mix
-from sq.options import Joint, Rules, Ties
-from sq.programme import Effort
-from sq.types import Layer
+from sq.allocation.candidates import Joint, Rules, Ties
+from sq.allocation.integer_program import Effort
+from sq.allocation.pareto_front import sweep
+from sq.allocation.program_setup import decide, mix
+from sq.config.constraints import NotNegative, Positive, Whole
+from sq.types.costs import Budget, Cost, Widths
+from sq.types.problem import Layer
 
 
 def allocate(  # noqa: PLR0913 (knobs, each a line of YAML)
@@ -30,7 +30,7 @@ def allocate(  # noqa: PLR0913 (knobs, each a line of YAML)
     gap: NotNegative,
     time_limit: Positive | None,
 ) -> Widths:
-    """Return what `allocation=ilp` does at `average_bits`, and in the report the whole front (`sq/front.py`).
+    """Return what `allocation=ilp` does at `average_bits`, and in the report the whole front (`pareto_front`).
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Uniform: every layer gets the same bits."""
 
-from sq.costs import Budget, Cost, Widths
 from sq.errors import SqError
-from sq.types import Layer
+from sq.types.costs import Budget, Cost, Widths
+from sq.types.problem import Layer
 
 
 def allocate(cost: Cost, layers: list[Layer], budget: Budget) -> Widths:

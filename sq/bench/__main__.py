@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sq import ready, record
 from sq.bench import report, settings
-from sq.console import out, say
 from sq.core import closed_pipe
+from sq.core.progress import out, say
 from sq.core.wording import quantity
 from sq.errors import SqError
-from sq.experiments import FOLDER
+from sq.records import record
+from sq.records.experiments import FOLDER
+from sq.runtime import torch_setup
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -57,15 +58,15 @@ def measure(own: settings.Settings) -> record.Record:
     ------
     SqError : settings that make no sense, or a folder that cannot be written
     """
-    ready.import_torch()
+    torch_setup.import_torch()
     methods = settings.methods(own)
     grid = settings.choose("grid", own.grid, own.seed)
     record.probe(own.file.parent)
-    device = ready.prepare(settings.plain(own))
+    device = torch_setup.prepare(settings.plain(own))
 
-    from sq import provenance
     from sq.bench import measure as bench
-    from sq.build import build
+    from sq.config.instantiate import build
+    from sq.core import provenance
 
     where = provenance.collect(device, {"grid": grid, "solvers": [method.solve for method in methods]})
     source = build(own.source, "source")

@@ -60,7 +60,7 @@ def main(words: list[str] | None = None) -> int:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    from sq.console import out
+    from sq.core.progress import out
 
     text, holds = report(made)
     (options.results / "table.md").write_text(text)
@@ -70,8 +70,8 @@ def main(words: list[str] | None = None) -> int:
 
 def measure(repeats: int, before: Path | None) -> tuple[list[Run], dict[str, Any]]:
     """Return all runs, in the order they were made, and where they were made."""
-    from sq.console import track
-    from sq.root import PACKAGE
+    from sq.core.paths import PACKAGE
+    from sq.core.progress import track
 
     kinds = [("this", name, None) for name in SOLVERS] + [("this", name, 1) for name in ONE_THREAD]
     kinds += [("before", name, None) for name in SOLVERS] if before else []
@@ -141,15 +141,18 @@ def serve() -> int:
     Only what every version of sq has is used, so that one file measures several.
     """
     answers, sys.stdout = sys.stdout, sys.stderr
-    from sq import ready
+    from sq.runtime import torch_setup
 
-    ready.import_torch()
+    torch_setup.import_torch()
     import hydra
 
-    from sq import api, clock, pipeline, points, provenance
+    from sq import api, pipeline
+    from sq.core import provenance
+    from sq.runs.sweep import expand
+    from sq.runtime import phase_timer
 
     cpu: dict[str, float] = {}
-    plain = clock.Clock.phase
+    plain = phase_timer.Clock.phase
 
     @contextmanager
     def phase(self: Any, name: str) -> Iterator[None]:
@@ -158,13 +161,13 @@ def serve() -> int:
             yield
         cpu[name] = cpu.get(name, 0.0) + time.process_time() - start
 
-    clock.Clock.phase = phase  # type: ignore[method-assign]
+    phase_timer.Clock.phase = phase  # type: ignore[method-assign]
     for line in sys.stdin:
         fixed = ["bits=3", "cache=null", "tracker=none", "correction=batchnorm"]
         with api._own_hydra():
-            config = points.resolve(hydra.compose("config", [*json.loads(line), *fixed], return_hydra_config=True))
+            config = expand.resolve(hydra.compose("config", [*json.loads(line), *fixed], return_hydra_config=True))
         cpu.clear()
-        device = ready.prepare(config)
+        device = torch_setup.prepare(config)
         made = pipeline.run(config, device)
         figures = made["results"]
         told: Run = {"solve_seconds": figures["solve_seconds"], "solve_cpu_seconds": figures.get("solve_cpu_seconds")}

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import layers, ready, trace
-from sq.console import out, track
 from sq.core import closed_pipe
 from sq.core.files import write_text
-from sq.network import coverage, plain_layers
+from sq.core.progress import out, track
+from sq.network import coverage, geometry, plain_layers, tracing
 from sq.network.reparameterize import apply as fused
-from sq.types import Model
+from sq.runtime import torch_setup
+from sq.types.problem import Model
 
 FOLDER = Path("results/coverage")
 LEAST = 0.95  # of the weights of a network; below, the reason must be among these
@@ -136,7 +136,7 @@ WITHOUT = {"inception_v3": {"aux_logits": False}, "googlenet": {"aux_logits": Fa
 
 def build(network: Network) -> nn.Module:
     """Return a network with random weights, in eval mode."""
-    ready.import_torchvision()
+    torch_setup.import_torchvision()
     import timm
     from torchvision import models
 
@@ -153,9 +153,9 @@ def look(network: Network) -> Row:
     parameters = sum(own.numel() for own in net.parameters())
     x = torch.rand(1, 3, network.side, network.side, generator=torch.Generator().manual_seed(0))
     net = fused(net, x, "reparameterize=False")
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     model = plain_layers.settle(Model(net, found, tuple(x.shape[1:]), "", _unused, skipped), x)
-    model = trace.settle(model, x)
+    model = tracing.settle(model, x)
     covered = coverage.measure(model.net, model.layers, x, rewritten=model.rewritten)
     return Row(network, parameters, covered, _unaccounted(model, covered), len(model.rewritten))
 
@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of networks; without: all, and the table is written")
     chosen = set(parser.parse_args().names)
-    ready.import_torch()
+    torch_setup.import_torch()
     networks = [own for own in NETWORKS if not chosen or own.name in chosen]
     if unknown := chosen - {own.name for own in networks}:
         parser.error(f"no such network: {', '.join(sorted(unknown))}; see NETWORKS in {__file__}")

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
+from sq.config.constraints import Positive
 from sq.errors import SqError
-from sq.knobs import Positive
 
 
 def maps(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sq.bench import summary
-from sq.bench.summary import Measurement
+from sq.report import benchmark_summary
+from sq.report.benchmark_summary import Measurement
 from sq.report.style import STYLE, look, pyplot
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def scaling(found: list[Measurement]) -> Figure:
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.6), layout="constrained", sharey=True)
         sampled = {(m["layer"], m["quantizer"]) for m in found if m["extrapolated"]}
         layers = [m["layer"] for m in found if m["groups"] == 1]
-        for index, law in enumerate(summary.exponents(found)):
-            sizes, seconds = summary.points(found, law["quantizer"])
+        for index, law in enumerate(benchmark_summary.exponents(found)):
+            sizes, seconds = benchmark_summary.points(found, law["quantizer"])
             names = dict.fromkeys(layers)
             own = look(index, MARKER) | {"linestyle": "none", "label": _legend(law)}
             for axes, column in ((left, 1), (right, 0)):
@@ -46,7 +46,7 @@ def tradeoff(found: list[Measurement], reference: str) -> Figure:
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
-        rows = summary.totals(found, reference)
+        rows = benchmark_summary.totals(found, reference)
         for index, label in enumerate(dict.fromkeys(row["quantizer"] for row in rows)):
             own = [row for row in rows if row["quantizer"] == label and row["relative_error"] is not None]
             x, y = [row["seconds"] for row in own], [row["relative_error"] for row in own]

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from sq.bench.settings import Method
 from sq.bench.sources import Case
-from sq.build import build
-from sq.clock import Clock
-from sq.console import track
+from sq.config.instantiate import build
+from sq.core.progress import track
+from sq.hessian.layer_statistics import relative_error
 from sq.quantizer.layerwise import Spent, check_damp, climb, damped, timed
-from sq.statistics import relative_error
-from sq.types import Fit, Grid, Layer, solution
+from sq.runtime.phase_timer import Clock
+from sq.types.problem import Fit, Grid, Layer, solution
 
 Measurement = dict[str, Any]
 HALF = 2  # a sample's time is split into its shared and its own part by solving 1/HALF of it as well

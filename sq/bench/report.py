@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sq import record
-from sq.bench import summary
-from sq.bench.summary import Measurement
 from sq.errors import SqError
+from sq.records import record
+from sq.report import benchmark_summary
+from sq.report.benchmark_summary import Measurement
 
 CSV = ("layer", "kind", "groups", "outputs", "inputs", "count", "quantizer", "bits", "seconds", "seconds_min")
 
@@ -32,8 +32,8 @@ def build(file: Path) -> list[Path]:
     found, reference = made["measurements"], made["config"]["reference"]
     texts = {
         "table.md": markdown(found, reference),
-        "totals.csv": _csv(summary.totals(found, reference)),
-        "exponents.csv": _csv(summary.exponents(found)),
+        "totals.csv": _csv(benchmark_summary.totals(found, reference)),
+        "exponents.csv": _csv(benchmark_summary.exponents(found)),
         "layers.csv": _csv([_flat(m) for m in found]),
     }
     folder, files = file.parent, []
@@ -50,12 +50,12 @@ def build(file: Path) -> list[Path]:
 
 def markdown(found: list[Measurement], reference: str) -> str:
     """Return all tables as one page: totals, exponents, then seconds and errors of each layer."""
-    labels = summary.distinct(found, "quantizer")
+    labels = benchmark_summary.distinct(found, "quantizer")
     parts = [
         ("Totals", f"All layers, each shape as often as the network has it; speed-up and error ratio over {reference}.",
-         [_total(row) for row in summary.totals(found, reference)]),
+         [_total(row) for row in benchmark_summary.totals(found, reference)]),
         ("Growth", "seconds = k rows^a columns^b, fitted to the layers without groups; in brackets the same fit to "
-         "the number of operations.", [_exponent(row) for row in summary.exponents(found)]),
+         "the number of operations.", [_exponent(row) for row in benchmark_summary.exponents(found)]),
         ("Seconds of a layer", "Median over repeats; ~ extrapolated from a sample of rows.",
          _by_layer(found, labels, _seconds)),
         ("Relative error of a layer", "Of the rows that were solved.", _by_layer(found, labels, _error)),
@@ -99,13 +99,13 @@ def _seconds(m: Measurement) -> str:
 
 
 def _error(m: Measurement) -> str:
-    return f"{summary.error(m):.3e}"
+    return f"{benchmark_summary.error(m):.3e}"
 
 
 def _flat(m: Measurement) -> dict[str, Any]:
     rows = max(m["errors"], key=int)
     own = {name: m[name] for name in CSV} | {"repeats": " ".join(f"{s:.6g}" for s in m["seconds_all"])}
-    own |= {"extrapolated": m["extrapolated"], "rows_solved": int(rows), "relative_error": summary.error(m)}
+    own |= {"extrapolated": m["extrapolated"], "rows_solved": int(rows), "relative_error": benchmark_summary.error(m)}
     own |= {name: m[name] for name in ("fit_seconds", "damp_used", "damp_retries")}
     return own | {f"peak_{name}": size for name, size in m["peak_bytes"].items()}
 

@@ -15,10 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from sq import job, record, status
-from sq.console import out, say, track
 from sq.core import closed_pipe
-from sq.points import Job
+from sq.core.progress import out, say, track
+from sq.records import record
+from sq.runs import job, status
+from sq.runs.sweep.expand import Job
 
 SWEEP = """# Question  How does sq take so many runs?
 # Run       python -m sq.bench.scale
@@ -74,7 +75,7 @@ def measure(folder: Path, runs: int) -> None:
     if template is None or failure:
         raise SystemExit(f"sq: the run that records are made from failed: {failure}")
     sweep = ["-m", "sq", "run", "-cd", str(folder / "experiments"), "-cn", "scale", f"results={results}"]
-    told = ["-m", "sq.status", "scale", "--results", str(results), "--experiments", str(folder / "experiments")]
+    told = ["-m", "sq", "status", "scale", "--results", str(results), "--experiments", str(folder / "experiments")]
     shown = Table("command", "runs done", "seconds", "CPU seconds", "GiB")
     for done in (jobs[: runs // 2], jobs[runs // 2 :]):
         for one in track(done, "records"):

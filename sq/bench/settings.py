@@ -17,13 +17,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sq import build, config, points
+from sq.config import instantiate, schema
 from sq.errors import SqError, one_line
-from sq.experiments import BENCH, FOLDER
+from sq.records.experiments import BENCH, FOLDER
 from sq.runs.loader import CONF
 from sq.runs.messages import explain
+from sq.runs.sweep import expand
 
-Count = Annotated[int, Ge(1)]  # that of sq.types, which needs torch
+Count = Annotated[int, Ge(1)]  # that of sq.types.problem, which needs torch
 SAMPLE = ("quantizer", "sample_rows", "above")  # the keys of an entry of `quantizers` that is a mapping
 
 
@@ -79,9 +80,9 @@ def load(name: str, overrides: list[str], folder: Path = FOLDER) -> Settings:
     """
     name, there = name.removeprefix(BENCH), known(folder)
     if name not in there:
-        raise SqError(f"{name}: no such benchmark; {config.nearest(name, there)} (all: {', '.join(there)})")
+        raise SqError(f"{name}: no such benchmark; {schema.nearest(name, there)} (all: {', '.join(there)})")
     own = OmegaConf.load(folder / f"{BENCH}{name}.yaml")
-    names = list(config.leaves(OmegaConf.to_container(own)))
+    names = list(schema.leaves(OmegaConf.to_container(own)))
     plain = _compose(folder, f"{BENCH}{name}", overrides, lambda error: _explain(error, names))
     return check(plain)
 
@@ -98,7 +99,7 @@ def check(plain: Mapping[str, Any]) -> Settings:
     names = list(Settings.__dataclass_fields__)
     for given in plain:
         if given not in names:
-            raise SqError(f"{given}: no such setting of a benchmark; {config.nearest(str(given), names)}")
+            raise SqError(f"{given}: no such setting of a benchmark; {schema.nearest(str(given), names)}")
     if missing := [name for name in names if name not in plain]:
         raise SqError(f"no value for {', '.join(missing)}")
     for name, hint in _hints().items():
@@ -134,7 +135,7 @@ def methods(settings: Settings) -> list[Method]:
         raise SqError(f"quantizers: {twice[0]} is there twice")
     if settings.reference not in labels:
         raise SqError(
-            f"reference={settings.reference}: not among the quantizers; {config.nearest(settings.reference, labels)}"
+            f"reference={settings.reference}: not among the quantizers; {schema.nearest(settings.reference, labels)}"
         )
     return found
 
@@ -147,7 +148,7 @@ def choose(family: str, words: str, seed: int) -> dict[str, Any]:
     SqError : no such choice or knob
     """
     part = compose(family, words, seed)
-    build.check(part, family)
+    instantiate.check(part, family)
     return part
 
 
@@ -187,7 +188,7 @@ def _compose(
 ) -> dict[str, Any]:
     try:
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-            return points.resolve(hydra.compose(name, overrides=overrides))
+            return expand.resolve(hydra.compose(name, overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise SqError(say(error)) from error
 
@@ -195,7 +196,7 @@ def _compose(
 def _explain(error: Exception, names: list[str]) -> str:
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", f"{error} {error.__cause__}"):
         name = found[1] or found[2]
-        return f"{name}: no such setting; {config.nearest(name, names)}"
+        return f"{name}: no such setting; {schema.nearest(name, names)}"
     return one_line(error).partition(": ")[2]
 
 

@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from sq import layers as geometry
-from sq import ready, statistics
 from sq.bench import features, settings
-from sq.build import build
-from sq.config import nearest
+from sq.config.constraints import Count
+from sq.config.instantiate import build
+from sq.config.schema import nearest
 from sq.errors import SqError
-from sq.knobs import Count
-from sq.samples import Batch
-from sq.types import Layer, Model
+from sq.hessian import layer_statistics
+from sq.network import geometry
+from sq.runtime import torch_setup
+from sq.types.images import Batch
+from sq.types.problem import Layer, Model
 
 Maps = Callable[[nn.Module, Generator], Tensor]  # maps(module, generator) -> inputs
 
@@ -65,7 +66,7 @@ def network(
     @cache
     def collected() -> dict[str, Tensor]:
         batch: Batch = draw(own, data())
-        found = statistics.collect(
+        found = layer_statistics.collect(
             own, replace(batch, x=batch.x.to(device)), batch_size=batch_size, positions=1.0, seed=0
         )
         return {name: layer.hessian for name, layer in found.layers.items()}
@@ -94,7 +95,7 @@ def shapes(
     ------
     SqError : timm has no such network, or it no such shape
     """
-    ready.import_torchvision()
+    torch_setup.import_torchvision()
     import timm
 
     if network not in timm.list_models():
@@ -162,7 +163,7 @@ def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: i
         model = Model(nn.Sequential(module), alone, tuple(x.shape[1:]), "", prepare=_unused)
         batch = Batch(x, torch.zeros(len(x), dtype=torch.long), [str(i) for i in range(len(x))])
         W = geometry.weight(module).clone()
-        H = statistics.collect(model, batch, batch_size=64, positions=1.0, seed=0).layers["0"].hessian
+        H = layer_statistics.collect(model, batch, batch_size=64, positions=1.0, seed=0).layers["0"].hessian
         module.to("meta")
         return W, H
 

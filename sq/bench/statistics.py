@@ -1,4 +1,4 @@
-"""Statistics of one 3x3 layer: sq/gram.py against unfold and one matrix product, interleaved in one process.
+"""Statistics of one 3x3 layer: sq/hessian/gram.py against unfold and one matrix product, interleaved in one process.
 
 python -m sq.bench.statistics
 """
@@ -11,10 +11,11 @@ import time
 import torch
 from torch import Tensor, nn
 
-from sq import gram, layers
-from sq.console import out
 from sq.core import closed_pipe
-from sq.types import Layer
+from sq.core.progress import out
+from sq.hessian import gram
+from sq.network import geometry
+from sq.types.problem import Layer
 
 SIZES = ((64, 56, 16), (128, 28, 32), (256, 14, 64), (512, 7, 128), (16, 32, 128), (32, 16, 256), (64, 8, 256))
 REPEATS = 5
@@ -25,13 +26,13 @@ def plain(layer: Layer, x: Tensor) -> Tensor:
     """Return X X^T (G, I, I) float64 as it is usually summed: unfold some images, multiply, add."""
     total = torch.zeros(layer.groups, layer.inputs, layer.inputs, dtype=torch.float64)
     for part in x.chunk(-(-x[:, 0].numel() * layer.inputs // PIECE)):
-        X = layers.inputs(layer.module, part)
+        X = geometry.inputs(layer.module, part)
         total += torch.bmm(X, X.mT)
     return total
 
 
 def fast(layer: Layer, x: Tensor) -> Tensor:
-    """Return the same by sq/gram.py."""
+    """Return the same by sq/hessian/gram.py."""
     way = gram.of(layer, x, 1.0, 0)
     way.add(x, x[:, 0].numel())
     return way.finish()
@@ -44,7 +45,7 @@ def main() -> None:
 
     table = Table("channels", "map", "images", "unfold s", "sq s", "ratio", "difference")
     for channels, side, images in SIZES:
-        (layer,), _ = layers.find(nn.Sequential(nn.Conv2d(channels, 1, 3, padding=1)))
+        (layer,), _ = geometry.find(nn.Sequential(nn.Conv2d(channels, 1, 3, padding=1)))
         x = torch.randn(images, channels, side, side, generator=torch.Generator().manual_seed(0)).relu()
         seconds: dict[str, list[float]] = {"plain": [], "fast": []}
         for _ in range(REPEATS):

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sq import batchnorm, generation
-from sq.generation import Request
-from sq.knobs import Count
-from sq.samples import Calibration, Dataset
-from sq.store import NOWHERE, Store
-from sq.types import Model
+from sq.calibration.synthesis import image_request
+from sq.calibration.synthesis.image_request import Request
+from sq.config.constraints import Count
+from sq.network import batchnorm
+from sq.storage.store import NOWHERE, Store
+from sq.types.images import Calibration, Dataset
+from sq.types.problem import Model
 
 
 def draw(
@@ -37,8 +38,8 @@ def draw(
     store : keeps the images for other runs
     images : how many
     seed : of what images begin as, and of how they are moved meanwhile
-    inputs : handed on, see `sq.samples.Calibration`
-    search : how images are looked for, `sq.inversion.search`
+    inputs : handed on, see `sq.types.images.Calibration`
+    search : how images are looked for, `sq.calibration.synthesis.inversion.search`
 
     Raises
     ------
@@ -47,12 +48,14 @@ def draw(
     Source
     ------
     Cai et al. 2020, ZeroQ, arXiv 2001.00281, its distilled data. There distances are those of single images; here those
-    of a batch, in units of the running statistics (`sq.batchnorm.distance`), which leaves images free to differ. Its
-    term for the network's input is what images begin as.
+    of a batch, in units of the running statistics (`sq.network.batchnorm.distance`), which leaves images free to
+    differ. Its term for the network's input is what images begin as.
     """
     batchnorm.check(model.net, "calibration=bn_matched")
     unlabelled = torch.full((images,), -1)
-    return generation.deliver(model, Request("bn_matched", unlabelled, seed, inputs, Matched(model.net)), search, store)
+    return image_request.deliver(
+        model, Request("bn_matched", unlabelled, seed, inputs, Matched(model.net)), search, store
+    )
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sq import batchnorm, generation
+from sq.calibration.synthesis import image_request
+from sq.calibration.synthesis.image_request import Request
+from sq.config.constraints import Count, NotNegative
 from sq.errors import SqError
-from sq.generation import Request
-from sq.knobs import Count, NotNegative
+from sq.network import batchnorm
 from sq.network.forward import forward
 from sq.runtime import batching
-from sq.samples import Calibration, Dataset
-from sq.store import NOWHERE, Store
-from sq.types import Model
+from sq.storage.store import NOWHERE, Store
+from sq.types.images import Calibration, Dataset
+from sq.types.problem import Model
 
 Confidence = Annotated[float, Interval(gt=0, lt=1)]
 
@@ -55,12 +56,13 @@ def draw(
     store : keeps the images for other runs
     images : how many
     seed : of labels, of what images begin as, and of how they are moved meanwhile
-    inputs : handed on, see `sq.samples.Calibration`
-    search : how images are looked for, `sq.inversion.search`
+    inputs : handed on, see `sq.types.images.Calibration`
+    search : how images are looked for, `sq.calibration.synthesis.inversion.search`
     confidence : probability that the network is to give to the label of each image
     tv : weight of the total variation, mean |difference| of neighbours, of values as the network takes them
     l2 : weight of their mean square
-    bn_weight : weight of `sq.batchnorm.distance`, for each image of a batch; above 0 the network needs BatchNorm layers
+    bn_weight : weight of `sq.network.batchnorm.distance`, for each image of a batch; above 0 the network needs
+        BatchNorm layers
 
     Raises
     ------
@@ -85,7 +87,7 @@ def draw(
     y = balanced(images, outputs.shape[1], torch.Generator().manual_seed(seed))
     weights = {"confidence": confidence, "tv": tv, "l2": l2, "bn_weight": bn_weight}
     request = Request("generated", y, seed, inputs, Labelled(model.net, **weights), weights)
-    return generation.deliver(model, request, search, store)
+    return image_request.deliver(model, request, search, store)
 
 
 @dataclass(frozen=True)

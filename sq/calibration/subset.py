@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sq import images as reading
+from sq.dataset import loading as reading
 from sq.errors import SqError
-from sq.samples import Calibration, Dataset, Objects, without
-from sq.store import NOWHERE, Store
-from sq.types import Model
+from sq.storage.store import NOWHERE, Store
+from sq.types.images import Calibration, Dataset, Objects, without
+from sq.types.problem import Model
 
 
 def draw(
@@ -30,7 +30,7 @@ def draw(
     store : left alone: drawing again is quick
     images : how many, from 1 to the size of the training split
     seed : of the draw; the same seed gives the same images in the same order
-    inputs : handed on, see `sq.samples.Calibration`
+    inputs : handed on, see `sq.types.images.Calibration`
 
     Raises
     ------

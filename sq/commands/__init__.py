@@ -30,9 +30,9 @@ COMMANDS = {
         "sq.commands.experiments:sweep", "the same over many settings", "sq sweep quantizer=obq,gptq bits=3,4"
     ),
     "report": Command("sq.report.__main__:main", "tables, figures and pages from records", "sq report quickstart"),
-    "status": Command("sq.status:main", "what is done, running, failed, missing", "sq status quickstart"),
+    "status": Command("sq.runs.status:main", "what is done, running, failed, missing", "sq status quickstart"),
     "bench": Command("sq.bench.__main__:main", "solvers side by side on the same layers", "sq bench synthetic"),
-    "track": Command("sq.track:main", "upload records to Weights & Biases", "sq track quickstart"),
+    "track": Command("sq.tracker.upload:main", "upload records to Weights & Biases", "sq track quickstart"),
     "reproduce": Command(
         "sq.reproduce.__main__:program", "every experiment that is not done", "sq reproduce --dry-run"
     ),
@@ -48,7 +48,7 @@ def main(words: list[str] | None = None, called: str = "sq") -> int:
     if words[:1] == ["help"]:  # "sq help run" as "sq run --help"
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
-        sys.stdout.write(f"{overview(called)}\n")  # not through sq.console: at once, whatever is not installed
+        sys.stdout.write(f"{overview(called)}\n")  # not through sq.core.progress: at once, whatever is not installed
         return 0
     if words[0] == "--version":
         from sq import __version__
@@ -101,6 +101,6 @@ def refusal(words: list[str], called: str) -> str:
         own = "sweep" if {"-m", "--multirun"} & {*words} else "run"
         rest = [word for word in words if own == "run" or word not in ("-m", "--multirun")]
         return f"{name}: {what}, and no command: {' '.join([called, own, *rest])}"
-    from sq.config import nearest
+    from sq.config.schema import nearest
 
     return f"{name}: no such command; {nearest(name, COMMANDS)} (all: {', '.join(COMMANDS)})"

@@ -94,7 +94,7 @@ def _starting(word: str, choices: list[str]) -> list[str]:
 
 def _of_parser(command: str, rest: list[str], word: str) -> list[str]:
     """Return candidates of a command with a parser of its own: its options, and the experiments it can name."""
-    from sq import experiments
+    from sq.records import experiments
 
     module = importlib.import_module(COMMANDS[command].target.partition(":")[0])
     actions = module.parser(command)._actions
@@ -143,10 +143,10 @@ def _of_hydra(rest: list[str], word: str) -> list[str]:
 
 def _experiments(rest: list[str]) -> list[str]:
     """Return the names that ``-cn`` may have: of the folder given by ``-cd``, else of those that come with sq."""
-    from sq import root
+    from sq.core import paths
 
     given = [rest[at + 1] for at, one in enumerate(rest[:-1]) if one in ("-cd", "--config-dir")]
-    folder = Path(given[-1]) if given else root.EXPERIMENTS
+    folder = Path(given[-1]) if given else paths.EXPERIMENTS
     return [file.stem for file in folder.glob("*.yaml")]
 
 

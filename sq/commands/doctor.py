@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sq import __version__, root
-from sq.core import closed_pipe, installation, processor
+from sq import __version__
+from sq.core import closed_pipe, installation, paths, processor
 from sq.core.wording import quantity
 from sq.errors import SqError, one_line
 
@@ -38,7 +38,7 @@ def main(words: list[str] | None = None, prog: str = "python -m sq doctor") -> i
     options = parser(prog).parse_args(words)
     found = examine()
     text = json.dumps(found, indent=1) if options.json else "\n".join(lines(found))
-    sys.stdout.write(f"{text}\n")  # not through sq.console: rich may be what is missing
+    sys.stdout.write(f"{text}\n")  # not through sq.core.progress: rich may be what is missing
     return 1 if found["problems"] else 0
 
 
@@ -54,7 +54,7 @@ def examine() -> dict[str, Any]:
         except Exception as error:  # whatever stands in the way of a run is the answer
             problems.append(one_line(error))
     return {
-        "sq": {"version": __version__, "folder": str(root.PACKAGE), "checkout": root.CHECKOUT is not None},
+        "sq": {"version": __version__, "folder": str(paths.PACKAGE), "checkout": paths.CHECKOUT is not None},
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "packages": _packages(installation.CORE),
         "extras": {part: _packages(part) for part in installation.requirements() if part != installation.CORE},
@@ -72,14 +72,14 @@ def examine() -> dict[str, Any]:
 
 def cpu() -> dict[str, Any]:
     """Return the model of the CPU, whether it has VNNI, its cores, and how many of them are this process's."""
-    from sq import cores
+    from sq.core import cpu_cores
 
     return {
         "model": processor.name(),
         "vnni": processor.vnni() if installation.version("torch") else None,
         "cores": os.cpu_count(),
-        "own": cores.own(),
-        "used": cores.available(),
+        "own": cpu_cores.own(),
+        "used": cpu_cores.available(),
     }
 
 
@@ -111,10 +111,10 @@ def _torch() -> dict[str, Any]:
     ------
     SqError : they do not fit together
     """
-    from sq import ready
+    from sq.runtime import torch_setup
 
-    ready.import_torch()
-    ready.import_torchvision()
+    torch_setup.import_torch()
+    torch_setup.import_torchvision()
     import torch
 
     return {
@@ -141,13 +141,13 @@ def _try_default() -> None:
     import hydra
     import torch
 
-    from sq import points
-    from sq.build import build
+    from sq.config.instantiate import build
     from sq.network.forward import forward
     from sq.runs import loader
+    from sq.runs.sweep import expand
 
     with hydra.initialize_config_dir(loader.CONF, version_base="1.3"):
-        config = points.resolve(hydra.compose("config"))
+        config = expand.resolve(hydra.compose("config"))
     for setting in ("results", "outputs"):
         folder = _existing(Path(config[setting]))
         if not os.access(folder, os.W_OK):
@@ -170,7 +170,7 @@ def _memory() -> dict[str, float]:
 
 def _wandb() -> dict[str, Any]:
     """Return the mode a run would have here if none is typed, and what W&B's own variable says."""
-    from sq import resolvers
+    from sq.config import resolvers
 
     mode = resolvers.read("tracker/wandb", outputs="outputs")["mode"]
     return {"mode": mode, "environment": os.environ.get("WANDB_MODE")}
@@ -184,7 +184,7 @@ def _data() -> dict[str, Any]:
     found: dict[str, Any] = {"SQ_DATA": os.environ.get("SQ_DATA")}
     for family, setting in FILES.items():
         found[family] = {}
-        for file in sorted((root.CONF / family).glob("*.yaml")):
+        for file in sorted((paths.CONF / family).glob("*.yaml")):
             if path := _setting(file, setting):
                 found[family][file.stem] = _found(path, f"{family}.{setting}")
     return found
@@ -193,17 +193,17 @@ def _data() -> dict[str, Any]:
 def _setting(file: Path, name: str) -> str | None:
     import yaml
 
-    from sq.config import leaves
+    from sq.config.schema import leaves
 
     flat = leaves(yaml.safe_load(file.read_text()))
     return next((value for key, value in flat.items() if key.rpartition(".")[2] == name and value), None)
 
 
 def _found(path: str, setting: str) -> str | None:
-    from sq import data
+    from sq.config import data_paths
 
     try:
-        return str(data.find(path, setting))
+        return str(data_paths.find(path, setting))
     except SqError:
         return None
 

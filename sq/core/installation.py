@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from sq.root import CHECKOUT
+from sq.core.paths import CHECKOUT
 
 CORE = ""  # the part that every run needs; the others are extras
 

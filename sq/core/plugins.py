@@ -23,8 +23,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from sq.core.paths import CONF
 from sq.errors import SqError, one_line
-from sq.root import CONF
 
 GROUP = "sq.plugins"  # of entry points
 VARIABLE = "SQ_PLUGINS"  # of the environment: names separated by commas, which launchers hand on to their processes

@@ -16,9 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import batchnorm, hooks, repair
-from sq.knobs import Count
-from sq.samples import Batch
+from sq.config.constraints import Count
+from sq.correction import layer_by_layer
+from sq.network import batchnorm, hooks
+from sq.types.images import Batch
 
 
 def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None) -> dict:
@@ -43,10 +44,10 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count
     ------
     Ours; compare the re-estimation of arXiv:2208.11580 and arXiv:2509.05576.
     """
-    return repair.repair(net, reference, batch.x[:images], Statistics, batch_size=batch_size)
+    return layer_by_layer.repair(net, reference, batch.x[:images], Statistics, batch_size=batch_size)
 
 
-class Statistics(repair.Repair):
+class Statistics(layer_by_layer.Repair):
     """The correction of one BatchNorm's running statistics."""
 
     watching = staticmethod(hooks.feeding)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, layers, repair
-from sq.knobs import Count
-from sq.samples import Batch
+from sq.config.constraints import Count
+from sq.correction import layer_by_layer
+from sq.network import geometry, hooks
+from sq.types.images import Batch
 
 
 def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None) -> dict:
@@ -42,10 +43,10 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count
     Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721,
     section 4.2, with means over images as in appendix D. Undoing what does not help is ours.
     """
-    return repair.repair(net, reference, batch.x[:images], Bias, batch_size=batch_size)
+    return layer_by_layer.repair(net, reference, batch.x[:images], Bias, batch_size=batch_size)
 
 
-class Bias(repair.Repair):
+class Bias(layer_by_layer.Repair):
     """The correction of one layer's bias."""
 
     watching = staticmethod(hooks.returning)
@@ -63,7 +64,7 @@ class Bias(repair.Repair):
     @staticmethod
     def find(net: nn.Module) -> dict[str, nn.Module]:
         """Return the convolutions and linear layers."""
-        return {layer.name: layer.module for layer in layers.find(net)[0]}
+        return {layer.name: layer.module for layer in geometry.find(net)[0]}
 
     def _total(self, y: Tensor) -> Tensor:
         return y.movedim(self.axis, 0).flatten(1).sum(1, dtype=torch.float64)

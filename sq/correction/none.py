@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sq.samples import Batch
+from sq.types.images import Batch
 
 
 def correct(net: nn.Module, reference: nn.Module, batch: Batch) -> dict:

@@ -12,8 +12,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from sq import batchnorm, hooks, repair
-from sq.samples import Batch
+from sq.correction import layer_by_layer
+from sq.network import batchnorm, hooks
+from sq.types.images import Batch
 
 
 def correct(
@@ -39,9 +40,9 @@ def correct(
     ------
     Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576 names it too.
     """
-    modules, alone = repair.called_once(net, batchnorm.find(net), batch.x[:1])
-    wanted = list(repair.outputs(reference, batch.x, batch_size))
-    before = repair.output_error(net, wanted, batch.x, batch_size)
+    modules, alone = layer_by_layer.called_once(net, batchnorm.find(net), batch.x[:1])
+    wanted = list(layer_by_layer.outputs(reference, batch.x, batch_size))
+    before = layer_by_layer.output_error(net, wanted, batch.x, batch_size)
     original = {name: tuple(t.clone() for t in batchnorm.running(module)) for name, module in modules.items()}
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
     counts = dict.fromkeys(modules, 0)
@@ -56,12 +57,12 @@ def correct(
         batchnorm.set_running(module, *statistics)
 
     with hooks.feeding(modules, see):
-        for _ in repair.outputs(net, batch.x, batch_size):
+        for _ in layer_by_layer.outputs(net, batch.x, batch_size):
             pass  # `see` does all
     for name, module in modules.items():
         if counts[name]:
             batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / counts[name])
-    after, kept = repair.output_error(net, wanted, batch.x, batch_size), len(modules)
+    after, kept = layer_by_layer.output_error(net, wanted, batch.x, batch_size), len(modules)
     if guard and not after < before:
         for name, module in modules.items():
             batchnorm.set_running(module, *original[name])

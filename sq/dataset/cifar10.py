@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sq.data import find
+from sq.config.data_paths import find
 from sq.dataset.folders import Files, list_classes
 from sq.errors import ImageError, SqError
-from sq.samples import Dataset, Images
+from sq.types.images import Dataset, Images
 
 CLASSES, SIZE, WHOLE = 10, (32, 32), 10_000  # WHOLE: images of the test split
 MODES = ("RGB", "P", "L")  # what 8-bit colour images are stored as; a palette is lossless here

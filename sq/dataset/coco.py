@@ -9,13 +9,13 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from sq.config.data_paths import find
 from sq.core.wording import quantity
-from sq.data import find
 from sq.dataset import coco_json, yolo_labels
 from sq.dataset.image_file import colour, header_of, read_image, upright
 from sq.dataset.objects import Annotated, turns
 from sq.errors import SqError
-from sq.samples import Dataset, Images
+from sq.types.images import Dataset, Images
 
 YAML = (".yaml", ".yml")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sq.console import say
+from sq.core.progress import say
 from sq.dataset.image_file import Header, read_header
 from sq.dataset.objects import Annotated, Row, to_objects, turns, unique
 from sq.errors import ImageError, SqError

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sq.errors import SqError
-from sq.samples import Dataset, Images
+from sq.types.images import Dataset, Images
 
 FILE = "datasets/data/digits.csv.gz"  # in scikit-learn, whose import takes as long as that of torch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sq.console import say
+from sq.core.progress import say
 from sq.core.wording import quantity
 from sq.dataset.image_file import read_image
 from sq.errors import SqError

@@ -9,14 +9,14 @@ import torch
 from annotated_types import Len
 from PIL import Image
 
-from sq import ready
+from sq.config.constraints import Count
+from sq.config.data_paths import find
 from sq.core.file_content import read_text
-from sq.data import find
 from sq.dataset.folders import Files, list_classes
 from sq.dataset.image_file import colour
 from sq.errors import SqError
-from sq.knobs import Count
-from sq.samples import Dataset, Images
+from sq.runtime import torch_setup
+from sq.types.images import Dataset, Images
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 IMAGENET = "imagenet"  # in place of a file: the 1,000 wnids of ILSVRC2012, in class-index order
@@ -91,7 +91,7 @@ class Coloured:
 
 def _class_list(folder: Path, classes: str) -> list[str]:
     if classes == IMAGENET:
-        ready.import_torchvision()
+        torch_setup.import_torchvision()
         from timm.data import ImageNetInfo
 
         return list(ImageNetInfo("imagenet-1k").label_names())

@@ -10,7 +10,7 @@ import torch
 
 from sq.dataset.image_file import Header
 from sq.errors import SqError
-from sq.samples import Objects
+from sq.types.images import Objects
 
 Row = tuple[int, float, float, float, float, bool]  # class, left, top, width, height in pixels, crowd
 

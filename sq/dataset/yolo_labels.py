@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from sq.console import say
 from sq.core.file_content import read_text
+from sq.core.progress import say
 from sq.dataset.image_file import AS_STORED, Header, read_header
 from sq.dataset.objects import Annotated, Row, to_objects
 from sq.errors import ImageError, SqError
-from sq.samples import Objects
+from sq.types.images import Objects
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SLACK = 0.01  # by which a share may be below 0 or above 1: what ultralytics tolerates

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sq import onnx_model, onnx_session, record
-from sq.console import say
 from sq.core import files, processor
+from sq.core.progress import say
 from sq.errors import SqError
-from sq.finished import Finished
-from sq.onnx_model import OPSET
-from sq.onnx_session import Session
+from sq.export import onnx_export, onnx_session
+from sq.export.finished_run import Finished
+from sq.export.onnx_export import OPSET
+from sq.export.onnx_session import Session
+from sq.records import record
 
 SUFFIX = "onnx"
 
@@ -44,7 +45,7 @@ def write(done: Finished, *, least_bits: Literal[4, 8], unsigned: bool) -> dict[
     SqError : a package is missing; what the format cannot hold, named, with the one that can; the
         disk is full; the file computes something else: where that begins is named
     """
-    onnx_model.need()
+    onnx_export.need()
     model = _model(done, least_bits, unsigned)
     file = done.file(SUFFIX)
     with done.written(file) as part:
@@ -57,8 +58,8 @@ def _model(done: Finished, least: int, unsigned: bool) -> Any:
     import onnx
 
     problem, net = done.problem, done.quantized.net
-    own = onnx_model.frame(net, problem.model, problem.model.layers, problem.batch.x)
-    model = own.quantized(onnx_model.parts(done.quantized, problem), least, unsigned)
+    own = onnx_export.frame(net, problem.model, problem.model.layers, problem.batch.x)
+    model = own.quantized(onnx_export.parts(done.quantized, problem), least, unsigned)
     onnx.checker.check_model(model, full_check=True)
     model.metadata_props.extend(_told(done, onnx.StringStringEntryProto))
     return model
@@ -77,17 +78,17 @@ def _verify(done: Finished, file: Path, least: int, unsigned: bool) -> dict[str,
     """Return the figures of the file, whose integers must be those of the run and whose outputs must be close."""
     import onnx
 
-    from sq import onnx_graph
+    from sq.export import onnx_qdq
 
     stored, problem = onnx.load(file), done.problem
-    parts = onnx_model.parts(done.quantized, problem)
+    parts = onnx_export.parts(done.quantized, problem)
     for name, (codes, grid) in parts.weights.items():
-        found = onnx_graph.codes_in(stored.graph, name)
-        if not torch.equal(found, onnx_graph.stored(codes, grid, tuple(found.shape), least, unsigned)):
+        found = onnx_qdq.codes_in(stored.graph, name)
+        if not torch.equal(found, onnx_qdq.stored(codes, grid, tuple(found.shape), least, unsigned)):
             raise SqError(f"export=onnx: the codes of {name} were not read back as they were written")
     x, names = problem.batch.x, [layer.name for layer in problem.model.layers]
     for name, own in onnx_session.weights_in(stored, names, x).items():
-        if not torch.equal(own, onnx_model.weight(done.quantized.net, name).detach().cpu().contiguous()):
+        if not torch.equal(own, onnx_export.weight(done.quantized.net, name).detach().cpu().contiguous()):
             raise SqError(f"export=onnx: the weight of {name} is not ours in the file; use export=packed, and tell us")
     try:
         most, decibels = onnx_session.compare(done.quantized.net, stored, names, x)

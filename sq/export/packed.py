@@ -15,17 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import activations, adds, container, data, fold, layers, record, since
-from sq.build import build
+from sq.activation import insertion
+from sq.config import data_paths
+from sq.config.instantiate import build
 from sq.core import plugins
 from sq.errors import SqError, one_line
-from sq.finished import Finished
-from sq.network import copies, plain_layers
+from sq.export import container
+from sq.export.finished_run import Finished
+from sq.export.tensor_codec import Reader, Words, Writer
+from sq.network import batchnorm_folding, copies, geometry, plain_layers, residual_adds
 from sq.network.forward import forward
-from sq.resources import code_bits
+from sq.network.resource_counts import code_bits
+from sq.records import migrations, record
 from sq.runtime import batching
-from sq.stored import Reader, Words, Writer
-from sq.types import QuantizedLayer
+from sq.types.problem import QuantizedLayer
 
 SUFFIX = "sq.safetensors"
 FOREIGN = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # would read other files
@@ -64,7 +67,7 @@ def put(out: Writer, net: nn.Module, quantized: dict[str, QuantizedLayer]) -> Wo
     for name, own in quantized.items():
         codes = out.put_codes(own.codes, code_bits(own.grid))
         weights.append({"layer": name, "codes": codes, "grid": out.put_grid(own.grid, name)})
-    fed = activations.attached(net) | adds.attached(net)
+    fed = insertion.attached(net) | residual_adds.attached(net)
     inputs = [{"name": name, "grid": out.put_grid(grid, name)} for name, grid in fed.items()]
     state = [{"name": name, **out.put(own, name)} for name, own in _others(net, list(quantized)).items()]
     return {"weights": weights, "inputs": inputs, "state": state}
@@ -89,10 +92,10 @@ def load(file: Path, packages: Sequence[str] = ()) -> nn.Module:
 def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     try:
         written = {"config": layout["config"], "choices": {}}
-        since.complete(written)  # an earlier file lacks later settings, and names functions as they were called
+        migrations.complete(written)  # an earlier file lacks later settings, and names functions as they were called
         config: dict[str, Any] = written["config"]
         _check_plain(config["model"])
-        with data.architecture_alone():
+        with data_paths.architecture_alone():
             model = build(config["model"], "model")()
         net = copies.channels_last(model.net).requires_grad_(False)
         x = torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0))
@@ -103,9 +106,9 @@ def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.
             if [*model.rewritten] != rewritten:
                 raise ValueError(f"other modules are plain layers: {', '.join({*model.rewritten} ^ {*rewritten})}")
         if config["fold"] and "folded" in layout:
-            fold.again(net, [fold.Pair(*names) for names in layout["folded"]])
+            batchnorm_folding.again(net, [batchnorm_folding.Pair(*names) for names in layout["folded"]])
         elif config["fold"]:  # an earlier file: what one image reaches was folded
-            fold.fold(net, x)
+            batchnorm_folding.fold(net, x)
         fill(net, layout, Reader(tensors))
     except plugins.NotAllowed as error:
         raise SqError(f"{file}: {error} (in Python, sq.load(FILE, plugins=[NAME]))") from error
@@ -158,7 +161,7 @@ def fill(net: nn.Module, layout: dict[str, Any], given: Reader) -> None:
         codes, grid = given.take_codes(own["codes"]), given.take_grid(own["grid"])
         if int(codes.max()) >= grid.levels:
             raise ValueError(f"{own['layer']} has codes that its grid has not")
-        layers.set_weight(module, grid.decode(codes))  # type: ignore[union-attr]
+        geometry.set_weight(module, grid.decode(codes))  # type: ignore[union-attr]
     inputs = {own["name"]: given.take_grid(own["grid"]) for own in layout["inputs"]}
     for own in layout["state"]:
         _make_room(net, own["name"], own["shape"])
@@ -171,14 +174,14 @@ def fill(net: nn.Module, layout: dict[str, Any], given: Reader) -> None:
         if value.shape != place.shape or value.dtype != place.dtype:
             raise ValueError(f"{own['name']} is of another shape")
         place.detach().copy_(value)
-    activations.attach(net, inputs)  # type: ignore[arg-type]
+    insertion.attach(net, inputs)  # type: ignore[arg-type]
 
 
 def _make_room(net: nn.Module, name: str, shape: list[int]) -> None:
     """Give a layer without a bias the one that was stored: `correction=bias` gives it to some."""
     layer, _, kind = name.rpartition(".")
     module = net.get_submodule(layer) if kind == "bias" else None
-    if isinstance(module, layers.Quantizable) and module.bias is None:
+    if isinstance(module, geometry.Quantizable) and module.bias is None:
         module.bias = nn.Parameter(torch.zeros(shape), requires_grad=False)
 
 

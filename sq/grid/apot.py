@@ -6,10 +6,10 @@ import itertools
 
 from torch import Tensor
 
-from sq import levels
-from sq.knobs import Count, Positive, Share
-from sq.levels import LevelGrid
-from sq.ranges import Hessian, Range, Ranges, importance
+from sq.config.constraints import Count, Positive, Share
+from sq.grid import level_grid
+from sq.grid.level_grid import LevelGrid
+from sq.grid.range_search import Hessian, Range, Ranges, importance
 
 __all__ = ["fit", "importance", "table"]
 
@@ -32,8 +32,8 @@ def fit(
     ----------
     W : (G, O, I)
     bits : 2 to 8; 2^bits - 1 levels: a sign, and bits - 1 for the magnitude
-    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see `sq.importance`
-    range, norm : see `sq.ranges.Ranges`
+    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see `sq.hessian.weight_importance`
+    range, norm : see `sq.grid.range_search.Ranges`
     steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level is the largest weight
     shrink : the smallest range tried, in (0, 1]
     grow : the largest
@@ -50,8 +50,8 @@ def fit(
     2^-2n, and the least power of the others is 2^-(i + 2 n + 1): our reading. Zero has two codes, of which one is not
     used. A search for the range of least error in place of trained scales is ours.
     """
-    levels.check_bits("apot", bits)
-    return levels.fit(W, table(bits), h, Ranges(range, norm, steps, grow, shrink))
+    level_grid.check_bits("apot", bits)
+    return level_grid.fit(W, table(bits), h, Ranges(range, norm, steps, grow, shrink))
 
 
 def table(bits: int) -> Tensor:
@@ -59,4 +59,4 @@ def table(bits: int) -> Tensor:
     n, odd = divmod(bits - 1, 2)
     terms = [(0.0, 2.0**-i, 2.0 ** -(i + n), 2.0 ** -(i + 2 * n + odd)) for i in range(n)]
     rest = [(0.0, 2.0 ** (-2 * n))] if odd else []
-    return levels.signed(total for chosen in itertools.product(*terms, *rest) if (total := sum(chosen)) > 0)
+    return level_grid.signed(total for chosen in itertools.product(*terms, *rest) if (total := sum(chosen)) > 0)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sq import levels
-from sq.knobs import Count, Positive, Share, Whole
-from sq.levels import LevelGrid
-from sq.ranges import Hessian, Range, Ranges, importance
+from sq.config.constraints import Count, Positive, Share, Whole
+from sq.grid import level_grid
+from sq.grid.level_grid import LevelGrid
+from sq.grid.range_search import Hessian, Range, Ranges, importance
 
 __all__ = ["fit", "importance", "table"]
 
@@ -48,12 +48,12 @@ def fit(
     ----------
     W : (G, O, I)
     bits : 2 to 8; 2^bits - 1 levels, which at 2 bits are -1, 0 and 1 whatever the function
-    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see `sq.importance`
+    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see `sq.hessian.weight_importance`
     intervals : of the function, K
     rounds : of function and scales in turn; 0 leaves the levels equally spaced
     iterations : steps of Adam over theta in a round
     rate : its learning rate
-    range, norm : what scales, and the function, are judged by; see `sq.ranges.Ranges`
+    range, norm : what scales, and the function, are judged by; see `sq.grid.range_search.Ranges`
     steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level is the largest weight
     shrink : the smallest range tried, in (0, 1]
     grow : the largest
@@ -69,7 +69,7 @@ def fit(
     once compressed; fitting theta to the weights alone, a scale a channel and the nearest level are our reading of it
     without training.
     """
-    levels.check_bits("lcq", bits)
+    level_grid.check_bits("lcq", bits)
     ranges = Ranges(range, norm, steps, grow, shrink)
     theta = torch.zeros(intervals, dtype=torch.float64)
     found: list[tuple[float, LevelGrid]] = []
@@ -77,7 +77,7 @@ def fit(
         if turn:
             seen = _magnitudes(W, h, found[-1][1], ranges)
             theta = _descend(theta, 2 ** (bits - 1) - 1, seen, iterations, rate)
-        grid = levels.fit(W, table(bits, theta), h, ranges)
+        grid = level_grid.fit(W, table(bits, theta), h, ranges)
         found.append((float(ranges.cost(h)(W - grid.nearest(W)).sum()), grid))
     return min(found, key=lambda one: one[0])[1]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.config.constraints import Count, Positive, Share
 from sq.core.wording import quantity
 from sq.errors import SqError
-from sq.knobs import Count, Positive, Share
-from sq.ranges import Hessian, Range, Ranges, importance
-from sq.uniform import UniformGrid, spanning
+from sq.grid.range_search import Hessian, Range, Ranges, importance
+from sq.grid.uniform_grid import UniformGrid, spanning
 
 __all__ = ["fit", "importance"]
 

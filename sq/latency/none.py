@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sq.finished import Finished
+from sq.export.finished_run import Finished
 
 
 def measure(done: Finished) -> dict[str, Any]:

@@ -13,18 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import adds, cores, hooks, onnx_layers, onnx_model, onnx_session, record, stopwatch
-from sq import layers as geometry
-from sq.core import files, processor
+from sq.allocation.latency_table import lines
+from sq.config.constraints import FLOAT, Count, Whole, Widths
+from sq.core import cpu_cores, files, processor
 from sq.errors import SqError
-from sq.finished import Finished
-from sq.knobs import FLOAT, Count, Whole, Widths
-from sq.latency_table import lines
+from sq.export import onnx_export, onnx_session
+from sq.export.finished_run import Finished
+from sq.export.onnx_export import Parts
+from sq.grid.uniform_grid import per_tensor
+from sq.latency import layer_timing
+from sq.network import geometry, hooks, residual_adds
 from sq.network.forward import forward
-from sq.onnx_model import Parts
-from sq.resources import code_bits
-from sq.types import Grid
-from sq.uniform import per_tensor
+from sq.network.resource_counts import code_bits
+from sq.records import record
+from sq.runtime import interleaved_timing
+from sq.types.problem import Grid
 
 
 def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
@@ -44,7 +47,7 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     ----------
     images : in one pass
     threads : of onnxruntime
-    rounds, warmup : see `sq.stopwatch.race`
+    rounds, warmup : see `sq.runtime.interleaved_timing.race`
     layers : time each layer alone as well, and write the table beside the record
     bits, input_bits : that the table is to have, 1 to 8 of weights on the run's grid, and of inputs, or 32: full
         precision. Codes of weights are stored in 4 or 8 bits, of inputs in 8, after those of less were clipped in full
@@ -63,11 +66,11 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     SqError : a package is missing, or threads are; what ONNX cannot hold, named; the run's network computes something
         else as ONNX: where that begins is named
     """
-    onnx_model.need()
+    onnx_export.need()
     import onnxruntime
 
-    if threads > cores.own():
-        raise SqError(f"latency.threads={threads}: this process has {cores.own()} cores; set as many, or fewer")
+    if threads > cpu_cores.own():
+        raise SqError(f"latency.threads={threads}: this process has {cpu_cores.own()} cores; set as many, or fewer")
     race = partial(onnx_session.race, cores=threads, rounds=rounds, warmup=warmup)
     try:
         models = _models(done)
@@ -80,10 +83,11 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     made = {"runtime": f"onnxruntime {onnxruntime.__version__}", "images": images, "threads": threads, "rounds": rounds}
     made |= {
         "vnni": processor.vnni(),
-        "saturating_layers": len(onnx_model.parts(done.quantized, done.problem).saturating()),
+        "saturating_layers": len(onnx_export.parts(done.quantized, done.problem).saturating()),
     }
     made["networks"] = {
-        name: stopwatch.spread(ms) | {"faster": stopwatch.spread(took["full"] / ms), "bytes": models[name].ByteSize()}
+        name: interleaved_timing.spread(ms)
+        | {"faster": interleaved_timing.spread(took["full"] / ms), "bytes": models[name].ByteSize()}
         for name, ms in took.items()
     }
     if layers:
@@ -97,13 +101,13 @@ def _models(done: Finished) -> dict[str, Any]:
     """Return the networks that are compared, as ONNX models; the run's computes what the run measured."""
     problem, net, x = done.problem, done.quantized.net, done.problem.batch.x
     layers = problem.model.layers
-    full = onnx_model.frame(done.whole.net, done.whole, layers, x)
-    own, parts = onnx_model.frame(net, problem.model, layers, x), onnx_model.parts(done.quantized, problem)
+    full = onnx_export.frame(done.whole.net, done.whole, layers, x)
+    own, parts = onnx_export.frame(net, problem.model, layers, x), onnx_export.parts(done.quantized, problem)
     inputs, operands = _input_grids(done)
     made = {"full": full.plain()}
     for bits in (8, 4):
         weights = {
-            layer.name: onnx_layers.nearest_symmetric(geometry.weight(layer.module).cpu(), bits) for layer in layers
+            layer.name: layer_timing.nearest_symmetric(geometry.weight(layer.module).cpu(), bits) for layer in layers
         }
         made[f"w{bits}a8"] = full.quantized(Parts(weights, inputs, operands))
     made["run"] = own.quantized(parts)
@@ -127,10 +131,10 @@ def _input_grids(done: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
 
     net, layers = done.whole.net, done.problem.model.layers
     fed = hooks.feeding({layer.name: layer.module for layer in layers}, lambda name, module, x: see(name, x))
-    with torch.no_grad(), fed, adds.Adds(see):
-        forward(net, adds.in_company(done.problem.batch.x[:2]))
+    with torch.no_grad(), fed, residual_adds.Adds(see):
+        forward(net, residual_adds.in_company(done.problem.batch.x[:2]))
     grids: dict[str, Grid] = {name: per_tensor(low, high, 8, False) for name, (low, high) in ends.items()}
-    sums = adds.attached(done.quantized.net)
+    sums = residual_adds.attached(done.quantized.net)
     return {layer.name: grids[layer.name] for layer in layers}, {name: grids[name] for name in sums}
 
 
@@ -138,11 +142,11 @@ def _layers(
     done: Finished, w8a8: Any, x: Tensor, widths: tuple[list[int], list[int]], race: Any
 ) -> list[dict[str, Any]]:
     """Return the milliseconds of each layer alone, as it stands in a network with quantized inputs."""
-    from sq import onnx_neighbours
+    from sq.latency import integer_regions
 
-    beside = onnx_neighbours.find(w8a8.graph, [layer.name for layer in done.problem.model.layers])
-    alike = onnx_layers.geometries(done.whole, x.to(done.problem.batch.x.device), beside)
-    found: list[dict[str, Any]] = onnx_layers.rows(done.problem, alike, *widths, race)
+    beside = integer_regions.find(w8a8.graph, [layer.name for layer in done.problem.model.layers])
+    alike = layer_timing.geometries(done.whole, x.to(done.problem.batch.x.device), beside)
+    found: list[dict[str, Any]] = layer_timing.rows(done.problem, alike, *widths, race)
     return found
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sq import agreement, average_precision, coco_eval, letterbox, nms
+from sq.config.constraints import Count, Share
 from sq.errors import SqError
-from sq.evaluation import Measured
-from sq.knobs import Count, Share
-from sq.nms import Detections
-from sq.samples import Batch, Objects
-from sq.types import Model
+from sq.evaluation import agreement
+from sq.evaluation.detection import bootstrap_map, coco_eval, nms
+from sq.evaluation.detection.nms import Detections
+from sq.evaluation.evaluate import Measured
+from sq.model import letterbox
+from sq.types.images import Batch, Objects
+from sq.types.problem import Model
 
 KEPT = 8  # images whose raw outputs are kept, for the signal-to-noise ratio: they are large
 SHOWN = 0.25  # score above which a detector's boxes are usually shown, and counted here
@@ -53,12 +55,12 @@ class Detected:
         if not isinstance(full, Detected) or full.ids != self.ids:
             raise ValueError("full precision was measured by another metric or on other images")
         n = len(self.ids)
-        own, other = (average_precision.match(d.found, d.objects, self.classes) for d in (self, full))
+        own, other = (bootstrap_map.match(d.found, d.objects, self.classes) for d in (self, full))
         draws = np.random.default_rng(0).integers(n, size=(self.resamples, n))
         drops = []
         for draw in draws:
             copies = np.bincount(draw, minlength=n)
-            drops.append(average_precision.mean(other, copies) - average_precision.mean(own, copies))
+            drops.append(bootstrap_map.mean(other, copies) - bootstrap_map.mean(own, copies))
         low, high = np.percentile(drops, [2.5, 97.5])
         return {
             "drop": full.figures["map"] - self.figures["map"],

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import agreement, paired
 from sq.errors import SqError
-from sq.evaluation import Measured
-from sq.samples import Batch
-from sq.types import Model
+from sq.evaluation import agreement, paired_tests
+from sq.evaluation.evaluate import Measured
+from sq.types.images import Batch
+from sq.types.problem import Model
 
 
 def measure(model: Model, seen: Iterable[tuple[Tensor, Batch]]) -> Measured:
@@ -67,11 +67,11 @@ class Classified:
     def against(self, full: Measured) -> dict[str, Any]:
         """Return drops in percentage points, the interval and p-value of the first, and the agreement of logits."""
         assert isinstance(full, Classified)
-        low, high = paired.drop_interval(full.right, self.right)
+        low, high = paired_tests.drop_interval(full.right, self.right)
         drops = {"drop": full.figures["top1"] - self.figures["top1"], "drop_low": 100 * low, "drop_high": 100 * high}
-        drops["drop_p"] = paired.p_value(full.right, self.right)
+        drops["drop_p"] = paired_tests.p_value(full.right, self.right)
         return drops | agreement.measure(self.logits, full.logits)
 
     def answers(self) -> str:
         """Return which images were answered rightly: records of other methods are compared image by image."""
-        return paired.packed(self.right)
+        return paired_tests.packed(self.right)

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from sq import layers, ready
-from sq.config import nearest
+from sq.config.constraints import Expected
+from sq.config.data_paths import find
+from sq.config.schema import nearest
 from sq.core import plugins
-from sq.data import find
 from sq.errors import SqError, one_line
-from sq.knobs import Expected
+from sq.model.state_dict import load_into
+from sq.model.transforms import Evaluation, check, span
+from sq.network import geometry
 from sq.network.reparameterize import apply as fused
-from sq.transforms import Evaluation, check, span
-from sq.types import Model
-from sq.weights import load_into
+from sq.runtime import torch_setup
+from sq.types.problem import Model
 
 SETTINGS = ("input_size", "interpolation", "crop_pct", "mean", "std")
 
@@ -44,7 +45,7 @@ def load(
     reparameterize : fuse the branches of networks that offer it (timm's RepVGG, MobileOne, FastViT, ...) first
     data : the evaluation transform: input_size (C, H, W), interpolation, crop_pct (share of the shorter side that
         is kept), mean and std of values from 0 to 1; and, if it is not "center", crop_mode
-    expected : full-precision figures by image set, see `sq.gate`
+    expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
     ------
@@ -61,7 +62,7 @@ def load(
     if reparameterize:
         x = torch.rand(1, *settings["input_size"], generator=torch.Generator().manual_seed(0))
         net = fused(net, x, "model.reparameterize=false")
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     levels = span(settings["mean"], settings["std"])
     return Model(
         net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {}, span=levels
@@ -69,7 +70,7 @@ def load(
 
 
 def _build(constructor: str, arguments: dict[str, Any]) -> Any:
-    ready.import_torchvision()
+    torch_setup.import_torchvision()
     import timm
     from torchvision import models
 

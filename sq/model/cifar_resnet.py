@@ -10,12 +10,12 @@ from annotated_types import Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sq import layers
-from sq.data import find
-from sq.knobs import Expected, Positive
-from sq.transforms import Normalise, span
-from sq.types import Model
-from sq.weights import load_into
+from sq.config.constraints import Expected, Positive
+from sq.config.data_paths import find
+from sq.model.state_dict import load_into
+from sq.model.transforms import Normalise, span
+from sq.network import geometry
+from sq.types.problem import Model
 
 
 class Block(nn.Module):
@@ -81,7 +81,7 @@ def load(
     depth : layers with weights
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
     mean, std : red, green, blue, of values from 0 to 1: the network takes (value - mean) / std
-    expected : full-precision figures by image set, see `sq.gate`
+    expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
     ------
@@ -93,6 +93,6 @@ def load(
     """
     net = CifarResNet(int(depth)).eval()  # a config's 20.0 is 20
     checkpoint = load_into(net, find(weights, "model.weights"))
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     prepare = Normalise((32, 32), tuple(mean), tuple(std))
     return Model(net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {}, span=span(mean, std))

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sq import layers
+from sq.config.constraints import Expected
 from sq.errors import SqError
-from sq.knobs import Expected
-from sq.types import Model
-from sq.weights import load_into
+from sq.model.state_dict import load_into
+from sq.network import geometry
+from sq.types.problem import Model
 
 WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")
 
@@ -101,7 +101,7 @@ def load(*, weights: str | None, expected: Expected) -> Model:
     Parameters
     ----------
     weights : a .safetensors, .pth or .pt file to take them from; None takes the one in the package
-    expected : full-precision figures by image set, see `sq.gate`
+    expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
     ------
@@ -109,5 +109,5 @@ def load(*, weights: str | None, expected: Expected) -> Model:
     """
     net = DigitsResNet().eval()
     checkpoint = load_into(net, Path(weights) if weights else WEIGHTS)
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     return Model(net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {}, span=((-1.0,), (1.0,)))

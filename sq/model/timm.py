@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from sq import layers, ready
-from sq.config import nearest
-from sq.console import say
-from sq.data import find, without_weights
+from sq.config.constraints import Expected
+from sq.config.data_paths import find, without_weights
+from sq.config.schema import nearest
+from sq.core.progress import say
 from sq.errors import SqError, one_line
-from sq.knobs import Expected
+from sq.model.state_dict import load_into
+from sq.model.transforms import Evaluation, check, span
+from sq.network import geometry
 from sq.network.reparameterize import apply as fused
-from sq.transforms import Evaluation, check, span
-from sq.types import Model, digest
-from sq.weights import load_into
+from sq.runtime import torch_setup
+from sq.types.problem import Model, digest
 
 SETTING = "model.reparameterize=false"
 
@@ -41,14 +42,14 @@ def load(
     reparameterize : fuse the branches of networks that offer it (RepVGG, MobileOne, FastViT, RepGhost, ...) first
     data : settings of the evaluation transform that differ from the tag's own: input_size, interpolation, crop_pct,
         crop_mode, mean, std
-    expected : full-precision figures by image set, see `sq.gate`
+    expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
     ------
     SqError : timm has no such network or tag; the weights are missing, damaged or of another network, or cannot be
         downloaded; a setting in `data` that makes no sense; fusing branches changes the outputs
     """
-    ready.import_torchvision()
+    torch_setup.import_torchvision()
     import timm
     from timm.data import resolve_data_config
 
@@ -63,7 +64,7 @@ def load(
     settings["input_size"] = tuple(settings["input_size"])
     if reparameterize:
         net = fused(net, torch.rand(1, *settings["input_size"], generator=torch.Generator().manual_seed(0)), SETTING)
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     levels = span(settings["mean"], settings["std"])
     return Model(
         net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {}, span=levels

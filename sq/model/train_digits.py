@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sq import images
-from sq.console import track
 from sq.core import closed_pipe
-from sq.dataset import digits
+from sq.core.progress import track
+from sq.dataset import digits, loading
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet, prepare
 
 EPOCHS, BATCH, RATE, DECAY = 60, 64, 0.1, 5e-4
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="(default: 1, the packaged weights)")
     options = parser.parse_args()
     data = digits.load(name="digits", every=options.every)
-    train, test = (images.load(s, range(len(s.ids)), prepare, "images") for s in (data.train, data.test))
+    train, test = (loading.load(s, range(len(s.ids)), prepare, "images") for s in (data.train, data.test))
     torch.manual_seed(options.seed)
     net = DigitsResNet()
     assert isinstance(train.y, Tensor)

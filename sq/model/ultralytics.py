@@ -13,12 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sq import hub, layers, yolo
-from sq.data import find
+from sq.config.constraints import Count, Expected
+from sq.config.data_paths import find
 from sq.errors import SqError
-from sq.knobs import Count, Expected
-from sq.types import Model
-from sq.weights import load_into
+from sq.model import ultralytics_hub, yolo
+from sq.model.state_dict import load_into
+from sq.network import geometry
+from sq.types.problem import Model
 
 BINS = 16  # of the distribution of each distance, one stride apart
 SIDES = 4
@@ -115,9 +116,9 @@ def load(
     yolo.check_side(image)
     path = None if weights is None else find(weights, "model.weights")
     net = YOLO(name).eval()
-    checkpoint, classes = hub.load_published(net, name) if path is None else (load_into(net, path), ())
+    checkpoint, classes = ultralytics_hub.load_published(net, name) if path is None else (load_into(net, path), ())
     _drop_bins(net.model[-1], path)
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     last = [f"model.{len(net.model) - 1}.{kind}.{i}.2" for kind in ("cv2", "cv3") for i in range(len(yolo.STRIDES))]
     prepare, decoder = partial(yolo.prepare, size=image), partial(decode, **_rows(image))
     ends = (found[0].name, *last)

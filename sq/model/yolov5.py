@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sq import layers, yolo
-from sq.data import find
-from sq.knobs import Count, Expected
-from sq.types import Model
-from sq.weights import load_into
+from sq.config.constraints import Count, Expected
+from sq.config.data_paths import find
+from sq.model import yolo
+from sq.model.state_dict import load_into
+from sq.network import geometry
+from sq.types.problem import Model
 
 CLASSES, SHAPES = 80, 3  # classes of COCO; anchor boxes per cell
 FIELDS = 5 + CLASSES  # of a prediction: x, y, width, height, objectness, classes
@@ -112,7 +113,7 @@ def load(
     path = find(weights, "model.weights")
     net = YOLOv5(size).eval()
     checkpoint = load_into(net, path)
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     head = f"model.{len(net.model) - 1}"
     ends = (found[0].name, *(f"{head}.m.{i}" for i in range(len(yolo.STRIDES))))
     decoder = partial(decode, **_rows(net.get_buffer(f"{head}.anchors").clone(), image))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sq import hooks, layers
-from sq.console import say
+from sq.core.progress import say
 from sq.core.wording import quantity
 from sq.errors import SqError
+from sq.network import geometry, hooks
 from sq.network.forward import forward
 
 
@@ -40,8 +40,8 @@ def check(net: nn.Module) -> None:
             f"plain lists or dictionaries, where PyTorch does not see them, hold {quantity(hidden, 'module')} that "
             f"stay in full precision ({', '.join(hidden[:3])}): use nn.ModuleList or nn.ModuleDict"
         )
-    for layer in layers.find(net)[0]:
-        dtype = layers.weight(layer.module).dtype
+    for layer in geometry.find(net)[0]:
+        dtype = geometry.weight(layer.module).dtype
         if dtype != torch.float32:
             raise SqError(
                 f"the weight of layer {layer.name} is {_short(dtype)}; layers are quantized from float32: call "

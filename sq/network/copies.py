@@ -12,8 +12,8 @@ from torch.nn.utils.prune import BasePruningMethod, remove
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from sq import oom
 from sq.errors import SqError, one_line
+from sq.runtime import out_of_memory
 
 
 def copied(net: nn.Module) -> nn.Module:
@@ -35,7 +35,7 @@ def copied(net: nn.Module) -> nn.Module:
                 memo[id(module)] = copy.deepcopy(inner, memo)
         return copy.deepcopy(net, memo)
     except Exception as error:  # whatever the classes of its attributes raise
-        if oom.is_out(error):  # which has another cure
+        if out_of_memory.is_out(error):  # which has another cure
             raise
         raise SqError(
             f"{type(net).__name__} cannot be copied ({one_line(error)[:160]}): remove what it holds beside parameters, "

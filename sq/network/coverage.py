@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sq import ends
-from sq.console import say
+from sq.core.progress import say
+from sq.network import first_last
 from sq.network.products import CONVOLUTIONS, LINEAR, Calls, run, tensors
-from sq.types import Layer, Model
+from sq.types.problem import Layer, Model
 
 SHOWN = 3  # names for each reason, in one line
 
@@ -184,10 +184,10 @@ def of_model(whole: Model, policy: str, x: Tensor) -> Coverage:
 
     Parameters
     ----------
-    policy : of the first and last layer, see `sq.ends`
+    policy : of the first and last layer, see `sq.network.first_last`
     x : as for `measure`
     """
-    layers = ends.leave(whole, policy).layers
+    layers = first_last.leave(whole, policy).layers
     names = {layer.name for layer in layers}
     kept = [layer for layer in whole.layers if layer.name not in names]
     covered = measure(whole.net, layers, x, kept, whole.rewritten)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sq import layers, oom
+from sq.network import geometry
 from sq.network.attention import linear, parameter
 from sq.network.products import LINEAR, Calls, Product, product, run
+from sq.runtime import out_of_memory
 
 
 def inputs_for(module: nn.Module, x: Tensor) -> Tensor | None:
@@ -72,7 +73,7 @@ def _single_product(module: nn.Module, x: Tensor) -> Product | None:
         with Calls(see):
             result = run(module, x)
     except Exception as error:  # whatever a module raises that takes more than one tensor, or other ones
-        if oom.is_out(error):
+        if out_of_memory.is_out(error):
             raise
         return None
     if len(seen) != 1 or not isinstance(result, Tensor):
@@ -96,7 +97,7 @@ def _candidates(module: nn.Module, x: Tensor, own: Product) -> Iterator[nn.Modul
         if all(n >= 0 and n % 2 == 0 for n in wider):
             yield _convolution(own, tuple(p + n // 2 for p, n in zip(own.padding, wider, strict=True)))
     if own.axes == 2:
-        yield _convolution(own, 0, kind=layers.Conv2dSame)
+        yield _convolution(own, 0, kind=geometry.Conv2dSame)
 
 
 def _convolution(own: Product, padding: Any, mode: str = "zeros", kind: type[nn.Module] | None = None) -> nn.Module:
@@ -124,7 +125,7 @@ def _computes(new: nn.Module, x: Tensor, own: Product) -> bool:
     assert isinstance(new, nn.Conv1d | nn.Conv2d)
     try:
         wanted = _padded(own)
-        padded = layers.padded(new, x)[0].reshape(-1)
+        padded = geometry.padded(new, x)[0].reshape(-1)
     except RuntimeError:  # reflected further than the input reaches
         return False
     return padded.shape == wanted.shape and torch.equal(padded, wanted)

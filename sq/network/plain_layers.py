@@ -21,9 +21,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sq import hooks, layers, oom
 from sq.errors import one_line
-from sq.network import equivalent
+from sq.network import equivalent, geometry, hooks
 from sq.network.attention import Attention, parameter
 from sq.network.copies import channels_last
 from sq.network.products import (
@@ -34,7 +33,8 @@ from sq.network.products import (
     product,
     run,
 )
-from sq.types import Model
+from sq.runtime import out_of_memory
+from sq.types.problem import Model
 
 # Relative squared error of the network's outputs: far above the rounding of attention, which is
 # computed in another order (some 1e-12), far below a wrong layer. All other rewriting repeats the
@@ -78,7 +78,7 @@ class _Outputs:
         try:
             self.passes.append((further, run(root["net"], further)))
         except Exception as error:  # a network of one image at a time
-            if oom.is_out(error):
+            if out_of_memory.is_out(error):
                 raise
             self.passes += [(part, run(root["net"], part)) for part in further.split(1)]
 
@@ -87,7 +87,7 @@ class _Outputs:
         try:
             error = max(distance(run(self.root["net"], part), outputs) for part, outputs in self.passes)
         except Exception as problem:  # the network needs what it found in the module that was there
-            if oom.is_out(problem):
+            if out_of_memory.is_out(problem):
                 raise
             return f"the network fails with it, {one_line(problem)[:160]}"
         return "" if error <= TOLERANCE else f"changes the outputs, {error:.1e}"
@@ -127,13 +127,13 @@ def settle(model: Model, x: Tensor, only: Collection[str] | None = None) -> Mode
         return model
     if x.ndim == 4:
         channels_last(net)  # the new parameters too
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     done, refused = tuple(rewritten.done), tuple(rewritten.refused)
     return replace(model, net=net, layers=found, skipped=skipped, rewritten=done, refused=refused)
 
 
 def _may_be_rewritten(module: nn.Module) -> bool:
-    return _is_attention(module) or (_holds_matrix(module) and not layers.is_plain(module))
+    return _is_attention(module) or (_holds_matrix(module) and not geometry.is_plain(module))
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -236,7 +236,7 @@ def _layers(root: nn.ModuleDict, x: Tensor) -> Iterator[_Change]:
     found = {
         name: module
         for name, module in _named(root).items()
-        if not _is_attention(module) and _holds_matrix(module) and not layers.is_plain(module)
+        if not _is_attention(module) and _holds_matrix(module) and not geometry.is_plain(module)
     }
     inside = {id(own) for module in found.values() for own in module.modules() if own is not module}
     found = {name: module for name, module in found.items() if id(module) not in inside}
@@ -278,7 +278,7 @@ def _redirections(root: nn.ModuleDict, x: Tensor, result: Rewritten) -> Iterator
     try:
         again, _ = _outside(root, modules, equivalent.noise(tuple(x.shape), x))  # biases must not depend on the inputs
     except Exception as error:  # a network that does not take noise
-        if oom.is_out(error):
+        if out_of_memory.is_out(error):
             raise
         failure = one_line(error)[:160]
     counts = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
@@ -302,7 +302,7 @@ def _redirections(root: nn.ModuleDict, x: Tensor, result: Rewritten) -> Iterator
 
 def _outside(root: nn.ModuleDict, modules: dict[str, nn.Module], x: Tensor) -> tuple[dict[str, _Use], Counter[str]]:
     """Run the network; return its uses of linear layers' weights outside of them, and its calls."""
-    known = {id(m.weight): name for name, m in modules.items() if isinstance(m, nn.Linear) and layers.is_plain(m)}
+    known = {id(m.weight): name for name, m in modules.items() if isinstance(m, nn.Linear) and geometry.is_plain(m)}
     kept = [m.weight for m in modules.values() if isinstance(m, nn.Linear)]  # so that no other takes an identity
     uses: dict[str, _Use] = {}
     called: Counter[str] = Counter()

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sq import oom
-from sq.console import say
+from sq.core.progress import say
 from sq.core.wording import quantity
 from sq.errors import SqError, one_line
 from sq.network.copies import copied
 from sq.network.products import distance, run
+from sq.runtime import out_of_memory
 
 # What such modules call it: `fuse` returns the new module, the others change the module in place. The order is timm's.
 METHODS = ("fuse", "reparameterize", "switch_to_deploy")
@@ -46,7 +46,7 @@ def apply(net: nn.Module, x: Tensor, setting: str) -> nn.Module:
         fused = fused.eval().requires_grad_(False)
         error = distance(run(fused, x), run(net, x))
     except Exception as problem:  # whatever the network's own code raises
-        if oom.is_out(problem):
+        if out_of_memory.is_out(problem):
             raise
         raise SqError(
             f"{type(net).__name__} offers to fuse {shown}, and fails at it ({one_line(problem)[:160]}): set {setting}"

@@ -15,21 +15,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sq import hooks, units
-from sq.distance import squares
-from sq.draws import seeded, signs
+from sq.config.constraints import Count, Portion, Positive, Whole
 from sq.errors import SqError
-from sq.kept import Kept
-from sq.knobs import Count, Portion, Positive, Whole
+from sq.learning.reconstruction import Learn
+from sq.learning.schedules import Mix
+from sq.learning.session import Part, Session
+from sq.learning.setup import begin, finish, ready
+from sq.learning.student import Hold, Start
+from sq.learning.target_cache import Kept
+from sq.learning.weighted_mse import squares
+from sq.network import blocks, hooks
+from sq.network.blocks import Unit
 from sq.network.forward import forward
-from sq.quantizer.learned import begin, finish, ready
-from sq.reconstruct import Learn
 from sq.runtime import batching
-from sq.schedule import Mix
-from sq.session import Part, Session
-from sq.student import Hold, Start
-from sq.types import Problem, QuantizedModel
-from sq.units import Unit
+from sq.runtime.monte_carlo import seeded, signs
+from sq.types.problem import Problem, QuantizedModel
 
 FIRST = 64  # images whose squared gradients say what is usual
 
@@ -57,20 +57,21 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     ----------
     budget : name of the settings that `learn` and `then` were given; for the record
     init, start : the quantizer that gives the codes and grids to start from, by name and as a function
-    hold : how far on their codes' side roundings start at least, see `sq.rounding.Rounding`
-    parts : "layers", or "blocks": residual blocks, and layers outside of them; see `sq.units.find`
+    hold : how far on their codes' side roundings start at least, see `sq.learning.soft_rounding.Rounding`
+    parts : "layers", or "blocks": residual blocks, and layers outside of them; see `sq.network.blocks.find`
     named : blocks by name, where they are not to be found; None finds them, and goes with layers
     loss : "mse", or "fisher": squared errors weighed by the squared gradients that images leave there
     drop : share of the elements of what a part is fed that are full precision's, drawn anew each step
     memory_gib : what a part is fed and returns is kept for all images as far as this, and made anew each step beyond
     checkpoint_every : steps between two writes of the state, to be taken up where it was left
     seed : of the order of images, of what is dropped, and of `loss`
-    learn, then : what is learned of a part first and, if anything, next; see `sq.reconstruct.learn`
+    learn, then : what is learned of a part first and, if anything, next; see `sq.learning.reconstruction.learn`
 
     Raises
     ------
     SqError : before anything is solved: the network returns no tensor; a part is not called once, with one tensor;
-        `named` where parts are layers; see `ready` and `sq.units`; then: see `sq.student`, `start` and `learn`
+        `named` where parts are layers; see `ready` and `sq.network.blocks`; then: see `sq.learning.student`, `start`
+        and `learn`
 
     Source
     ------
@@ -98,8 +99,8 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     }
     model, x = problem.model, problem.batch.x
     each = [Unit(layer.name, layer.module, [layer]) for layer in model.layers]
-    chosen = units.find(model, x[:1], named) if parts == "blocks" else each
-    units.check(model.net, chosen, x[:1])
+    chosen = blocks.find(model, x[:1], named) if parts == "blocks" else each
+    blocks.check(model.net, chosen, x[:1])
     ready(problem, {"learn": learn, "then": then}, [unit.name for unit in chosen])
     session = begin(problem, start, own, [learn, then], checkpoint_every)
     size = batching.images_per_pass(x.shape[1:], None)

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sq import layers, threads
-from sq.console import say
+from sq.core.progress import say
 from sq.errors import SqError, one_line
-from sq.types import Grid, Layer, Plan, Solve
+from sq.network import geometry
+from sq.runtime import cpu_threads
+from sq.types.problem import Grid, Layer, Plan, Solve
 
 ASYMMETRY = 1e-5  # of a Hessian, relative to its largest entry: sums in another order differ by less
 PROBE = 1024  # columns of the matrices that measure the speed of a product
@@ -55,7 +56,7 @@ def check_grid(layer: Layer, grid: Grid) -> None:
 
 
 def announce(every: Iterable[Layer], solve: Solve) -> dict[str, Plan]:
-    """Say what `solve` will take, where it says so itself (see `sq.types.Plan`), before it begins.
+    """Say what `solve` will take, where it says so itself (see `sq.types.problem.Plan`), before it begins.
 
     Returns
     -------
@@ -73,7 +74,7 @@ def announce(every: Iterable[Layer], solve: Solve) -> dict[str, Plan]:
     plans: dict[str, Plan] = {}
     refused: list[str] = []
     for layer in sorted(every, key=lambda layer: -layer.inputs):  # what the first needs is enough for all
-        weight = layers.weight(layer.module)
+        weight = geometry.weight(layer.module)
         try:
             plans[layer.name] = plan(layer, weight.element_size(), **knobs)
         except SqError as error:
@@ -97,9 +98,9 @@ def _products_per_second(dtype: torch.dtype, device: torch.device) -> float:
     """Return the floating-point operations a second of matrix products: on a CPU one thread's, times the threads."""
     A = torch.ones(PROBE, PROBE, dtype=dtype, device=device)
     best = float("inf")
-    with threads.use(1):
+    with cpu_threads.use(1):
         for _ in range(3):
             start = time.perf_counter()
             float((A @ A)[0, 0])  # reading a number waits for the device
             best = min(best, time.perf_counter() - start)
-    return 2 * PROBE**3 / best * (threads.allowed() if device.type == "cpu" else 1)
+    return 2 * PROBE**3 / best * (cpu_threads.allowed() if device.type == "cpu" else 1)

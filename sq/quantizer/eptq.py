@@ -14,19 +14,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, layers, scores
-from sq.console import say
-from sq.distance import squares
+from sq.config.constraints import Count, Positive, Whole
+from sq.core.progress import say
 from sq.errors import SqError
-from sq.kept import Kept
-from sq.knobs import Count, Positive, Whole
+from sq.hessian import label_free_scores
+from sq.learning.reconstruction import Learn
+from sq.learning.session import Part
+from sq.learning.setup import begin, finish, ready
+from sq.learning.student import Hold, Start, Student
+from sq.learning.target_cache import Kept
+from sq.learning.weighted_mse import squares
+from sq.network import geometry, hooks
 from sq.network.forward import forward
-from sq.quantizer.learned import begin, finish, ready
-from sq.reconstruct import Learn
 from sq.runtime import batching
-from sq.session import Part
-from sq.student import Hold, Start, Student
-from sq.types import Problem, QuantizedModel
+from sq.types.problem import Problem, QuantizedModel
 
 
 def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
@@ -49,17 +50,17 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     ----------
     budget : name of the settings that `learn` was given; for the record
     init, start : the quantizer that gives the codes and grids to start from, by name and as a function
-    hold : how far on their codes' side roundings start at least, see `sq.rounding.Rounding`
+    hold : how far on their codes' side roundings start at least, see `sq.learning.soft_rounding.Rounding`
     attention : what weighs the errors of images and layers: "sla" their scores, "none" nothing
     draws : of each score
     memory_gib : what full precision returns is kept for all images as far as this, and made anew each step beyond
     checkpoint_every : steps between two writes of the state, to be taken up where it was left
     seed : of scores, the order of images and what is drawn for inputs
-    learn : see `sq.reconstruct.learn`
+    learn : see `sq.learning.reconstruction.learn`
 
     Raises
     ------
-    SqError : see `ready`, before anything is solved, and `sq.student`, `start` and `learn`
+    SqError : see `ready`, before anything is solved, and `sq.learning.student`, `start` and `learn`
 
     Source
     ------
@@ -107,7 +108,7 @@ class _Error:
 
         def compare(name: str, module: nn.Module, y: Tensor) -> None:
             # Here and now, for what goes on may change y in place.
-            found.append(squares(y, next(given), own[name] / most, layers.channels(module, y)))
+            found.append(squares(y, next(given), own[name] / most, geometry.channels(module, y)))
 
         with hooks.returning(self.modules, compare):
             self.student.run(self.student.net, self.student.problem.batch.x[index])
@@ -119,7 +120,7 @@ def _weights(problem: Problem, attention: str, draws: int, seed: int) -> dict[st
     x = problem.batch.x
     if attention == "none":
         return {layer.name: torch.ones(len(x), device=x.device) for layer in problem.model.layers}
-    found = scores.activation_scores(problem.model, x, draws, seed)
+    found = label_free_scores.activation_scores(problem.model, x, draws, seed)
     if bad := [name for name, w in found.items() if not (torch.isfinite(w).all() and float(w.sum()) > 0)]:
         raise SqError(f"the scores of layer {bad[0]} are not positive numbers: set quantizer.attention=none")
     return {name: w.to(x) for name, w in found.items()}

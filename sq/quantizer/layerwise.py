@@ -3,7 +3,7 @@
 Where `calibration.inputs` is "reference", every layer is solved for the inputs that the full-precision network gives
 it: layers are independent, and all solvers see the same problem, the same statistics, damping and grid. On a CPU they
 are solved side by side, one thread each. Where it is "quantized", a layer is solved for what the layers before it,
-quantized, make of the images (see `sq.upstream`): one layer after the other.
+quantized, make of the images (see `sq.hessian.asymmetric`): one layer after the other.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sq import activations, layers, memory, threads, upstream
-from sq.clock import synchronize
-from sq.console import say, track
+from sq.activation import insertion
+from sq.core.progress import say, track
 from sq.core.wording import quantity
 from sq.errors import SqError
+from sq.hessian import asymmetric
+from sq.hessian.layer_statistics import relative_error
+from sq.network import geometry
 from sq.network.copies import copied
 from sq.quantizer.checks import announce, check_grid, check_hessian
-from sq.statistics import relative_error
-from sq.types import Grid, Layer, Plan, Problem, QuantizedLayer, QuantizedModel, Solve, digest, solution
+from sq.runtime import cpu_threads, memory
+from sq.runtime.phase_timer import synchronize
+from sq.types.problem import Grid, Layer, Plan, Problem, QuantizedLayer, QuantizedModel, Solve, digest, solution
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,7 +69,7 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
         check_hessian(layer, problem.statistics.layers[layer.name].hessian)
     plans = announce(every, solve)
     net = copied(problem.model.net)
-    activations.attach(net, problem.activations)
+    insertion.attach(net, problem.activations)
     done: dict[str, QuantizedLayer] = {}
     for targets in _targets(problem, net, damp):
         chosen = [layer for layer in every if layer.name in targets]
@@ -75,11 +78,11 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
         grids = crew.each("grids", partial(_fit, targets=targets, problem=problem))
         solved = partial(_solve, targets=targets, grids=grids, solve=solve, damp=damp)
         if not done:  # a warm-up: no layer's time holds a library's start
-            with threads.use(1):
+            with cpu_threads.use(1):
                 solved(min(chosen, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2))
         for name, own in crew.each("quantize", solved).items():
             done[name] = own
-            layers.set_weight(net.get_submodule(name), own.grid.decode(own.codes))
+            geometry.set_weight(net.get_submodule(name), own.grid.decode(own.codes))
     return QuantizedModel(net, done)
 
 
@@ -105,10 +108,10 @@ class _Crew:
             return {layer.name: do(layer) for layer in track(self.layers, what, len(self.layers))}
         if len(self.layers) == 1:
             (layer,) = self.layers
-            with threads.for_product(layer.inputs**2 * max(layer.inputs, layer.outputs)):
+            with cpu_threads.for_product(layer.inputs**2 * max(layer.inputs, layer.outputs)):
                 return {layer.name: do(layer)}
         room = memory.available(self.device) / 2
-        results = threads.each(do, self.layers, what, cost=_work, size=self._bytes, room=room)
+        results = cpu_threads.each(do, self.layers, what, cost=_work, size=self._bytes, room=room)
         return dict(zip((layer.name for layer in self.layers), results, strict=True))
 
     def _bytes(self, layer: Layer) -> int:
@@ -124,19 +127,19 @@ def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str
         return
     passes = quantity(model.layers, "pass")
     say(f"calibration.inputs=quantized: {passes} of both networks over {quantity(batch.ids, 'image')}")
-    calls = upstream.constant_calls(model.net, model.layers, batch.x)
+    calls = asymmetric.constant_calls(model.net, model.layers, batch.x)
     for layer in track(model.layers, "layers", len(model.layers)):
-        pair = upstream.collect(net, model.net, layer, batch.x, calls.get(layer.name))
+        pair = asymmetric.collect(net, model.net, layer, batch.x, calls.get(layer.name))
         yield {layer.name: _moved_target(layer, pair, problem, damp)}
 
 
 def _own_target(layer: Layer, problem: Problem) -> Target:
-    W, hessian = layers.weight(layer.module), problem.statistics.layers[layer.name].hessian
+    W, hessian = geometry.weight(layer.module), problem.statistics.layers[layer.name].hessian
     return Target(W, hessian, lambda Q: relative_error(W, Q, hessian))
 
 
-def _moved_target(layer: Layer, pair: upstream.Pair, problem: Problem, damp: float) -> Target:
-    W, reference = layers.weight(layer.module), problem.statistics.layers[layer.name].hessian
+def _moved_target(layer: Layer, pair: asymmetric.Pair, problem: Problem, damp: float) -> Target:
+    W, reference = geometry.weight(layer.module), problem.statistics.layers[layer.name].hessian
     wanted, _, _ = climb(layer.name, lambda share: pair.target(W, damped(pair.H, share)), damp)
     return Target(wanted, pair.H, lambda Q: pair.relative_error(W, Q, reference))
 

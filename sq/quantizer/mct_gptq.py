@@ -21,14 +21,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from sq import batchnorm, layers
+from sq.config.constraints import Count, Whole
 from sq.core import installation
 from sq.errors import SqError
-from sq.knobs import Count, Whole
+from sq.grid.uniform_grid import UniformGrid
+from sq.hessian.layer_statistics import relative_error
+from sq.network import batchnorm, geometry
 from sq.network.copies import copied
-from sq.statistics import relative_error
-from sq.types import Layer, Problem, QuantizedLayer, QuantizedModel
-from sq.uniform import UniformGrid
+from sq.types.problem import Layer, Problem, QuantizedLayer, QuantizedModel
 
 
 def quantize(problem: Problem, *, iterations: Whole, batch: Count, draws: Count, seed: Whole) -> QuantizedModel:
@@ -167,6 +167,6 @@ def _read(layer: Layer, problem: Problem, net: nn.Module, taken: dict[str, float
         raise SqError(
             f"quantizer=peer/mct_gptq: weights of layer {layer.name} are not those of its grid: another version?"
         )
-    W, hessian = layers.weight(layer.module), problem.statistics.layers[layer.name].hessian
+    W, hessian = geometry.weight(layer.module), problem.statistics.layers[layer.name].hessian
     error = relative_error(W, grid.decode(codes), hessian)
     return QuantizedLayer(codes, grid, {"fit_seconds": 0.0, **taken, "relative_error": error})

@@ -1,7 +1,7 @@
 """LSQ and ASQ: the network is trained on, while it computes with quantized weights and inputs, whose steps it learns.
 
-Beside what `sq.projection` does to weights, ASQ's inputs have a step that adapts to each sample (`sq.adaptive`).
-Weights take any grid: on one of levels (POST) this is the published ASQ & POST.
+Beside what `sq.training.weight_projection` does to weights, ASQ's inputs have a step that adapts to each sample
+(`sq.learning.adaptive_step`). Weights take any grid: on one of levels (POST) this is the published ASQ & POST.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq import adapters, feed, unfinished
-from sq.adaptive import Adaptive
+from sq.config.constraints import Count, Whole
+from sq.dataset import training_feed
 from sq.errors import SqError
-from sq.knobs import Count, Whole
+from sq.learning import input_quantizers
+from sq.learning.adaptive_step import Adaptive
 from sq.network.forward import forward
-from sq.resume import Resume
-from sq.trainee import Trainee
-from sq.training import Kept, Wanted
-from sq.types import Problem, QuantizedModel, digest
+from sq.storage import resume_location
+from sq.storage.resume import Resume
+from sq.training.quantized_network import Trainee
+from sq.training.train import Kept, Wanted
+from sq.types.problem import Problem, QuantizedModel, digest
 
 Train = Callable[[Trainee, Wanted, Kept], dict[str, Any]]
 
@@ -34,15 +36,15 @@ def quantize(
     Parameters
     ----------
     adaptive : the step of each layer's input adapts to the sample (ASQ); otherwise it is one number (LSQ). "static"
-        learns that number as an adapter's bias: the control, see `sq.adaptive.Adapter`
+        learns that number as an adapter's bias: the control, see `sq.learning.adaptive_step.Adapter`
     images : of the training split, drawn at random; null takes all
     checkpoint_every : steps between two writes of the state, to be taken up where it was left
     seed : of adapters, images, their order and what is done to them
-    train : see `sq.training.train`
+    train : see `sq.training.train.train`
 
     Raises
     ------
-    SqError : see `sq.trainee` and `train`
+    SqError : see `sq.training.quantized_network` and `train`
 
     Source
     ------
@@ -54,20 +56,20 @@ def quantize(
     trainee = Trainee(problem, adaptive, seed)
     settings = [adaptive, images, seed, getattr(train, "keywords", {}), _digest(problem)]
     values = nn.ModuleList([trainee.net, trainee.quantizers])
-    where = unfinished.place(problem, settings, values)
+    where = resume_location.place(problem, settings, values)
     resume = Resume(values, where, dict(trainee.net.named_buffers()))
     told = train(trainee, Wanted(images, seed), Kept(resume, checkpoint_every))
     done = trainee.finish(resume.spent.seconds.get("network", 0.0), resume.spent.cpu)
     resume.done()
     curves = [{"part": "network", **row} for row in told["curves"]]
-    betas = adapters.betas(done.net, problem.batch.x)
+    betas = input_quantizers.betas(done.net, problem.batch.x)
     report = {"seed": seed, "epochs": len(curves)} | told | ({"betas": betas} if betas else {}) | {"curves": curves}
     return QuantizedModel(done.net, done.layers, report, trained=True)
 
 
 def _check(problem: Problem) -> None:
     """See that the network can be trained on the training split, before anything that takes long."""
-    feed.check(problem)
+    training_feed.check(problem)
     with torch.no_grad():
         made = forward(problem.model.net, problem.batch.x[:1])
     if not isinstance(made, Tensor) or made.ndim != 2:

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sq import experiments, record
-from sq.console import say
 from sq.core import closed_pipe
 from sq.core.files import write_text
+from sq.core.progress import say
 from sq.errors import SqError, one_line
-from sq.experiments import FOLDER, Experiment
+from sq.records import experiments, record
+from sq.records.experiments import FOLDER, Experiment
 
 if TYPE_CHECKING:
     from sq.report.page import Contents

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sq.config import leaves
+from sq.config.schema import leaves
 from sq.errors import SqError, one_line
-from sq.record import Record
+from sq.records.record import Record
 from sq.report.table import HEADLINES, headline, speedup, yardsticks
 
 if TYPE_CHECKING:

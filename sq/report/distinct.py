@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from sq.config import leaves
+from sq.config.schema import leaves
 
 ABSENT = object()
 

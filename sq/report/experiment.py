@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sq.experiments import Experiment
+from sq.records.experiments import Experiment
 
 
 def headers(name: str, found: Iterable[Experiment]) -> list[dict[str, str]]:

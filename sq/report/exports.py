@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from sq.record import Record
+from sq.records.record import Record
 from sq.report.labels import APART, plain
 from sq.report.table import HEADLINES
 

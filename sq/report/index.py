@@ -9,11 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sq.bench import summary as bench
+from sq.config.constraints import FLOAT
 from sq.core.wording import quantity
-from sq.experiments import Experiment
-from sq.knobs import FLOAT
-from sq.record import Record, read
+from sq.records.experiments import Experiment
+from sq.records.record import Record, read
+from sq.report import benchmark_summary as bench
 from sq.report import experiment, page
 from sq.report.figure import line_name
 from sq.report.labels import ACTIVATION, network, plain

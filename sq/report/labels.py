@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sq.config import leaves
-from sq.knobs import FLOAT
-from sq.record import BOOKKEEPING, Record
+from sq.config.constraints import FLOAT
+from sq.config.schema import leaves
+from sq.records.record import BOOKKEEPING, Record
 from sq.report.distinct import ABSENT, distinct
 
 SEEDS = ("seed", "calibration.seed", "sensitivity.seed", "quantizer.seed")

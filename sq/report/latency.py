@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sq import latency_table
-from sq.record import Record
+from sq.allocation import latency_table
+from sq.records.record import Record
 from sq.report.labels import APART, NETWORK, network, plain, telling
 from sq.report.style import FULL, MOST, STYLE, legend, look, pyplot
 from sq.report.table import HEADLINES

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sq.knobs import FLOAT
-from sq.record import Record
+from sq.config.constraints import FLOAT
+from sq.records.record import Record
 from sq.report.labels import ACTIVATION, NETWORK, plain, rank
 from sq.report.style import FULL, MOST, STYLE, legend, line, plain_decades, pyplot
 from sq.report.table import HEADLINES

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sq.record import Record
+from sq.records.record import Record
 from sq.report.labels import NETWORK, Labels, plain
 from sq.report.style import COLOURS, FULL, STYLE, look, pyplot
 

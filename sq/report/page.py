@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sq.record import Record
+from sq.records.record import Record
 from sq.report import page_data
 from sq.report.table import Row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sq.record import BOOKKEEPING, Record
+from sq.records.record import BOOKKEEPING, Record
 from sq.report import style
 from sq.report.distinct import columns
 from sq.report.labels import Labels, plain, rank

@@ -6,8 +6,8 @@ import itertools
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from sq import paired
-from sq.record import Record
+from sq.evaluation import paired_tests
+from sq.records.record import Record
 from sq.report.labels import plain
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ MOST = 8  # methods of one setting: more make a table that nobody reads
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     """Return the gain in top-1 of each method over each other in the same setting, in points; None without two.
 
-    The better one stands first, on the seeds that both have. The interval is that of `sq.paired.gain`, of 95 %: where
-    0 is in it, other images might turn the two round. Records from before answers were kept are left out.
+    The better one stands first, on the seeds that both have. The interval is that of
+    `sq.evaluation.paired_tests.gain`, of 95 %: where 0 is in it, other images might turn the two round. Records from
+    before answers were kept are left out.
     """
     import pandas
 
@@ -53,7 +54,7 @@ def _line(one: Row, other: Row, told: dict[str, Record]) -> dict[str, Any] | Non
     if not seeds:
         return None
     right = [[own[seed]["right"] for seed in seeds] for own in (ours, theirs)]
-    gain, low, high = (100 * figure for figure in paired.gain(right[0], right[1], ours[seeds[0]]["images"]))
+    gain, low, high = (100 * figure for figure in paired_tests.gain(right[0], right[1], ours[seeds[0]]["images"]))
     names = [row["labels"]["method"] for row in (one, other)]
     if gain < 0:  # on these seeds, whatever others say
         gain, low, high, names = -gain, -high, -low, names[::-1]

@@ -6,8 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from sq.config import leaves
-from sq.record import Record, canonical
+from sq.config.schema import leaves
+from sq.records.record import Record, canonical
 from sq.report.labels import SEEDS
 
 if TYPE_CHECKING:

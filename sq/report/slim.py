@@ -9,7 +9,7 @@ import json
 import operator
 from typing import Any
 
-from sq.record import Record
+from sq.records.record import Record
 from sq.report import prices
 from sq.report.distinct import share
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sq.record import Record, canonical
+from sq.records.record import Record, canonical
 from sq.report.labels import NETWORK, Labels, plain, rank
 from sq.report.style import FULL
 

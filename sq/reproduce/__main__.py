@@ -11,13 +11,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sq import durations, experiments, record
-from sq.config import nearest
-from sq.console import out, say
-from sq.core import closed_pipe, plugins
+from sq.config.schema import nearest
+from sq.core import closed_pipe, durations, plugins
+from sq.core.progress import out, say
 from sq.core.wording import quantity
 from sq.errors import SqError
-from sq.experiments import Experiment
+from sq.records import experiments, record
+from sq.records.experiments import Experiment
 from sq.reproduce import children, tasks
 from sq.reproduce.rebuild import rebuild, refresh
 from sq.reproduce.tasks import Task

@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from sq.console import bar
+from sq.core.progress import bar
 from sq.errors import SqError
 
 LOOK = 1.0  # seconds between two looks at what is done

@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from sq.console import track
+from sq.core.progress import track
 from sq.errors import SqError
 
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sq import needs, plan, record, standing, status
 from sq.bench import settings
-from sq.console import track
+from sq.config import requirements
+from sq.core.progress import track
 from sq.errors import SqError
-from sq.experiments import Experiment
-from sq.plan import Known
-from sq.points import Job
+from sq.records import record, run_state
+from sq.records.experiments import Experiment
+from sq.runs import status
+from sq.runs.sweep import plan
+from sq.runs.sweep.expand import Job
+from sq.runs.sweep.plan import Known
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def left(task: Task, results: Path) -> list[Path]:
     """Return which of the records of `task` are missing now."""
     if task.experiment.is_bench:
         return _bench(task.experiment, results).missing
-    return [file for file in task.records if standing.find(file).state != "done"]
+    return [file for file in task.records if run_state.find(file).state != "done"]
 
 
 def _words(one: Experiment, results: Path, words: list[str]) -> list[str]:
@@ -80,7 +83,7 @@ def _sweep(one: Experiment, jobs: list[Job], known: Known, command: list[str]) -
     if guess.unknown:  # of the same choices there is no earlier record: the header knows the mean
         seconds = None if one.seconds is None else guess.seconds + guess.unknown * one.seconds / len(jobs)
     files, missing = ([job.file for job in own] for own in (jobs, left))
-    return Task(one, command, files, missing, seconds, needs.lacking(job.config for job in left))
+    return Task(one, command, files, missing, seconds, requirements.lacking(job.config for job in left))
 
 
 def _bench(one: Experiment, results: Path) -> Task:
@@ -93,7 +96,7 @@ def _bench(one: Experiment, results: Path) -> Task:
     if found is not None and found["key"] == record.key(settings.plain(own)):
         return Task(one, command, [own.file], [], 0.0)
     seconds = one.seconds if one.seconds is not None or found is None else sum(found["seconds"].values())
-    return Task(one, command, [own.file], [own.file], seconds, needs.lacking(_parts(own)))
+    return Task(one, command, [own.file], [own.file], seconds, requirements.lacking(_parts(own)))
 
 
 def _parts(own: settings.Settings) -> list[dict[str, Any]]:

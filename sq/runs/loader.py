@@ -14,15 +14,15 @@ from hydra.errors import ConfigCompositionException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from sq import config, resolvers, root
-from sq.config import FAMILIES
-from sq.core import foreign_code
+from sq.config import resolvers, schema
+from sq.config.schema import FAMILIES
+from sq.core import foreign_code, paths
 from sq.errors import SqError
 
-CONF = str(root.CONF)
+CONF = str(paths.CONF)
 SWEEPER = "hydra_plugins.sq_sweeper.Sweeper"  # what conf/config.yaml has sweeps done by
 # Whoever composes imports this module: the schema, and what YAML files interpolate by, are known to Hydra from then on.
-config.register()
+schema.register()
 resolvers.register()
 
 

@@ -17,12 +17,12 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from sq import points
-from sq.build import OWN
-from sq.config import FAMILIES, kind, nearest
+from sq.config.instantiate import OWN
+from sq.config.schema import FAMILIES, kind, nearest
 from sq.core import plugins
 from sq.errors import SqError, one_line
 from sq.runs import loader
+from sq.runs.sweep import expand
 
 
 def explain(error: Exception, words: Sequence[str] = (), file: Path | None = None) -> str:
@@ -167,7 +167,7 @@ def _names(words: Sequence[str] = (), file: Path | None = None) -> dict[str, lis
         first = {family: options[0] for family, options in choices.items()}
         swept = {f" of {f}={option}": {**first, f: option} for f, own in choices.items() if own[1:] for option in own}
         return {
-            choice: _paths(points.resolve(hydra.compose(name, [*base, *(f"{f}={own}" for f, own in chosen.items())])))
+            choice: _paths(expand.resolve(hydra.compose(name, [*base, *(f"{f}={own}" for f, own in chosen.items())])))
             for choice, chosen in (swept or {"": first}).items()
         }
 

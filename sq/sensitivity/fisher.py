@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sq import loss, squares
-from sq.costs import Cost, Rows
-from sq.derivatives import total, watched
-from sq.knobs import Count, InputWidths, Widths
-from sq.sites import Sites, price, weight
-from sq.types import Problem
+from sq.config.constraints import Count, InputWidths, Widths
+from sq.network import per_sample_gradients
+from sq.network.derivatives import total, watched
+from sq.network.rounding_sites import Sites, price, weight
+from sq.sensitivity import losses
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
@@ -36,7 +37,7 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
     Li et al. 2021 (BRECQ), arXiv 2102.05426, section 3.2 (the Fisher matrix in the Hessian's place, its diagonal, at
     activations); by weights as in Theis et al. 2018, arXiv 1801.05787.
     """
-    x, y = problem.batch.x[:images], loss.labels(problem.batch, images, "fisher")
+    x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "fisher")
 
     def one(sites: Sites) -> Rows:
         return (_weights if sites.kind == "weights" else _inputs)(sites, x, y)
@@ -49,9 +50,9 @@ def diagonal(sites: Sites, x: Tensor, y: Tensor) -> list[Tensor]:
     weights = {layer.name: weight(layer) for layer in sites.layers}
 
     def own_loss(outputs: Tensor, label: Tensor) -> Tensor:
-        return loss.cross_entropy(outputs, label).sum()
+        return losses.cross_entropy(outputs, label).sum()
 
-    return list(squares.mean(sites.model.net, weights, x, own_loss, lambda place: y[place]).values())
+    return list(per_sample_gradients.mean(sites.model.net, weights, x, own_loss, lambda place: y[place]).values())
 
 
 def _weights(sites: Sites, x: Tensor, y: Tensor) -> Rows:
@@ -63,7 +64,7 @@ def _weights(sites: Sites, x: Tensor, y: Tensor) -> Rows:
 def _inputs(sites: Sites, x: Tensor, y: Tensor) -> Rows:
     def of(part: Tensor, place: slice) -> list[Tensor]:
         own = run(part)
-        gradients = own.gradients(loss.cross_entropy(own.outputs, y[place]).sum())
+        gradients = own.gradients(losses.cross_entropy(own.outputs, y[place]).sum())
         errors = (own.errors(bits) for bits in sites.bits)
         moved = [[(g * d).square() for g, d in zip(gradients, some, strict=True)] for some in errors]
         return [torch.stack([own.sums(some) for some in moved], 1)]

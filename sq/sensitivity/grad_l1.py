@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sq import loss
-from sq.costs import Cost, Rows
-from sq.derivatives import total, watched
-from sq.knobs import Count, InputWidths, Widths
-from sq.sites import Sites, price, weight
-from sq.types import Layer, Problem
+from sq.config.constraints import Count, InputWidths, Widths
+from sq.network.derivatives import total, watched
+from sq.network.rounding_sites import Sites, price, weight
+from sq.sensitivity import losses
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Layer, Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
@@ -37,12 +37,12 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
     l1 norm of the gradient, by weights and by activations. A Delta for each channel, as grids here have, is ours, and
     so is one for each weight where grid values are not equally far apart.
     """
-    x, y = problem.batch.x[:images], loss.labels(problem.batch, images, "grad_l1")
+    x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "grad_l1")
 
     def one(sites: Sites) -> Rows:
         def of(part: Tensor, place: slice) -> list[Tensor]:
             own = run(part)
-            gradients = own.gradients(loss.cross_entropy(own.outputs, y[place]).sum())
+            gradients = own.gradients(losses.cross_entropy(own.outputs, y[place]).sum())
             return gradients if sites.kind == "weights" else [own.sums([g.abs() for g in gradients])]
 
         with watched(sites) as run:

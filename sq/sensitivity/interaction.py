@@ -6,7 +6,7 @@ With D the rounding errors of all layers at one width, g the gradient of the los
 
 is a sum over layers in which H D, one product for all of them, has what each layer's error does to the others. That is
 the share of a layer where all have one width. With "pairs" every two layers have a term of their own, so that an
-allocation sees what any mix of widths does: see `sq.answers`.
+allocation sees what any mix of widths does: see `sq.sensitivity.logit_curvature`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sq import loss
-from sq.alone import Change, measure
-from sq.answers import Answers
-from sq.costs import Cost
-from sq.derivatives import total, watched
-from sq.knobs import Count, InputWidths, Positive, Widths
-from sq.sites import Sites, all_rounded, price
-from sq.types import Layer, Problem
+from sq.config.constraints import Count, InputWidths, Positive, Widths
+from sq.network.derivatives import total, watched
+from sq.network.rounding_sites import Sites, all_rounded, price
+from sq.network.single_layer_changes import Change, measure
+from sq.sensitivity import losses as loss
+from sq.sensitivity.logit_curvature import Answers
+from sq.types.costs import Cost
+from sq.types.problem import Layer, Problem
 
 Losses = Callable[[Tensor, slice], Tensor]  # losses(outputs, place) -> (B,), `place` saying which images these are
 Variant = Literal["share", "gradient", "both_ways", "pairs"]

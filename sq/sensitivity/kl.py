@@ -1,10 +1,11 @@
 """KL divergence: how far the network's answers move when one layer alone is rounded. Needs no labels."""
 
-from sq import alone, loss
-from sq.costs import Cost, Rows
-from sq.knobs import Count, InputWidths, Widths
-from sq.sites import Sites, price
-from sq.types import Problem
+from sq.config.constraints import Count, InputWidths, Widths
+from sq.network import single_layer_changes
+from sq.network.rounding_sites import Sites, price
+from sq.sensitivity import losses
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
@@ -30,7 +31,7 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
     x = problem.batch.x[:images]
 
     def one(sites: Sites) -> Rows:
-        changes = alone.rounding(sites)
-        return sites.rows(alone.measure(problem.model, changes, x, lambda y, y0, _: loss.kl(y, y0)))
+        changes = single_layer_changes.rounding(sites)
+        return sites.rows(single_layer_changes.measure(problem.model, changes, x, lambda y, y0, _: losses.kl(y, y0)))
 
     return Cost(*price(problem, bits, input_bits, one), unit="kl")

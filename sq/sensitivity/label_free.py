@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import draws as random
-from sq.costs import Cost, Rows
-from sq.derivatives import Pass, total, watched
-from sq.knobs import Count, Draws, InputWidths, Positive, Widths
-from sq.sites import Sites, price, weight
-from sq.types import Problem
+from sq.config.constraints import Count, Draws, InputWidths, Positive, Widths
+from sq.network.derivatives import Pass, total, watched
+from sq.network.rounding_sites import Sites, price, weight
+from sq.runtime import monte_carlo as random
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Problem
 
 
 def score(  # noqa: PLR0913 (knobs, each a line of YAML)

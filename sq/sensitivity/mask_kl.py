@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sq import alone, loss
-from sq.costs import Cost, Rows
-from sq.knobs import Count, InputWidths, Widths
-from sq.sites import Sites, price, refuse_inputs
-from sq.types import Layer, Problem
+from sq.config.constraints import Count, InputWidths, Widths
+from sq.network import single_layer_changes
+from sq.network.rounding_sites import Sites, price, refuse_inputs
+from sq.sensitivity import losses
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Layer, Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
@@ -36,9 +37,11 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
     refuse_inputs("mask_kl", input_bits)
 
     def one(sites: Sites) -> Rows:
-        changes = [alone.Change("weights", layer, _masked(sites, layer, b)) for layer, b in sites.choices()]
+        changes = [
+            single_layer_changes.Change("weights", layer, _masked(sites, layer, b)) for layer, b in sites.choices()
+        ]
         x = problem.batch.x[:images]
-        return sites.rows(alone.measure(problem.model, changes, x, lambda y, y0, _: loss.kl(y, y0)))
+        return sites.rows(single_layer_changes.measure(problem.model, changes, x, lambda y, y0, _: losses.kl(y, y0)))
 
     return Cost(*price(problem, bits, [], one), unit="kl")
 

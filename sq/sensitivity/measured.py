@@ -4,12 +4,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from sq import alone
-from sq import loss as losses
-from sq.costs import Cost, Rows
-from sq.knobs import Count, InputWidths, Widths
-from sq.sites import Sites, price
-from sq.types import Problem
+from sq.config.constraints import Count, InputWidths, Widths
+from sq.network import single_layer_changes
+from sq.network.rounding_sites import Sites, price
+from sq.sensitivity import losses
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Problem
 
 
 def score(
@@ -42,6 +42,8 @@ def score(
         return losses.cross_entropy(outputs, y[place]) - losses.cross_entropy(reference, y[place])
 
     def one(sites: Sites) -> Rows:
-        return sites.rows(alone.measure(problem.model, alone.rounding(sites), x, increase))
+        return sites.rows(
+            single_layer_changes.measure(problem.model, single_layer_changes.rounding(sites), x, increase)
+        )
 
     return Cost(*price(problem, bits, input_bits, one), unit="kl" if y is None else "loss")

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import draws as random
-from sq import loss
-from sq.alone import Change, measure
-from sq.costs import Cost, Rows
-from sq.knobs import Bins, Count, Draws, InputWidths, Positive, Widths
-from sq.sites import Sites, price
-from sq.types import Grid, Layer, Problem
+from sq.config.constraints import Bins, Count, Draws, InputWidths, Positive, Widths
+from sq.network.rounding_sites import Sites, price
+from sq.network.single_layer_changes import Change, measure
+from sq.runtime import monte_carlo as random
+from sq.sensitivity import losses
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Grid, Layer, Problem
 
 
 def score(  # noqa: PLR0913 (knobs, each a line of YAML)
@@ -56,12 +56,12 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     Shin et al. 2023 (NIPQ), arXiv 2206.00820: noise in the place of rounding while training, from a histogram of 256
     bins. The price E[l(w + eps Delta)] - l is our reading of it for trained networks.
     """
-    x, y = problem.batch.x[:images], loss.labels(problem.batch, images, "noise")
+    x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "noise")
     about: dict[str, Any] = {}
     errors: dict[str, Rows] = {}
 
     def increase(outputs: Tensor, reference: Tensor, place: slice) -> Tensor:
-        return loss.cross_entropy(outputs, y[place]) - loss.cross_entropy(reference, y[place])
+        return losses.cross_entropy(outputs, y[place]) - losses.cross_entropy(reference, y[place])
 
     def one(sites: Sites) -> Rows:
         choices = sites.choices()

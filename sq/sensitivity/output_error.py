@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq import hooks, layers, statistics, threads
-from sq.console import track
-from sq.costs import Cost, Rows
-from sq.derivatives import total
-from sq.knobs import InputWidths, Widths
+from sq.config.constraints import InputWidths, Widths
+from sq.core.progress import track
+from sq.hessian import layer_statistics
+from sq.network import geometry, hooks
+from sq.network.derivatives import total
 from sq.network.forward import forward
-from sq.sites import Sites, price
-from sq.types import Layer, Problem
+from sq.network.rounding_sites import Sites, price
+from sq.runtime import cpu_threads
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Layer, Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths) -> Cost:
@@ -37,12 +39,12 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths) -> Cost:
 
 def _weights(sites: Sites, problem: Problem) -> Rows:
     def row(layer: Layer) -> dict[int, float]:
-        W = layers.weight(layer.module)
+        W = geometry.weight(layer.module)
         H = problem.statistics.layers[layer.name].hessian
-        return {b: statistics.relative_error(W, sites.grid(layer, b).nearest(W), H) for b in sites.widths(layer)}
+        return {b: layer_statistics.relative_error(W, sites.grid(layer, b).nearest(W), H) for b in sites.widths(layer)}
 
     if problem.batch.x.device.type == "cpu":
-        rows = threads.each(row, sites.layers, "sensitivity", cost=lambda layer: layer.weights * layer.inputs)
+        rows = cpu_threads.each(row, sites.layers, "sensitivity", cost=lambda layer: layer.weights * layer.inputs)
     else:
         rows = [row(layer) for layer in track(sites.layers, "sensitivity", len(sites.layers))]
     return {layer.name: own for layer, own in zip(sites.layers, rows, strict=True)}
@@ -58,7 +60,7 @@ def _inputs(sites: Sites, problem: Problem) -> Rows:
         def see(name: str, module: nn.Module, x: Tensor) -> None:
             compute = type(module).forward  # past its hooks, of which this is one
             right, layer = compute(module, x), sites.layers[places[name]]
-            positions[places[name]] += layers.positions(module, right)
+            positions[places[name]] += geometry.positions(module, right)
             for column, bits in enumerate(sites.bits):
                 error = compute(module, sites.nearest(layer, sites.at(layer, bits), x)) - right
                 errors[places[name], column] += float(error.square().sum(dtype=torch.float64))
@@ -69,6 +71,6 @@ def _inputs(sites: Sites, problem: Problem) -> Rows:
 
     errors, positions = total(problem.batch.x, of)
     # H = 2 X X^T / N, so that half of the loss of W is ||W X||^2 for each position.
-    own = ((layers.weight(s.module), problem.statistics.layers[s.name].hessian) for s in sites.layers)
-    outputs = torch.tensor([[statistics.loss(W, H) / 2] for W, H in own], dtype=torch.float64)
+    own = ((geometry.weight(s.module), problem.statistics.layers[s.name].hessian) for s in sites.layers)
+    outputs = torch.tensor([[layer_statistics.loss(W, H) / 2] for W, H in own], dtype=torch.float64)
     return sites.rows(sites.flat(torch.where(outputs > 0, errors / positions / outputs, 0.0)).tolist())

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import draws as random
-from sq import loss
-from sq.costs import Cost, Rows
-from sq.derivatives import Pass, total, watched
-from sq.knobs import Count, Draws, InputWidths, Positive, Widths
-from sq.sites import Sites, price, weight
-from sq.types import Problem
+from sq.config.constraints import Count, Draws, InputWidths, Positive, Widths
+from sq.network.derivatives import Pass, total, watched
+from sq.network.rounding_sites import Sites, price, weight
+from sq.runtime import monte_carlo as random
+from sq.sensitivity import losses
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Problem
 
 
 def score(  # noqa: PLR0913 (knobs, each a line of YAML)
@@ -56,7 +56,7 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     Dong et al. 2020 (HAWQ-V2), arXiv 1911.03852: Omega_i(b) = Tr(H_i) / n_i ||Q_b(w_i) - w_i||^2. A vector for
     every few images is ours; so are inputs, by the same formula.
     """
-    x, y = problem.batch.x[:images], loss.labels(problem.batch, images, "trace")
+    x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "trace")
     about: dict[str, Any] = {}
     errors: dict[str, Rows] = {}
 
@@ -81,7 +81,7 @@ def traced(sites: Sites, x: Tensor, y: Tensor, together: int, seed: int) -> Tens
 
     def of(part: Tensor, place: slice) -> list[Tensor]:
         own = run(part)
-        gradients = own.gradients(loss.cross_entropy(own.outputs, y[place]).sum(), again=True)
+        gradients = own.gradients(losses.cross_entropy(own.outputs, y[place]).sum(), again=True)
         return [own.sums(own.curvatures(gradients, [random.signs(at, generator) for at in own.at]))]
 
     with watched(sites) as run:

@@ -1,9 +1,9 @@
 """Weight MSE: how far rounding moves the weights themselves. No images, no network: the simplest price."""
 
-from sq.costs import Cost, Rows
-from sq.knobs import InputWidths, Widths
-from sq.sites import Sites, price, refuse_inputs, weight
-from sq.types import Problem
+from sq.config.constraints import InputWidths, Widths
+from sq.network.rounding_sites import Sites, price, refuse_inputs, weight
+from sq.types.costs import Cost, Rows
+from sq.types.problem import Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths) -> Cost:

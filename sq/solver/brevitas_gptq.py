@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sq.config.constraints import Count
 from sq.errors import SqError
-from sq.knobs import Count
-from sq.types import Grid
+from sq.types.problem import Grid
 
 GAVE_UP = "Failed to compute the inverse of the Hessian"  # brevitas warns so, and leaves the weights alone
 

@@ -4,9 +4,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from sq import elimination
-from sq.knobs import Count
-from sq.types import Grid
+from sq.config.constraints import Count
+from sq.solver import column_elimination
+from sq.types.problem import Grid
 
 
 def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], block: Count) -> Tensor:
@@ -34,5 +34,5 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"],
     columns = None
     if order == "act":
         columns = H.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
-    Q, _ = elimination.sweep(W, H, grid, columns, block=block)
+    Q, _ = column_elimination.sweep(W, H, grid, columns, block=block)
     return grid.encode(Q)

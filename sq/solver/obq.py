@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq import elimination, greedy, oom
+from sq.config.constraints import Count, Positive
 from sq.errors import SqError
-from sq.knobs import Count, Positive
-from sq.search import lowest
-from sq.types import Grid, Layer, Plan
+from sq.runtime import out_of_memory
+from sq.solver import column_elimination, greedy_elimination
+from sq.solver.argmin import lowest
+from sq.types.problem import Grid, Layer, Plan
 
 # An error must exceed half a step by this much to be an outlier's: rounding alone puts it at half a step.
 TOLERANCE = 1 + 1e-5
@@ -45,7 +46,7 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
     The blocked downdates are ours; the choices made are those of the published form.
     """
     G, O, I = W.shape
-    inverse = elimination.inverse(H)
+    inverse = column_elimination.inverse(H)
     rows = W.reshape(G * O, 1, I)
     row_grid = grid.map(lambda t: t.expand(G, O, -1).reshape(G * O, 1, -1))
     group = torch.arange(G, device=W.device).repeat_interleave(O)
@@ -54,12 +55,14 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
         part = row_grid.map(partial(torch.index_select, dim=0, index=some))
         own = inverse.expand(len(some), I, I) if G == 1 else inverse[group[some]]
         limit = part.half_step().squeeze(2) * TOLERANCE if outliers else None  # (R, 1)
-        return greedy.eliminate(rows[some], own, part, partial(pick, limit=limit), block=block)[0]
+        return greedy_elimination.eliminate(rows[some], own, part, partial(pick, limit=limit), block=block)[0]
 
     def every(in_flight: int) -> Tensor:
         return torch.cat([solved(some) for some in torch.arange(G * O, device=W.device).split(in_flight)])
 
-    Q = oom.fitting(f"rows of {I} columns", every, min(G * O, rows_in_flight(I, memory_gib, W.element_size())))
+    Q = out_of_memory.fitting(
+        f"rows of {I} columns", every, min(G * O, rows_in_flight(I, memory_gib, W.element_size()))
+    )
     return grid.encode(Q.view(G, O, I))
 
 

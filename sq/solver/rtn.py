@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sq.types import Grid
+from sq.types.problem import Grid
 
 
 def solve(W: Tensor, H: Tensor, grid: Grid) -> Tensor:

@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sq import elimination, greedy
-from sq.knobs import Count
-from sq.search import lowest
-from sq.types import Grid
+from sq.config.constraints import Count
+from sq.solver import column_elimination, greedy_elimination
+from sq.solver.argmin import lowest
+from sq.types.problem import Grid
 
 Score = Literal["saliency", "weight", "inverse", "activation"]
 
@@ -68,18 +68,20 @@ def solve(
     if order == "dynamic":
         if score != "saliency":
             raise ValueError(f"order=dynamic ranks by score=saliency, got score={score}")
-        inverse = elimination.inverse(H)
+        inverse = column_elimination.inverse(H)
         if rankings is None:
-            Q, _ = greedy.eliminate(W, inverse, grid, _picker(direction, aggregate), block=block)
+            Q, _ = greedy_elimination.eliminate(W, inverse, grid, _picker(direction, aggregate), block=block)
         else:
             stride = -(-W.shape[2] // rankings)
-            Q, _ = elimination.ranked(W, inverse, grid, _ranker(direction, aggregate), stride=stride, block=block)
+            Q, _ = column_elimination.ranked(
+                W, inverse, grid, _ranker(direction, aggregate), stride=stride, block=block
+            )
         return grid.encode(Q)
     S = sensitivity(W, H, grid, score, aggregate)
     if order == "grouped":
         S = cluster(S, clusters)
     ranking = S.argsort(dim=-1, descending=direction == "descending", stable=True)
-    Q, _ = elimination.sweep(W, H, grid, ranking, block=block)
+    Q, _ = column_elimination.sweep(W, H, grid, ranking, block=block)
     return grid.encode(Q)
 
 
@@ -89,7 +91,7 @@ def sensitivity(W: Tensor, H: Tensor, grid: Grid, score: Score, aggregate: str) 
         return H.diagonal(dim1=-2, dim2=-1)
     weights = {"saliency": lambda: W - grid.nearest(W), "weight": lambda: W, "inverse": lambda: torch.ones_like(W)}
     squares = weights[score]().square()
-    return _aggregate(squares, aggregate) / elimination.inverse_diagonal(H)
+    return _aggregate(squares, aggregate) / column_elimination.inverse_diagonal(H)
 
 
 def cluster(S: Tensor, clusters: int, iterations: int = 50) -> Tensor:
@@ -111,7 +113,7 @@ def _aggregate(scores: Tensor, how: str) -> Tensor:
     return scores.sum(1) if how == "sum" else scores.amax(1)
 
 
-def _ranker(direction: str, aggregate: str) -> elimination.Rank:
+def _ranker(direction: str, aggregate: str) -> column_elimination.Rank:
     def rank(error: Tensor, diagonal: Tensor) -> Tensor:
         S = _aggregate(error.square_(), aggregate) / diagonal
         return S.argsort(dim=-1, descending=direction == "descending", stable=True)
@@ -119,7 +121,7 @@ def _ranker(direction: str, aggregate: str) -> elimination.Rank:
     return rank
 
 
-def _picker(direction: str, aggregate: str) -> greedy.Pick:
+def _picker(direction: str, aggregate: str) -> greedy_elimination.Pick:
     sign = -1 if direction == "descending" else 1
 
     def pick(error: Tensor, diagonal: Tensor, taken: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ revised when all columns are quantized, several of a row at a time; the grid's s
 
 from torch import Tensor
 
-from sq import elimination, refine
-from sq.knobs import Count, NotNegative, Share, Whole
-from sq.types import Grid
+from sq.config.constraints import Count, NotNegative, Share, Whole
+from sq.solver import column_elimination, local_search
+from sq.types.problem import Grid
 
 
 def solve(
@@ -31,12 +31,12 @@ def solve(
     ----------
     W : (G, O, I)
     H : (G, I, I), positive definite
-    revisions : of the set of weights clipped at the start; see `refine.inside`. 0 clips nothing
+    revisions : of the set of weights clipped at the start; see `local_search.inside`. 0 clips nothing
     hold : share of a row's weights that may be clipped so; the others are clipped without anything making up for it
     effort : changes of codes tried in each row, as a share of its weights
     least : changes tried in a row at least: narrow rows are cheap to revise, and a sweep over the nine weights of a
         depthwise kernel can leave ten times the error that revising reaches (measured: results/LOG.md)
-    depth : codes of a row that may change together; see `refine.descend`
+    depth : codes of a row that may change together; see `local_search.descend`
     refits : how often scales are refitted, evenly spread over the search; 0 leaves the grid as given
     block : columns compensated together; changes speed, not results (beyond rounding)
 
@@ -53,15 +53,15 @@ def solve(
     ------
     Ours. It starts from our reading of Zheng et al. 2025, arXiv:2509.05576 (static order, saliency, sum).
     """
-    inverse = elimination.inverse(H)
-    V = refine.inside(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
+    inverse = column_elimination.inverse(H)
+    V = local_search.inside(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
     saliency = (V - grid.nearest(V)).square().sum(1) / inverse.diagonal(dim1=-2, dim2=-1)
-    Q, _ = elimination.sweep(V, H, grid, saliency.argsort(dim=-1, descending=True, stable=True), block=block)
+    Q, _ = column_elimination.sweep(V, H, grid, saliency.argsort(dim=-1, descending=True, stable=True), block=block)
     codes = grid.encode(Q)
     rounds, stages = max(effort * W.shape[2], least) / depth, max(1, refits)
     for stage in range(stages):
         share = round(rounds * (stage + 1) / stages) - round(rounds * stage / stages)
-        codes = refine.descend(W, H, grid, codes, depth=depth, rounds=share)
+        codes = local_search.descend(W, H, grid, codes, depth=depth, rounds=share)
         if refits:
             grid = grid.refit(W, H, codes)
     return codes, grid

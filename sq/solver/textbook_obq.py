@@ -6,10 +6,10 @@ Kept for two uses: the codes of sq/solver/obq.py must equal these, and its speed
 import torch
 from torch import Tensor
 
-from sq import elimination
-from sq.knobs import Count
+from sq.config.constraints import Count
+from sq.solver import column_elimination
 from sq.solver.obq import TOLERANCE
-from sq.types import Grid
+from sq.types.problem import Grid
 
 
 def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, rows: Count) -> Tensor:
@@ -35,7 +35,7 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, rows: Count) -> T
     Frantar et al. 2022 (OBC), arXiv:2208.11580, Lemma 1 and Section 5; 32 rows at a time as in their experiments.
     """
     Q = torch.empty_like(W)
-    for g, inverse in enumerate(elimination.inverse(H)):
+    for g, inverse in enumerate(column_elimination.inverse(H)):
         for some in torch.arange(W.shape[1], device=W.device).split(rows):
             part = grid.map(lambda t, g=g, some=some: t[g, some].unsqueeze(1))  # type: ignore[misc]
             Q[g, some] = _rows(W[g, some], inverse, part, outliers)

@@ -1,7 +1,7 @@
 """Weights & Biases: one W&B run for each run of sq, offline unless asked. The record stays the truth.
 
 Nothing that a run calls here may stop or fail it: whatever the client does, it is logged and the run goes on.
-`python -m sq.track` sends records later, through the same code, and is told what went wrong.
+`python -m sq track` sends records later, through the same code, and is told what went wrong.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sq import client, mirror
-from sq.console import say
-from sq.deadline import within
+from sq.core.progress import say
+from sq.core.timeouts import within
 from sq.errors import SqError
-from sq.mirror import Destination, Mode, Page
+from sq.tracker import run_page, wandb_client
+from sq.tracker.run_page import Destination, Mode, Page
 
 ANSWER = 10  # seconds at most for the server's first answer
 log = logging.getLogger("sq")
@@ -57,7 +57,7 @@ class Tracker:
             return
 
         def start() -> None:
-            page = mirror.run(record)
+            page = run_page.run(record)
             self.config = page.config
             self.run = _start(page, where)
 
@@ -66,7 +66,7 @@ class Tracker:
     def close(self, record: dict[str, Any]) -> None:
         """Send the figures of a finished run, or mark a failed one as failed."""
         if self.run is not None:
-            _guarded("finish", lambda: _finish(self.run, mirror.run(record), self.config), self.timeout)
+            _guarded("finish", lambda: _finish(self.run, run_page.run(record), self.config), self.timeout)
 
 
 def place(where: Destination) -> str:
@@ -79,7 +79,7 @@ def place(where: Destination) -> str:
     project = f"{where.entity}/{where.project}" if where.entity else where.project
     if where.mode == "offline":
         return f"{project}, offline in {Path(where.dir).absolute() / 'wandb'}"
-    return f"{project} at {client.load(where).setup().settings.base_url}"
+    return f"{project} at {wandb_client.load(where).setup().settings.base_url}"
 
 
 def check(where: Destination) -> None:
@@ -89,12 +89,12 @@ def check(where: Destination) -> None:
     ------
     SqError : there is no client, no key or no answer, or the key is refused
     """
-    wandb, wait = client.load(where), max(1, min(where.timeout, ANSWER))
+    wandb, wait = wandb_client.load(where), max(1, min(where.timeout, ANSWER))
     if where.mode == "offline":
         return
 
     def ask() -> None:
-        client.log_in(wandb)
+        wandb_client.log_in(wandb)
         _ = wandb.Api(timeout=wait).viewer  # `wandb.login` asks the first time only
 
     try:
@@ -128,10 +128,10 @@ def _send(page: Page, where: Destination) -> None:
 
 def _start(page: Page, where: Destination) -> Any:
     """Return a W&B run that has begun, with all of a page that is known before it runs."""
-    wandb = client.load(where)
+    wandb = wandb_client.load(where)
     Path(where.dir).mkdir(parents=True, exist_ok=True)
     if where.mode == "online":
-        client.log_in(wandb)
+        wandb_client.log_in(wandb)
     return wandb.init(
         project=where.project,
         entity=where.entity,
@@ -145,7 +145,7 @@ def _start(page: Page, where: Destination) -> Any:
         config=page.config,
         tags=page.tags,
         reinit="finish_previous",
-        settings=client.settings(wandb, where.timeout),
+        settings=wandb_client.settings(wandb, where.timeout),
     )
 
 
@@ -153,7 +153,7 @@ def _finish(run: Any, page: Page, begun: dict[str, Any] | None = None) -> None:
     """Send what is known when a run ends, and its config again if it is not the one it has `begun` with."""
     from PIL import Image
 
-    wandb = client.module()
+    wandb = wandb_client.module()
     try:
         if begun is not None and begun != page.config:
             run.config.update(page.config, allow_val_change=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sq.config.constraints import Count
 from sq.errors import SqError
-from sq.knobs import Count
-from sq.trial import Trial, losses
+from sq.trials.measurement import Trial, losses
 
 
 def measure(trial: Trial, *, images: Count) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def measure(trial: Trial, *, images: Count) -> dict[str, Any]:
 
     Parameters
     ----------
-    images : of the evaluation split, at most; see `sq.trial.losses`
+    images : of the evaluation split, at most; see `sq.trials.measurement.losses`
 
     Returns
     -------
@@ -23,7 +23,7 @@ def measure(trial: Trial, *, images: Count) -> dict[str, Any]:
 
     Raises
     ------
-    SqError : the allocation found no front; see `sq.trial.losses` for others
+    SqError : the allocation found no front; see `sq.trials.measurement.losses` for others
     """
     if not trial.front:
         raise SqError("trials=front measures a front, and the allocation found none: set allocation=pareto")

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from sq import rank
-from sq.costs import Rows
-from sq.knobs import Count
-from sq.trial import Trial, losses
+from sq.config.constraints import Count
+from sq.trials import rank_correlation
+from sq.trials.measurement import Trial, losses
+from sq.types.costs import Rows
 
 
 def measure(trial: Trial, *, count: Count, images: Count, seed: int) -> dict[str, Any]:
@@ -21,18 +21,18 @@ def measure(trial: Trial, *, count: Count, images: Count, seed: int) -> dict[str
     Parameters
     ----------
     count : assignments
-    images : of the evaluation split that the loss is measured on, at most; see `sq.trial.losses`
+    images : of the evaluation split that the loss is measured on, at most; see `sq.trials.measurement.losses`
     seed : of the assignments
 
     Returns
     -------
-    `spearman` and `kendall` with their intervals (see `sq.rank`), and `list`: of each assignment its `bits` and
-    `input_bits` in the order of layers, the cost `predicted` (in units of the metric) and the loss `measured` (mean
-    cross-entropy in nats); `loss_full` is that of full precision
+    `spearman` and `kendall` with their intervals (see `sq.trials.rank_correlation`), and `list`: of each assignment
+    its `bits` and `input_bits` in the order of layers, the cost `predicted` (in units of the metric) and the loss
+    `measured` (mean cross-entropy in nats); `loss_full` is that of full precision
 
     Raises
     ------
-    SqError : see `sq.trial.losses`
+    SqError : see `sq.trials.measurement.losses`
 
     Source
     ------
@@ -50,7 +50,7 @@ def measure(trial: Trial, *, count: Count, images: Count, seed: int) -> dict[str
         for (weights, inputs), p, m in zip(mixes, predicted, measured, strict=True)
     ]
     about = {"images": found.images, "loss_full": found.full[0], "cached": found.cached, "list": listed}
-    return rank.correlation(predicted, measured, seed) | about
+    return rank_correlation.correlation(predicted, measured, seed) | about
 
 
 def _draw(rows: Rows, count: int, seed: int) -> list[dict[str, int]]:

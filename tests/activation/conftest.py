@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sq.histogram import Histograms
+from sq.activation.histogram import Histograms
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from cli_helpers import compose
 from tolerances import assert_within, relative
 from torch import nn
 
-from sq import activations
-from sq.build import build
+from sq.activation import insertion
+from sq.config.instantiate import build
 from sq.errors import SqError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "activation"
@@ -104,10 +104,10 @@ def test_from_yaml_to_a_network(name):
     quantize = build(PARTS[name], "activation")
     grids = quantize(net, ["0", "2", "4"], x, {"0": 0}).grids()
     assert list(grids) == ([] if name == "none" else ["2", "4"])
-    activations.attach(net, grids)
+    insertion.attach(net, grids)
     error = float((net(x) - plain).norm() / plain.norm())
     assert error == 0 if name == "none" else 0 < error < 0.1
-    activations.detach(net)
+    insertion.detach(net)
     assert torch.equal(net(x), plain)
 
 
@@ -115,5 +115,5 @@ def test_knobs_of_all_choices_but_none_are_alike():
     alike = [{k: v for k, v in part.items() if k != "fit"} for part in FITS.values()]
     assert all(part == alike[0] for part in alike)
     assert PARTS.keys() - FITS.keys() == {"none"}
-    knobs = inspect.signature(activations.quantize).parameters.values()
+    knobs = inspect.signature(insertion.quantize).parameters.values()
     assert {p.name for p in knobs if p.kind is p.KEYWORD_ONLY} == {"bits", "observe", "fit"}

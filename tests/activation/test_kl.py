@@ -5,9 +5,9 @@ import torch
 from tolerances import relative
 
 from sq.activation import kl
+from sq.activation.histogram import Histogram
 from sq.errors import SqError
-from sq.histogram import Histogram
-from sq.uniform import spanning
+from sq.grid.uniform_grid import spanning
 
 
 def column(*values):

@@ -3,8 +3,8 @@ import torch
 from tolerances import relative
 
 from sq.activation import mse
-from sq.histogram import Histogram
-from sq.uniform import per_tensor, spanning
+from sq.activation.histogram import Histogram
+from sq.grid.uniform_grid import per_tensor, spanning
 
 TWO_SIDED = ["normal", "silu"]
 

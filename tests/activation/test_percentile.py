@@ -4,7 +4,7 @@ import torch
 from tolerances import relative
 
 from sq.activation import minmax, percentile
-from sq.uniform import per_tensor
+from sq.grid.uniform_grid import per_tensor
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.1, 0.5, 0.97, 0.9999, 1.0])

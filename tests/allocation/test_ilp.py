@@ -11,9 +11,9 @@ from cli_helpers import call, compose, records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sq.build import build
-from sq.costs import Budget, Cost
+from sq.config.instantiate import build
 from sq.errors import SqError
+from sq.types.costs import Budget, Cost
 
 KNOBS = compose("allocation=ilp", "allocation.average_bits=null")[0]["allocation"]
 

@@ -7,9 +7,9 @@ from allocation_helpers import best, layer, networks, price, used
 from cli_helpers import compose
 from hypothesis import given, settings
 
-from sq.build import build
-from sq.costs import Budget, Cost
+from sq.config.instantiate import build
 from sq.errors import SqError
+from sq.types.costs import Budget, Cost
 
 KNOBS = compose("allocation=pareto", "allocation.points=9")[0]["allocation"]
 

@@ -1,15 +1,15 @@
 import pytest
 from torch import nn
 
-from sq import layers
 from sq.allocation import uniform
-from sq.costs import Budget, Cost
 from sq.errors import SqError
+from sq.network import geometry
+from sq.types.costs import Budget, Cost
 
 
 @pytest.fixture
 def found():
-    return layers.find(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))[0]
+    return geometry.find(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))[0]
 
 
 def test_every_layer_gets_the_budget(found):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sq.bench import company
-from sq.root import PACKAGE
+from sq.core.paths import PACKAGE
 
 CPU = {"rtn": 0.01, "gptq": 0.1, "sensiquant": 0.2, "sensiquant_plus": 0.5, "obq": 4.0}
 

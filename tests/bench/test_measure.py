@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
-from sq import record
 from sq.bench import __main__ as bench
 from sq.bench import measure, report
-from sq.build import build
+from sq.config.instantiate import build
 from sq.errors import SqError
 from sq.quantizer import layerwise
+from sq.records import record
 from sq.solver import gptq, obq
 
 CHEAP = ["source.inputs=36", "source.outputs=12", "source.maps.side=6", "bits=[4,3]", "repeats=2", "threads=1"]
@@ -51,7 +51,7 @@ def test_record_holds_every_measurement(made):
 
 def test_errors_are_those_of_the_solvers(made, fit):
     from sq.bench import settings
-    from sq.statistics import relative_error
+    from sq.hessian.layer_statistics import relative_error
 
     own = settings.load("synthetic", CHEAP)
     (case,) = build(own.source, "source")(0, torch.device("cpu"))
@@ -120,15 +120,15 @@ def test_progress_shows_on_a_terminal(monkeypatch, fit):
 
     from rich.console import Console
 
-    from sq import console
     from sq.bench import settings
+    from sq.core import progress
 
-    monkeypatch.setattr(console, "err", Console(force_terminal=True, file=io.StringIO(), width=100))
+    monkeypatch.setattr(progress, "err", Console(force_terminal=True, file=io.StringIO(), width=100))
     own = settings.load("synthetic", [*CHEAP, "quantizers=[rtn]", "reference=rtn"])
     cases = build(own.source, "source")(0, torch.device("cpu"))
     found = list(measure.run(cases, settings.methods(own), fit, [3], 1, torch.device("cpu")))
     assert len(found) == 1
-    shown = console.err.file.getvalue()
+    shown = progress.err.file.getvalue()
     assert "statistics" in shown
     assert "layer 1 of 1" in shown
 

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from sq.bench import __main__ as bench
 from sq.bench import settings
-from sq.build import build
+from sq.config.instantiate import build
 from sq.errors import SqError
-from sq.experiments import header
+from sq.records.experiments import header
 
 FILES = sorted(EXPERIMENTS.glob("bench_*.yaml"))
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from sq import layers, statistics
 from sq.bench import features, settings
-from sq.build import build
+from sq.config.instantiate import build
 from sq.errors import SqError
+from sq.hessian import layer_statistics
+from sq.network import geometry
 
 CPU = torch.device("cpu")
 KNOBS = {"positions": 4.0, "side": 8, "decay": 1.0, "smoothness": 1.0, "shift": 0.5, "heterogeneity": 0.5}
@@ -65,7 +66,7 @@ def test_grouped_layers_have_inputs_too(groups):
     module = nn.Conv2d(8, 16, 3, stride=2, groups=groups, padding=1)
     x = draw(module)
     assert x.shape[1:] == (8, 8, 8)
-    X = layers.inputs(module, x)
+    X = geometry.inputs(module, x)
     assert X.shape[:2] == (groups, 72 // groups)
     assert X.shape[2] >= 4 * 72 // groups
 
@@ -131,11 +132,11 @@ def test_network_gives_real_layers(resnet, digits):
     found = cases("digits", "source.layers=[stem.0,head]", 'source.calibration="subset images=32"')
     assert [case.layer.name for case in found] == ["stem.0", "head"]
     batch = subset.draw(resnet, digits, images=32, seed=0, inputs="reference")
-    wanted = statistics.collect(resnet, batch, positions=1.0, seed=0, batch_size=256)
+    wanted = layer_statistics.collect(resnet, batch, positions=1.0, seed=0, batch_size=256)
     for case in found:
         W, H = case.make()
         assert case.count == 1
-        assert torch.equal(W, layers.weight(resnet.net.get_submodule(case.layer.name)))
+        assert torch.equal(W, geometry.weight(resnet.net.get_submodule(case.layer.name)))
         assert torch.equal(H, wanted.layers[case.layer.name].hessian)
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from sq import batchnorm, fold, inversion
 from sq.calibration import bn_matched
+from sq.calibration.synthesis import inversion
 from sq.errors import SqError
 from sq.model import digits_resnet
-from sq.store import NOWHERE, Store
-from sq.types import Model
+from sq.network import batchnorm, batchnorm_folding
+from sq.storage.store import NOWHERE, Store
+from sq.types.problem import Model
 
 SEARCH = {"batch": 32, "steps": 80, "lr": 0.1, "slope": 1.0, "grey": 0.0, "contrast": 0.25, "jitter": 0.0}
 SEARCH |= {"flips": False, "tries": 1}
@@ -79,7 +80,7 @@ def test_detectors_too():
 
 def test_networks_without_batchnorm_are_refused_with_the_way_out():
     folded = digits_resnet.load(weights=None, expected=None)
-    fold.fold(folded.net, torch.zeros(1, 1, 8, 8))
+    batchnorm_folding.fold(folded.net, torch.zeros(1, 1, 8, 8))
     plain = Model(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), [], (1, 2, 2), "", None)
     for model in (folded, plain, replace(folded, decode=lambda raw: (raw, raw))):
         with pytest.raises(SqError, match=r"calibration=bn_matched .* has none .* calibration=generated") as refused:

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from sq import batchnorm, generation, inversion
 from sq.calibration import generated
+from sq.calibration.synthesis import image_request, inversion
 from sq.errors import SqError
-from sq.store import NOWHERE, Store
-from sq.types import Model
+from sq.network import batchnorm
+from sq.storage.store import NOWHERE, Store
+from sq.types.problem import Model
 
 
 @pytest.fixture(autouse=True)
 def _few_steps_suffice(monkeypatch):
-    monkeypatch.setattr(generation, "WRONG", 1.0)
+    monkeypatch.setattr(image_request, "WRONG", 1.0)
 
 
 SEARCH = {"batch": 20, "steps": 60, "lr": 0.1, "slope": 1.0, "grey": 0.0, "contrast": 0.25, "jitter": 0.0}

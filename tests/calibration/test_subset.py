@@ -4,8 +4,8 @@ from PIL import Image
 
 from sq.calibration import subset
 from sq.errors import SqError
-from sq.samples import Dataset, Images, Objects
-from sq.types import Model
+from sq.types.images import Dataset, Images, Objects
+from sq.types.problem import Model
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ PROGRAMS = {
     "run.py": [str(ROOT / "run.py"), "--help"],
     "config": ["-m", "sq", "run", "--cfg", "job"],
     "sq": ["-m", "sq"],
-    "argparse": ["-m", "sq.status", "--help"],
-    "status": ["-m", "sq.status", "quickstart"],
+    "argparse": ["-m", "sq", "status", "--help"],
+    "status": ["-m", "sq", "status", "quickstart"],
     "doctor": ["-m", "sq", "doctor"],
     "completion": ["-m", "sq", "completion", "bash"],
 }

@@ -12,10 +12,13 @@ import torch
 from cli_helpers import PATIENCE, ROOT, compose, environment, error_line
 
 import sq
-from sq import SqError, record, source, status, store
-from sq.build import build, check
-from sq.contradictions import detects, find
+from sq import SqError
+from sq.config.instantiate import build, check
 from sq.core import plugins
+from sq.records import record
+from sq.runs import status
+from sq.runs.incompatible_settings import detects, find
+from sq.storage import code_hash, store
 
 PARTS = '''
 import os  # a module that configs may not reach through this one
@@ -27,7 +30,7 @@ from torch import nn
 
 from myplug.widths import WIDTH
 from sq import SqError
-from sq.samples import Dataset, Images
+from sq.types.images import Dataset, Images
 
 
 class MyNet(nn.Module):
@@ -222,7 +225,7 @@ def test_processes_of_a_launcher_allow_it_too(folder, tmp_path):
 
 
 def test_task_of_a_cluster_that_hands_no_environment_on_allows_it(folder, monkeypatch):
-    from sq.cluster import Task
+    from sq.runs.launchers.slurm import Task
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -559,15 +562,15 @@ def test_kept_results_go_by_the_code_of_a_plugin(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(plugins, "_named", [])
-    without = source.digest()
+    without = code_hash.digest()
     monkeypatch.setattr(plugins, "_named", ["coded"])
     kind = plugins.find("coded.net.Net", "model.constructor")
-    before = source.digest(), store.source(kind), plugins.digest("coded")
+    before = code_hash.digest(), store.source(kind), plugins.digest("coded")
     assert before[0] != without
     (package / "helper.py").write_text("SIZE = 2\n")  # which the file of the class does not show
     for cached in (plugins.digest, store.source):
         cached.cache_clear()
-    after = source.digest(), store.source(kind), plugins.digest("coded")
+    after = code_hash.digest(), store.source(kind), plugins.digest("coded")
     assert all(old != new for old, new in zip(before, after, strict=True))
     del sys.modules["coded"], sys.modules["coded.net"]
 

@@ -7,12 +7,12 @@ from sklearn.datasets import load_digits
 from tolerances import assert_near, assert_within, of_error, of_layers, relative
 from torch import nn
 
-from sq import hooks, layers, repair
-from sq.correction import bias
-from sq.fold import fold
+from sq.correction import bias, layer_by_layer
 from sq.grid import uniform
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet
-from sq.samples import Batch
+from sq.network import geometry, hooks
+from sq.network.batchnorm_folding import fold
+from sq.types.images import Batch
 
 
 def images(x):
@@ -20,7 +20,7 @@ def images(x):
 
 
 def error_of(net, reference, x, batch_size):
-    return repair.output_error(net, repair.outputs(reference, x, batch_size), x, batch_size)
+    return layer_by_layer.output_error(net, layer_by_layer.outputs(reference, x, batch_size), x, batch_size)
 
 
 def same(a, b):
@@ -30,10 +30,10 @@ def same(a, b):
 
 def round_weights(net, bits, range="minmax"):
     net = copy.deepcopy(net)
-    for layer in layers.find(net)[0]:
-        W = layers.weight(layer.module)
+    for layer in geometry.find(net)[0]:
+        W = geometry.weight(layer.module)
         grid = uniform.fit(W, bits, symmetric=False, range=range, norm=2.4, steps=20, shrink=0.2, hessian=None)
-        layers.set_weight(layer.module, grid.nearest(W))
+        geometry.set_weight(layer.module, grid.nearest(W))
     return net
 
 
@@ -102,8 +102,8 @@ def test_one_layer_equals_the_formula(make, shape, batch_size, has_bias):
     reference, x = nn.Sequential(make(bias=has_bias)).double().eval(), torch.randn(shape, dtype=torch.float64) + 0.7
     net = copy.deepcopy(reference)
     net[0].weight.data += 0.3 * torch.randn_like(net[0].weight)
-    E = layers.weight(net[0]) - layers.weight(reference[0])
-    shift = (E @ layers.inputs(net[0], x).mean(2, keepdim=True)).flatten()
+    E = geometry.weight(net[0]) - geometry.weight(reference[0])
+    shift = (E @ geometry.inputs(net[0], x).mean(2, keepdim=True)).flatten()
     bias.correct(net, reference, images(x), images=512, batch_size=batch_size)
     plain = reference[0].bias.detach() if has_bias else 0
     assert_near(net[0].bias.detach(), plain - shift, relative(x.numel(), x.dtype))
@@ -130,14 +130,14 @@ def test_unquantized_network_is_left_as_it_was(resnet, batch):
     net = copy.deepcopy(resnet)
     report = bias.correct(net, resnet, batch, images=512, batch_size=50)
     assert same(net, resnet)
-    found = layers.find(net)[0]
+    found = geometry.find(net)[0]
     assert report == {"layers": len(found), "kept": 0, "left_alone": [], "error_before": 0, "error_after": 0}
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_logit_error_falls(resnet, batch, bits):
     net, reference = round_weights(resnet, bits), copy.deepcopy(resnet)
-    weights = {layer.name: layer.module.weight.clone() for layer in layers.find(net)[0]}
+    weights = {layer.name: layer.module.weight.clone() for layer in geometry.find(net)[0]}
     report = bias.correct(net, reference, batch, images=512, batch_size=64)
     assert report["error_after"] < 0.8 * report["error_before"]
     assert error_of(net, resnet, batch.x, 64) == report["error_after"]  # the same code twice
@@ -169,7 +169,7 @@ def test_a_network_it_does_not_help_is_restored(resnet, batch):
     assert report["error_after"] == report["error_before"] > 0
     with pytest.MonkeyPatch.context() as patch:
         errors = iter([1.0, 0.0])
-        patch.setattr(repair, "output_error", lambda *args: next(errors))
+        patch.setattr(layer_by_layer, "output_error", lambda *args: next(errors))
         assert bias.correct(forced, resnet, batch, images=512, batch_size=64)["kept"] > 0
     assert error_of(forced, resnet, batch.x, 64) > report["error_before"]  # it would have hurt
 

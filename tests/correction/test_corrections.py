@@ -9,13 +9,13 @@ from sklearn.datasets import load_digits
 from tolerances import assert_near, assert_within, of_error, of_layers, relative
 from torch import nn
 
-from sq import batchnorm as bn
-from sq import hooks, layers, repair
-from sq.build import build
-from sq.correction import batchnorm, none, reestimate
+from sq.config.instantiate import build
+from sq.correction import batchnorm, layer_by_layer, none, reestimate
 from sq.grid import uniform
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet
-from sq.samples import Batch
+from sq.network import batchnorm as bn
+from sq.network import geometry, hooks
+from sq.types.images import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "correction"
 PARTS = {p.stem: compose(f"correction={p.stem}")[0]["correction"] for p in sorted(CONF.glob("*.yaml"))}
@@ -26,15 +26,15 @@ MEANS = relative(640 + 18, torch.float64)
 
 def round_weights(net, bits):
     net = copy.deepcopy(net)
-    for layer in layers.find(net)[0]:
-        W = layers.weight(layer.module)
+    for layer in geometry.find(net)[0]:
+        W = geometry.weight(layer.module)
         grid = uniform.fit(W, bits, symmetric=False, range="mse", norm=2.4, steps=20, shrink=0.2, hessian=None)
-        layers.set_weight(layer.module, grid.nearest(W))
+        geometry.set_weight(layer.module, grid.nearest(W))
     return net
 
 
 def error_of(net, reference, x, batch_size):
-    return repair.output_error(net, repair.outputs(reference, x, batch_size), x, batch_size)
+    return layer_by_layer.output_error(net, layer_by_layer.outputs(reference, x, batch_size), x, batch_size)
 
 
 def same(a, b):
@@ -81,7 +81,7 @@ def test_every_choice_repairs_the_network_alone(name, resnet, batch):
     assert isinstance(report["kept"], int)
     assert same(reference, resnet)
     assert not net.training
-    biases = tuple(f"{layer.name}.bias" for layer in layers.find(net)[0])
+    biases = tuple(f"{layer.name}.bias" for layer in geometry.find(net)[0])
     may_change = biases if name == "bias" else ("running_mean", "running_var")
     for key, value in net.state_dict().items():
         assert torch.isfinite(value).all(), key

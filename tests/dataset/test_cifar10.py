@@ -9,10 +9,10 @@ import torch
 from cli_helpers import run
 from PIL import Image
 
-from sq import images
 from sq.dataset import cifar10 as module
+from sq.dataset import loading
 from sq.errors import SqError
-from sq.transforms import Normalise
+from sq.model.transforms import Normalise
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PLAIN = Normalise((32, 32), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -36,7 +36,7 @@ def load(folder, *, skip_corrupt=False):
 
 
 def read(split):
-    return images.load(split, range(len(split.ids)), PLAIN, "images")
+    return loading.load(split, range(len(split.ids)), PLAIN, "images")
 
 
 def test_images_labels_and_ids(folder):

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sq import images
-from sq.dataset import cifar10
+from sq.dataset import cifar10, loading
 from sq.errors import SqError
-from sq.transforms import Normalise
+from sq.model.transforms import Normalise
 
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
@@ -89,7 +88,7 @@ def test_folders_and_archive_give_the_same_images(archive, tmp_path_factory):
     for name in NAMES:
         (folder / name).write_bytes(pickled(pixels[order], order))
     prepare = Normalise((32, 32), (0.5,) * 3, (0.25,) * 3)
-    stored, listed = (images.load(load(root).test, range(10), prepare, "x") for root in (folder, pngs))
+    stored, listed = (loading.load(load(root).test, range(10), prepare, "x") for root in (folder, pngs))
     assert stored.y.tolist() == order
     assert listed.y.tolist() == list(range(10))
     assert torch.equal(stored.x, listed.x[order])

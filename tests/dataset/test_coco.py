@@ -13,9 +13,9 @@ import torch
 from cli_helpers import compose
 from PIL import Image, ImageOps
 
-from sq import images as reading
-from sq.build import build
+from sq.config.instantiate import build
 from sq.dataset import coco
+from sq.dataset import loading as reading
 from sq.errors import ImageError, SqError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

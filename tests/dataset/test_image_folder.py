@@ -10,11 +10,10 @@ import torchvision
 from cli_helpers import compose
 from PIL import Image
 
-from sq import images
-from sq.build import build
-from sq.dataset import image_folder
+from sq.config.instantiate import build
+from sq.dataset import image_folder, loading
 from sq.errors import SqError
-from sq.transforms import Normalise
+from sq.model.transforms import Normalise
 
 PLAIN = {
     "name": "mine",
@@ -87,7 +86,7 @@ def test_image_of_more_than_8_bits_is_named(folder, pixels):
     (folder / "val" / "bee" / "1.JPEG").unlink()
     Image.fromarray(pixels).save(folder / "val" / "bee" / "1.tiff")
     with pytest.raises(SqError, match=r"1 of 4 images .*\(val/bee/1\.tiff: it is 8x6 [IF]\S*, more than 8 bits"):
-        images.load(load(folder).test, range(4), Normalise((6, 8), (0.0,) * 3, (1.0,) * 3), "x")
+        loading.load(load(folder).test, range(4), Normalise((6, 8), (0.0,) * 3, (1.0,) * 3), "x")
 
 
 def test_truncated_jpeg_is_named_or_left_out(folder):
@@ -97,8 +96,8 @@ def test_truncated_jpeg_is_named_or_left_out(folder):
     with pytest.raises(
         SqError, match=r"1 of 4 images cannot be read \(val/cow/0\.JPEG: it is damaged \((?i:.*truncated)"
     ):
-        images.load(load(folder).test, range(4), prepare, "x")
-    batch = images.load(load(folder, skip_corrupt=True).test, range(4), prepare, "x")
+        loading.load(load(folder).test, range(4), prepare, "x")
+    batch = loading.load(load(folder, skip_corrupt=True).test, range(4), prepare, "x")
     assert batch.ids == ["val/bee/0.JPEG", "val/bee/1.JPEG", "val/cow/1.JPEG"]
     assert batch.y.tolist() == [1, 1, 2]
 

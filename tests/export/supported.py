@@ -13,15 +13,16 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from sq import activations, adds, container, layers, onnx_model, onnx_session
-from sq.adaptive import Adapter, AdaptiveGrid
+from sq.activation import insertion
 from sq.errors import SqError
-from sq.export import packed
-from sq.levels import LevelGrid
-from sq.onnx_session import LEAST_SNR, LEAST_SNR_ROUNDED, snr
-from sq.stored import Reader, Writer
-from sq.types import Model, QuantizedLayer
-from sq.uniform import per_tensor
+from sq.export import container, onnx_export, onnx_session, packed
+from sq.export.onnx_session import LEAST_SNR, LEAST_SNR_ROUNDED, snr
+from sq.export.tensor_codec import Reader, Writer
+from sq.grid.level_grid import LevelGrid
+from sq.grid.uniform_grid import per_tensor
+from sq.learning.adaptive_step import Adapter, AdaptiveGrid
+from sq.network import geometry, residual_adds
+from sq.types.problem import Model, QuantizedLayer
 
 FILE = Path(packed.__file__).with_name("SUPPORTED.md")
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
@@ -98,7 +99,7 @@ class Trial:
     def __init__(self, make, shape):
         self.net = net_of(make)
         self.x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
-        found, _ = layers.find(self.net)
+        found, _ = geometry.find(self.net)
         self.model = Model(self.net, found, shape, "", None)
         self.frame = None
 
@@ -107,7 +108,7 @@ class Trial:
         try:
             made = {}
             for layer in self.model.layers:
-                W = layers.weight(layer.module)
+                W = geometry.weight(layer.module)
                 grid = fit(W, bits)
                 made[layer.name] = QuantizedLayer(grid.encode(W), grid, {})
         except SqError:  # the grid itself has no such width
@@ -124,8 +125,8 @@ class Trial:
     def _holds(self, format, made, fed):
         net = copy.deepcopy(self.net)
         for name, own in made.items():
-            layers.set_weight(net.get_submodule(name), own.grid.decode(own.codes))
-        activations.attach(net, fed)
+            geometry.set_weight(net.get_submodule(name), own.grid.decode(own.codes))
+        insertion.attach(net, fed)
         wanted = net(self.x)
         try:
             got = getattr(self, f"_{format}")(net, made)
@@ -153,12 +154,12 @@ class Trial:
     def _onnx(self, net, made):
         names = {layer.name for layer in self.model.layers}
         if self.frame is None:
-            self.frame = onnx_model.frame(self.net, self.model, self.model.layers, self.x)
+            self.frame = onnx_export.frame(self.net, self.model, self.model.layers, self.x)
         weights = {name: (own.codes, own.grid) for name, own in made.items()}
-        grids_of = onnx_model.Parts(weights, activations.attached(net), adds.attached(net))
+        grids_of = onnx_export.Parts(weights, insertion.attached(net), residual_adds.attached(net))
         model = self.frame.quantized(grids_of)
         for name, own in onnx_session.weights_in(model, made, self.x).items() if names <= {*made} else ():
-            assert torch.equal(own, onnx_model.weight(net, name)), "weights of the file are ours, bit by bit"
+            assert torch.equal(own, onnx_export.weight(net, name)), "weights of the file are ours, bit by bit"
         return onnx_session.Session(model.SerializeToString())(self.x)
 
 

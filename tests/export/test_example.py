@@ -13,7 +13,7 @@ from cli_helpers import ROOT
 from PIL import Image
 from test_onnx_file import exported
 
-from sq import onnx_model
+from sq.export import onnx_export
 
 EXAMPLE = str(ROOT / "examples" / "classify.py")
 BLOCKED = ("torch", "torchvision", "sq", "timm", "onnx", "hydra", "scipy", "pandas")
@@ -23,7 +23,7 @@ BLOCKED = ("torch", "torchvision", "sq", "timm", "onnx", "hydra", "scipy", "pand
 def file(tmp_path_factory):
     """Return the file of a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_model, "exported", shared_exports.exported)
+        patch.setattr(onnx_export, "exported", shared_exports.exported)
         return exported(tmp_path_factory.mktemp("run"), "bits=4", "activation=mse")[1]
 
 

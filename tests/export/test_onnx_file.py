@@ -10,17 +10,19 @@ from learned_problems import problem_of
 from onnx import TensorProto
 from torch import nn
 
-from sq import adds, layers, needs, onnx_graph, onnx_model, onnx_session
+from sq.config import requirements
 from sq.core import processor
 from sq.errors import SqError
 from sq.export import onnx as own
-from sq.finished import Finished
-from sq.levels import LevelGrid
+from sq.export import onnx_export, onnx_qdq, onnx_session
+from sq.export.finished_run import Finished
+from sq.grid.level_grid import LevelGrid
+from sq.grid.uniform_grid import UniformGrid, per_tensor
+from sq.network import geometry, residual_adds
 from sq.network.copies import copied
 from sq.quantizer import layerwise
 from sq.solver import rtn
-from sq.types import Model
-from sq.uniform import UniformGrid, per_tensor
+from sq.types.problem import Model
 
 RUNS = {
     "4 bits": (["bits=4"], 60),
@@ -37,7 +39,7 @@ RUNS = {
 
 @pytest.fixture(autouse=True)
 def exporter(monkeypatch):
-    monkeypatch.setattr(onnx_model, "exported", shared_exports.exported)
+    monkeypatch.setattr(onnx_export, "exported", shared_exports.exported)
 
 
 def exported(folder, *words):
@@ -113,7 +115,7 @@ def test_what_the_format_cannot_hold_is_said_before_anything_runs(words, cause, 
 
 
 def test_what_only_the_grids_show_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "MOST", 3)
+    monkeypatch.setattr(onnx_qdq, "MOST", 3)
     done = call(tmp_path, "export=onnx", "bits=4")
     assert "stem.0 has codes of more than 3 bits, which ONNX cannot hold: use export=packed" in done.stderr
     assert list(tmp_path.rglob("*.onnx")) == []
@@ -121,8 +123,8 @@ def test_what_only_the_grids_show_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_package_is_named_with_the_extra_before_anything_runs(package, tmp_path, monkeypatch):
-    found = needs.find_spec
-    monkeypatch.setattr(needs, "find_spec", lambda name: None if name == package else found(name))
+    found = requirements.find_spec
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == package else found(name))
     line = error_line(call(tmp_path, "export=onnx"))
     assert f"{package} is not installed" in line
     assert 'python -m pip install -e ".[export]"' in line
@@ -131,8 +133,8 @@ def test_a_missing_package_is_named_with_the_extra_before_anything_runs(package,
 
 
 def test_a_file_with_other_codes_is_not_left(tmp_path, monkeypatch):
-    read = onnx_graph.codes_in
-    monkeypatch.setattr(onnx_graph, "codes_in", lambda *own: read(*own) + 1)
+    read = onnx_qdq.codes_in
+    monkeypatch.setattr(onnx_qdq, "codes_in", lambda *own: read(*own) + 1)
     done = call(tmp_path, "export=onnx")
     assert "were not read back as they were written" in done.stderr
     assert list(tmp_path.rglob("*.onnx")) == []
@@ -140,12 +142,12 @@ def test_a_file_with_other_codes_is_not_left(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("factor", [1.001, 3.0])
 def test_a_file_with_another_scale_says_whose(factor, tmp_path, monkeypatch):
-    put = onnx_graph.put_weight
+    put = onnx_qdq.put_weight
 
     def wrong(made, layer, codes, grid, *more):
         put(made, layer, codes, grid.scaled(torch.tensor(1.0 if layer != "blocks.1.body.0.0" else factor)), *more)
 
-    monkeypatch.setattr(onnx_graph, "put_weight", wrong)
+    monkeypatch.setattr(onnx_qdq, "put_weight", wrong)
     done = call(tmp_path, "export=onnx")
     assert "the weight of blocks.1.body.0.0 is not ours in the file" in done.stderr
     assert list(tmp_path.rglob("*.onnx*")) == []
@@ -153,13 +155,13 @@ def test_a_file_with_another_scale_says_whose(factor, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("layer", ["stem.0", "blocks.1.body.0.0"])
 def test_a_file_that_is_fed_something_else_says_where(layer, tmp_path, monkeypatch):
-    put = onnx_graph.put_input
+    put = onnx_qdq.put_input
 
     def wrong(made, name, grid, calls):
         factor = 100.0 if name == layer else 1.0
         put(made, name, UniformGrid(grid.scale * factor, grid.low, grid.high, grid.levels), calls)
 
-    monkeypatch.setattr(onnx_graph, "put_input", wrong)
+    monkeypatch.setattr(onnx_qdq, "put_input", wrong)
     done = call(tmp_path, "export=onnx", "activation=mse", "activation.bits=4")
     assert f"it begins at what {layer} is fed, although weights are ours; use export=packed" in done.stderr
     assert list(tmp_path.rglob("*.onnx*")) == []
@@ -188,7 +190,7 @@ def test_small_layers_and_such_that_are_called_twice(kind, tmp_path):
     torch.manual_seed(0)
     net = Small().eval()
     given = problem_of(
-        Model(net, layers.find(net)[0], (3, 4, 4), "", None), torch.randn(16, 3, 4, 4), 4, 8, fit=grids.fit(kind)
+        Model(net, geometry.find(net)[0], (3, 4, 4), "", None), torch.randn(16, 3, 4, 4), 4, 8, fit=grids.fit(kind)
     )
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
     done = Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, lambda net: Agrees())
@@ -216,10 +218,10 @@ class Tokens(nn.Module):
 def test_layers_of_tokens(bits, fed, tmp_path):
     torch.manual_seed(0)
     net = Tokens().eval()
-    given = problem_of(Model(net, layers.find(net)[0], (7, 12), "", None), torch.randn(16, 7, 12), bits, fed)
+    given = problem_of(Model(net, geometry.find(net)[0], (7, 12), "", None), torch.randn(16, 7, 12), bits, fed)
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
     if fed:
-        adds.attach(made.net, {"add.0.right": per_tensor(-4.0, 4.0, 8, False)})
+        residual_adds.attach(made.net, {"add.0.right": per_tensor(-4.0, 4.0, 8, False)})
     config = {"outputs": str(tmp_path), "name": "small"}
     said = own.write(
         Finished(config, given.model, given, made, None, lambda net: Agrees()), least_bits=4, unsigned=False
@@ -239,7 +241,7 @@ def test_a_shared_weight_is_named(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(48, 2)).eval()
     net[1].weight = net[0].weight
-    given = problem_of(Model(net, layers.find(net)[0], (3, 4, 4), "", None), torch.randn(8, 3, 4, 4), 4)
+    given = problem_of(Model(net, geometry.find(net)[0], (3, 4, 4), "", None), torch.randn(8, 3, 4, 4), 4)
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
     with pytest.raises(SqError, match="0 shares its weight, which ONNX cannot hold: use export=packed"):
         own.write(
@@ -268,10 +270,10 @@ def test_integers_decode_to_the_weights(kind):
     images = onnx.helper.make_tensor_value_info("images", TensorProto.FLOAT, [1])
     out = onnx.helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)
     made = onnx.helper.make_graph([step], "g", [images], [out], [given])
-    onnx_graph.put_weight(made, name, codes, grid, shape)
+    onnx_qdq.put_weight(made, name, codes, grid, shape)
     model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", own.OPSET)], ir_version=10)
     assert torch.equal(onnx_session.Session(model.SerializeToString())(torch.zeros(1)), grid.decode(codes).view(shape))
-    assert torch.equal(onnx_graph.codes_in(model.graph, name), onnx_graph.stored(codes, grid, shape))
+    assert torch.equal(onnx_qdq.codes_in(model.graph, name), onnx_qdq.stored(codes, grid, shape))
 
 
 def saturating():
@@ -284,7 +286,7 @@ def saturating():
 
 
 def write_symmetric(folder, net, x, bits, **knobs):
-    model = Model(net, layers.find(net)[0], tuple(x.shape[1:]), "", None)
+    model = Model(net, geometry.find(net)[0], tuple(x.shape[1:]), "", None)
     given = problem_of(model, x, bits, 8, fit=grids.fit("uniform", symmetric=True))
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
     done = Finished({"outputs": str(folder), "name": "small"}, model, given, made, None, lambda net: Agrees())
@@ -320,4 +322,4 @@ def test_products_of_bytes_are_exact_or_said_not_to_be(bits, unsigned, tmp_path,
 def test_sums_of_two_products_saturate_above_sixteen_bits(low, high, wanted):
     assert (2 * 255 * max(-low, high) > 2**15 - 1) is wanted
     grid = UniformGrid(torch.ones(1, 1, 1), torch.full((1, 1, 1), float(low)), torch.full((1, 1, 1), float(high)), 256)
-    assert onnx_graph.saturating(torch.tensor([[[0, high - low]]], dtype=torch.int32), grid) is wanted
+    assert onnx_qdq.saturating(torch.tensor([[[0, high - low]]], dtype=torch.int32), grid) is wanted

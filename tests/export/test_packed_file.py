@@ -12,8 +12,11 @@ from cli_helpers import ROOT, call, records
 from safetensors.torch import load as tensors_of
 
 import sq
-from sq import activations, adds, container, record
+from sq.activation import insertion
 from sq.errors import SqError
+from sq.export import container
+from sq.network import residual_adds
+from sq.records import record
 
 RUNS = {
     "codes of 4 bits": ["bits=4"],
@@ -56,7 +59,7 @@ def test_what_is_read_back_is_what_was_measured(words, tmp_path):
     net = sq.load(file)
     assert not net.training
     assert not any(p.requires_grad for p in net.parameters())
-    fed = activations.attached(net) | adds.attached(net)
+    fed = insertion.attached(net) | residual_adds.attached(net)
     assert bool(fed) == any("activation=" in word for word in words)
     layers = [(layer["name"], layer["bits"]) for layer in made["layers"]]
     assert layers
@@ -135,7 +138,7 @@ def point(layout):
 
 
 def call_another(layout):
-    layout["config"]["model"]["_target_"] = "sq.ready.import_torch"
+    layout["config"]["model"]["_target_"] = "sq.runtime.torch_setup.import_torch"
 
 
 def nest(layout):
@@ -188,7 +191,7 @@ FUZZ = """
 import copy, json, random, resource, sys
 from pathlib import Path
 import sq
-from sq import container
+from sq.export import container
 from sq.errors import SqError
 
 file, other = Path(sys.argv[1]), Path(sys.argv[2])

@@ -4,10 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import assert_within, relative
 
-from sq import ranges
 from sq.errors import SqError
-from sq.grid import uniform
-from sq.uniform import UniformGrid
+from sq.grid import range_search, uniform
+from sq.grid.uniform_grid import UniformGrid
 
 BASE = dict(symmetric=False, range="minmax", norm=2.4, steps=80, shrink=0.2, hessian=None)
 KINDS = [(False, "minmax"), (True, "minmax"), (False, "mse"), (True, "mse")]
@@ -109,7 +108,7 @@ def test_mse_range_is_no_worse_than_minmax_in_its_norm(symmetric, norm):
 @pytest.mark.parametrize("chunk", [1, 2**22])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_search_equals_a_loop(monkeypatch, chunk, symmetric):
-    monkeypatch.setattr(ranges, "CHUNK", chunk)
+    monkeypatch.setattr(range_search, "CHUNK", chunk)
     W = weights(2, 2, 3, 16)
     grid = fit(W, 3, symmetric=symmetric, range="mse", steps=33, shrink=0.3)
     for g in range(2):
@@ -126,7 +125,7 @@ def test_search_equals_a_loop(monkeypatch, chunk, symmetric):
 @pytest.mark.parametrize("chunk", [1, 2**22])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_importance_weighs_the_error_of_each_weight(monkeypatch, chunk, symmetric):
-    monkeypatch.setattr(ranges, "CHUNK", chunk)
+    monkeypatch.setattr(range_search, "CHUNK", chunk)
     W, h = weights(2, 2, 3, 16), weights(9, 2, 3, 16).pow(4)
     h[1, 2] = 0  # nothing depends on this channel: the full range
     grid = fit(W, 3, h, symmetric=symmetric, range="hmse", steps=33, shrink=0.3)

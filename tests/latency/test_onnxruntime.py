@@ -6,16 +6,17 @@ import pytest
 import shared_exports
 from cli_helpers import call, error_line, records
 
-from sq import latency_table, onnx_graph, onnx_model
+from sq.allocation import latency_table
 from sq.core import processor
-from sq.uniform import UniformGrid
+from sq.export import onnx_export, onnx_qdq
+from sq.grid.uniform_grid import UniformGrid
 
 WORDS = ["latency=onnxruntime", "latency.rounds=5", "latency.warmup=1", "quantizer=rtn"]
 
 
 @pytest.fixture(autouse=True)
 def exporter(monkeypatch):
-    monkeypatch.setattr(onnx_model, "exported", shared_exports.exported)
+    monkeypatch.setattr(onnx_export, "exported", shared_exports.exported)
 
 
 def timed(folder, *words):
@@ -86,12 +87,12 @@ def test_a_table_is_of_the_runs_grid(tmp_path):
 
 
 def test_a_model_that_computes_something_else_is_not_timed(tmp_path, monkeypatch):
-    put = onnx_graph.put_input
+    put = onnx_qdq.put_input
 
     def wrong(graph, layer, grid, calls):
         put(graph, layer, UniformGrid(grid.scale * 3, grid.low, grid.high, grid.levels), calls)
 
-    monkeypatch.setattr(onnx_graph, "put_input", wrong)
+    monkeypatch.setattr(onnx_qdq, "put_input", wrong)
     done = call(tmp_path, *WORDS, "activation=mse", "activation.bits=4", "latency.layers=false")
     assert "latency=onnxruntime: outputs of the ONNX model are" in done.stderr
     assert "latency=none leaves this out" in done.stderr

@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from tolerances import relative
 from torch import nn
 
-from sq import average_precision
-from sq.build import build
+from sq.config.instantiate import build
 from sq.errors import SqError
+from sq.evaluation.detection import bootstrap_map
 from sq.metric.coco_map import measure
-from sq.samples import Batch, Objects
-from sq.types import Model
+from sq.types.images import Batch, Objects
+from sq.types.problem import Model
 
 SIDE, CLASSES = 64, 3
 KNOBS = {"confidence": 0.001, "iou": 0.6, "limit": 300, "evaluator": "faster", "resamples": 40}
@@ -96,8 +96,8 @@ def test_evaluators_and_our_own_count_agree(seed):
     fast, slow = (measured(raw, objects, evaluator=e) for e in ("faster", "pycocotools"))
     assert 0.1 < slow.figures["map"] < slow.figures["map50"] <= 1
     assert fast.figures == pytest.approx(slow.figures, abs=relative(10 * 101 * 80, torch.float64))
-    matches = average_precision.match(slow.found, objects, CLASSES)
-    assert average_precision.mean(matches, np.ones(9, dtype=int)) == pytest.approx(slow.figures["map"])
+    matches = bootstrap_map.match(slow.found, objects, CLASSES)
+    assert bootstrap_map.mean(matches, np.ones(9, dtype=int)) == pytest.approx(slow.figures["map"])
 
 
 def test_against_itself():

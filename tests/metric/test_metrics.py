@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from sq import agreement
 from sq.errors import SqError
+from sq.evaluation import agreement
 from sq.metric import top1
-from sq.samples import Batch
+from sq.types.images import Batch
 
 REFERENCE = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, 4.0], [5.0, 0.0, 1.0]])
 OUTPUTS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 3.0], [1.0, 0.0, 4.0], [0.0, 0.0, 1.0]])

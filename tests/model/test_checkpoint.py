@@ -7,7 +7,7 @@ from cli_helpers import compose
 from PIL import Image
 from torchvision import models
 
-from sq.build import build
+from sq.config.instantiate import build
 from sq.errors import SqError
 
 DATA = {

@@ -9,10 +9,10 @@ import torch
 from cli_helpers import compose, error_line, run
 from safetensors.torch import save_file
 
-from sq import images
-from sq.build import build
+from sq.config.instantiate import build
+from sq.dataset import loading
 from sq.errors import SqError
-from sq.evaluation import Evaluation
+from sq.evaluation.evaluate import Evaluation
 from sq.metric import top1
 from sq.model import cifar_resnet
 from sq.model.cifar_resnet import Block, CifarResNet
@@ -244,7 +244,7 @@ def test_normalisation_that_makes_no_sense(knobs):
 @pytest.mark.parametrize("name", ["resnet20", "resnet32"])
 def test_real_images_are_near_what_the_network_normalises_to(name, cifar10):
     model = build(compose(f"model={name}")[0]["model"], "model")()
-    x = images.load(cifar10.train, range(0, 4000, 10), model.prepare, "images").x
+    x = loading.load(cifar10.train, range(0, 4000, 10), model.prepare, "images").x
     # CIFAR's own statistics differ from ImageNet's, which these weights were trained with.
     assert x.mean((0, 2, 3)).abs().max() < 0.3
     assert (x.std((0, 2, 3)) - 1).abs().max() < 0.2

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from torchvision.transforms.functional import normalize, to_tensor
 
-from sq import images
-from sq.build import build
+from sq.config.instantiate import build
+from sq.dataset import loading
 from sq.errors import SqError
 from sq.model import timm as module
-from sq.transforms import Normalise
+from sq.model.transforms import Normalise
 
 SMALL = "test_resnet.r160_in1k"
 
@@ -224,7 +224,7 @@ def test_efficientnet_knows_real_images(needs_data):
     model, data = (build(config[family], family)() for family in ("model", "dataset"))
     assert model.skipped == []
     assert len(model.layers) == 50
-    batch = images.load(data.test, range(0, 1300, 163), model.prepare, "images")
+    batch = loading.load(data.test, range(0, 1300, 163), model.prepare, "images")
     with torch.no_grad():
         right = (model.net(batch.x).argmax(1) == batch.y).sum()
     assert right >= 6, json.dumps(batch.ids)

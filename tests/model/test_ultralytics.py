@@ -9,10 +9,9 @@ from cli_helpers import compose
 from PIL import Image
 from torch import nn
 
-from sq import hub, yolo
-from sq.build import build, check
+from sq.config.instantiate import build, check
 from sq.errors import SqError
-from sq.model import ultralytics
+from sq.model import ultralytics, ultralytics_hub, yolo
 from sq.model.ultralytics import YOLO, decode
 
 if importlib.util.find_spec("ultralytics") is None:  # not importorskip: that would import it with its side effects
@@ -141,11 +140,11 @@ def test_published_network_is_read_without_its_code(own, published):
     wanted = own["yolov8n"].state_dict()
     for name, tensor in model.net.state_dict().items():
         assert torch.equal(tensor, wanted[name].half().to(tensor.dtype)), name
-    assert hub.tensors(stored).keys() == wanted.keys()
+    assert ultralytics_hub.tensors(stored).keys() == wanted.keys()
 
 
 def test_no_internet_is_one_line(published, monkeypatch):
-    monkeypatch.setattr(hub, "RELEASE", "http://127.0.0.1:9/v")
+    monkeypatch.setattr(ultralytics_hub, "RELEASE", "http://127.0.0.1:9/v")
     with pytest.raises(SqError) as caught:
         ultralytics.load(name="yolo11n", weights=None, image=64, expected=None)
     assert "\n" not in str(caught.value)

@@ -11,12 +11,12 @@ from cli_helpers import compose
 from PIL import Image
 from torchvision.ops import batched_nms, box_iou
 
-from sq import layers, yolo
-from sq.build import build, check
+from sq.config.instantiate import build, check
 from sq.errors import SqError
-from sq.letterbox import undo
-from sq.model import yolov5
+from sq.model import yolo, yolov5
+from sq.model.letterbox import undo
 from sq.model.yolov5 import YOLOv5
+from sq.network import geometry
 
 if importlib.util.find_spec("ultralytics") is None:  # not importorskip: that would import it with its side effects
     pytest.skip("ultralytics is not installed", allow_module_level=True)
@@ -157,7 +157,7 @@ def test_checkpoint_fills_the_network_exactly(trained):
     assert trained.checkpoint == hashlib.sha256(path.read_bytes()).hexdigest()
     assert sum(p.numel() for p in trained.net.parameters()) == 1_872_157
     assert trained.expected["coco_sample"] == {"map": 0.337, "within": 0.01}
-    assert layers.find(trained.net) == (trained.layers, [])
+    assert geometry.find(trained.net) == (trained.layers, [])
     with torch.no_grad():
         assert trained.net(torch.zeros(1, 3, 640, 640)).shape == (1, 25200, 85)
 

@@ -14,15 +14,15 @@ from torch import nn
 from twin_networks import SHAPE, InPlaceBetweenLayers, OutOfPlaceBetweenLayers, images, twins
 
 import sq
-from sq.build import build
 from sq.calibration import generated
-from sq.evaluation import Evaluation
+from sq.config.instantiate import build
+from sq.evaluation.evaluate import Evaluation
 from sq.network.forward import forward
 from sq.quantizer import layerwise, qat
-from sq.samples import Images
 from sq.solver import rtn
-from sq.training import train
-from sq.types import Model
+from sq.training.train import train
+from sq.types.images import Images
+from sq.types.problem import Model
 
 ROUNDING = 384 * torch.finfo(torch.float32).eps  # of sums over 6 channels of 8 x 8 pixels
 RECIPE = {"epochs": 2, "batch": 4, "rate": 0.05, "momentum": 0.9, "decay": 0.0, "crop": None, "move": 0}
@@ -84,7 +84,7 @@ def test_networks_are_run_by_this_function_alone():
                     yield str(file.relative_to(ROOT))
 
     # The first trains the embedded network, the second is handed a function.
-    apart = {"sq/model/train_digits.py", "sq/oom.py", "sq/network/forward.py"}
+    apart = {"sq/model/train_digits.py", "sq/runtime/out_of_memory.py", "sq/network/forward.py"}
     assert {name for file in Path(ROOT, "sq").rglob("*.py") for name in calls(file)} == apart
 
 

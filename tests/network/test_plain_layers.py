@@ -20,8 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from sq import hooks, layers
-from sq.network import plain_layers
+from sq.network import geometry, hooks, plain_layers
 from sq.network.attention import Attention
 from sq.network.products import Redirected
 
@@ -92,9 +91,9 @@ PLAIN = {
     "padding apart": (lambda: Padded(4, 6, 3, padding=(0, 2)), IMAGE, nn.Conv2d),
     "no subclass": (Raw, IMAGE, nn.Conv2d),
     "StdConv2d": (lambda: StdConv2d(4, 6, 3, 2), IMAGE, nn.Conv2d),
-    "StdConv2dSame": (lambda: StdConv2dSame(4, 6, 3, 2), IMAGE, layers.Conv2dSame),
+    "StdConv2dSame": (lambda: StdConv2dSame(4, 6, 3, 2), IMAGE, geometry.Conv2dSame),
     "ScaledStdConv2d": (lambda: ScaledStdConv2d(4, 6, 3, groups=2), IMAGE, nn.Conv2d),
-    "ScaledStdConv2dSame": (lambda: ScaledStdConv2dSame(4, 6, 5, 2), IMAGE, layers.Conv2dSame),
+    "ScaledStdConv2dSame": (lambda: ScaledStdConv2dSame(4, 6, 5, 2), IMAGE, geometry.Conv2dSame),
     "weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(5, 3)), (5,), nn.Linear),
     "weight_norm, by a hook": (weight_normed, IMAGE, nn.Conv2d),
     "spectral_norm": (
@@ -116,10 +115,10 @@ def test_module_that_is_one_product_becomes_the_plain_layer(name):
     wanted = nn.Sequential(module).eval()
     net, result = rewritten(module, *shape)
     assert type(net[0]) is kind
-    assert layers.is_plain(net[0])
+    assert geometry.is_plain(net[0])
     assert len(result.done) == 1
     assert result.refused == []
-    (layer,), skipped = layers.find(net)
+    (layer,), skipped = geometry.find(net)
     assert skipped == []
     larger = (3, shape[0], *(n + 3 for n in shape[1:])) if len(shape) > 2 else (3, *shape)
     for size in ((2, *shape), larger):
@@ -127,9 +126,9 @@ def test_module_that_is_one_product_becomes_the_plain_layer(name):
         outputs = net(x)
         rounding = of_layers(wanted, x.dtype, passes=2)  # through weights that are computed, and with them
         assert_near(outputs, wanted(x), rounding)
-        flat = (layers.weight(layer.module) @ layers.inputs(layer.module, x)).flatten(0, 1)
+        flat = (geometry.weight(layer.module) @ geometry.inputs(layer.module, x)).flatten(0, 1)
         flat = flat + (0 if net[0].bias is None else net[0].bias.detach()[:, None])
-        own = layers.channels_second(net[0], outputs).transpose(0, 1).flatten(1)
+        own = geometry.channels_second(net[0], outputs).transpose(0, 1).flatten(1)
         assert_near(flat, own, rounding)
 
 
@@ -188,7 +187,7 @@ def test_module_that_computes_more_stays(make, shape):
     net, result = rewritten(module, *shape)
     assert net[0] is module
     assert result.done == []
-    assert layers.find(net)[0] == []
+    assert geometry.find(net)[0] == []
 
 
 def test_inputs_on_a_grid_do_not_hide_that_a_module_rounds_them():
@@ -280,7 +279,7 @@ def test_only_what_is_allowed_is_rewritten():
 def test_padding_that_depends_on_size_is_told_from_one_that_does_not():
     # On maps of 8 pixels both pad two pixels; on others they differ.
     net, _ = rewritten(StdConv2dSame(4, 6, 4, 2), 4, 8, 8)
-    assert type(net[0]) is layers.Conv2dSame
+    assert type(net[0]) is geometry.Conv2dSame
     net, _ = rewritten(StdConv2dSame(4, 6, 3, 1), 4, 8, 8)
     assert type(net[0]) is nn.Conv2d
     assert net[0].padding == (1, 1)
@@ -288,7 +287,7 @@ def test_padding_that_depends_on_size_is_told_from_one_that_does_not():
 
 @pytest.mark.parametrize(("size", "stride"), [((9, 8), 2), ((7, 10), 3), ((6, 6), 1)])
 def test_our_same_padding_is_timms(size, stride):
-    ours = layers.Conv2dSame(4, 6, 3, stride=stride, dilation=2)
+    ours = geometry.Conv2dSame(4, 6, 3, stride=stride, dilation=2)
     theirs = Conv2dSame(4, 6, 3, stride=stride, dilation=2)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 4, *size)
@@ -465,7 +464,7 @@ def test_families_of_timm(name, size):
         net, result = plain_layers.rewrite(net, x[:1])
         assert_near(net(x), wanted, of_layers(net, x.dtype))
     assert result.refused == []
-    assert layers.find(net)[1] == []
+    assert geometry.find(net)[1] == []
 
 
 def test_attention_becomes_ours():

@@ -6,9 +6,8 @@ from tolerances import assert_near, of_layers
 from torch import nn
 
 import sq
-from sq import layers
 from sq.errors import SqError
-from sq.network import reparameterize
+from sq.network import geometry, reparameterize
 
 
 class Branches(nn.Module):
@@ -59,9 +58,9 @@ def test_branches_become_one_layer(capsys):
     assert reparameterize.offers(net) == ["0", "1.0"]
     fused = reparameterize.apply(net, x, "off=true")
     assert_near(fused(x), wanted, of_layers(net, x.dtype))
-    assert [layer.name for layer in layers.find(fused)[0]] == ["0.left", "1.0", "1.1.fuse"]
+    assert [layer.name for layer in geometry.find(fused)[0]] == ["0.left", "1.0", "1.1.fuse"]
     assert torch.equal(net(x), wanted)
-    assert len(layers.find(net)[0]) == 5
+    assert len(geometry.find(net)[0]) == 5
     said = capsys.readouterr().err
     assert said == "reparameterized: 2 modules fused as Sequential offers it (0, 1.0); not with off=true\n"
 
@@ -87,8 +86,8 @@ def test_block_that_is_used_several_times_is_fused_once_everywhere(kind):
     torch.testing.assert_close(fused(x), wanted, rtol=1e-4, atol=1e-5)
     assert fused.first is fused.second
     assert fused.first is fused.inner[1]
-    assert len(layers.find(fused)[0]) == 1
-    assert len(layers.find(net)[0]) == 2
+    assert len(geometry.find(fused)[0]) == 1
+    assert len(geometry.find(net)[0]) == 2
     assert torch.equal(net(x), wanted)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 import sq
-from sq import onnx_model, onnx_session
+from sq.export import onnx_export, onnx_session
 from sq.network import plain_layers
 
 
@@ -198,5 +198,5 @@ def test_rewritten_networks_as_onnx(family):
         wanted = net(x)
         rewritten, result = plain_layers.rewrite(net, x[:1])
     assert result.done
-    session = onnx_session.Session(onnx_model.exported(rewritten, x).SerializeToString())
+    session = onnx_session.Session(onnx_export.exported(rewritten, x).SerializeToString())
     assert_near(torch.as_tensor(session(x)), wanted, of_layers(net, x.dtype))

@@ -15,10 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import sq
-from sq import fold, layers, repair, statistics, trace
+from sq.correction import layer_by_layer
 from sq.correction.bias import Bias
 from sq.errors import SqError
-from sq.types import Model
+from sq.hessian import layer_statistics
+from sq.network import batchnorm_folding, geometry, tracing
+from sq.types.problem import Model
 
 EXPERTS = 3
 
@@ -61,8 +63,8 @@ EMPTY = pytest.mark.parametrize("empty", [False, True])
 
 
 def settled(net, x):
-    found, skipped = layers.find(net)
-    return trace.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x)
+    found, skipped = geometry.find(net)
+    return tracing.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x)
 
 
 @EMPTY
@@ -96,7 +98,7 @@ def test_statistics_are_of_the_images_that_a_layer_sees(empty, size):
     net, x = Routed(empty).eval(), images()
     model = settled(net, x)
     batch = SimpleNamespace(x=x, ids=[str(i) for i in range(len(x))])
-    found = statistics.collect(model, batch, batch_size=size, positions=1.0, seed=0)
+    found = layer_statistics.collect(model, batch, batch_size=size, positions=1.0, seed=0)
     for number in range(EXPERTS):
         own = found.layers[f"experts.{number}.0"]
         with torch.no_grad():
@@ -165,7 +167,7 @@ def test_layers_that_get_other_images_once_quantized_are_left_alone(batch_size):
     one.register_forward_pre_hook(
         lambda module, args: (torch.where((args[0] == x[1]).all((1, 2, 3), True), moved[1], args[0]),)
     )
-    found = repair.repair(one, other, x, Bias, batch_size=batch_size)
+    found = layer_by_layer.repair(one, other, x, Bias, batch_size=batch_size)
     assert "experts.0.0" in found["left_alone"]
     assert found["error_after"] <= found["error_before"]
     assert torch.equal(one.experts[0][0].bias, other.experts[0][0].bias)
@@ -188,12 +190,12 @@ def test_batchnorms_of_all_experts_are_folded(empty):
     names = [f"experts.{number}.1" for number in range(EXPERTS)]
     with torch.no_grad():
         wanted = net(x)
-        found = fold.fold(net, x[:1], x)
+        found = batchnorm_folding.fold(net, x[:1], x)
         assert (found.folded, found.left) == (names, [])
         torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-5)
         reason = "no image reaches it" if empty else "called 0 times"
-        assert fold.fold(first, x[:1]).left == [f"{name} ({reason})" for name in names[1:]]
-        fold.again(plain, found.pairs)
+        assert batchnorm_folding.fold(first, x[:1]).left == [f"{name} ({reason})" for name in names[1:]]
+        batchnorm_folding.again(plain, found.pairs)
         assert torch.equal(plain(x), net(x))
     assert all(isinstance(own[1], nn.Identity) for own in (*net.experts, *plain.experts))
 
@@ -208,7 +210,7 @@ def test_folding_that_changes_what_an_expert_returns_is_refused_by_images_that_r
     net.experts[2] = Twice(*net.experts[2])
     before = {name: value.clone() for name, value in with_statistics(net).state_dict().items()}
     with pytest.raises(SqError, match=r"^folding experts\.2\.1 into experts\.2\.0 changes the outputs "):
-        fold.fold(net, x[:1], x)
+        batchnorm_folding.fold(net, x[:1], x)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -220,15 +222,15 @@ def test_layer_that_goes_without_its_batchnorm_for_some_images_is_left():
 
     net, x = with_statistics(Now(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), images()
     dark, bright = x[expert(x) == 0], x[expert(x) == 2]
-    found = fold.fold(net, dark, torch.cat([dark, bright]))
-    assert found == fold.Folded([], ["1 (0 does not feed it for all images)"])
+    found = batchnorm_folding.fold(net, dark, torch.cat([dark, bright]))
+    assert found == batchnorm_folding.Folded([], ["1 (0 does not feed it for all images)"])
 
 
 def test_pairs_that_are_none_are_not_folded():
     net = with_statistics(Routed(False))
     for pair in (("stem", "head"), ("experts.0.1", "experts.0.1")):
         with pytest.raises(ValueError, match="cannot be folded into"):
-            fold.again(net, [fold.Pair(*pair)])
+            batchnorm_folding.again(net, [batchnorm_folding.Pair(*pair)])
 
 
 HEAD = """

@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import sq
-from sq import layers, trace
-from sq.network import coverage, plain_layers
-from sq.types import Model
+from sq.network import coverage, geometry, plain_layers, tracing
+from sq.types.problem import Model
 
 
 class Odd(nn.Module):
@@ -72,9 +71,9 @@ REASONS = {
 
 
 def settled(net, x):
-    found, skipped = layers.find(net)
+    found, skipped = geometry.find(net)
     model = plain_layers.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x)
-    return trace.settle(model, x)
+    return tracing.settle(model, x)
 
 
 def test_every_tensor_is_quantized_or_listed_with_its_reason():

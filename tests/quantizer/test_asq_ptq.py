@@ -8,12 +8,12 @@ from cli_helpers import compose
 from learned_problems import problem, quantizer, residual
 from torch import nn
 
-from sq import activations
-from sq.adaptive import Adapter, AdaptiveGrid
-from sq.build import build
+from sq.activation import insertion
+from sq.config.instantiate import build
 from sq.errors import SqError
-from sq.student import Student
-from sq.summary import summarise
+from sq.evaluation.summarize import summarise
+from sq.learning.adaptive_step import Adapter, AdaptiveGrid
+from sq.learning.student import Student
 
 
 def uneven(given):
@@ -73,7 +73,7 @@ def test_blocks_and_layers_take_adapters_too():
 
 def adapters(net):
     """Return the adapter of each layer's input, of the hooks that quantize it."""
-    return {name: grid.adapter for name, grid in activations.attached(net).items() if isinstance(grid, AdaptiveGrid)}
+    return {name: grid.adapter for name, grid in insertion.attached(net).items() if isinstance(grid, AdaptiveGrid)}
 
 
 def test_channels_of_linear_layers_are_on_the_last_axis():

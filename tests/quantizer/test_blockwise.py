@@ -7,7 +7,7 @@ from learned_problems import problem, quantizer, residual
 from sensitivity_problems import images, labels, tricky
 from sensitivity_problems import problem as tricky_problem
 
-from sq.build import build
+from sq.config.instantiate import build
 from sq.errors import SqError
 from sq.quantizer import blockwise
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from sq import layers
 from sq.errors import SqError
+from sq.network import geometry
 from sq.quantizer import checks, layerwise
-from sq.samples import Calibration
 from sq.solver import obq, rtn
-from sq.types import LayerStatistics, Model, Problem, Statistics
+from sq.types.images import Calibration
+from sq.types.problem import LayerStatistics, Model, Problem, Statistics
 
 NET = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 3, bias=False))
 
@@ -25,7 +25,7 @@ class Counter:
 
 
 def problem(fit, change=lambda H: H):
-    found, _ = layers.find(NET)
+    found, _ = geometry.find(NET)
     hessians = [torch.eye(layer.inputs, dtype=torch.float64).unsqueeze(0) for layer in found]
     hessians[1] = change(hessians[1])
     statistics = Statistics({layer.name: LayerStatistics(H, 1) for layer, H in zip(found, hessians, strict=True)}, 1)
@@ -94,7 +94,7 @@ def test_layers_too_large_for_the_solver_are_all_named_before_anything_is_solved
 
 def test_what_obq_takes_is_said_first(capsys):
     conv = nn.Conv2d(64, 64, 3)
-    found, _ = layers.find(nn.Sequential(conv))
+    found, _ = geometry.find(nn.Sequential(conv))
     checks.announce(found, partial(obq.solve, outliers=True, memory_gib=1.0, block=32))
     said = " ".join(capsys.readouterr().err.split())
     assert "obq: 8.15 GFLOP, " in said  # 64 rows of 2/3 576^3

@@ -7,12 +7,13 @@ import torch
 from tolerances import assert_within, relative, unit
 from torch import nn
 
-from sq import layers, statistics
 from sq.errors import SqError
+from sq.hessian import layer_statistics
+from sq.network import geometry
 from sq.quantizer import layerwise
-from sq.samples import Calibration
 from sq.solver import gptq, obq, rtn
-from sq.types import LayerStatistics, Model, Problem, Statistics
+from sq.types.images import Calibration
+from sq.types.problem import LayerStatistics, Model, Problem, Statistics
 
 
 def natural(W, H, grid):
@@ -20,12 +21,12 @@ def natural(W, H, grid):
 
 
 def problem(fit, net, hessians=None, bits=3):
-    found, _ = layers.find(net)
+    found, _ = geometry.find(net)
     model = Model(net.eval(), found, (2, 6, 6), "", None)
     x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     batch = Calibration(x, torch.zeros(8).long(), [str(i) for i in range(8)])
     if hessians is None:
-        measured = statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
+        measured = layer_statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
     else:
         measured = Statistics({name: LayerStatistics(H, 1) for name, H in hessians.items()}, 8)
     return Problem(model, batch, measured, fit, {layer.name: bits for layer in found})
@@ -54,12 +55,12 @@ def test_network_holds_what_the_codes_decode_to(fit, conv_net, solve):
     assert list(done.layers) == ["0", "3", "5"]
     after = done.net.state_dict()
     for name, layer in done.layers.items():
-        W = layers.weight(done.net.get_submodule(name))
+        W = geometry.weight(done.net.get_submodule(name))
         assert torch.equal(W, layer.grid.decode(layer.codes))
         H = layerwise.damped(given.statistics.layers[name].hessian, 0.01).float()
-        own = layers.weight(conv_net.get_submodule(name))
+        own = geometry.weight(conv_net.get_submodule(name))
         assert torch.equal(layer.codes, solve(own, H, fit(own, 3)))
-        error = statistics.relative_error(own, W, given.statistics.layers[name].hessian)
+        error = layer_statistics.relative_error(own, W, given.statistics.layers[name].hessian)
         assert layer.report["relative_error"] == pytest.approx(error)
         assert (layer.report["damp_used"], layer.report["damp_retries"], layer.report["dead_inputs"]) == (0.01, 0, 0)
     untouched = [name for name in before if name not in ("0.weight", "3.weight", "5.weight")]
@@ -166,7 +167,7 @@ def test_damped_by_hand():
 def test_layer_without_any_live_input_is_rounded_to_nearest(fit, linear):
     given = problem(fit, linear, {"0": torch.zeros(1, 6, 6, dtype=torch.float64)})
     layer = layerwise.quantize(given, solve=natural, damp=0.01).layers["0"]
-    W = layers.weight(linear[0])
+    W = geometry.weight(linear[0])
     assert torch.equal(layer.codes, layer.grid.encode(W))
     assert layer.report["dead_inputs"] == 6
     assert layer.report["relative_error"] == 0
@@ -174,7 +175,7 @@ def test_layer_without_any_live_input_is_rounded_to_nearest(fit, linear):
 
 def test_results_repeat_on_the_embedded_network(fit, digits_train, resnet):
     batch = Calibration(digits_train.x[:64], digits_train.y[:64], digits_train.ids[:64])
-    measured = statistics.collect(resnet, batch, batch_size=64, positions=1.0, seed=0)
+    measured = layer_statistics.collect(resnet, batch, batch_size=64, positions=1.0, seed=0)
     given = Problem(resnet, batch, measured, fit, {layer.name: 3 for layer in resnet.layers})
     first, again = (layerwise.quantize(given, solve=natural, damp=0.01) for _ in range(2))
     nearest = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
@@ -186,7 +187,7 @@ def test_results_repeat_on_the_embedded_network(fit, digits_train, resnet):
 @pytest.mark.parametrize("solve", [natural, partial(obq.solve, outliers=True, memory_gib=1.0, block=8)])
 def test_codes_do_not_depend_on_how_many_layers_are_solved_at_a_time(fit, digits_train, resnet, solve):
     batch = Calibration(digits_train.x[:32], digits_train.y[:32], digits_train.ids[:32])
-    measured = statistics.collect(resnet, batch, batch_size=32, positions=1.0, seed=0)
+    measured = layer_statistics.collect(resnet, batch, batch_size=32, positions=1.0, seed=0)
     narrow = [layer for layer in resnet.layers if layer.inputs < 100]
     net = replace(resnet, layers=narrow)
     given = Problem(net, batch, measured, fit, {layer.name: 3 for layer in narrow})

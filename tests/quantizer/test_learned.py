@@ -11,12 +11,13 @@ from sensitivity_problems import images, labels, tricky
 from sensitivity_problems import problem as tricky_problem
 from torch import nn
 
-from sq import descent, layers
-from sq.build import build
+from sq.config.instantiate import build
 from sq.errors import SqError
-from sq.kept import Kept
+from sq.learning import optimizer_step
+from sq.learning.student import Student
+from sq.learning.target_cache import Kept
+from sq.network import geometry
 from sq.quantizer import eptq
-from sq.student import Student
 
 METHODS = ["eptq", "adaround", "brecq", "qdrop"]
 AT_ONCE = ["eptq", "asq_ptq"]  # all layers
@@ -52,7 +53,7 @@ def test_levels_without_steps_stay_and_with_steps_are_learned(kind):
         assert ((layer.codes - before.codes).abs() <= 1).all()  # to a neighbouring level
         assert ((layer.codes >= 0) & (layer.codes < layer.grid.levels)).all()
         assert torch.equal(layer.grid.table, before.grid.table)
-        assert torch.equal(layers.weight(done.net.get_submodule(name)), layer.grid.decode(layer.codes))
+        assert torch.equal(geometry.weight(done.net.get_submodule(name)), layer.grid.decode(layer.codes))
         assert layer.report["scale_moved"] > 0
 
 
@@ -64,7 +65,7 @@ def test_network_holds_what_the_codes_decode_to(name):
     done = quantizer(name, "learn.rates={rounding: 0.1, bias: 0.01, scale: 0.01, input: 0.01}")(given)
     assert all(torch.equal(before[own], t) for own, t in net.state_dict().items())
     for own, layer in done.layers.items():
-        assert torch.equal(layers.weight(done.net.get_submodule(own)), layer.grid.decode(layer.codes))
+        assert torch.equal(geometry.weight(done.net.get_submodule(own)), layer.grid.decode(layer.codes))
         assert ((layer.codes >= 0) & (layer.codes < layer.grid.levels)).all()
         assert layer.report["scale_moved"] > 0
         assert layer.report["bias_moved"] > 0
@@ -100,7 +101,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     net = residual()
     never = quantizer(name)(problem(net, activation_bits=4))
     given = problem(net, activation_bits=4, scratch=str(tmp_path))
-    steps, step = [], descent.Descent.step
+    steps, step = [], optimizer_step.Descent.step
 
     def stopping(self, number, *rest):
         steps.append((self.part.name, number))
@@ -108,7 +109,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
             raise _Stop
         return step(self, number, *rest)
 
-    monkeypatch.setattr(descent.Descent, "step", stopping)
+    monkeypatch.setattr(optimizer_step.Descent, "step", stopping)
     with pytest.raises(_Stop):
         quantizer(name)(given)
     left = list((tmp_path / "unfinished").iterdir())
@@ -116,7 +117,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     resumed = steps[-1]
     steps.clear()
     monkeypatch.setattr(
-        descent.Descent,
+        optimizer_step.Descent,
         "step",
         lambda self, number, *rest: (steps.append((self.part.name, number)), step(self, number, *rest))[1],
     )
@@ -131,15 +132,15 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
 
 def test_state_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
     given = problem(residual(), scratch=str(tmp_path))
-    step = descent.Descent.step
+    step = optimizer_step.Descent.step
     monkeypatch.setattr(
-        descent.Descent,
+        optimizer_step.Descent,
         "step",
         lambda self, number, *rest: (_ for _ in ()).throw(_Stop()) if number == 8 else step(self, number, *rest),
     )
     with pytest.raises(_Stop):
         quantizer("eptq")(given)
-    monkeypatch.setattr(descent.Descent, "step", step)
+    monkeypatch.setattr(optimizer_step.Descent, "step", step)
     done = quantizer("eptq", "learn.weight=0.02")(given)
     same(done, quantizer("eptq", "learn.weight=0.02")(problem(residual())))
     assert len(list((tmp_path / "unfinished").iterdir())) == 1

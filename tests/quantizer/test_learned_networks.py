@@ -5,8 +5,8 @@ import torch
 from cli_helpers import compose
 from learned_problems import problem_of, quantizer
 
-from sq import fold
-from sq.build import build
+from sq.config.instantiate import build
+from sq.network import batchnorm_folding
 
 SIDE = 64  # of images: enough for every stride
 
@@ -15,7 +15,7 @@ def settled(name, folded):
     model = build(compose(f"model={name}")[0]["model"], "model")()
     x = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     if folded:
-        fold.fold(model.net, x[:1])
+        batchnorm_folding.fold(model.net, x[:1])
     return problem_of(model, x, bits=4, activation_bits=8)
 
 

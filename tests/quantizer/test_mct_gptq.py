@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sq import fold, layers, statistics, trace
 from sq.errors import SqError
+from sq.grid.uniform_grid import per_tensor
+from sq.hessian import layer_statistics
 from sq.model import digits_resnet
+from sq.network import batchnorm_folding, geometry, tracing
 from sq.quantizer import mct_gptq
-from sq.samples import Calibration
-from sq.types import Inputs, Problem
-from sq.uniform import per_tensor
+from sq.types.images import Calibration
+from sq.types.problem import Inputs, Problem
 
 KNOBS = {"iterations": 2, "batch": 8, "draws": 2, "seed": 0}
 
@@ -22,9 +23,9 @@ KNOBS = {"iterations": 2, "batch": 8, "draws": 2, "seed": 0}
 def problem(digits_train, fit):
     model = digits_resnet.load(weights=None, expected=None)
     batch = Calibration(digits_train.x[:16], digits_train.y[:16], digits_train.ids[:16])
-    fold.fold(model.net, batch.x[:1])
-    model = trace.settle(model, batch.x[:1])
-    found = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
+    batchnorm_folding.fold(model.net, batch.x[:1])
+    model = tracing.settle(model, batch.x[:1])
+    found = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     names = [layer.name for layer in model.layers]
     inputs = Inputs(dict.fromkeys(names, 8), lambda name, bits: per_tensor(0.0, 1.0, bits, False))
     return Problem(model, batch, found, fit, dict.fromkeys(names, 4), inputs=inputs)
@@ -64,7 +65,7 @@ def test_batchnorm_has_to_be_folded(problem, anything, resnet):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("iterations", [0, 2])
 def test_codes_are_of_the_network_that_is_measured(problem, iterations):
-    before = {layer.name: layers.weight(layer.module).clone() for layer in problem.model.layers}
+    before = {layer.name: geometry.weight(layer.module).clone() for layer in problem.model.layers}
     made = mct_gptq.quantize(problem, **KNOBS | {"iterations": iterations})
     assert made.report["steps"] == iterations
     assert made.net(problem.batch.x).shape == (16, 10)
@@ -74,4 +75,4 @@ def test_codes_are_of_the_network_that_is_measured(problem, iterations):
         assert own.codes.min() >= 0
         assert own.codes.max() <= 15
         assert own.report["relative_error"] < 0.5
-        assert torch.equal(layers.weight(layer.module), before[layer.name])
+        assert torch.equal(geometry.weight(layer.module), before[layer.name])

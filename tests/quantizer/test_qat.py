@@ -11,14 +11,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from sq import activations, training
-from sq.adaptive import AdaptiveGrid
+from sq.activation import insertion
 from sq.errors import SqError
+from sq.learning.adaptive_step import AdaptiveGrid
 from sq.quantizer import qat
-from sq.resume import Resume
-from sq.samples import Images
-from sq.trainee import Trainee
-from sq.training import Kept, Wanted, train
+from sq.storage.resume import Resume
+from sq.training import train as training
+from sq.training.quantized_network import Trainee
+from sq.training.train import Kept, Wanted, train
+from sq.types.images import Images
 
 RECIPE = {
     "epochs": 2,
@@ -67,13 +68,14 @@ def quantize(what, adaptive=False, images=None, seed=0, **recipe):
 
 def nearest(what):
     """The network with each weight and input at the grid value nearest to it, by hand."""
-    from sq import activations, layers
+    from sq.activation import insertion
+    from sq.network import geometry
 
     net = network()
     for layer in what.model.layers:
-        W = layers.weight(layer.module)
-        layers.set_weight(net.get_submodule(layer.name), what.grid(layer.name, W, what.bits[layer.name]).nearest(W))
-    activations.attach(net, what.activations)
+        W = geometry.weight(layer.module)
+        geometry.set_weight(net.get_submodule(layer.name), what.grid(layer.name, W, what.bits[layer.name]).nearest(W))
+    insertion.attach(net, what.activations)
     return net
 
 
@@ -229,7 +231,7 @@ def test_bad_input_is_one_line(what, recipe, message):
 def test_scales_stay_above_zero_whatever_the_rate(adaptive, kind, capsys):
     made = quantize(replace(given(bits=3), fit=grids.fit(kind)), adaptive, epochs=3, rate=2.0)
     assert all(bool((layer.grid.scale > 0).all()) for layer in made.layers.values())
-    fed = activations.attached(made.net)
+    fed = insertion.attached(made.net)
     assert len(fed) == 3
     assert all(float(grid.scale) > 0 for grid in fed.values())
     assert "ended at 0.001 of the first, the least allowed" in capsys.readouterr().err

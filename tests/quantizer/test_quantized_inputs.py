@@ -5,10 +5,11 @@ import torch
 from cli_helpers import compose
 from torch import nn
 
-from sq import statistics, trace
-from sq.build import build
 from sq.calibration import subset
-from sq.types import Problem
+from sq.config.instantiate import build
+from sq.hessian import layer_statistics
+from sq.network import tracing
+from sq.types.problem import Problem
 
 
 def outputs_of(net, name, x):
@@ -27,8 +28,8 @@ def test_errors_reported_are_those_of_the_layers_in_the_quantized_network(digits
     quantize, fit = build(config["quantizer"], "quantizer"), build(config["grid"], "grid")
     before = {name: t.clone() for name, t in resnet.net.state_dict().items()}
     batch = subset.draw(resnet, digits, images=48, seed=0, inputs="quantized")
-    model = trace.settle(resnet, batch.x[:1])
-    found = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
+    model = tracing.settle(resnet, batch.x[:1])
+    found = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     made = quantize(Problem(model, batch, found, fit, {layer.name: 3 for layer in model.layers}))
     for name, layer in made.layers.items():
         wanted, got = (outputs_of(net, name, batch.x) for net in (resnet.net, made.net))
@@ -43,8 +44,8 @@ def test_quantized_inputs_lower_the_error_of_the_network(digits, resnet):
     made = {}
     for inputs in ("reference", "quantized"):
         batch = subset.draw(resnet, digits, images=128, seed=0, inputs=inputs)
-        model = trace.settle(resnet, batch.x[:1])
-        found = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
+        model = tracing.settle(resnet, batch.x[:1])
+        found = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
         problem = Problem(model, batch, found, fit, {layer.name: 3 for layer in model.layers})
         made[inputs] = quantize(problem)
     test = subset.draw(resnet, digits, images=512, seed=9, inputs="reference").x

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from report_pages import NASTY, copied, with_failures
 
-from sq import record
+from sq.records import record
 from sq.report import __main__ as report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

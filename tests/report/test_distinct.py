@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sq.config import leaves
+from sq.config.schema import leaves
 from sq.report.distinct import ABSENT, columns, distinct
 
 leaf = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.0, 1.0, 2.5]) | st.sampled_from(["a", "b"])

@@ -1,6 +1,6 @@
 from report_pages import copied
 
-from sq import experiments
+from sq.records import experiments
 from sq.report import __main__ as report
 from sq.report import experiment
 

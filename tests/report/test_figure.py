@@ -7,7 +7,7 @@ from matplotlib.container import ErrorbarContainer
 from report_pages import RESULTS
 from test_table import record
 
-from sq import record as records
+from sq.records import record as records
 from sq.report import figure, style, table
 
 

@@ -6,7 +6,7 @@ import pandas
 import pytest
 from report_pages import RESULTS, copied
 
-from sq import record
+from sq.records import record
 from sq.report import latex, table
 from sq.report.__main__ import build
 

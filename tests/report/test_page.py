@@ -6,9 +6,9 @@ import re
 import pytest
 from report_pages import NASTY, RESULTS, Page, at, built, copied, with_failures
 
-from sq import record
-from sq.config import leaves
+from sq.config.schema import leaves
 from sq.errors import SqError
+from sq.records import record
 from sq.report import __main__ as report
 from sq.report import index, page_data
 from sq.report.slim import Slim

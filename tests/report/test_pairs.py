@@ -2,7 +2,7 @@ import pytest
 import torch
 from test_table import record
 
-from sq import paired
+from sq.evaluation import paired_tests
 from sq.report import pairs, table
 
 IMAGES = 40
@@ -11,7 +11,7 @@ IMAGES = 40
 def answered(quantizer, right, seed=0, ids="i", **config):
     made = record(quantizer, seed=seed, top1=100 * right / IMAGES, **config)
     made["key"] += ids + str(config)
-    answers = paired.packed(torch.arange(IMAGES) < right)
+    answers = paired_tests.packed(torch.arange(IMAGES) < right)
     return made | {"evaluation": {"images": IMAGES, "ids": ids, "right": answers}}
 
 
@@ -22,8 +22,8 @@ def shown(records):
 
 def test_the_better_stands_first_with_the_interval_of_the_difference():
     (line,) = shown([answered("rtn", 20), answered("obq", 36)])
-    gain, low, high = paired.gain(
-        [paired.packed(torch.arange(IMAGES) < 36)], [paired.packed(torch.arange(IMAGES) < 20)], IMAGES
+    gain, low, high = paired_tests.gain(
+        [paired_tests.packed(torch.arange(IMAGES) < 36)], [paired_tests.packed(torch.arange(IMAGES) < 20)], IMAGES
     )
     assert gain == pytest.approx(0.4)
     assert (line["method"], line["over"], line["gain"], line["seeds"]) == ("obq", "rtn", "40.00", "1")

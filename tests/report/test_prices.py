@@ -6,7 +6,7 @@ import pytest
 from report_pages import RESULTS
 from test_table import record
 
-from sq import record as records
+from sq.records import record as records
 from sq.report import figure, prices, style
 from sq.report.slim import Slim
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sq import record
 from sq.errors import SqError
+from sq.records import record
 from sq.report import __main__ as report
 
 ROOT = Path(__file__).parents[2]

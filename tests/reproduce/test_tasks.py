@@ -3,10 +3,11 @@ import json
 import pytest
 from cli_helpers import as_it_was
 
-from sq import experiments, record, status
 from sq.bench import settings
 from sq.errors import SqError
+from sq.records import experiments, record
 from sq.reproduce import tasks
+from sq.runs import status
 
 SWEEP = """\
 # Question  Is it?

@@ -10,9 +10,9 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from sq import points
 from sq.errors import SqError
 from sq.runs import loader as own
+from sq.runs.sweep import expand
 
 
 def load(*words, mode=RunMode.MULTIRUN, **more):
@@ -44,7 +44,7 @@ def test_what_hydra_composes_is_as_hydra_composes_it():
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         wanted = GlobalHydra.instance().config_loader().load_configuration("config", words, RunMode.MULTIRUN)
     assert load(*words) == wanted
-    assert points.resolve(load(*words, mode=RunMode.RUN)) == points.resolve(wanted)
+    assert expand.resolve(load(*words, mode=RunMode.RUN)) == expand.resolve(wanted)
 
 
 def test_a_setting_of_a_single_run_is_not_left_out():

@@ -8,11 +8,12 @@ import torch
 from cli_helpers import CONF, compose
 from sensitivity_problems import images, labels, problem, tricky
 
-from sq import layers, statistics, trace
-from sq.build import build
+from sq.config.instantiate import build
 from sq.errors import SqError
-from sq.samples import Calibration, Objects
-from sq.types import Model, Problem
+from sq.hessian import layer_statistics
+from sq.network import geometry, tracing
+from sq.types.images import Calibration, Objects
+from sq.types.problem import Model, Problem
 
 EVERY = sorted(file.stem for file in (CONF / "sensitivity").glob("*.yaml"))
 OF_WEIGHTS = {"weight_mse", "mask_kl"}
@@ -119,11 +120,11 @@ def test_inputs_in_full_precision_have_no_price(name):
 
 @pytest.fixture(scope="module")
 def digits_problem(resnet, digits_train, fit):
-    found, _ = layers.find(resnet.net)
+    found, _ = geometry.find(resnet.net)
     some = slice(0, 32)
     batch = Calibration(digits_train.x[some], digits_train.y[some], digits_train.ids[some])
-    model = trace.settle(replace(resnet, layers=found), batch.x[:1])
-    return Problem(model, batch, statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0), fit)
+    model = tracing.settle(replace(resnet, layers=found), batch.x[:1])
+    return Problem(model, batch, layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0), fit)
 
 
 @pytest.mark.one_arithmetic("the order of whole networks: costs of layers are compared with oracles")

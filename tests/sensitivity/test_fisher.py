@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sq.network.rounding_sites import Sites, weight
 from sq.sensitivity import fisher
-from sq.sites import Sites, weight
 
 
 def test_cost_is_that_of_a_loop_over_images(tricky_problem):
@@ -25,7 +25,7 @@ def test_cost_is_that_of_a_loop_over_images(tricky_problem):
 
 def test_size_of_what_goes_together_changes_nothing(tricky_problem, monkeypatch):
     once = fisher.score(tricky_problem, bits=[2], input_bits=[2], images=6)
-    monkeypatch.setattr("sq.squares.GRADIENTS", 1)
+    monkeypatch.setattr("sq.network.per_sample_gradients.GRADIENTS", 1)
     again = fisher.score(tricky_problem, bits=[2], input_bits=[2], images=6)
     for name, row in once.weights.items():
         assert again.weights[name][2] == pytest.approx(row[2], rel=1e-4)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sq.network.rounding_sites import Sites
 from sq.sensitivity import grad_l1
-from sq.sites import Sites
 
 
 def test_cost_is_half_a_step_times_the_l1_norm(tricky_problem):

@@ -9,10 +9,10 @@ from sensitivity_problems import problem
 from torch import nn
 from torch.nn import functional as F
 
-from sq import activations
+from sq.activation import insertion
 from sq.errors import SqError
+from sq.network.rounding_sites import Sites, all_rounded, lent, weight
 from sq.sensitivity import interaction
-from sq.sites import Sites, all_rounded, lent, weight
 
 SCORE = partial(interaction.score, images=100, temperature=4, linear=True)
 
@@ -36,9 +36,9 @@ def rounded(own, sites, bits):
         with lent(own.model, given):
             yield
     else:
-        activations.attach(own.model.net, {s.name: sites.grid(s, bits[s.name]) for s in sites.layers if bits[s.name]})
+        insertion.attach(own.model.net, {s.name: sites.grid(s, bits[s.name]) for s in sites.layers if bits[s.name]})
         yield
-        activations.detach(own.model.net)
+        insertion.detach(own.model.net)
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import torch
 from sensitivity_problems import problem
 from torch import nn
 
-from sq import oom
+from sq.network.rounding_sites import Sites, weight
+from sq.runtime import out_of_memory
 from sq.sensitivity import label_free
-from sq.sites import Sites, weight
 
 KNOBS = {"bits": [2, 3], "images": 100, "together": 4, "tolerance": 1e-9, "seed": 0}
 
@@ -51,7 +51,7 @@ def test_it_stops_when_the_error_is_small_and_seeds_differ(tricky_problem):
 
 @pytest.mark.parametrize("kind", ["weights", "inputs"])
 def test_where_memory_does_not_suffice_fewer_images_go_together(tricky_problem, monkeypatch, kind):
-    monkeypatch.setattr(oom, "halved", {})
+    monkeypatch.setattr(out_of_memory, "halved", {})
 
     def most(module, args):
         if len(args[0]) > 2:
@@ -61,6 +61,6 @@ def test_where_memory_does_not_suffice_fewer_images_go_together(tricky_problem, 
     widths = {"bits": [2, 3], "input_bits": [3]} if kind == "inputs" else {"bits": [2, 3], "input_bits": []}
     cost = label_free.score(tricky_problem, draws=2, **KNOBS | widths)
     hook.remove()
-    assert oom.halved == {"sensitivity": 2}
+    assert out_of_memory.halved == {"sensitivity": 2}
     cost.check()
     assert all(row[2] > 0 for row in cost.weights.values())

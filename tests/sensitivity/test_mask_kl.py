@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sq import layers
 from sq.errors import SqError
+from sq.network import geometry
 from sq.sensitivity import mask_kl
 
 
@@ -10,7 +10,7 @@ def test_cost_is_the_divergence_with_what_rounds_to_zero_zero(tricky_problem):
     own, net = tricky_problem, tricky_problem.model.net
     cost = mask_kl.score(own, bits=[2, 8], input_bits=[], images=6)
     layer = net.blocks[0].first
-    W = layers.weight(layer)
+    W = geometry.weight(layer)
     gone = (own.fit(W, 2).nearest(W) == 0).view_as(layer.weight)
     assert 0.1 < float(gone.float().mean()) < 0.9
     with torch.no_grad():

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from sq.errors import SqError
+from sq.network.rounding_sites import weight
 from sq.sensitivity import kl, measured
-from sq.sites import weight
 
 
 def test_cost_is_the_loss_of_the_rounded_network_less_that_of_full_precision(tricky_problem):

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sq.grid.uniform_grid import UniformGrid
+from sq.network.rounding_sites import Sites, lent, weight
 from sq.sensitivity import noise
-from sq.sites import Sites, lent, weight
-from sq.uniform import UniformGrid
 
 KNOBS = {"images": 6, "bins": 64, "tolerance": 1e-9, "seed": 0}
 

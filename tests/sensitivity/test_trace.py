@@ -4,8 +4,8 @@ from sensitivity_problems import images, labels, problem, tricky
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from sq.network.rounding_sites import Sites, weight
 from sq.sensitivity import trace
-from sq.sites import Sites, weight
 
 KNOBS = {"images": 100, "together": 2, "tolerance": 1e-9, "seed": 0}
 

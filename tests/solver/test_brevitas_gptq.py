@@ -9,9 +9,9 @@ import torch
 
 from sq.errors import SqError
 from sq.grid import uniform
+from sq.hessian.layer_statistics import relative_error
 from sq.quantizer import layerwise
 from sq.solver import brevitas_gptq, gptq
-from sq.statistics import relative_error
 
 needs_brevitas = pytest.mark.skipif(importlib.util.find_spec("brevitas") is None, reason="needs brevitas")
 

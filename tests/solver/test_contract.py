@@ -6,13 +6,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from sq import layers
-from sq.build import build
+from sq.config.instantiate import build
+from sq.hessian.layer_statistics import loss
+from sq.network import geometry
 from sq.quantizer import layerwise
-from sq.samples import Calibration
 from sq.solver import rtn
-from sq.statistics import loss
-from sq.types import LayerStatistics, Model, Problem, Statistics, solution
+from sq.types.images import Calibration
+from sq.types.problem import LayerStatistics, Model, Problem, Statistics, solution
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "quantizer"
 PARTS = {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted(CONF.glob("*.yaml"))}
@@ -153,8 +153,8 @@ def test_not_positive_definite_is_an_error(name, solve, fit, correlated, broken)
 
 def quantized(solve, W, H, grid):
     net = nn.Linear(W.shape[2], W.shape[1], bias=False).double()
-    layers.set_weight(net, W)
-    model = Model(net, [layers.find(nn.Sequential(net))[0][0]], (1,), "", None)
+    geometry.set_weight(net, W)
+    model = Model(net, [geometry.find(nn.Sequential(net))[0][0]], (1,), "", None)
     model = Model(nn.Sequential(net), model.layers, (1,), "", None)
     statistics = Statistics({"0": LayerStatistics(H, 1)}, 1)
     problem = Problem(

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sq import greedy
 from sq.errors import SqError
-from sq.solver import obq, textbook_obq
-from sq.types import Layer
+from sq.solver import greedy_elimination, obq, textbook_obq
+from sq.types.problem import Layer
 
 # half a step, and the tolerance below which a rounding error is not called an outlier
 BEYOND = 1 + 1e-5
@@ -62,7 +61,7 @@ def recorded(W, H, grid, outliers):
     rows = grid.map(lambda t: t.transpose(0, 1).contiguous())
     limit = rows.half_step().squeeze(2) * BEYOND if outliers else None
     inverse = torch.linalg.inv(H).expand(O, I, I)
-    greedy.eliminate(W.transpose(0, 1), inverse, rows, partial(watch, limit=limit), block=I)
+    greedy_elimination.eliminate(W.transpose(0, 1), inverse, rows, partial(watch, limit=limit), block=I)
     return torch.stack(order, 1)
 
 

@@ -5,13 +5,14 @@ import torch
 from cli_helpers import compose
 from omegaconf import OmegaConf
 
-from sq import layers, statistics
-from sq.build import build
 from sq.calibration import subset
+from sq.config.instantiate import build
+from sq.hessian import layer_statistics
+from sq.hessian.layer_statistics import relative_error
+from sq.network import geometry
 from sq.quantizer.layerwise import damped
 from sq.solver import obq, textbook_obq
-from sq.statistics import relative_error
-from sq.types import solution
+from sq.types.problem import solution
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,9 @@ def problems(cifar10):
     # (W, damped H, H) of every layer
     model = build(compose("model=resnet20")[0]["model"], "model")()
     batch = subset.draw(model, cifar10, images=300, seed=0, inputs="reference")
-    found = statistics.collect(model, batch, batch_size=100, positions=1.0, seed=0)
+    found = layer_statistics.collect(model, batch, batch_size=100, positions=1.0, seed=0)
     hessians = [found.layers[layer.name].hessian for layer in model.layers]
-    weights = [layers.weight(layer.module) for layer in model.layers]
+    weights = [geometry.weight(layer.module) for layer in model.layers]
     return [(W, damped(H, 0.01).float(), H) for W, H in zip(weights, hessians, strict=True)]
 
 

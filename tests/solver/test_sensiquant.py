@@ -5,10 +5,9 @@ import pytest
 import torch
 from tolerances import assert_near, of_solve, relative
 
-from sq import elimination, greedy
 from sq.grid.uniform import UniformGrid
-from sq.solver import obq, sensiquant
-from sq.statistics import loss
+from sq.hessian.layer_statistics import loss
+from sq.solver import column_elimination, greedy_elimination, obq, sensiquant
 
 BASE = dict(
     order="static", direction="descending", score="saliency", aggregate="sum", rankings=None, clusters=4, block=64
@@ -49,7 +48,7 @@ def test_equation_3_equals_permuted_cholesky(fit, correlated, I):
     levels = values(grid, 2, 6)
     error = (W - grid.nearest(W)).square().sum(1)
     order = (error / torch.linalg.inv(H).diagonal(dim1=-2, dim2=-1)).argsort(-1, descending=True)
-    swept = grid.encode(elimination.sweep(W, H, grid, order, block=16)[0])
+    swept = grid.encode(column_elimination.sweep(W, H, grid, order, block=16)[0])
     assert torch.equal(swept, solve(W, H, grid))
     for g in range(2):
         assert (swept[g].numpy() == shared_update(W[g].numpy(), H[g].numpy(), levels[g], order[g].tolist())).all()
@@ -76,8 +75,8 @@ def test_one_row_in_the_order_of_obq_is_obq(fit, correlated):
             return order[-1]
 
         pick = functools.partial(watch, limit=grid.half_step().squeeze(2) * (1 + 1e-5))
-        greedy.eliminate(W, torch.linalg.inv(H), grid, pick, block=20)
-        swept, _ = elimination.sweep(W, H, grid, torch.stack(order, 1), block=8)
+        greedy_elimination.eliminate(W, torch.linalg.inv(H), grid, pick, block=20)
+        swept, _ = column_elimination.sweep(W, H, grid, torch.stack(order, 1), block=8)
         assert torch.equal(grid.encode(swept), obq.solve(W, H, grid, outliers=True, memory_gib=1.0, block=7))
 
 
@@ -123,7 +122,7 @@ def test_activation_score_is_act_order(fit, correlated):
     W, H = correlated(7, 2, 6, 30)
     grid = fit(W, 3)
     order = H.diagonal(dim1=-2, dim2=-1).argsort(-1, descending=True)
-    swept, _ = elimination.sweep(W, H, grid, order, block=64)
+    swept, _ = column_elimination.sweep(W, H, grid, order, block=64)
     assert torch.equal(solve(W, H, grid, score="activation"), grid.encode(swept))
 
 
@@ -147,7 +146,7 @@ def test_as_many_clusters_as_columns_is_static(fit, correlated):
 def test_one_cluster_is_natural_order(fit, correlated):
     W, H = correlated(9, 2, 6, 30)
     grid = fit(W, 3)
-    natural, _ = elimination.sweep(W, H, grid, None, block=64)
+    natural, _ = column_elimination.sweep(W, H, grid, None, block=64)
     assert torch.equal(solve(W, H, grid, order="grouped", clusters=1), grid.encode(natural))
 
 
@@ -169,7 +168,7 @@ def test_sensitive_columns_first_is_the_better_order(fit, correlated, bits):
             error[name] += loss(W - grid.decode(codes), H) / loss(W, H)
 
         add("descending", solve(W, H, grid))
-        add("natural", grid.encode(elimination.sweep(W, H, grid, None, block=64)[0]))
+        add("natural", grid.encode(column_elimination.sweep(W, H, grid, None, block=64)[0]))
         add("ascending", solve(W, H, grid, direction="ascending"))
         add("obq", obq.solve(W, H, grid, outliers=True, memory_gib=1.0, block=32))
     assert error["descending"] < error["natural"] < error["ascending"]

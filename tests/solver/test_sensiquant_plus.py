@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from sq.hessian.layer_statistics import loss
 from sq.solver import obq, sensiquant, sensiquant_plus
-from sq.statistics import loss
 
 KNOBS = {"revisions": 2, "hold": 0.5, "effort": 0.25, "least": 0, "depth": 8, "refits": 2, "block": 64}
 

@@ -12,12 +12,14 @@ import wandb
 from cli_helpers import as_it_was, compose, run, settings
 from wandb_helpers import client, offline, rows
 
-from sq import job, mirror, pipeline, record
-from sq.build import check
+from sq import pipeline
+from sq.config.instantiate import check
 from sq.errors import SqError
-from sq.points import Job
+from sq.records import record
 from sq.report import table
-from sq.tracker import none
+from sq.runs import job
+from sq.runs.sweep.expand import Job
+from sq.tracker import none, run_page
 from sq.tracker import wandb as tracker
 
 TAGS = ("digits_resnet", "digits", "rtn", "bits=4", "correction=none", "activation=none")
@@ -64,7 +66,7 @@ def test_mirror_holds_config_and_figures(swept):
         seen = runs[made["key"]]
         assert seen["run"].run_group == "trial"
         assert seen["run"].project == "sq"
-        assert seen["run"].run_id == mirror.identity("trial", made["key"])
+        assert seen["run"].run_id == run_page.identity("trial", made["key"])
         assert set(seen["run"].tags) == set(TAGS)
         assert seen["config"]["bits"] == 4
         assert seen["config"]["choices"] == made["choices"]
@@ -93,7 +95,7 @@ def test_experiment_as_a_whole_is_one_more(swept):
     (seen,) = whole
     done = [r for r in records.values() if r["status"] == "done"]
     (failed,) = (r for r in records.values() if r["status"] == "failed")
-    assert seen["run"].run_id == mirror.summary_identity("trial")
+    assert seen["run"].run_id == run_page.summary_identity("trial")
     assert seen["run"].run_group == "trial"
     assert seen["exit"] == 1
     assert {name: seen["summary"][name] for name in ("runs", "done", "failed")} == {"runs": 3, "done": 2, "failed": 1}
@@ -326,7 +328,7 @@ def test_run_whose_process_died_is_shown_as_failed_in_log_and_mirror(tmp_path):
     with client(tmp_path):
         assert job.bury(Job([], config, choices, record.mark(file)), "killed by signal 9", "the end of\nits log")
     (seen,) = offline(tmp_path / "mirror")
-    assert seen["run"].run_id == mirror.identity("trial", file.stem)
+    assert seen["run"].run_id == run_page.identity("trial", file.stem)
     assert seen["summary"].items() >= {"status": "failed", "error": "killed by signal 9"}.items()
     assert seen["exit"] == 1
     log = (tmp_path / "outputs" / "trial" / f"{file.stem}.log").read_text()

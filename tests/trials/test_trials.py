@@ -7,15 +7,16 @@ import torch
 from cli_helpers import compose
 from torch.nn import functional as F
 
-from sq import images, layers, trace
-from sq.build import build
+from sq.config.instantiate import build
+from sq.dataset import loading
 from sq.errors import SqError
-from sq.mixture import Mixture
-from sq.samples import Objects
-from sq.store import Store
-from sq.trial import Trial, losses
+from sq.network import geometry, tracing
+from sq.storage.store import Store
 from sq.trials import front, none, random
-from sq.types import Problem
+from sq.trials.bit_switching import Mixture
+from sq.trials.measurement import Trial, losses
+from sq.types.images import Objects
+from sq.types.problem import Problem
 
 WIDTHS = [2, 3, 8]
 
@@ -31,12 +32,12 @@ def parts():
 
 @pytest.fixture(scope="module")
 def trial(parts, tmp_path_factory):
-    from sq import statistics
+    from sq.hessian import layer_statistics
 
     model, dataset = parts["model"](), parts["dataset"]()
     batch = parts["calibration"](model, dataset, None)
-    model = trace.settle(model, batch.x[:1])
-    collected = statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
+    model = tracing.settle(model, batch.x[:1])
+    collected = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     problem = Problem(model, batch, collected, parts["grid"], dict.fromkeys([own.name for own in model.layers], 4))
     store = Store(str(tmp_path_factory.mktemp("store")), 1.0)
     return Trial(problem, parts["sensitivity"](problem), parts["quantizer"], dataset.test, None, store)
@@ -49,11 +50,11 @@ def by_hand(trial, bits, count):
     problem = trial.problem
     net = copy.deepcopy(problem.model.net)
     for layer in problem.model.layers:
-        W = layers.weight(layer.module)
-        layers.set_weight(net.get_submodule(layer.name), problem.fit(W, bits[layer.name]).nearest(W))
+        W = geometry.weight(layer.module)
+        geometry.set_weight(net.get_submodule(layer.name), problem.fit(W, bits[layer.name]).nearest(W))
     every = len(trial.images.ids)
     places = torch.linspace(0, every - 1, count).round().long().tolist()
-    batch = images.load(trial.images, places, problem.model.prepare, "test")
+    batch = loading.load(trial.images, places, problem.model.prepare, "test")
     with torch.no_grad():
         outputs = net(batch.x)
     return float(F.cross_entropy(outputs, batch.y)), float((outputs.argmax(1) == batch.y).double().mean() * 100)
@@ -87,9 +88,9 @@ def test_settled_layers_can_be_set_to_their_bits_priced_or_not(trial):
     mixture = Mixture(problem, trial.quantize, trial.cost.weights)
     assert {bits for row in mixture.values.values() for bits in row} == {2, 3, 6, 8}
     assert [name for name, row in mixture.values.items() if 6 in row] == [first]
-    W = layers.weight(problem.model.layers[0].module)
+    W = geometry.weight(problem.model.layers[0].module)
     mixture.set(problem.bits)
-    assert torch.equal(layers.weight(mixture.net.get_submodule(first)), problem.fit(W, 6).nearest(W))
+    assert torch.equal(geometry.weight(mixture.net.get_submodule(first)), problem.fit(W, 6).nearest(W))
 
 
 def test_random_trials_leave_settled_bits_alone(trial, parts):

@@ -1,0 +1,1 @@
+"""Calibration images made from a network alone."""

@@ -1,0 +1,1 @@
+"""Networks on the evaluation images, and what differences between them are worth."""

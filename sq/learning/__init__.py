@@ -1,0 +1,1 @@
+"""Learned rounding and learned step sizes: what the learning quantizers share."""

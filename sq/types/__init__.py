@@ -1,0 +1,1 @@
+"""Plain data and protocols that flow between packages."""

@@ -1,0 +1,104 @@
+"""What a sensitivity metric tells an allocation, and what that answers: plain data and a few derived figures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sq.core.wording import quantity
+from sq.errors import SqError
+
+if TYPE_CHECKING:
+    from sq.types.problem import Layer
+
+Rows = dict[str, dict[int, float]]  # by layer name, then bits
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How much the task suffers when a layer's weights, or its inputs, have so many bits.
+
+    The whole network's is the sum over layers, and half of ``pairs`` over all pairs of choices where there are any.
+    """
+
+    weights: Rows
+    inputs: Rows = field(default_factory=dict)  # of what layers are fed; {} where that is not priced
+    unit: str = ""  # "loss" in nats an image, "kl" in nats an image, "share" of a layer's output, ...
+    errors: Rows = field(default_factory=dict)  # standard errors of `weights`, where these are random estimates
+    pairs: np.ndarray | None = None  # (n, n) symmetric, 0 within a layer; places as in `choices`
+    gram: np.ndarray | None = (
+        None  # (n, n): `pairs` with blocks within layers that leave no negative eigenvalue, if known
+    )
+    about: dict[str, Any] = field(default_factory=dict)  # what else the record should say of how it came about
+
+    def choices(self) -> list[tuple[str, int]]:
+        """Return every (layer, bits) of the weights, in the order of the rows of `pairs`."""
+        return [(name, bits) for name, row in self.weights.items() for bits in row]
+
+    def of(self, weights: Mapping[str, int], inputs: Mapping[str, int] | None = None) -> float:
+        """Return what the whole network costs with these bits by layer name; bits that have no price cost nothing."""
+        total = sum(self.weights.get(name, {}).get(bits, 0.0) for name, bits in weights.items())
+        total += sum(self.inputs.get(name, {}).get(bits, 0.0) for name, bits in (inputs or {}).items())
+        if self.pairs is not None:
+            chosen = np.array([weights.get(name) == bits for name, bits in self.choices()], dtype=float)
+            total += float(chosen @ self.pairs @ chosen) / 2
+        return total
+
+    def check(self) -> None:
+        """Raise an `SqError` that names the layer if a cost is not a finite number."""
+        for what, name, bits, value in self._entries():
+            if not math.isfinite(value):
+                raise SqError(
+                    f"the cost of {quantity(bits, 'bit')} in the {what} of layer {name} is {value}: no allocation can "
+                    "use it; choose another sensitivity, or more calibration images"
+                )
+        if self.pairs is not None and not np.isfinite(self.pairs).all():
+            first, second = (self.choices()[k][0] for k in np.argwhere(~np.isfinite(self.pairs))[0])
+            raise SqError(
+                f"what bits of layers {first} and {second} cost together is not a number: no allocation can use it; "
+                "choose another sensitivity, or more calibration images"
+            )
+
+    def unruly(self) -> list[str]:
+        """Return a line for each cost that is negative, or higher than that of fewer bits: noise, or a layer apart."""
+        lines = [f"{name}: {bits} bits of {what} cost {v:.3g}" for what, name, bits, v in self._entries() if v < 0]
+        for what, rows in (("weights", self.weights), ("inputs", self.inputs)):
+            for name, row in rows.items():
+                widths = sorted(row)
+                lines += [
+                    f"{name}: {more} bits of {what} cost more than {fewer}"
+                    for fewer, more in itertools.pairwise(widths)
+                    if row[more] > row[fewer]
+                ]
+        return lines
+
+    def _entries(self) -> Iterator[tuple[str, str, int, float]]:
+        for what, rows in (("weights", self.weights), ("inputs", self.inputs)):
+            for name, row in rows.items():
+                yield from ((what, name, bits, value) for bits, value in row.items())
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an allocation has to keep to, whatever its own bounds are."""
+
+    bits: float  # as asked for: of every weight, or their mean
+    fixed: dict[str, int] = field(default_factory=dict)  # layers whose weights' and inputs' bits are settled
+    inputs: dict[str, int] = field(default_factory=dict)  # bits of layers' inputs where the allocation leaves them
+    rest: dict[str, int] = field(default_factory=dict)  # "bytes" and "bops" of all that no decision changes
+    kept: tuple[str, ...] = ()  # layers that stay in full precision, by name: a table of latency has their time too
+    size: Callable[[Layer, int], int] | None = None  # bytes of a layer's codes and grid at some bits; None: codes alone
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bits by layer name: of all weights, and of those inputs that the allocation decides."""
+
+    weights: dict[str, int]
+    inputs: dict[str, int] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)  # for the record: seconds, gap, the front, ...

@@ -1,0 +1,180 @@
+"""What flows between the families: plain data, no behaviour beyond a few derived figures.
+
+Axis letters, everywhere in `sq`: G groups, O outputs of a group, I inputs of a group (input channels
+of the group times kernel taps), N positions (images times output pixels). Weights are (G, O, I),
+inputs (G, I, N), so a layer is ``weight @ inputs`` whether dense, grouped, depthwise or linear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sq.types.grid_protocol import Grid
+from sq.types.images import Calibration, Images, Prepare
+
+# decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
+Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
+Span = tuple[tuple[float, ...], tuple[float, ...]]  # of an image, its lowest and highest values: one, or one a channel
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose weight can be quantized: its name in the network, its module and its sizes."""
+
+    name: str
+    module: nn.Module
+    kind: str  # "3x3", "1x1 grouped", "3x3 depthwise", "linear", ...
+    groups: int
+    outputs: int  # of one group
+    inputs: int  # of one group, times kernel taps
+    positions: int = 0  # output pixels of one image, all calls; 0 as long as the network has not been traced
+    fed: str = ""  # the first layer that is fed the same tensor, itself if none before it is; "" until traced
+
+    @property
+    def weights(self) -> int:
+        """Return the number of weights."""
+        return self.groups * self.outputs * self.inputs
+
+    @property
+    def macs(self) -> int:
+        """Return the multiply-accumulates for one image."""
+        return self.weights * self.positions
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network, what of it can be quantized, and what it expects as input."""
+
+    net: nn.Module  # maps a batch of images to one tensor: logits (B, K), or raw predictions (B, boxes, ...)
+    layers: list[Layer]
+    input: tuple[int, ...]  # (C, H, W) of one image
+    checkpoint: str  # sha256 of the weights file, in hex
+    prepare: Prepare
+    skipped: list[str] = field(default_factory=list)  # layers with weights that sq cannot quantize
+    expected: Mapping[str, Mapping[str, float] | None] = field(
+        default_factory=dict
+    )  # by image set; see `expected_accuracy`
+    decode: Decode | None = None  # of a detector
+    ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
+    span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values
+    classes: tuple[str, ...] = ()  # names, in the order of its outputs, where the checkpoint tells them
+    rewritten: tuple[str, ...] = ()  # modules that are plain layers now, see `sq.network.plain_layers`
+    refused: tuple[tuple[str, str], ...] = ()  # modules that could not be made plain layers, and why
+    folded: tuple[
+        tuple[str, str], ...
+    ] = ()  # layer and BatchNorm that is in its weight now, see `sq.network.batchnorm_folding`
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What one pass over images leaves of a layer: H = 2 X X^T / N, (G, I, I) float64, and N, the columns of X."""
+
+    hessian: Tensor
+    positions: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-layer statistics by layer name, and the number of images they come from."""
+
+    layers: dict[str, LayerStatistics]
+    images: int
+
+    def digest(self) -> str:
+        """Return a hash of every Hessian: equal digests mean two runs solved the same problem."""
+        return digest(s.hessian for s in self.layers.values())
+
+
+Fit = Callable[..., Grid]  # fit(W, bits) -> Grid, or fit(W, bits, h) where the grid asks for h, see `weight_importance`
+# solve(W, H, grid) -> codes, or codes and the grid they are of where the solver moved it
+Solve = Callable[[Tensor, Tensor, Grid], "Tensor | tuple[Tensor, Grid]"]
+
+
+def solution(found: Tensor | tuple[Tensor, Grid], grid: Grid) -> tuple[Tensor, Grid]:
+    """Return the codes a solver `found` and their grid: `grid` unless it moved it."""
+    return (found, grid) if isinstance(found, Tensor) else found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What solving a layer takes; one may define ``plan(layer, element_size, *, knobs) -> Plan`` beside its `solve`."""
+
+    bytes: int  # at most at a time
+    operations: int  # floating-point, in all
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What layers are fed, and operands of additions, that a grid may be put on: at any bit-width, by name."""
+
+    bits: dict[str, int] = field(default_factory=dict)  # of each, unless an allocation decides; {} leaves all as is
+    fit: Callable[[str, int], Grid] | None = None  # fit(name, bits) -> Grid
+
+    def grid(self, name: str, bits: int) -> Grid:
+        """Return the grid of `bits` for what goes by `name`."""
+        assert self.fit is not None
+        return self.fit(name, bits)
+
+    def grids(self, bits: Mapping[str, int] | None = None) -> dict[str, Grid]:
+        """Return the grid of each name, with `bits` in place of its own where that has it."""
+        return {name: self.grid(name, width) for name, width in (self.bits | dict(bits or {})).items()}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All a sensitivity metric or quantizer may look at. Never changed by either."""
+
+    model: Model
+    batch: Calibration
+    statistics: Statistics
+    fit: Fit
+    bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
+    activations: dict[str, Grid] = field(default_factory=dict)  # grids of layer inputs; none stay full precision
+    inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
+    fixed: dict[str, int] = field(default_factory=dict)  # bits of weights and inputs that are settled, by layer name
+    importance: dict[str, Tensor] = field(default_factory=dict)  # h (G, O, I) of weights, if `fit` asks for it
+    train: Images | None = None  # the training split, for what trains the network
+    scratch: str | None = None  # a folder for the state of what takes long, to be taken up where it was left
+    scratch_gib: float = 1.0  # for all that is kept there
+
+    def grid(self, name: str, W: Tensor, bits: int) -> Grid:
+        """Return the grid of `bits` for the weight (G, O, I) of a layer, or for one in its place."""
+        return self.fit(W, bits, *([self.importance[name]] if name in self.importance else []))
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer's codes and grid, and what choosing them cost (seconds) and left (errors)."""
+
+    codes: Tensor  # (G, O, I) int32
+    grid: Grid
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A network with grid values in place of its weights, and the codes they decode from."""
+
+    net: nn.Module
+    layers: dict[str, QuantizedLayer]
+    report: dict[str, Any] = field(default_factory=dict)  # of how it was learned, if it was; see `sq.learning.setup`
+    trained: bool = False  # on labels: not to be brought back to what full precision returns
+
+    def digest(self) -> str:
+        """Return a hash of all codes: equal digests mean identical quantized weights."""
+        return digest(layer.codes for layer in self.layers.values())
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Return the sha256 over dtype, shape and bytes of `tensors`, as 16 hex digits."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        data = tensor.detach().cpu().contiguous()
+        sha.update(f"{data.dtype}{tuple(data.shape)}".encode() + data.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
