@@ -28,8 +28,8 @@ COMPUTES = re.compile(r"^import (torch|numpy as np)$|^from torch import", re.MUL
 COMPARES = re.compile(r"torch\.equal|allclose|isclose|approx\(|assert_within|assert_near|relative\(")
 # Whole runs take long, and compute nothing that the tests of their parts do not.
 STARTS_RUNS = re.compile(r"^from cli_helpers import .*\bcall\b", re.MULTILINE)
-# What these folders compare is text, files or times.
-APART = {"bench", "dataset", "report", "reproduce", "tracker"}
+# What these folders compare is text, files or times, or what ONNX Runtime computes, which hears none of the settings.
+APART = {"bench", "dataset", "export", "latency", "report", "reproduce", "tracker"}
 # Tests that say why one arithmetic is enough for them: see `markers` in pyproject.toml.
 LEFT_OUT = "not one_arithmetic"
 # These quantize, train or search with whole networks, for minutes. The files of their parts test the arithmetic.
