@@ -24,10 +24,11 @@ LAYERS = (
     ("cli", "api"),
     ("bench",),
     ("commands", "reproduce"),
-    ("__init__", "__main__"),
+    ("__init__", "__main__", "status", "track"),
 )
 LAYER = {package: number for number, line in enumerate(LAYERS) for package in line}
 ROOT_FILES = {"__init__.py", "__main__.py", "api.py", "cli.py", "errors.py", "pipeline.py", "py.typed"}
+ROOT_FILES |= {"status.py", "track.py"}  # `python -m sq.status` and `python -m sq.track`, as before there was `sq`
 FILES = sorted(SQ.rglob("*.py"))
 
 

@@ -139,3 +139,11 @@ def test_settings_of_a_sweep_are_refused_of_one_run(word, tmp_path):
 
 def test_settings_of_hydra_that_a_single_run_has_are_not_refused(tmp_path):
     assert call(tmp_path, f"hydra.run.dir={tmp_path}/hydra").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["status", "track", "report", "bench", "reproduce"])
+def test_commands_are_modules_as_well(name):
+    """As they were called before there was `sq`."""
+    result = subprocess.run([sys.executable, "-m", f"sq.{name}", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: python -m sq.{name} ")
