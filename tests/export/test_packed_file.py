@@ -168,7 +168,7 @@ def widen(layout):
         (shrink, r"does not fit the network it names"),
         (misname, r"does not fit the network it names .*has no attribute"),
         (point, r"model\._target_=os\.system: only names under sq\. are imported"),
-        (call_another, r"sq\.ready\.import_torch is no model of sq"),
+        (call_another, r"sq\.runtime\.torch_setup\.import_torch is no model of sq"),
         (nest, r"a setting _target_ of the network"),
         (look_up, r"a setting of the network that is to be looked up"),
         (grow, r"is of another size"),
