@@ -54,7 +54,7 @@ def test_a_format_that_computes_something_else_is_found_out(monkeypatch):
 
 
 def test_a_refusal_that_names_no_way_out_is_no_cell(monkeypatch):
-    monkeypatch.setattr(supported.onnx_model.Frame, "quantized", lambda *own: refuse())
+    monkeypatch.setattr(supported.onnx_export.Frame, "quantized", lambda *own: refuse())
     with pytest.raises(SqError, match="cannot hold it"):
         supported.weights_row("1x1", "onnx")
 
