@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import itertools
 import json
 import os
@@ -32,6 +33,13 @@ ALONE, BUSY = "alone", "beside loops"
 CPU, PHASE, SECONDS = "solve_cpu_seconds", "quantize_seconds", ("seconds", "cpu_seconds")  # figures of a run
 LEAST = 0.05  # seconds: a phase that takes less says nothing
 LOOP = "while True: pass"
+# Modules as they were called in earlier checkouts, which `--before` names.
+EARLIER = {
+    "sq.core.provenance": "sq.provenance",
+    "sq.runs.sweep.expand": "sq.points",
+    "sq.runtime.phase_timer": "sq.clock",
+    "sq.runtime.torch_setup": "sq.ready",
+}
 # What has to hold beside loops: speed-up of sensiquant over OBQ, and multiples of what the same takes alone.
 SPEEDUP, CPU_TIMES, WALL_TIMES = 12.0, 1.5, 4.0
 
@@ -141,15 +149,15 @@ def serve() -> int:
     Only what every version of sq has is used, so that one file measures several.
     """
     answers, sys.stdout = sys.stdout, sys.stderr
-    from sq.runtime import torch_setup
-
+    torch_setup = _module("sq.runtime.torch_setup")
     torch_setup.import_torch()
     import hydra
 
     from sq import api, pipeline
-    from sq.core import provenance
-    from sq.runs.sweep import expand
-    from sq.runtime import phase_timer
+
+    provenance = _module("sq.core.provenance")
+    expand = _module("sq.runs.sweep.expand")
+    phase_timer = _module("sq.runtime.phase_timer")
 
     cpu: dict[str, float] = {}
     plain = phase_timer.Clock.phase
@@ -161,7 +169,7 @@ def serve() -> int:
             yield
         cpu[name] = cpu.get(name, 0.0) + time.process_time() - start
 
-    phase_timer.Clock.phase = phase  # type: ignore[method-assign]
+    phase_timer.Clock.phase = phase
     for line in sys.stdin:
         fixed = ["bits=3", "cache=null", "tracker=none", "correction=batchnorm"]
         with api._own_hydra():
@@ -178,6 +186,18 @@ def serve() -> int:
         answers.write(json.dumps(told) + "\n")
         answers.flush()
     return 0
+
+
+def _module(name: str) -> Any:
+    """Import the module `name`, by its `EARLIER` name in a checkout from before it moved.
+
+    The earlier name comes first: where sq is installed for editing, a module that an earlier
+    checkout lacks would be imported from the installation.
+    """
+    try:
+        return importlib.import_module(EARLIER[name])
+    except ModuleNotFoundError:
+        return importlib.import_module(name)
 
 
 class _Medians:

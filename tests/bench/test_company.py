@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import subprocess
 import sys
@@ -107,3 +108,9 @@ def test_help_needs_no_torch():
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
     assert told.stdout.endswith("False\n")
+
+
+def test_modules_are_here_by_their_names_of_today():
+    for name, earlier in company.EARLIER.items():
+        assert company._module(name).__name__ == name
+        assert importlib.util.find_spec(earlier) is None
