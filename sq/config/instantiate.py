@@ -33,7 +33,7 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
     SqError : the name may not be imported or does not exist; a knob is missing, unknown or of a wrong type
     """
     part = renamed_targets.current(part)
-    check(part, path)
+    _check(part, path)
     from hydra.utils import instantiate
 
     knobs = {name: value for name, value in part.items() if name not in BESIDE.get(path, ())}
@@ -42,7 +42,11 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
 
 def check(part: Mapping[str, Any], path: str) -> None:
     """Raise an `SqError` unless `part` fits the signature of the function it names; see `build`."""
-    part = renamed_targets.current(part)
+    _check(renamed_targets.current(part), path)
+
+
+def _check(part: Mapping[str, Any], path: str) -> None:
+    """Check a part that names functions as they are called today."""
     function = _find(part, path)
     hints = _hints(function, part["_target_"], path)
     knobs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -54,7 +58,7 @@ def check(part: Mapping[str, Any], path: str) -> None:
             raise SqError(f"{path}.{name}: not a setting of {part['_target_']}; {nearest(name, knobs)}")
         value = part[name]
         if isinstance(value, Mapping) and "_target_" in value:
-            check(value, f"{path}.{name}")
+            _check(value, f"{path}.{name}")
             continue
         _check_plain(value, f"{path}.{name}")
         if name not in hints:

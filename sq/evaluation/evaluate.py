@@ -133,13 +133,13 @@ def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
 def _compare_names(network: Sequence[str], dataset: Dataset) -> None:
     """Say so if the network calls its classes otherwise than `dataset` does; where either has no names, nothing."""
     pairs = list(zip(network, dataset.class_names, strict=False))
-    other = [number for number, names in enumerate(pairs) if len({name.strip().casefold() for name in names}) > 1]
+    ours, theirs = ([name.strip().casefold() for name in names] for names in (network, dataset.class_names))
+    other = [number for number, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
     if not other:
         return
     shown = [f"class {n} is {pairs[n][1]}, the network's {pairs[n][0]}" for n in other[:SHOWN]]
     detail = f"{'; '.join(shown)}{'; ...' if other[SHOWN:] else ''}"
-    known, own = ({name.strip().casefold() for name in names} for names in (network, dataset.class_names))
-    if known == own:
+    if {*ours} == {*theirs}:
         say(
             f"dataset {dataset.name} has the network's classes in another order ({detail}): figures will be wrong; "
             "list them in the network's order"
