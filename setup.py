@@ -1,7 +1,7 @@
 """What a wheel holds, beyond pyproject.toml: conf/ and experiments/ go into the package, as sq.conf and sq.experiments.
 
-Both stand at the top of a checkout, where people read them; pyproject.toml can name such folders, or search for
-packages, but not both.
+Both stand at the top of a checkout, where people read them; pyproject.toml can name such folders,
+or search for packages, but not both.
 """
 
 from setuptools import find_namespace_packages, setup

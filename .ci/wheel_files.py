@@ -7,11 +7,21 @@ from pathlib import Path
 
 def expected(root: Path) -> set[str]:
     """Return the files of a checkout that a wheel should hold, under their names in it."""
-    code = {str(file.relative_to(root)) for name in ("sq", "hydra_plugins") for file in (root / name).rglob("*.py")}
-    data = {
-        f"sq/{file.relative_to(root)}" for name in ("conf", "experiments") for file in (root / name).rglob("*.yaml")
+    code = {
+        str(file.relative_to(root))
+        for name in ("sq", "hydra_plugins")
+        for file in (root / name).rglob("*.py")
     }
-    assets = {str(file.relative_to(root)) for file in (root / "sq" / "report" / "assets").iterdir() if file.is_file()}
+    data = {
+        f"sq/{file.relative_to(root)}"
+        for name in ("conf", "experiments")
+        for file in (root / name).rglob("*.yaml")
+    }
+    assets = {
+        str(file.relative_to(root))
+        for file in (root / "sq" / "report" / "assets").iterdir()
+        if file.is_file()
+    }
     weights = {str(file.relative_to(root)) for file in (root / "sq").rglob("*.safetensors")}
     return code | data | assets | weights | {"sq/py.typed"}
 

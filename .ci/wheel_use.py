@@ -1,6 +1,7 @@
 """Use of an installed wheel from Python: sq.quantize on a network of one's own, sq.load of a file that a run has left.
 
-wheel_use.py --where ENVIRONMENT: whether sq comes from that environment, and no editable installation is in the way.
+wheel_use.py --where ENVIRONMENT: whether sq comes from that environment, and no editable
+installation is in the way.
 """
 
 import sys
@@ -14,11 +15,17 @@ def where(environment: str) -> None:
     from sq.core import paths
 
     inside = Path(environment).resolve()
-    for file in (Path(sq.__file__), paths.CONF / "config.yaml", paths.EXPERIMENTS / "quickstart.yaml"):
+    for file in (
+        Path(sq.__file__),
+        paths.CONF / "config.yaml",
+        paths.EXPERIMENTS / "quickstart.yaml",
+    ):
         assert inside in file.resolve().parents, file
         assert file.is_file(), file
     assert paths.CHECKOUT is None
-    finders = [finder for finder in sys.meta_path if "editable" in getattr(finder, "__module__", "")]
+    finders = [
+        finder for finder in sys.meta_path if "editable" in getattr(finder, "__module__", "")
+    ]
     assert not finders, finders
     assert not [name for name in sys.modules if name.startswith("__editable__")]
     print(f"sq {sq.__version__} of {Path(sq.__file__).parent}")
@@ -30,7 +37,9 @@ def use() -> None:
     from torch import nn
 
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
+    ).eval()
     images = torch.randn(64, 3, 6, 6)
     with torch.no_grad():
         exact, found = net(images), sq.quantize(net, images, "correction=none", bits=8)(images)

@@ -20,7 +20,8 @@ def load(file: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
 
     Parameters
     ----------
-    plugins : packages whose code the file may name; without them, and without `SQ_PLUGINS`, none is imported for it
+    plugins : packages whose code the file may name; without them, and without `SQ_PLUGINS`, none is
+    imported for it
     """
     from sq.export import packed
 
@@ -40,4 +41,6 @@ def quantize(
     from sq.runtime import torch_setup
 
     torch_setup.import_torch()
-    return api.quantize(net, images, *overrides, quantizer=quantizer, bits=bits, reparameterize=reparameterize)
+    return api.quantize(
+        net, images, *overrides, quantizer=quantizer, bits=bits, reparameterize=reparameterize
+    )

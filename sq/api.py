@@ -48,31 +48,41 @@ _lock = threading.Lock()  # Hydra has one state for all threads
 
 
 def quantize(
-    net: nn.Module, images: Tensor, *overrides: str, quantizer: str, bits: float, reparameterize: bool = True
+    net: nn.Module,
+    images: Tensor,
+    *overrides: str,
+    quantizer: str,
+    bits: float,
+    reparameterize: bool = True,
 ) -> nn.Module:
     """Return a quantized copy of `net`, in eval mode; `net` stays as it is.
 
-    The attribute `sq_coverage` of the result (`sq.network.coverage.Coverage`) tells which share of the weights is
-    quantized, and lists every other tensor of two or more axes with its share and the reason; standard error says it in
-    a line. Modules that compute what a plain layer computes are such layers in the copy, see `sq.network.plain_layers`.
+    The attribute `sq_coverage` of the result (`sq.network.coverage.Coverage`) tells which share of
+    the weights is quantized, and lists every other tensor of two or more axes with its share and
+    the reason; standard error says it in a line. Modules that compute what a plain layer computes
+    are such layers in the copy, see `sq.network.plain_layers`.
 
     Parameters
     ----------
     net : maps images to one tensor
     images : (N, C, H, W) float32, calibration images as `net` takes them; on the device of `net`
-    overrides : further settings as on the command line, "activation=mse", "activation.bits=8", "fold=true";
+    overrides : further settings as on the command line, "activation=mse", "activation.bits=8",
+    "fold=true";
         "plugins=[mynet]" allows them to name code in that package, for this call
     quantizer, bits : as on the command line
-    reparameterize : fuse the branches of networks that offer it first, see `sq.network.reparameterize`
+    reparameterize : fuse the branches of networks that offer it first, see
+    `sq.network.reparameterize`
 
     Raises
     ------
-    SqError : no images, or of a wrong kind; an unknown setting or choice; see the families; fusing branches changes the
+    SqError : no images, or of a wrong kind; an unknown setting or choice; see the families; fusing
+    branches changes the
         outputs
     """
     words = [f"quantizer={quantizer}", f"bits={bits}", *overrides]
     try:
-        # Whatever mode the caller is in: tensors of inference mode cannot be differentiated, nor tell of changes.
+        # Whatever mode the caller is in: tensors of inference mode cannot be differentiated, nor
+        # tell of changes.
         with (
             plugins.allowing(plugins.named(overrides)),
             out_of_memory.explained(),
@@ -101,7 +111,9 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     if reparameterize:
         copied = fused(copied, images[:1], "reparameterize=False")
     found, skipped = geometry.find(copied)
-    model = Model(copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped)
+    model = Model(
+        copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped
+    )
     model = plain_layers.settle(model, images)
     if config["fold"]:
         batchnorm_folding.fold(model.net, images[:1], images)
@@ -111,7 +123,9 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
     with torch_setup.exactly(), cpu_threads.phases():
         given = pipeline.Given(whole, batch, Store(None, 0.0), None)
-        cpu_threads.set_for(cpu_threads.work(whole, batching.images_per_pass(model.input, config["batch_size"])))
+        cpu_threads.set_for(
+            cpu_threads.work(whole, batching.images_per_pass(model.input, config["batch_size"]))
+        )
         quantized = pipeline.solve(config, part, given, Clock(images.device)).quantized.net.eval()
     quantized.sq_coverage = covered  # type: ignore[assignment]
     return quantized
@@ -121,7 +135,9 @@ def _config(words: list[str]) -> dict[str, Any]:
     """Return the resolved config that `words` lead to, without a folder to keep anything in."""
     named = {word.partition("=")[0].lstrip("+~").partition(".")[0] for word in words}
     if apart := sorted(named & {*APART, "results", "outputs", "sweep", "rerun"}):
-        raise SqError(f"{apart[0]}: a call has none, for it loads and keeps nothing; use python run.py for it")
+        raise SqError(
+            f"{apart[0]}: a call has none, for it loads and keeps nothing; use python run.py for it"
+        )
     try:
         with _lock:
             variables = tuple(sorted(os.environ.items()))  # which settings may be looked up in
@@ -136,10 +152,14 @@ def _config(words: list[str]) -> dict[str, Any]:
 
 
 @functools.lru_cache(16)
-def _composed(words: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def _composed(
+    words: tuple[str, ...], variables: tuple[tuple[str, str], ...]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the config and the choices that `words` lead to: composed once, as one call after another wants it."""
     with _own_hydra():
-        composed = hydra.compose("config", overrides=[*words, "cache=null"], return_hydra_config=True)
+        composed = hydra.compose(
+            "config", overrides=[*words, "cache=null"], return_hydra_config=True
+        )
         return expand.resolve(composed), expand.chosen(composed.hydra)
 
 
@@ -191,8 +211,21 @@ def _runs(net: nn.Module, images: Tensor) -> bool:
 
 
 def _check(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim < 2 or not len(images):
-        kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise SqError(f"calibration images: got {kind}; give a float32 tensor (images, channels, height, width)")
+    if (
+        not isinstance(images, Tensor)
+        or images.dtype != torch.float32
+        or images.ndim < 2
+        or not len(images)
+    ):
+        kind = (
+            f"{images.dtype} {tuple(images.shape)}"
+            if isinstance(images, Tensor)
+            else type(images).__name__
+        )
+        raise SqError(
+            f"calibration images: got {kind}; give a float32 tensor (images, channels, height, width)"
+        )
     if not bool(torch.isfinite(images).all()):
-        raise SqError("calibration images hold NaN or infinity: prepare them as the network takes them")
+        raise SqError(
+            "calibration images hold NaN or infinity: prepare them as the network takes them"
+        )

@@ -24,7 +24,8 @@ from sq.records import experiments
 from sq.runs import arguments, job, loader, messages
 from sq.runs.sweep import dry_run, expand, plan, sweeper
 
-OF_A_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep)\b")  # what Hydra takes and ignores in a single run
+# what Hydra takes and ignores in a single run
+OF_A_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep)\b")
 
 
 def task(config: DictConfig) -> None:
@@ -59,7 +60,11 @@ def _check_alone(own: Any, name: str) -> None:
     given = expand.unambiguous(list(own.overrides.task))
     if idle := [word for word in own.overrides.hydra if OF_A_SWEEP.match(word)]:
         raise SqError(f"{idle[0]}: of a sweep, and this is one run: add -m, or leave it out")
-    if many := [word for setting, word in given.items() if setting.startswith("sweep.") and setting != "sweep.dry_run"]:
+    if many := [
+        word
+        for setting, word in given.items()
+        if setting.startswith("sweep.") and setting != "sweep.dry_run"
+    ]:
         raise SqError(f"{many[0]}: of a sweep, and this is one run: add -m, or leave it out")
     if wrong := experiments.misplaced(own, name):
         raise SqError(wrong)
@@ -68,13 +73,15 @@ def _check_alone(own: Any, name: str) -> None:
 @closed_pipe.quiet
 def main() -> None:
     """Run the command line; exit 1 with one line if it fails, the traceback if HYDRA_FULL_ERROR=1."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors to us instead of printing them
+    # so that Hydra hands errors to us instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         sys.argv[1:] = arguments.options_first(sys.argv[1:])
         _find_experiments()
         plugins.allow(plugins.named(sys.argv[1:]))
         with arguments.any_help(), loader.installed():
-            # Not a decorator: a launcher must find `task` under its own name to send it to another process.
+            # Not a decorator: a launcher must find `task` under its own name to send it to another
+            # process.
             hydra.main(config_path=loader.CONF, config_name="config", version_base="1.3")(task)()
     except KeyboardInterrupt:
         say("sq: interrupted; the same command goes on where this one stopped")
@@ -100,4 +107,6 @@ def _command(words: Sequence[str]) -> tuple[list[str], Path | None]:
     overrides = [word for word in options.overrides if not word.startswith("hydra")]
     if options.config_name is None and options.config_dir is None:
         return overrides, None
-    return overrides, Path(options.config_dir or loader.CONF, f"{options.config_name or 'config'}.yaml")
+    return overrides, Path(
+        options.config_dir or loader.CONF, f"{options.config_name or 'config'}.yaml"
+    )

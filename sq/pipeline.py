@@ -78,7 +78,9 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         found = evaluation.measure(quantized.net)
     with clock.phase("trials"):
         front = done.widths.report.get("front", [])
-        tried = part["trials"](Trial(problem, done.cost, part["quantizer"], dataset.test, size, kept, front))
+        tried = part["trials"](
+            Trial(problem, done.cost, part["quantizer"], dataset.test, size, kept, front)
+        )
     with clock.phase("export"):
         finished = Finished(config, whole, problem, quantized, found, evaluation.measure)
         exported = part["export"](finished)
@@ -86,7 +88,9 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         timed = part["latency"](finished)
     made = summarize.summarise(whole, problem, quantized)
     made["results"] = summarize.compare(found, full) | made["results"]
-    made |= summarize.costs(done.cost, done.widths, problem.fixed) | summarize.trials(made["results"], tried)
+    made |= summarize.costs(done.cost, done.widths, problem.fixed) | summarize.trials(
+        made["results"], tried
+    )
     made |= summarize.images(dataset, batch, evaluation.left_out, found.answers()) | done.weighed
     made |= {"coverage": covered.record()}
     made |= {"export": exported} if exported else {}
@@ -99,7 +103,15 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         "peak_bytes": clock.peak_bytes(),
         "halved": dict(out_of_memory.halved),
     }
-    return made | {"expected": expected, "folded": folded and folded.record(), "correction": done.correction} | spent
+    return (
+        made
+        | {
+            "expected": expected,
+            "folded": folded and folded.record(),
+            "correction": done.correction,
+        }
+        | spent
+    )
 
 
 @dataclass(frozen=True)
@@ -141,17 +153,28 @@ def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, cloc
         with gradients.explained(whole.net):
             h, weighed = weight_importance.collect(part["grid"], model, batch, kept)
     with clock.phase("activation"):
-        inputs = part["activation"](model.net, [layer.name for layer in model.layers], batch.x, fixed)
+        inputs = part["activation"](
+            model.net, [layer.name for layer in model.layers], batch.x, fixed
+        )
     beside = {"scratch": config["cache"], "scratch_gib": config["cache_gib"], "train": given.train}
-    problem = Problem(model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, **beside)
+    problem = Problem(
+        model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, **beside
+    )
     with clock.phase("sensitivity"), gradients.explained(whole.net):
         cost = part["sensitivity"](problem)
         cost.check()
     with clock.phase("allocation"):
-        wide = {layer.name: inputs.bits.get(layer.name, resource_counts.FLOAT) for layer in model.layers}
+        wide = {
+            layer.name: inputs.bits.get(layer.name, resource_counts.FLOAT) for layer in model.layers
+        }
         rest = resource_counts.beside(whole, model.layers)
         budget = Budget(
-            config["bits"], fixed, wide, rest, first_last.kept(whole, policy), resource_counts.sizes(problem)
+            config["bits"],
+            fixed,
+            wide,
+            rest,
+            first_last.kept(whole, policy),
+            resource_counts.sizes(problem),
         )
         widths = part["allocation"](cost, model.layers, budget)
     with clock.phase("activation"):
@@ -160,5 +183,9 @@ def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, cloc
         quantized = part["quantizer"](problem)
     with clock.phase("correct"):
         correct = None if quantized.trained else part["correction"]
-        correction = correct(quantized.net, whole.net, batch) if correct else {"left_out": "the network was trained"}
+        correction = (
+            correct(quantized.net, whole.net, batch)
+            if correct
+            else {"left_out": "the network was trained"}
+        )
     return Solved(problem, quantized, cost, widths, cached, weighed, correction)

@@ -23,8 +23,10 @@ def used(layers, weights, inputs, rest=None):
     return {
         "bits": sum(each.weights * weights[each.name] for each in layers) / total,
         "input_bits": sum(inputs[each.name] for each in layers) / len(layers),
-        "bytes": sum((each.weights * weights[each.name] + 7) // 8 for each in layers) + rest.get("bytes", 0),
-        "bops": sum(each.macs * weights[each.name] * inputs[each.name] for each in layers) + rest.get("bops", 0),
+        "bytes": sum((each.weights * weights[each.name] + 7) // 8 for each in layers)
+        + rest.get("bytes", 0),
+        "bops": sum(each.macs * weights[each.name] * inputs[each.name] for each in layers)
+        + rest.get("bops", 0),
     }
 
 
@@ -49,12 +51,17 @@ def every_choice(cost, layers, budget, ties="fed", same=False):
         return [(w, i) for w in cost.weights[each.name] for i in wide if not same or w == i]
 
     free = [each for each in layers if each.name not in budget.fixed]
-    partners = [(a, b) for a, b in itertools.combinations(free, 2) if ties == "fed" and a.fed == b.fed]
+    partners = [
+        (a, b) for a, b in itertools.combinations(free, 2) if ties == "fed" and a.fed == b.fed
+    ]
     for chosen in itertools.product(*map(options, layers)):
         by = {each.name: option for each, option in zip(layers, chosen, strict=True)}
         alike = all(by[a.name][0] == by[b.name][0] for a, b in partners)
         if alike and all(by[a.name][1] == by[b.name][1] or not cost.inputs for a, b in partners):
-            yield {n: option[0] for n, option in by.items()}, {n: option[1] for n, option in by.items()}
+            yield (
+                {n: option[0] for n, option in by.items()},
+                {n: option[1] for n, option in by.items()},
+            )
 
 
 def best(cost, layers, budget, limits, **rules):
@@ -80,11 +87,17 @@ def networks(draw, most=6, mixed=False, paired=False, fixed=True):
     less = draw(st.sampled_from([0.0, 0.05]))  # some cost less than nothing, as noise makes them
 
     def row(widths):
-        values = random.exponential() * 4.0 ** -np.array(widths) * np.exp(0.3 * random.normal(size=len(widths)))
+        values = (
+            random.exponential()
+            * 4.0 ** -np.array(widths)
+            * np.exp(0.3 * random.normal(size=len(widths)))
+        )
         values = np.ceil(values * 60) if whole else values - less
         return dict(zip(map(int, widths), values.tolist(), strict=True))
 
-    widths = draw(st.lists(st.sampled_from(WIDTHS), min_size=2, max_size=2 if mixed else 4, unique=True))
+    widths = draw(
+        st.lists(st.sampled_from(WIDTHS), min_size=2, max_size=2 if mixed else 4, unique=True)
+    )
     names = [f"conv{k}" for k in range(count)]
     layers = []
     for k, name in enumerate(names):

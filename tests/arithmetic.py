@@ -1,9 +1,9 @@
 """Run the numeric tests under the arithmetic of other CPUs: ``python tests/arithmetic.py``.
 
-Each row of `ARITHMETIC` is a process of its own whose libraries use older instructions than this CPU
-has, other code in BLAS, or another number of threads, so that sums are added up in other orders. That
-a library has heard is asked of the library, before any test: a setting without effect is an error. An
-instruction set that this CPU does not have is left out, and said to be.
+Each row of `ARITHMETIC` is a process of its own whose libraries use older instructions than this
+CPU has, other code in BLAS, or another number of threads, so that sums are added up in other
+orders. That a library has heard is asked of the library, before any test: a setting without effect
+is an error. An instruction set that this CPU does not have is left out, and said to be.
 
 Options: ``--list`` prints the files and ends; all others go to pytest (``-k NAME``, ``-x``, ...).
 """
@@ -25,14 +25,18 @@ ROOT = TESTS.parent
 ATEN = ("DEFAULT", "AVX2", "AVX512")  # in rising order; other kinds of CPU have other names
 # A file is numeric if it computes, and compares what comes out.
 COMPUTES = re.compile(r"^import (torch|numpy as np)$|^from torch import", re.MULTILINE)
-COMPARES = re.compile(r"torch\.equal|allclose|isclose|approx\(|assert_within|assert_near|relative\(")
+COMPARES = re.compile(
+    r"torch\.equal|allclose|isclose|approx\(|assert_within|assert_near|relative\("
+)
 # Whole runs take long, and compute nothing that the tests of their parts do not.
 STARTS_RUNS = re.compile(r"^from cli_helpers import .*\bcall\b", re.MULTILINE)
-# What these folders compare is text, files or times, or what ONNX Runtime computes, which hears none of the settings.
+# What these folders compare is text, files or times, or what ONNX Runtime computes, which hears
+# none of the settings.
 APART = {"bench", "dataset", "export", "latency", "report", "reproduce", "tracker"}
 # Tests that say why one arithmetic is enough for them: see `markers` in pyproject.toml.
 LEFT_OUT = "not one_arithmetic"
-# These quantize, train or search with whole networks, for minutes. The files of their parts test the arithmetic.
+# These quantize, train or search with whole networks, for minutes. The files of their parts test
+# the arithmetic.
 WHOLE_NETWORKS = {
     "test_asq_ptq.py",
     "test_blockwise.py",
@@ -107,7 +111,9 @@ ANSWERS = {
 def files() -> list[str]:
     """Return the numeric test files, relative to the root."""
     every = sorted(f for f in TESTS.rglob("test_*.py") if f.name not in WHOLE_NETWORKS)
-    chosen = [f for f in every if f.relative_to(TESTS).parts[0] not in APART and _numeric(f.read_text())]
+    chosen = [
+        f for f in every if f.relative_to(TESTS).parts[0] not in APART and _numeric(f.read_text())
+    ]
     return [str(f.relative_to(ROOT)) for f in chosen]
 
 
@@ -157,7 +163,18 @@ def _same(told: str, wanted: str) -> bool:
 def run(own: Arithmetic, names: list[str], more: list[str]) -> tuple[int, float, str]:
     """Run the tests under one arithmetic; return pytest's exit code, the seconds and the output."""
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--tb=short", "-m", LEFT_OUT]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "-m",
+        LEFT_OUT,
+    ]
     done = subprocess.run(
         [*command, *more, *names],
         cwd=ROOT,

@@ -42,8 +42,13 @@ def settings(folder: Path) -> list[str]:
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """Return this process's environment without what changes sq or W&B, whose own files go to `folder`."""
-    kept = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR" and not k.startswith("WANDB")}
-    own = {f"WANDB_{what}_DIR": str(folder / "wandb_home" / what) for what in ("DATA", "CACHE", "CONFIG")}
+    kept = {
+        k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR" and not k.startswith("WANDB")
+    }
+    own = {
+        f"WANDB_{what}_DIR": str(folder / "wandb_home" / what)
+        for what in ("DATA", "CACHE", "CONFIG")
+    }
     return {**kept, **own, **more}
 
 
@@ -125,14 +130,19 @@ def error_line(done: subprocess.CompletedProcess) -> str:
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("sq: ")
-    assert not lines[0].split()[1].endswith(("Error:", "Exception:")), f"a bare Python exception: {lines[0]}"
+    assert not lines[0].split()[1].endswith(("Error:", "Exception:")), (
+        f"a bare Python exception: {lines[0]}"
+    )
     assert done.stdout == ""
     return lines[0]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Return the bytes and the time of every record file below `folder`."""
-    return {str(f.relative_to(folder)): (f.read_bytes(), f.stat().st_mtime_ns) for f in folder.rglob("*.json")}
+    return {
+        str(f.relative_to(folder)): (f.read_bytes(), f.stat().st_mtime_ns)
+        for f in folder.rglob("*.json")
+    }
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -11,19 +11,24 @@ from sq.config.instantiate import build
 from sq.dataset import loading
 from sq.model import digits_resnet
 
-# Where the tests are started in the background, the shell has SIGINT ignored, in every process they start as well.
+# Where the tests are started in the background, the shell has SIGINT ignored, in every process they
+# start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-# On layers this small a second thread costs more than it brings; tests/arithmetic.py runs them with two as well.
+# On layers this small a second thread costs more than it brings; tests/arithmetic.py runs them with
+# two as well.
 torch.set_num_threads(int(os.environ.get("SQ_TEST_THREADS", "1")))
 
-for variable in ("MODE", "DISABLED", "PROJECT", "ENTITY", "DIR"):  # who runs the tests may use W&B for work
+# who runs the tests may use W&B for work
+for variable in ("MODE", "DISABLED", "PROJECT", "ENTITY", "DIR"):
     os.environ.pop(f"WANDB_{variable}", None)
 
 EXAMPLES = int(os.environ.get("SQ_TEST_EXAMPLES", "60"))  # tests/arithmetic.py asks for fewer
-settings.register_profile("sq", derandomize=True, database=None, deadline=None, max_examples=EXAMPLES)
+settings.register_profile(
+    "sq", derandomize=True, database=None, deadline=None, max_examples=EXAMPLES
+)
 settings.load_profile("sq")
 
 
@@ -34,7 +39,8 @@ def fit():
 
 @pytest.fixture(scope="session")
 def correlated():
-    # Heavy-tailed weights; rectified, correlated inputs whose channels differ in size. Float64, H slightly damped.
+    # Heavy-tailed weights; rectified, correlated inputs whose channels differ in size. Float64, H
+    # slightly damped.
     def make(seed, G=1, O=4, I=8, damp=0.01):
         random = torch.Generator().manual_seed(seed)
         W, mix, shift, size, noise = (
@@ -78,9 +84,13 @@ def resnet():
 @pytest.fixture(scope="session")
 def needs_data():
     if not os.environ.get("SQ_DATA"):
-        pytest.skip("SQ_DATA is not set: it names the folder that holds weights/, cifar10/, imagenet/ and coco/")
+        pytest.skip(
+            "SQ_DATA is not set: it names the folder that holds weights/, cifar10/, imagenet/ and coco/"
+        )
 
 
 @pytest.fixture(scope="session")
 def cifar10(needs_data):
-    return build(OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / "cifar10.yaml")), "dataset")()
+    return build(
+        OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / "cifar10.yaml")), "dataset"
+    )()

@@ -8,7 +8,9 @@ from omegaconf import OmegaConf
 from sq.config.instantiate import build
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "grid"
-PARTS = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in sorted(CONF.glob("*.yaml"))}
+PARTS = {
+    file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in sorted(CONF.glob("*.yaml"))
+}
 LEVELS = [name for name in PARTS if name != "uniform"]  # grids of a table
 STRICT = [name for name in PARTS if "strict" in PARTS[name]]
 KINDS = [*PARTS, *(f"{name}_strict" for name in STRICT)]
@@ -20,7 +22,9 @@ CHEAP = {"lcq": {"rounds": 1, "iterations": 30}}
 def fit(kind, **changes):
     """Return the `fit` of a grid by name, "_strict" after it for the one with 2^bits levels, with these knobs."""
     name, _, strict = kind.partition("_")
-    return build(PARTS[name] | CHEAP.get(name, {}) | ({"strict": True} if strict else {}) | changes, "grid")
+    return build(
+        PARTS[name] | CHEAP.get(name, {}) | ({"strict": True} if strict else {}) | changes, "grid"
+    )
 
 
 def values(grid, G, O):

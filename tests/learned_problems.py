@@ -53,7 +53,12 @@ def residual():
     """A stem, two residual blocks and a linear layer, without BatchNorm."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), Block(4), Block(4), nn.Flatten(), nn.Linear(64, 3)
+        nn.Conv2d(2, 4, 3),
+        nn.ReLU(inplace=True),
+        Block(4),
+        Block(4),
+        nn.Flatten(),
+        nn.Linear(64, 3),
     ).eval()
 
 
@@ -63,7 +68,9 @@ def problem(net, images=32, bits=3, activation_bits=None, scratch=None, fit=FIT)
     first = found[0].module
     shape = (first.in_features,) if isinstance(first, nn.Linear) else (2, 6, 6)
     x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
-    return problem_of(Model(net, found, shape, "", None, skipped), x, bits, activation_bits, scratch, fit)
+    return problem_of(
+        Model(net, found, shape, "", None, skipped), x, bits, activation_bits, scratch, fit
+    )
 
 
 def problem_of(model, x, bits, activation_bits=None, scratch=None, fit=FIT):
@@ -77,7 +84,9 @@ def problem_of(model, x, bits, activation_bits=None, scratch=None, fit=FIT):
         return made
     observe = partial(insertion.observe, images=100, batch_size=8, bins=64, adds=False)
     choose = partial(mse.fit, symmetric=False, norm=2.0, steps=8)
-    given = insertion.quantize(net, list(widths), x, bits=activation_bits, observe=observe, fit=choose)
+    given = insertion.quantize(
+        net, list(widths), x, bits=activation_bits, observe=observe, fit=choose
+    )
     return replace(made, inputs=given, activations=given.grids())
 
 

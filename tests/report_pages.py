@@ -26,7 +26,11 @@ def fail(file: Path, error: str) -> str:
     """Turn the record in `file` into that of a run that failed; return its key."""
     made = json.loads(file.read_text())
     made = {name: value for name, value in made.items() if name not in FAILED}
-    made |= {"status": "failed", "error": error, "traceback": f"Traceback (most recent call last):\n  here\n{error}"}
+    made |= {
+        "status": "failed",
+        "error": error,
+        "traceback": f"Traceback (most recent call last):\n  here\n{error}",
+    }
     file.write_text(json.dumps(made))
     return made["key"]
 

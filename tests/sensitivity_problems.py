@@ -14,7 +14,9 @@ from sq.network import geometry, tracing
 from sq.types.images import Calibration
 from sq.types.problem import Model, Problem
 
-FIT = partial(uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5, hessian=None)
+FIT = partial(
+    uniform.fit, symmetric=False, range="minmax", norm=2.0, steps=2, shrink=0.5, hessian=None
+)
 
 
 class Block(nn.Module):
@@ -68,13 +70,20 @@ def problem(net, x, y, bits=None):
     found, skipped = geometry.find(net)
     model = tracing.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x[:1])
     batch = Calibration(x, y, [str(i) for i in range(len(x))])
-    made = Problem(model, batch, layer_statistics.collect(model, batch, batch_size=4, positions=1.0, seed=0), FIT)
+    made = Problem(
+        model,
+        batch,
+        layer_statistics.collect(model, batch, batch_size=4, positions=1.0, seed=0),
+        FIT,
+    )
     if bits is None:
         return made
     names = [layer.name for layer in model.layers]
     observe = partial(insertion.observe, images=100, batch_size=None, bins=64, adds=False)
     fit = partial(mse.fit, symmetric=False, norm=2.0, steps=8)
-    return replace(made, inputs=insertion.quantize(net, names, x, bits=bits, observe=observe, fit=fit))
+    return replace(
+        made, inputs=insertion.quantize(net, names, x, bits=bits, observe=observe, fit=fit)
+    )
 
 
 def images(count, seed=1):

@@ -16,11 +16,17 @@ EXPORTS: dict[Any, Any] = {}
 def exported(net: nn.Module, x: Tensor) -> Any:
     """Return what `onnx_export.exported` returns, of networks whose `repr` tells all of their structure."""
     state = net.state_dict()
-    structure = (repr(net), tuple(x.shape), tuple((name, tuple(value.shape)) for name, value in state.items()))
+    structure = (
+        repr(net),
+        tuple(x.shape),
+        tuple((name, tuple(value.shape)) for name, value in state.items()),
+    )
     if structure not in EXPORTS:
         EXPORTS[structure] = EXPORTER(net, x)
     model = onnx_export.duplicate(EXPORTS[structure])
     for tensor in model.graph.initializer:
         if tensor.name in state:
-            tensor.raw_data = numpy_helper.from_array(state[tensor.name].contiguous().numpy()).raw_data
+            tensor.raw_data = numpy_helper.from_array(
+                state[tensor.name].contiguous().numpy()
+            ).raw_data
     return model

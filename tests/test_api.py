@@ -23,7 +23,12 @@ from sq.storage.store import Store
 def network():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 5)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3),
+        nn.Flatten(),
+        nn.Linear(64, 5),
     )
 
 
@@ -35,7 +40,9 @@ def images(count=16):
 def test_a_quantized_copy_comes_back(quantizer):
     net = network().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    words = ["quantizer.learn.iterations=2", "quantizer.learn.batch=8"] if quantizer == "eptq" else []
+    words = (
+        ["quantizer.learn.iterations=2", "quantizer.learn.batch=8"] if quantizer == "eptq" else []
+    )
     made = sq.quantize(net, images(), *words, quantizer=quantizer, bits=3)
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -49,18 +56,33 @@ def test_a_quantized_copy_comes_back(quantizer):
 def test_more_bits_are_closer():
     net, x = network().eval(), images()
     with torch.no_grad():
-        apart = [float((sq.quantize(net, x, bits=bits)(x) - net(x)).square().mean()) for bits in (2, 4, 8)]
+        apart = [
+            float((sq.quantize(net, x, bits=bits)(x) - net(x)).square().mean())
+            for bits in (2, 4, 8)
+        ]
     assert apart[0] > 4 * apart[1] > 16 * apart[2]
 
 
 def test_settings_are_those_of_the_command_line():
-    made = sq.quantize(network(), images(), "activation=mse", "activation.bits=4", "fold=true", "ends=8bit", bits=2)
-    assert {name: grid.levels for name, grid in insertion.attached(made).items()} == {"0": 256, "3": 16, "5": 256}
+    made = sq.quantize(
+        network(), images(), "activation=mse", "activation.bits=4", "fold=true", "ends=8bit", bits=2
+    )
+    assert {name: grid.levels for name, grid in insertion.attached(made).items()} == {
+        "0": 256,
+        "3": 16,
+        "5": 256,
+    }
     assert isinstance(made[1], nn.Identity)
 
 
 def test_it_is_what_a_run_does(tmp_path, resnet, digits):
-    words = ["quantizer=sensiquant", "bits=3", "correction=batchnorm", "export=packed", "calibration.images=64"]
+    words = [
+        "quantizer=sensiquant",
+        "bits=3",
+        "correction=batchnorm",
+        "export=packed",
+        "calibration.images=64",
+    ]
     assert call(tmp_path, *words).returncode == 0
     (made,) = records(tmp_path)
     run = sq.load(tmp_path / "outputs" / made["export"]["file"])
@@ -72,7 +94,9 @@ def test_it_is_what_a_run_does(tmp_path, resnet, digits):
         own = sq.quantize(resnet.net, drawn, "sensitivity.bits=[4]", bits=3)
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(value, own.state_dict()[name]) for name, value in run.state_dict().items())
+    assert all(
+        torch.equal(value, own.state_dict()[name]) for name, value in run.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,9 +123,13 @@ def test_an_unknown_quantizer_is_named():
         sq.quantize(network(), images(), quantizer="sensiquan")
 
 
-@pytest.mark.parametrize("word", ["export=onnx", "calibration.images=3", "dataset=cifar10", "tracker.mode=online"])
+@pytest.mark.parametrize(
+    "word", ["export=onnx", "calibration.images=3", "dataset=cifar10", "tracker.mode=online"]
+)
 def test_settings_that_a_call_has_not_are_refused(word):
-    with pytest.raises(SqError, match=f"^{word.partition('=')[0].partition('.')[0]}: a call has none"):
+    with pytest.raises(
+        SqError, match=f"^{word.partition('=')[0].partition('.')[0]}: a call has none"
+    ):
         sq.quantize(network(), images(), word)
 
 
@@ -233,8 +261,14 @@ def test_what_all_of_pytorch_has_is_left_to_all():
             ["quantizer=eptq", "quantizer.learn.batch=64"],
             "set quantizer.learn.batch=16 or less, or give 64 images or more",
         ),
-        (["sensitivity=fisher"], "sensitivity=fisher needs labels, which a call has none of: choose"),
-        (["seed=99999999999999999999"], "^seed=99999999999999999999: whole numbers go up to 9223372036854775807$"),
+        (
+            ["sensitivity=fisher"],
+            "sensitivity=fisher needs labels, which a call has none of: choose",
+        ),
+        (
+            ["seed=99999999999999999999"],
+            "^seed=99999999999999999999: whole numbers go up to 9223372036854775807$",
+        ),
         (["seed=-1"], "^seed=-1: allowed are 0 to 9223372036854775807$"),
         (["threads=100000"], "^threads=100000: at most 32768, or null$"),
         (["activation=mse", "activation.observe.bins=99999999999"], "activation.observe.bins"),

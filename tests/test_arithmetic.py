@@ -33,7 +33,9 @@ def test_settings_without_effect_are_noticed():
     }.items():
         (wrong,) = arithmetic.unheard(OLDEST, SAID | {name: other})
         assert wrong.startswith(f"{name} is {other!r}")
-    assert arithmetic.unheard(OLDEST, {"aten": "DEFAULT"}) == [], "a library that is not there says nothing"
+    assert arithmetic.unheard(OLDEST, {"aten": "DEFAULT"}) == [], (
+        "a library that is not there says nothing"
+    )
 
 
 def test_libraries_hear_what_they_are_told():
@@ -46,7 +48,11 @@ def test_libraries_hear_what_they_are_told():
 
 def test_files_are_those_that_compute_and_compare():
     names = arithmetic.files()
-    assert {"tests/hessian/test_gram.py", "tests/grid/test_uniform.py", "tests/solver/test_contract.py"} <= set(names)
+    assert {
+        "tests/hessian/test_gram.py",
+        "tests/grid/test_uniform.py",
+        "tests/solver/test_contract.py",
+    } <= set(names)
     assert not {"tests/test_readme.py", "tests/report/test_page.py"} & set(names)
     uses = re.compile("^from tolerances import", re.MULTILINE)
     users = [

@@ -11,7 +11,18 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cli_helpers import CONF, ROOT, WEIGHTS, call, compose, environment, error_line, run, settings, snapshot
+from cli_helpers import (
+    CONF,
+    ROOT,
+    WEIGHTS,
+    call,
+    compose,
+    environment,
+    error_line,
+    run,
+    settings,
+    snapshot,
+)
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file, save_file
@@ -37,7 +48,10 @@ EARLY = {
     "bits=-4": (["bits=-4"], ["bits=-4", "1 to 16"]),
     "bits=nan": (["bits=nan"], ["bits=nan", "finite"]),
     "bits=abc": (["bits=abc"], ["bits=abc"]),
-    "1 bit, symmetric": (["bits=1", "grid.symmetric=true"], ["bits=1", "grid.symmetric=true", "2 bits"]),
+    "1 bit, symmetric": (
+        ["bits=1", "grid.symmetric=true"],
+        ["bits=1", "grid.symmetric=true", "2 bits"],
+    ),
     "misspelt knob": (
         ["quantizer=sensiquant", "quantizer.solve.ordr=static"],
         ["quantizer.solve.ordr", "nearest: quantizer.solve.order"],
@@ -46,7 +60,10 @@ EARLY = {
         ["quantizer=gptq", "quantizer.solve.rankings=2"],
         ["quantizer.solve.rankings: no such setting; ", "quantizer.solve.block"],
     ),
-    "setting of the chosen model": (["model=timm", "model.dataa.crop_pct=1"], ["nearest: model.data"]),
+    "setting of the chosen model": (
+        ["model=timm", "model.dataa.crop_pct=1"],
+        ["nearest: model.data"],
+    ),
     "misspelt group": (["quantiser=obq"], ["quantiser", "nearest: quantizer"]),
     "misspelt setting": (["bit=3"], ["bit:", "nearest: bits"]),
     "added setting": (["+typo=1"], ["typo"]),
@@ -60,7 +77,10 @@ EARLY = {
     "bits=null": (["bits=null"], ["bits=null: should be a number; it may not be null"]),
     "choice is null": (["grid=null"], ["grid=null", "choices: apot, lcq"]),
     "several choices": (["grid=[pot,apot]"], ["grid=[pot,apot]", "choices: apot, lcq"]),
-    "unknown launcher": (["hydra/launcher=lokal"], ["hydra/launcher=lokal: no such choice; nearest: local"]),
+    "unknown launcher": (
+        ["hydra/launcher=lokal"],
+        ["hydra/launcher=lokal: no such choice; nearest: local"],
+    ),
     "unknown option": (["bits=3", "--nothing"], ["--nothing: no such option"]),
     "several values, no -m": (["bits=3,4"], ["bits=3,4", "add -m"]),
     "unknown function": (["bits=foo(3)"], ["bits=foo(3)", "Unknown function 'foo'"]),
@@ -78,14 +98,23 @@ LATE = {
     "added knob": (["+quantizer.dampp=1"], ["quantizer.dampp", "nearest: damp"]),
     "no images": (["calibration.images=0"], ["calibration.images=0", "1201"]),
     "too many images": (["calibration.images=100000"], ["calibration.images=100000", "1201"]),
-    "no such weights": (["model.weights=/nowhere.safetensors"], ["/nowhere.safetensors", "model.weights"]),
+    "no such weights": (
+        ["model.weights=/nowhere.safetensors"],
+        ["/nowhere.safetensors", "model.weights"],
+    ),
     "3.5 bits, uniform": (["bits=3.5"], ["bits=3.5", "allocation=uniform"]),
-    "foreign code": (["quantizer._target_=os.system"], ["quantizer._target_=os.system", "only names under sq."]),
+    "foreign code": (
+        ["quantizer._target_=os.system"],
+        ["quantizer._target_=os.system", "only names under sq."],
+    ),
     "foreign solver": (
         ["quantizer.solve._target_=os.system"],
         ["quantizer.solve._target_=os.system", "only names under sq."],
     ),
-    "no such function": (["quantizer._target_=sq.quantizer.layerwise.quantise"], ["quantizer._target_=", "quantise"]),
+    "no such function": (
+        ["quantizer._target_=sq.quantizer.layerwise.quantise"],
+        ["quantizer._target_=", "quantise"],
+    ),
 }
 
 
@@ -133,8 +162,14 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
 def nullable(part):
     """Return the names of the settings of `part` that may be null, by their types."""
     hints = typing.get_type_hints(part)
-    own = {name for name, hint in hints.items() if hint is typing.Any or type(None) in typing.get_args(hint)}
-    inner = {f"{name}.{n}" for name, hint in hints.items() if is_dataclass(hint) for n in nullable(hint)}
+    own = {
+        name
+        for name, hint in hints.items()
+        if hint is typing.Any or type(None) in typing.get_args(hint)
+    }
+    inner = {
+        f"{name}.{n}" for name, hint in hints.items() if is_dataclass(hint) for n in nullable(hint)
+    }
     return own | inner
 
 
@@ -147,11 +182,14 @@ def test_null_is_refused_in_one_line_for_every_setting_that_may_not_be():
             compose(f"{name}=null")
         said = messages.explain(refused.value)
         assert re.fullmatch(
-            rf"{name}=null: should be (a number|a whole number|true or false|text|a list|a mapping); .* null", said
+            rf"{name}=null: should be (a number|a whole number|true or false|text|a list|a mapping); .* null",
+            said,
         )
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+@pytest.mark.parametrize(
+    "file", sorted(CONF.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}"
+)
 def test_null_is_refused_in_one_line_by_every_choice(file):
     family = file.parent.name
     if family == "hydra":
@@ -169,7 +207,10 @@ def test_null_is_refused_in_one_line_by_every_choice(file):
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [("null", "bits=null: should be a number; it may not be null"), ("abc", "mine.yaml: bits=abc: should be a number")],
+    [
+        ("null", "bits=null: should be a number; it may not be null"),
+        ("abc", "mine.yaml: bits=abc: should be a number"),
+    ],
 )
 def test_wrong_value_in_a_file_is_one_line(value, said, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"defaults: [config, _self_]\nname: mine\nbits: {value}\n")
@@ -184,12 +225,20 @@ def test_option_of_a_sweep_at_any_place(place, tmp_path):
         done = call(tmp_path, *words, "sweep.dry_run=true")
     assert done.returncode == 0, done.stderr
     assert "4 runs, 0 done, 4 to do" in done.stderr
-    assert [done.stdout.count(f"bits={bits} quantizer={q}") for bits in (3, 4) for q in ("rtn", "gptq")] == [1] * 4
+    assert [
+        done.stdout.count(f"bits={bits} quantizer={q}") for bits in (3, 4) for q in ("rtn", "gptq")
+    ] == [1] * 4
 
 
 def test_settings_that_only_the_swept_choices_have(tmp_path):
     with patch.object(job, "_run", side_effect=AssertionError("it was run")):
-        done = call(tmp_path, "sensitivity=fisher,trace", "sensitivity.images=64", "sweep.dry_run=true", sweep=True)
+        done = call(
+            tmp_path,
+            "sensitivity=fisher,trace",
+            "sensitivity.images=64",
+            "sweep.dry_run=true",
+            sweep=True,
+        )
     assert done.returncode == 0, done.stderr
     assert "2 runs, 0 done, 2 to do" in done.stderr
 
@@ -307,13 +356,19 @@ def test_setting_of_some_choices_of_a_sweep_names_one_without_it(tmp_path):
 
 def test_setting_misspelt_for_all_choices_of_a_sweep(tmp_path):
     line = error_line(call(tmp_path, "quantizer=gptq,rtn", "quantizer.solve.ordr=act", sweep=True))
-    assert line.startswith("sq: quantizer.solve.ordr: no such setting; nearest: quantizer.solve.order")
+    assert line.startswith(
+        "sq: quantizer.solve.ordr: no such setting; nearest: quantizer.solve.order"
+    )
 
 
 def test_setting_of_an_experiments_choice(tmp_path):
-    (tmp_path / "mine.yaml").write_text("defaults:\n  - config\n  - override model: timm\n  - _self_\nname: mine\n")
+    (tmp_path / "mine.yaml").write_text(
+        "defaults:\n  - config\n  - override model: timm\n  - _self_\nname: mine\n"
+    )
     words, file = cli._command(["-cd", str(tmp_path), "-cn", "mine", "model.nam=3"])
-    line = messages.explain(ConfigCompositionException("Could not override 'model.nam'."), words, file)
+    line = messages.explain(
+        ConfigCompositionException("Could not override 'model.nam'."), words, file
+    )
     assert line.startswith("model.nam: no such setting; nearest: ")
     assert "model.name" in line
 
@@ -362,5 +417,8 @@ def test_dry_run_of_one_run_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize("word", ["sweep.retry=all", "sweep.shard=1/2", "sweep.max_runs=3"])
 def test_settings_of_a_sweep_are_refused_without_one(word, tmp_path):
-    assert error_line(call(tmp_path, word)) == f"sq: {word}: of a sweep, and this is one run: add -m, or leave it out"
+    assert (
+        error_line(call(tmp_path, word))
+        == f"sq: {word}: of a sweep, and this is one run: add -m, or leave it out"
+    )
     assert snapshot(tmp_path / "results") == {}

@@ -7,7 +7,8 @@ import pytest
 
 SQ = Path(__file__).resolve().parents[1] / "sq"
 
-# Lowest first. A package imports from lines above its own, or from itself; those on one line do not import each other.
+# Lowest first. A package imports from lines above its own, or from itself; those on one line do not
+# import each other.
 LAYERS = (
     ("errors",),
     ("core",),  # this machine and its files, without PyTorch
@@ -27,8 +28,17 @@ LAYERS = (
     ("__init__", "__main__", "status", "track"),
 )
 LAYER = {package: number for number, line in enumerate(LAYERS) for package in line}
-ROOT_FILES = {"__init__.py", "__main__.py", "api.py", "cli.py", "errors.py", "pipeline.py", "py.typed"}
-ROOT_FILES |= {"status.py", "track.py"}  # `python -m sq.status` and `python -m sq.track`, as before there was `sq`
+ROOT_FILES = {
+    "__init__.py",
+    "__main__.py",
+    "api.py",
+    "cli.py",
+    "errors.py",
+    "pipeline.py",
+    "py.typed",
+}
+# `python -m sq.status` and `python -m sq.track`, as before there was `sq`
+ROOT_FILES |= {"status.py", "track.py"}
 FILES = sorted(SQ.rglob("*.py"))
 
 
@@ -43,7 +53,11 @@ def imported(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "sq" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "sq"
+                else [node.module]
+            )
         else:
             continue
         for name in names:
@@ -74,7 +88,9 @@ def test_an_import_that_goes_up_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.SQ", tmp_path / "sq")
     file = tmp_path / "sq" / "core" / "files.py"
     file.parent.mkdir(parents=True)
-    file.write_text("from sq import runs\n\n\ndef f():\n    import sq.types.costs\n    from sq.errors import SqError\n")
+    file.write_text(
+        "from sq import runs\n\n\ndef f():\n    import sq.types.costs\n    from sq.errors import SqError\n"
+    )
     assert [line.partition(", which")[0] for line in upward(file)] == [
         "sq/core/files.py:1: core imports runs",
         "sq/core/files.py:5: core imports types",

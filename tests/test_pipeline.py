@@ -27,7 +27,9 @@ MODEL = Model(nn.Flatten(), [], (1, 4, 4), "0" * 64, prepare)
 
 def split(name, count=3, shape=(1, 4, 4)):
     return Batch(
-        torch.zeros(count, *shape), torch.zeros(count, dtype=torch.long), [f"{name}/{i}" for i in range(count)]
+        torch.zeros(count, *shape),
+        torch.zeros(count, dtype=torch.long),
+        [f"{name}/{i}" for i in range(count)],
     )
 
 
@@ -60,7 +62,9 @@ def test_images_of_another_shape(shape):
 def test_overlap_of_calibration_and_evaluation():
     test = split("test", 5).ids
     test[3] = "train/1"
-    with pytest.raises(SqError, match=r"used both to calibrate and to evaluate: 1 image \(train/1\)"):
+    with pytest.raises(
+        SqError, match=r"used both to calibrate and to evaluate: 1 image \(train/1\)"
+    ):
         evaluate.check_disjoint(split("train").ids, test)
     with pytest.raises(SqError, match="used both to calibrate and to evaluate: 3 images"):
         evaluate.check_disjoint(split("train").ids, split("train").ids)
@@ -73,7 +77,9 @@ def passed(net, count, batch_size, **more):
         return list(seen)
 
     pixels = [Image.new("L", (4, 4), level) for level in range(count)]
-    images = Images([f"i/{n}" for n in range(count)], torch.arange(count), pixels.__getitem__, **more)
+    images = Images(
+        [f"i/{n}" for n in range(count)], torch.arange(count), pixels.__getitem__, **more
+    )
     over = evaluate.Evaluation(MODEL, metric, images, batch_size, torch.device("cpu"))
     return over, over.measure(net)
 
@@ -112,7 +118,9 @@ def test_same_config_gives_the_same_codes_in_another_process(tmp_path):
     assert here[0]["statistics"] == there["statistics"]
     assert here[0]["results"]["codes"] == there["results"]["codes"]
     assert here[0]["calibration"] == there["calibration"]
-    timeless = [{k: v for k, v in r["results"].items() if "seconds" not in k} for r in (here[0], there)]
+    timeless = [
+        {k: v for k, v in r["results"].items() if "seconds" not in k} for r in (here[0], there)
+    ]
     assert timeless[0] == timeless[1]
     assert here[1]["statistics"] != here[0]["statistics"]
     assert here[1]["calibration"]["ids"] != here[0]["calibration"]["ids"]
@@ -121,8 +129,13 @@ def test_same_config_gives_the_same_codes_in_another_process(tmp_path):
 
 def test_statistics_are_collected_once_for_all_methods(tmp_path):
     for quantizer in ("rtn", "obq"):
-        assert run(tmp_path, f"quantizer={quantizer}", "bits=3", "sensitivity.bits=[3]").returncode == 0
-    first, second = sorted(record.read_all(tmp_path / "results" / "runs"), key=lambda r: r["statistics_cached"])
+        assert (
+            run(tmp_path, f"quantizer={quantizer}", "bits=3", "sensitivity.bits=[3]").returncode
+            == 0
+        )
+    first, second = sorted(
+        record.read_all(tmp_path / "results" / "runs"), key=lambda r: r["statistics_cached"]
+    )
     assert (first["statistics_cached"], second["statistics_cached"]) == (False, True)
     assert first["statistics"] == second["statistics"]
     assert second["seconds"]["statistics"] < 0.05 * sum(second["seconds"].values())
@@ -135,10 +148,14 @@ MADE = ("calibration=generated", "calibration.images=10", "calibration.search.st
 def test_generated_images_leave_their_figures_and_a_picture(tmp_path):
     assert call(tmp_path, *MADE, "bits=3,4", sweep=True).returncode == 0
     found = records(tmp_path)
-    assert sorted(own["calibration"]["made"]["cached"] for own in found) == [False, True], "made once"
+    assert sorted(own["calibration"]["made"]["cached"] for own in found) == [False, True], (
+        "made once"
+    )
     assert len({own["calibration"]["made"]["digest"] for own in found}) == 1
     for own in found:
-        assert {"seconds", "steps", "loss", "confidence", "agreement"} <= own["calibration"]["made"].keys()
+        assert {"seconds", "steps", "loss", "confidence", "agreement"} <= own["calibration"][
+            "made"
+        ].keys()
         assert own["calibration"]["images"] == 10
         file = tmp_path / "outputs" / "runs" / f"{own['key']}.images.png"
         # 4 columns and 3 rows of 96 pixels, and white around each.
@@ -164,7 +181,9 @@ def test_a_picture_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch):
         raise SqError(f"cannot write {file}")
 
     write = files.write_bytes
-    monkeypatch.setattr(files, "write_bytes", lambda f, *rest: (refuse if f.suffix == ".png" else write)(f, *rest))
+    monkeypatch.setattr(
+        files, "write_bytes", lambda f, *rest: (refuse if f.suffix == ".png" else write)(f, *rest)
+    )
     assert call(tmp_path, *MADE).returncode == 0
     (own,) = records(tmp_path)
     assert own["status"] == "done"
@@ -173,7 +192,12 @@ def test_a_picture_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("choice", ["generated", "bn_matched"])
 def test_unlabelled_and_generated_images_serve_every_part(tmp_path, choice):
-    words = [f"calibration={choice}", "calibration.images=8", "calibration.search.steps=25", "activation=minmax"]
+    words = [
+        f"calibration={choice}",
+        "calibration.images=8",
+        "calibration.search.steps=25",
+        "activation=minmax",
+    ]
     words += ["quantizer=sensiquant", "calibration.inputs=quantized"]
     for correction in ("bias", "reestimate", "batchnorm"):
         done = call(tmp_path, *words, f"correction={correction}")

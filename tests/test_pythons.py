@@ -20,7 +20,10 @@ def project():
 @pytest.fixture(scope="module")
 def promised(project):
     """Return the minor versions of Python 3 that the classifiers name."""
-    found = [re.fullmatch(r"Programming Language :: Python :: 3\.(\d+)", c) for c in project["project"]["classifiers"]]
+    found = [
+        re.fullmatch(r"Programming Language :: Python :: 3\.(\d+)", c)
+        for c in project["project"]["classifiers"]
+    ]
     return [int(version[1]) for version in found if version]
 
 

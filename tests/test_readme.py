@@ -11,7 +11,9 @@ import pytest
 from sq.records import record
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = re.findall(r"^((?:python|sq) \S.*?)\s*(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+COMMANDS = re.findall(
+    r"^((?:python|sq) \S.*?)\s*(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE
+)
 RUNS = ("python run.py", "sq run", "sq sweep")
 
 
@@ -19,8 +21,12 @@ def call(words: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     program, _, rest = words.partition(" ")
     line = f"{sys.executable} {'-m sq ' if program == 'sq' else ''}{rest}"
-    line = line.replace("run.py", str(ROOT / "run.py"), 1).replace("-cd experiments", f"-cd {ROOT / 'experiments'}")
-    return subprocess.run(line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
+    line = line.replace("run.py", str(ROOT / "run.py"), 1).replace(
+        "-cd experiments", f"-cd {ROOT / 'experiments'}"
+    )
+    return subprocess.run(
+        line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True
+    )
 
 
 def test_first_command_ends_with_a_table_and_the_second_time_runs_nothing(tmp_path):
@@ -30,11 +36,19 @@ def test_first_command_ends_with_a_table_and_the_second_time_runs_nothing(tmp_pa
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("sensiquant") == 2
     assert "4 of 4 runs done, 0 failed" in first.stderr
-    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "results" / "runs").glob("*.json")}
-    found = {(r["choices"]["quantizer"], r["config"]["bits"]): r["results"] for r in map(record.read, files)}
+    files = {
+        file: file.stat().st_mtime_ns for file in (tmp_path / "results" / "runs").glob("*.json")
+    }
+    found = {
+        (r["choices"]["quantizer"], r["config"]["bits"]): r["results"]
+        for r in map(record.read, files)
+    }
     assert len(found) == 4
     for bits in (3, 4):
-        assert found["sensiquant", bits]["relative_error"] <= 1.1 * found["obq", bits]["relative_error"]
+        assert (
+            found["sensiquant", bits]["relative_error"]
+            <= 1.1 * found["obq", bits]["relative_error"]
+        )
     again = call(command, tmp_path)
     assert again.returncode == 0
     assert again.stdout == first.stdout
@@ -43,10 +57,12 @@ def test_first_command_ends_with_a_table_and_the_second_time_runs_nothing(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "words", [c for c in COMMANDS if c.startswith(RUNS) and not re.search("--help|dry_run|plugins=", c)]
+    "words",
+    [c for c in COMMANDS if c.startswith(RUNS) and not re.search("--help|dry_run|plugins=", c)],
 )
 def test_commands_compose(words, tmp_path):
-    # A record that cannot be written stops each command right after everything has been composed and checked.
+    # A record that cannot be written stops each command right after everything has been composed
+    # and checked.
     blocked = tmp_path / "file"
     blocked.write_text("")
     done = call(f"{words} results={blocked}/results", tmp_path)

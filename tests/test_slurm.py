@@ -56,7 +56,9 @@ def at_work(folder, besides=()):
     while time.monotonic() < until:
         for place in claims.glob("*.1"):
             try:
-                if (found := re.search(r'"job": "(\d+(?:_\d+)?)"', place.read_text())) and found[1] not in besides:
+                if (found := re.search(r'"job": "(\d+(?:_\d+)?)"', place.read_text())) and found[
+                    1
+                ] not in besides:
                     return found[1]
             except FileNotFoundError:
                 continue
@@ -82,7 +84,9 @@ def test_killed_job_and_killed_launcher_and_the_same_command_completes_the_sweep
     here.mkdir()
     assert call(here, *EIGHT, sweep=True).returncode == 0
     times = ["solve s", "speed-up"]
-    of_slurm, of_here = (table.build(records(own)).drop(columns=times).to_markdown() for own in (tmp_path, here))
+    of_slurm, of_here = (
+        table.build(records(own)).drop(columns=times).to_markdown() for own in (tmp_path, here)
+    )
     assert of_slurm == of_here
     again = slurm(tmp_path, *EIGHT)
     assert "8 runs, 8 done, 0 to do" in again.stderr
@@ -93,7 +97,8 @@ def test_killed_job_is_recorded_and_a_preempted_one_goes_on(tmp_path):
     with launch(tmp_path, *words) as sweeping:
         killed = at_work(tmp_path)
         subprocess.run(["scancel", killed], check=True)
-        subprocess.run(["scancel", "--signal=USR2", at_work(tmp_path, [killed])], check=True)  # as for preemption
+        # as for preemption
+        subprocess.run(["scancel", "--signal=USR2", at_work(tmp_path, [killed])], check=True)
         told, _ = sweeping.communicate(timeout=PATIENCE)
     assert sweeping.returncode == 1, told
     made = records(tmp_path)
@@ -121,7 +126,9 @@ def test_killed_task_costs_the_run_it_was_doing_alone(tmp_path):
     log = (tmp_path / "outputs" / "runs" / f"{failed['key']}.log").read_text()
     assert f"ERROR failed: {failed['error']}" in log
     again = slurm(tmp_path, *words, "sweep.retry=none", "hydra.launcher.runs_per_task=3")
-    assert "3 runs, 0 done, 2 to do, 1 failed" in again.stderr, "those it had not come to are tried all the same"
+    assert "3 runs, 0 done, 2 to do, 1 failed" in again.stderr, (
+        "those it had not come to are tried all the same"
+    )
     assert "2 of 3 runs done, 1 failed" in again.stderr
 
 
@@ -131,7 +138,8 @@ def test_failing_run_among_others_and_several_runs_a_task(tmp_path):
     assert "1 task of SLURM job" in done.stderr
     assert "2 of 3 runs done, 1 failed" in done.stderr
     cause = "calibration.images=100000: the training split has 1 to 1201 images to draw"
-    assert sum(cause in line for line in done.stderr.splitlines()) == 2  # when it ended, and in the summary
+    # when it ended, and in the summary
+    assert sum(cause in line for line in done.stderr.splitlines()) == 2
 
 
 @pytest.mark.parametrize(

@@ -34,18 +34,28 @@ def messages(file):
 def mirrored(folder):
     """Return what W&B knows of one run: its start, config, summary, exit code and media files."""
     (file,) = folder.glob("*.wandb")
-    media = {str(f.relative_to(folder / "files")): f for f in (folder / "files").rglob("*") if f.is_file()}
+    media = {
+        str(f.relative_to(folder / "files")): f
+        for f in (folder / "files").rglob("*")
+        if f.is_file()
+    }
     seen = {"summary": {}, "exit": None, "media": media}
     for message in messages(file):
         kind = message.WhichOneof("record_type")
         if kind == "run":
             seen["run"] = message.run
-            seen["config"] = {item.key: json.loads(item.value_json) for item in message.run.config.update}
+            seen["config"] = {
+                item.key: json.loads(item.value_json) for item in message.run.config.update
+            }
         elif kind == "config":
-            seen["config"] |= {item.key: json.loads(item.value_json) for item in message.config.update}
+            seen["config"] |= {
+                item.key: json.loads(item.value_json) for item in message.config.update
+            }
         elif kind == "summary":
             for item in message.summary.update:
-                seen["summary"]["/".join([item.key, *item.nested_key]).strip("/")] = json.loads(item.value_json)
+                seen["summary"]["/".join([item.key, *item.nested_key]).strip("/")] = json.loads(
+                    item.value_json
+                )
         elif kind == "exit":
             seen["exit"] = message.exit.exit_code
     return seen
@@ -53,7 +63,12 @@ def mirrored(folder):
 
 def offline(folder):
     """Return all offline runs below `folder`, in the order in which they began, as `mirrored` has them."""
-    return [mirrored(f) for f in sorted((folder / "wandb").glob("offline-run-*"), key=lambda f: f.stat().st_mtime_ns)]
+    return [
+        mirrored(f)
+        for f in sorted(
+            (folder / "wandb").glob("offline-run-*"), key=lambda f: f.stat().st_mtime_ns
+        )
+    ]
 
 
 def rows(seen, name):
@@ -66,8 +81,9 @@ def rows(seen, name):
 class Server(ThreadingHTTPServer):
     """As much of W&B's server as uploading takes.
 
-    `runs` has by id what arrived: project, group, tags, the last summary and how often the run was begun. Ids in
-    `deleted` are refused as W&B refuses those of deleted runs; after `most` runs, so is every request.
+    `runs` has by id what arrived: project, group, tags, the last summary and how often the run was
+    begun. Ids in `deleted` are refused as W&B refuses those of deleted runs; after `most` runs, so
+    is every request.
     """
 
     daemon_threads = True
@@ -107,7 +123,9 @@ class Requests(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/files/\w+/\w+/([^/]+)/file_stream", self.path):
             files = json.loads(text).get("files", {})
             if "wandb-summary.json" in files:
-                self.server.runs[found[1]]["summary"] = json.loads(files["wandb-summary.json"]["content"][-1])
+                self.server.runs[found[1]]["summary"] = json.loads(
+                    files["wandb-summary.json"]["content"][-1]
+                )
             self.answer(200, {"exitcode": None, "limits": {}})
         elif self.path == "/graphql":
             self.graphql(json.loads(text))
@@ -115,16 +133,28 @@ class Requests(BaseHTTPRequestHandler):
             self.answer(200, {})
 
     def graphql(self, asked):
-        what, values = re.search(r"(?:mutation|query)\s+(\w+)|$", asked["query"])[1], asked.get("variables") or {}
+        what, values = (
+            re.search(r"(?:mutation|query)\s+(\w+)|$", asked["query"])[1],
+            asked.get("variables") or {},
+        )
         if what == "UpsertBucket":
             self.upsert(values)
         elif what == "CreateRunFiles":
-            files = [{"name": name, "uploadUrl": f"{self.server.url}/{name}"} for name in values["files"]]
-            self.answer(200, {"data": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}})
+            files = [
+                {"name": name, "uploadUrl": f"{self.server.url}/{name}"} for name in values["files"]
+            ]
+            self.answer(
+                200,
+                {"data": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}},
+            )
         elif what == "ArtifactType":
             self.answer(200, {"data": {"project": {"artifact": None}}})
         elif what == "CreateArtifact":
-            made = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": None}}
+            made = {
+                "id": "a",
+                "state": "COMMITTED",
+                "artifactSequence": {"id": "s", "latestArtifact": None},
+            }
             self.answer(200, {"data": {"createArtifact": {"artifact": made}}})
         else:
             viewer = dict.fromkeys(("email", "admin", "deletedAt", "apiKeys", "teams"))
@@ -141,10 +171,21 @@ class Requests(BaseHTTPRequestHandler):
             return self.answer(409, {"errors": [{"message": text}], "error": text})
         if values.get("groupName"):  # the first of a run's several
             seen = runs.setdefault(own, {"begun": 0})
-            seen |= {"begun": seen["begun"] + 1, "group": values["groupName"], "project": values["project"]}
+            seen |= {
+                "begun": seen["begun"] + 1,
+                "group": values["groupName"],
+                "project": values["project"],
+            }
             seen |= {"tags": values.get("tags"), "job_type": values.get("jobType"), "summary": {}}
         project = {"id": "p", "name": values["project"], "entity": {"id": "e", "name": "me"}}
-        bucket = {"id": "x", "name": own, "displayName": own, "config": None, "historyLineCount": 0, "project": project}
+        bucket = {
+            "id": "x",
+            "name": own,
+            "displayName": own,
+            "config": None,
+            "historyLineCount": 0,
+            "project": project,
+        }
         return self.answer(200, {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}})
 
 
@@ -170,7 +211,10 @@ def client(folder, **more):
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith(("WANDB", "NETRC"))]:
         del os.environ[name]
-    os.environ |= {f"WANDB_{what}_DIR": str(folder / "wandb_home" / what) for what in ("DATA", "CACHE", "CONFIG")}
+    os.environ |= {
+        f"WANDB_{what}_DIR": str(folder / "wandb_home" / what)
+        for what in ("DATA", "CACHE", "CONFIG")
+    }
     os.environ |= {"NETRC": str(folder / "netrc"), **more}
     end(wandb)
     try:
@@ -178,4 +222,5 @@ def client(folder, **more):
     finally:
         end(wandb)
         os.environ.clear()
-        os.environ |= {name: value for name, value in before.items() if name != "WANDB_SERVICE"}  # it has ended
+        # it has ended
+        os.environ |= {name: value for name, value in before.items() if name != "WANDB_SERVICE"}

@@ -10,8 +10,9 @@ from torch import Tensor
 from sq.errors import SqError
 from sq.runtime.cpu_threads import suited_to
 
-# Values binned at a time. On a CPU so few that temporaries stay in the cache and are not handed back to the system
-# after each use (4 times as many took 70 times as long on one machine), and on one thread: most of it is counting.
+# Values binned at a time. On a CPU so few that temporaries stay in the cache and are not handed
+# back to the system after each use (4 times as many took 70 times as long on one machine), and on
+# one thread: most of it is counting.
 CHUNK = 2**16
 CHUNK_GPU = 2**24
 LARGEST = torch.finfo(torch.float32).max
@@ -21,7 +22,8 @@ LARGEST = torch.finfo(torch.float32).max
 class Histogram:
     """What was seen of one tensor's values: the exact ends, and how many lie in each of equal bins between.
 
-    `counts` is (bins,) float64. Where all values are equal, `low` is `high`, and all are in the first bin.
+    `counts` is (bins,) float64. Where all values are equal, `low` is `high`, and all are in the
+    first bin.
     """
 
     low: float
@@ -59,7 +61,10 @@ class Histograms:
         """Take `values` (any shape, not empty) into the range of `name`."""
         low, high = values.detach().aminmax()
         if name in self.ends:
-            low, high = torch.minimum(low, self.ends[name][0]), torch.maximum(high, self.ends[name][1])
+            low, high = (
+                torch.minimum(low, self.ends[name][0]),
+                torch.maximum(high, self.ends[name][1]),
+            )
         self.ends[name] = low, high
 
     def close(self) -> None:
@@ -71,7 +76,9 @@ class Histograms:
         """
         for name, (low, high) in self.ends.items():
             if not torch.isfinite(high.float() - low.float()):
-                raise SqError(f"the inputs of {name} hold NaN or infinity: check weights and images")
+                raise SqError(
+                    f"the inputs of {name} hold NaN or infinity: check weights and images"
+                )
             self.known[name] = float(low), float(high)
 
     def count(self, name: str, values: Tensor) -> None:
@@ -82,7 +89,8 @@ class Histograms:
         parts = _flat(values.detach()).split(CHUNK if values.device.type == "cpu" else CHUNK_GPU)
         with suited_to(CHUNK):
             for part in parts:
-                # Another run of the same layer may round otherwise and step over an end: hence the clamp
+                # Another run of the same layer may round otherwise and step over an end: hence the
+                # clamp
                 places = (part.float() - low).mul_(scale).to(torch.int32).clamp_(0, self.bins - 1)
                 # Not histc: it counts in float32, which stops at 2^24, and takes as long
                 found = torch.bincount(places, minlength=self.bins)
@@ -90,7 +98,10 @@ class Histograms:
 
     def finish(self) -> dict[str, Histogram]:
         """Return the histogram of every name, in the order in which names were first seen."""
-        return {name: Histogram(*ends, self.counts[name].double().cpu()) for name, ends in self.known.items()}
+        return {
+            name: Histogram(*ends, self.counts[name].double().cpu())
+            for name, ends in self.known.items()
+        }
 
 
 def _flat(values: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Quantization of what layers are fed: observe their inputs, fit a grid to each, and make layers see grid values.
 
-A grid of activations is per tensor: one scale for all images, channels and pixels. Inputs of modules go by the
-module's name, operands of residual additions by theirs (`sq/network/residual_adds.py`): "add.0.left", "add.0.right",
-...
+A grid of activations is per tensor: one scale for all images, channels and pixels. Inputs of
+modules go by the module's name, operands of residual additions by theirs
+(`sq/network/residual_adds.py`): "add.0.left", "add.0.right", ...
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
     net : runs once or twice over `x`; is left as it was
     names : modules of `net`
     x : calibration images (B, ...)
-    bits_of : bits of some names, in place of `bits`; 0 keeps that input in full precision, without a grid
+    bits_of : bits of some names, in place of `bits`; 0 keeps that input in full precision, without
+    a grid
     bits : of all other grids, 1 to 16
     observe : ``observe(net, names, x) -> histograms`` by name
     fit : ``fit(histogram, bits) -> grid``
@@ -59,31 +60,43 @@ def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
     own = dict(bits_of or {})
     histograms = observe(net, [name for name in names if own.get(name, bits)], x)
     if unknown := [name for name in own if own[name] and name not in histograms]:
-        raise SqError(f"bits for the input of {unknown[0]}, which is not observed; observed: {', '.join(histograms)}")
+        raise SqError(
+            f"bits for the input of {unknown[0]}, which is not observed; observed: {', '.join(histograms)}"
+        )
     fitted = functools.cache(lambda name, width: fit(histograms[name], width))
     return Inputs({name: width for name in histograms if (width := own.get(name, bits))}, fitted)
 
 
 def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
-    net: nn.Module, names: list[str], x: Tensor, *, images: Count, batch_size: Count | None, bins: Bins, adds: bool
+    net: nn.Module,
+    names: list[str],
+    x: Tensor,
+    *,
+    images: Count,
+    batch_size: Count | None,
+    bins: Bins,
+    adds: bool,
 ) -> dict[str, Histogram]:
     """Run images through `net` twice and return a histogram of the inputs of each module named.
 
-    The first pass finds the lowest and highest value, the second counts every value between. A module that is
-    called several times in one pass pools its calls. On a CPU this takes about 1.6 times as long as two plain passes.
+    The first pass finds the lowest and highest value, the second counts every value between. A
+    module that is called several times in one pass pools its calls. On a CPU this takes about 1.6
+    times as long as two plain passes.
 
     Parameters
     ----------
     x : images (B, ...)
     images : of which the first so many are used; all, if there are fewer
-    batch_size : images in one pass, None for what suits their size; changes speed and memory, not results (beyond
+    batch_size : images in one pass, None for what suits their size; changes speed and memory, not
+    results (beyond
         rounding)
     bins : of each histogram
     adds : observe both operands of residual additions as well
 
     Raises
     ------
-    SqError : an input holds NaN or infinity, or a module is never called: it is named; `adds`, and batches of
+    SqError : an input holds NaN or infinity, or a module is never called: it is named; `adds`, and
+    batches of
         different size make different additions
     """
 
@@ -100,10 +113,14 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
         _run(net, names, batches, adds, found.count)
         return found.finish()
 
-    return out_of_memory.fitting("activation", twice, batching.images_per_pass(x.shape[1:], batch_size))
+    return out_of_memory.fitting(
+        "activation", twice, batching.images_per_pass(x.shape[1:], batch_size)
+    )
 
 
-def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, see: See) -> None:
+def _run(
+    net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, see: See
+) -> None:
     made = set()
     fed = {name: net.get_submodule(name) for name in names}
     with torch.no_grad():
@@ -117,7 +134,9 @@ def _run(net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bo
                     forward(net, additions.in_company(batch))
             made.add(mode.number if mode else 0)
     if len(made) > 1:
-        raise SqError(f"batches make {' or '.join(map(str, sorted(made)))} additions; use a batch_size that divides")
+        raise SqError(
+            f"batches make {' or '.join(map(str, sorted(made)))} additions; use a batch_size that divides"
+        )
 
 
 def _look(see: See, name: str, x: Tensor) -> None:
@@ -156,8 +175,8 @@ class _Nearest:
 def attach(net: nn.Module, grids: Mapping[str, Grid]) -> None:
     """Make each module of `net` that `grids` names, and each operand of an addition, see the nearest grid values.
 
-    The tensors themselves are not changed. A deep copy of `net` sees grid values too. What was attached before
-    is removed.
+    The tensors themselves are not changed. A deep copy of `net` sees grid values too. What was
+    attached before is removed.
     """
     detach(net)
     for name, grid in grids.items():

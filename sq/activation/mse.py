@@ -1,12 +1,14 @@
 """Mean squared error: the grid spans the range that changes least of what was seen, clipping and rounding together.
 
-Both errors of a range are integrated over the histogram, whose values are taken to lie evenly within a bin. For a
-grid of step s, with r(t) = t - Q(t) and k(t) the integer that Q(t) is s times, the integral from 0 is
+Both errors of a range are integrated over the histogram, whose values are taken to lie evenly
+within a bin. For a grid of step s, with r(t) = t - Q(t) and k(t) the integer that Q(t) is s times,
+the integral from 0 is
 
     F(t) = int_0^t |r|^n = k(t) C + r(t) |r(t)|^n / (n + 1),   C = 2 (s / 2)^(n + 1) / (n + 1),
 
-inside the range and outside, so the error in a bin is the difference of F at its edges: exact for any step, where a
-sum over the bins' centres would be noise as soon as steps are not much wider than bins.
+inside the range and outside, so the error in a bin is the difference of F at its edges: exact for
+any step, where a sum over the bins' centres would be noise as soon as steps are not much wider than
+bins.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ CHUNK = 2**16  # elements of one temporary: 512 KiB in float64, which stays in t
 def fit(histogram: Histogram, bits: int, *, symmetric: bool, norm: Positive, steps: Count) -> Grid:
     """Fit a grid to the range of least error sum |x - Q(x)|^norm over all that was seen.
 
-    Each end is tried at 1/steps, 2/steps, ... 1 of the value seen there: both ends apart where the grid is affine
-    and values lie on both sides of zero (steps^2 ranges), together where it is signed and symmetric.
+    Each end is tried at 1/steps, 2/steps, ... 1 of the value seen there: both ends apart where the
+    grid is affine and values lie on both sides of zero (steps^2 ranges), together where it is
+    signed and symmetric.
 
     Parameters
     ----------
@@ -43,8 +46,9 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool, norm: Positive, ste
 
     Source
     ------
-    Frantar et al. 2022 (OBC), arXiv:2208.11580: one range a tensor, by squared error; Gordon et al. 2023 (EPTQ),
-    arXiv:2309.11531, whose code tries hundredths of the range. Ends apart, and F, are ours.
+    Frantar et al. 2022 (OBC), arXiv:2208.11580: one range a tensor, by squared error; Gordon et al.
+    2023 (EPTQ), arXiv:2309.11531, whose code tries hundredths of the range. Ends apart, and F, are
+    ours.
     """
     widest = per_tensor(histogram.low, histogram.high, bits, symmetric)
     if histogram.constant:

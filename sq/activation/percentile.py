@@ -17,13 +17,14 @@ Percent = Annotated[float, Interval(gt=0, le=100)]
 def fit(histogram: Histogram, bits: int, *, symmetric: bool, percentile: Percent) -> Grid:
     """Fit a grid to the share of values that `percentile` says.
 
-    What is left out is split evenly between both ends, and taken from the upper end alone if nothing below zero
-    was seen. Values are taken to lie evenly within a bin of the histogram.
+    What is left out is split evenly between both ends, and taken from the upper end alone if
+    nothing below zero was seen. Values are taken to lie evenly within a bin of the histogram.
 
     Parameters
     ----------
     bits : 1 to 16 (2 to 16 if signed and symmetric)
-    symmetric : codes around zero, as far as the further of both ends, or from zero up if nothing below it was
+    symmetric : codes around zero, as far as the further of both ends, or from zero up if nothing
+    below it was
         seen; otherwise affine
     percentile : of values kept, in (0, 100]; 100 is min-max
 
@@ -33,7 +34,8 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool, percentile: Percent
 
     Source
     ------
-    Wu et al. 2020, arXiv:2004.09602, section 5 (there of absolute values; ends apart are our reading).
+    Wu et al. 2020, arXiv:2004.09602, section 5 (there of absolute values; ends apart are our
+    reading).
     """
     low, high = histogram.low, histogram.high
     left_out = 1 - percentile / 100

@@ -20,9 +20,10 @@ Joint = Literal["free", "weights"]
 class Rules:
     """What holds in every choice, beside limits.
 
-    `ties`: "fed" has layers that are fed the same tensor share their bits, as HAWQ-V3 does with a down-sampling
-    convolution and the main branch beside it; those with settled bits are tied to none. `inputs`: "weights" gives the
-    inputs of a layer the bits of its weights, "free" bits of their own.
+    `ties`: "fed" has layers that are fed the same tensor share their bits, as HAWQ-V3 does with a
+    down-sampling convolution and the main branch beside it; those with settled bits are tied to
+    none. `inputs`: "weights" gives the inputs of a layer the bits of its weights, "free" bits of
+    their own.
     """
 
     ties: Ties
@@ -63,7 +64,9 @@ def offered(group: list[Layer], cost: Cost, budget: Budget, rules: Rules) -> lis
     if rules.inputs == "free":
         return [Option(bits, wide) for bits in weights for wide in inputs]
     if not (both := [bits for bits in weights if bits in inputs]):
-        raise SqError(f"allocation.inputs=weights: no bits of layer {names[0]} are priced for both weights and inputs")
+        raise SqError(
+            f"allocation.inputs=weights: no bits of layer {names[0]} are priced for both weights and inputs"
+        )
     return [Option(bits, bits) for bits in both]
 
 
@@ -80,13 +83,17 @@ def price(layer: Layer, option: Option, cost: Cost, budget: Budget) -> float:
     if layer.name in budget.fixed:
         wide = inputs_of(layer, option, cost, budget)
         return weights.get(option.weights, 0.0) + inputs.get(wide, 0.0)
-    return weights[option.weights] + (inputs[option.inputs] if inputs and option.inputs is not None else 0.0)
+    return weights[option.weights] + (
+        inputs[option.inputs] if inputs and option.inputs is not None else 0.0
+    )
 
 
 def _common(rows: Rows, names: Iterable[str], what: str) -> list[int]:
     names = list(names)
     if missing := [name for name in names if not rows.get(name)]:
-        raise SqError(f"no bits of the {what} of layer {missing[0]} have a price: choose another sensitivity")
+        raise SqError(
+            f"no bits of the {what} of layer {missing[0]} have a price: choose another sensitivity"
+        )
     shared = set.intersection(*(set(rows[name]) for name in names))
     if not shared:
         raise SqError(

@@ -29,7 +29,9 @@ class Table:
             name, bits, inputs = missing[0]
             rest = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
             if all(key[0] != name for key in self.ms):
-                raise SqError(f"latency table {self.file}: no line for layer {name}{rest}; add what it takes")
+                raise SqError(
+                    f"latency table {self.file}: no line for layer {name}{rest}; add what it takes"
+                )
             raise SqError(
                 f"latency table {self.file}: no line for layer {name} with {bits} bits of weights and {inputs} of "
                 f"inputs{rest}; add what it takes, or ask for other bits (sensitivity.bits of weights; "
@@ -42,14 +44,17 @@ def read(path: str) -> Table:
 
     Raises
     ------
-    SqError : the file cannot be read, lacks a column, or has a line that is not a layer, two widths and a time
+    SqError : the file cannot be read, lacks a column, or has a line that is not a layer, two widths
+    and a time
     """
     try:
         data = Path(path).read_bytes()
         lines = list(csv.reader(data.decode("utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         cause = error.strerror if isinstance(error, OSError) else error
-        raise SqError(f"allocation.latency_table={path}: {cause}; a CSV file: {','.join(COLUMNS)}") from error
+        raise SqError(
+            f"allocation.latency_table={path}: {cause}; a CSV file: {','.join(COLUMNS)}"
+        ) from error
     head = [word.strip() for word in lines[0]] if lines else []
     if missing := [name for name in COLUMNS if name not in head]:
         raise SqError(
@@ -59,7 +64,9 @@ def read(path: str) -> Table:
     ms: dict[tuple[str, int, int], float] = {}
     for number, line in enumerate(lines[1:], 2):
         if any(line):
-            key, value = _entry([line[k].strip() if k < len(line) else "" for k in places], f"{path}, line {number}")
+            key, value = _entry(
+                [line[k].strip() if k < len(line) else "" for k in places], f"{path}, line {number}"
+            )
             if key in ms:
                 raise SqError(
                     f"latency table {path}, line {number}: {key[0]} at {key[1]} and {key[2]} bits came before"
@@ -86,11 +93,14 @@ def lines(found: Iterable[Mapping[str, Any]]) -> str:
 
     Parameters
     ----------
-    found : `layer`; `bits` of weights and `input_bits` that take equally long; `median`, `low` and `high` in ms
+    found : `layer`; `bits` of weights and `input_bits` that take equally long; `median`, `low` and
+    `high` in ms
     """
     text = [",".join([*COLUMNS, "low", "high"])]
     for own in found:
         times = [f"{own[name]:.5f}" for name in ("median", "low", "high")]
         widths = [(narrow, wide) for narrow in own["bits"] for wide in own["input_bits"]]
-        text += [",".join([own["layer"], str(narrow), str(wide), *times]) for narrow, wide in widths]
+        text += [
+            ",".join([own["layer"], str(narrow), str(wide), *times]) for narrow, wide in widths
+        ]
     return "\n".join(text) + "\n"

@@ -1,12 +1,13 @@
 """Programmes handed to HiGHS (scipy's `milp`), such that its tolerances do not show in what comes back.
 
-HiGHS computes in floating point: it takes constraints as kept within 1e-6 and stops at a gap of 1e-6, both absolute.
-So uses are counted from the least option of each group, in units of their greatest common divisor, and what it finds
-is checked in integers; costs are counted from the cheapest and scaled, anew as soon as a total is known that dearer
-options would exceed.
+HiGHS computes in floating point: it takes constraints as kept within 1e-6 and stops at a gap of
+1e-6, both absolute. So uses are counted from the least option of each group, in units of their
+greatest common divisor, and what it finds is checked in integers; costs are counted from the
+cheapest and scaled, anew as soon as a total is known that dearer options would exceed.
 
-Among choices of equal cost (to a share of 1e-9) a second programme takes the one of least `size`, and among those the
-one that spends on the first groups. So the answer does not hang on the order in which HiGHS looks at them.
+Among choices of equal cost (to a share of 1e-9) a second programme takes the one of least `size`,
+and among those the one that spends on the first groups. So the answer does not hang on the order in
+which HiGHS looks at them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def limits(programme: Programme) -> list[tuple[np.ndarray, float]]:
     return found
 
 
-def solve(programme: Programme, effort: Effort, made: Columns | None = None, method: str = "ilp") -> Solution | None:
+def solve(
+    programme: Programme, effort: Effort, made: Columns | None = None, method: str = "ilp"
+) -> Solution | None:
     """Return the choice of least cost within the limits, None if no choice keeps to all of them.
 
     Parameters
@@ -84,7 +87,8 @@ def solve(programme: Programme, effort: Effort, made: Columns | None = None, met
     while True:
         chosen = best.chosen
         total = programme.cost(chosen) - made.constant
-        tighter = made.costs <= total * (1 + EQUAL)  # none is negative: what exceeds the total is part of no better one
+        # none is negative: what exceeds the total is part of no better one
+        tighter = made.costs <= total * (1 + EQUAL)
         if total <= 0 or made.costs[tighter].max() * FINER >= made.costs[best.allowed].max():
             break
         try:
@@ -96,7 +100,9 @@ def solve(programme: Programme, effort: Effort, made: Columns | None = None, met
         best = finer
     smaller = calls.smallest(best.costs, best.allowed, total * best.scale)
     cost = programme.cost(chosen)
-    if smaller is not None and programme.cost(smaller) <= cost + EQUAL * abs(total) + ROUNDING * abs(cost):
+    if smaller is not None and programme.cost(smaller) <= cost + EQUAL * abs(
+        total
+    ) + ROUNDING * abs(cost):
         chosen, cost = smaller, programme.cost(smaller)
     return Solution(chosen, cost, min(made.constant + best.lowest / best.scale, cost), method)
 
@@ -131,7 +137,9 @@ class _Calls:
         found = self.least(costs, allowed)
         return found and _Found(*found, scale, costs, allowed)
 
-    def least(self, costs: np.ndarray, allowed: np.ndarray, *more: Any) -> tuple[np.ndarray, float] | None:
+    def least(
+        self, costs: np.ndarray, allowed: np.ndarray, *more: Any
+    ) -> tuple[np.ndarray, float] | None:
         """Return the choice of least `costs` and a lower bound of these; None if no choice keeps to the limits.
 
         Where HiGHS takes a choice a little beyond a limit, that one is barred, and it looks again.
@@ -150,7 +158,13 @@ class _Calls:
             if self.deadline is not None:
                 options["time_limit"] = max(self.deadline - time.monotonic(), 0.0)
             with _silence():
-                found = milp(costs, integrality=binary, bounds=Bounds(0, allowed), constraints=rows, options=options)
+                found = milp(
+                    costs,
+                    integrality=binary,
+                    bounds=Bounds(0, allowed),
+                    constraints=rows,
+                    options=options,
+                )
             if found.x is None:
                 self._explain(found)
                 return None
@@ -163,8 +177,9 @@ class _Calls:
     def smallest(self, costs: np.ndarray, allowed: np.ndarray, total: float) -> np.ndarray | None:
         """Return the smallest choice of a cost of at most `total`; None if the time does not suffice for one.
 
-        What tells choices of one size apart adds up to less than sizes differ by: the place of an option in its group,
-        times a weight that grows with the group and of which no two sums are alike.
+        What tells choices of one size apart adds up to less than sizes differ by: the place of an
+        option in its group, times a weight that grows with the group and of which no two sums are
+        alike.
         """
         from scipy.optimize import LinearConstraint
 
@@ -177,7 +192,9 @@ class _Calls:
         objective = np.zeros(len(costs))
         objective[: len(size)] = size / max(np.gcd.reduce(size), 1) + nudge / (2 * most + 1)
         try:
-            found = self.least(objective, allowed, LinearConstraint(costs, -np.inf, total * (1 + EQUAL / 10)))
+            found = self.least(
+                objective, allowed, LinearConstraint(costs, -np.inf, total * (1 + EQUAL / 10))
+            )
         except SqError:
             return None
         return found and found[0]
@@ -191,9 +208,13 @@ class _Calls:
         """Raise an `SqError` unless it is proven that there is no choice."""
         if found.status == 1:
             seconds = f"{self.effort.time_limit:g} seconds"
-            raise SqError(f"allocation.time_limit={seconds}: no choice of bits was found; allow more, or null")
+            raise SqError(
+                f"allocation.time_limit={seconds}: no choice of bits was found; allow more, or null"
+            )
         if found.status != 2:
-            raise SqError(f"no choice of bits was found: {' '.join(found.message.split())}; other bounds may help")
+            raise SqError(
+                f"no choice of bits was found: {' '.join(found.message.split())}; other bounds may help"
+            )
 
 
 @contextmanager

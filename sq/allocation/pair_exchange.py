@@ -10,8 +10,9 @@ from sq.allocation.integer_program import EQUAL, Programme, ceiling
 def improve(programme: Programme, chosen: np.ndarray) -> np.ndarray:
     """Return `chosen` with one or two groups changed at a time until no such change lowers the cost.
 
-    With pairs P, e_k = c_k + sum over the chosen of P_k, and p, q what is chosen now in the groups of a and b, changing
-    both costs (e_a - e_p) + (e_b - e_q) + P_ab - P_aq - P_pb + P_pq. Where b is q this is changing one group alone.
+    With pairs P, e_k = c_k + sum over the chosen of P_k, and p, q what is chosen now in the groups
+    of a and b, changing both costs (e_a - e_p) + (e_b - e_q) + P_ab - P_aq - P_pb + P_pq. Where b
+    is q this is changing one group alone.
 
     Parameters
     ----------
@@ -47,5 +48,6 @@ def _best(programme: Programme, chosen: np.ndarray) -> tuple[int, int] | None:
         if total.flat[place] < lowest:
             lowest = float(total.flat[place])
             a, b = divmod(place, len(groups))
-            found = int(b), int(own[a])  # the other first: where it is in the same group, the change is this one's
+            # the other first: where it is in the same group, the change is this one's
+            found = int(b), int(own[a])
     return found

@@ -45,8 +45,8 @@ def allocate(  # noqa: PLR0913 (knobs, each a line of YAML)
 
     Source
     ------
-    Dong et al. 2020 (HAWQ-V2), arXiv:1911.03852, section 3: choose from the front of cost and size. Each of its points
-    is the integer programme's here.
+    Dong et al. 2020 (HAWQ-V2), arXiv:1911.03852, section 3: choose from the front of cost and size.
+    Each of its points is the integer programme's here.
     """
     started = time.perf_counter()
     effort = Effort(gap, time_limit, products, steps)

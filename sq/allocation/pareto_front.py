@@ -17,8 +17,9 @@ Point = dict[str, Any]
 def sweep(mixture: Mixture, points: int, effort: Effort, more: list[Widths]) -> list[Point]:
     """Return what is best at each of evenly spaced mean bits, from the least to the most that can be reached.
 
-    A budget that is not used up may lead to the same bits as the next, and a search may end worse than one with less to
-    spend: so there may be fewer points than budgets, and along the front cost falls as bits rise.
+    A budget that is not used up may lead to the same bits as the next, and a search may end worse
+    than one with less to spend: so there may be fewer points than budgets, and along the front cost
+    falls as bits rise.
 
     Parameters
     ----------
@@ -27,16 +28,21 @@ def sweep(mixture: Mixture, points: int, effort: Effort, more: list[Widths]) -> 
 
     Returns
     -------
-    front : by rising bits, each with "bits" (mean of a weight), "bytes", "bops", "cost", "widths" and "inputs"
+    front : by rising bits, each with "bits" (mean of a weight), "bytes", "bops", "cost", "widths"
+    and "inputs"
 
     Raises
     ------
     SqError : see `decide`
     """
     budgets = np.linspace(*mixture.reach("bits"), points)
-    found = [decide(mixture, {"bits": float(bits)}, effort) for bits in track(budgets, "front", points)]
+    found = [
+        decide(mixture, {"bits": float(bits)}, effort) for bits in track(budgets, "front", points)
+    ]
     front: list[Point] = []
-    for point in sorted(map(_point, [*more, *found]), key=lambda point: (point["bits"], point["cost"])):
+    for point in sorted(
+        map(_point, [*more, *found]), key=lambda point: (point["bits"], point["cost"])
+    ):
         if not front or point["cost"] < front[-1]["cost"]:
             front.append(point)
     return front
@@ -44,4 +50,8 @@ def sweep(mixture: Mixture, points: int, effort: Effort, more: list[Widths]) -> 
 
 def _point(widths: Widths) -> Point:
     used = {name: widths.report["bounds"][name]["used"] for name in ("bits", "bytes", "bops")}
-    return used | {"cost": widths.report["objective"], "widths": widths.weights, "inputs": widths.inputs}
+    return used | {
+        "cost": widths.report["objective"],
+        "widths": widths.weights,
+        "inputs": widths.inputs,
+    }

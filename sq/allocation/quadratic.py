@@ -21,8 +21,8 @@ START = 1e-3  # gap at which a choice is good enough to start from
 def solve(programme: Programme, effort: Effort) -> Solution | None:
     """Return the best choice found within the limits and a lower bound of all; None if no choice keeps to them.
 
-    Without pairs that is the integer programme. With no more products than `effort.products` it is the linearised
-    one, exact; with more, or where time ran out for that, `search`.
+    Without pairs that is the integer programme. With no more products than `effort.products` it is
+    the linearised one, exact; with more, or where time ran out for that, `search`.
 
     Raises
     ------
@@ -52,12 +52,13 @@ def products(programme: Programme) -> int:
 def linearise(programme: Programme) -> milp.Columns:
     """Return columns with y_kl for the product of x_k and x_l, wherever two groups have costs in common.
 
-    With sum_l y_kl = x_k and sum_k y_kl = x_l over the states of each two groups, y is the product in every choice, and
-    the relaxation is as tight as one of this size can be.
+    With sum_l y_kl = x_k and sum_k y_kl = x_l over the states of each two groups, y is the product
+    in every choice, and the relaxation is as tight as one of this size can be.
 
     Source
     ------
-    Adams and Sherali 1986, A tight linearization and an algorithm for zero-one quadratic programming problems.
+    Adams and Sherali 1986, A tight linearization and an algorithm for zero-one quadratic
+    programming problems.
     """
     from scipy import sparse
 
@@ -76,16 +77,21 @@ def linearise(programme: Programme) -> milp.Columns:
         column += block.size
     rows, columns, values = (np.concatenate(parts) for parts in zip(*entries, strict=True))
     tie = sparse.csr_array((values, (rows, columns)), shape=(row, column))
-    one = sparse.hstack([plain.equal, sparse.csr_array((len(plain.right), column - len(plain.costs)))])
+    one = sparse.hstack(
+        [plain.equal, sparse.csr_array((len(plain.right), column - len(plain.costs)))]
+    )
     right = np.concatenate([plain.right, np.zeros(row)])
-    return milp.Columns(np.concatenate(costs), constant, sparse.vstack([one, tie], format="csr"), right)
+    return milp.Columns(
+        np.concatenate(costs), constant, sparse.vstack([one, tie], format="csr"), right
+    )
 
 
 def search(programme: Programme, effort: Effort) -> Solution | None:
     """Return the best of local searches, and the best bound (`convex_bound`); None if nothing keeps to the limits.
 
-    They start from what is best without pairs, from what is best by the tangent of the bound, and from the choice
-    nearest to where that touches; and from what is best by costs as the best choice so far sees them, while that helps.
+    They start from what is best without pairs, from what is best by the tangent of the bound, and
+    from the choice nearest to where that touches; and from what is best by costs as the best choice
+    so far sees them, while that helps.
 
     Raises
     ------
@@ -104,7 +110,10 @@ def search(programme: Programme, effort: Effort) -> Solution | None:
         """Solve for other costs, without pairs, in what is left of the time and at least a second."""
         left = None if effort.time_limit is None else max(deadline - time.monotonic(), 1.0)
         with suppress(SqError):
-            return milp.solve(replace(alone, costs=costs), replace(effort, gap=max(effort.gap, gap), time_limit=left))
+            return milp.solve(
+                replace(alone, costs=costs),
+                replace(effort, gap=max(effort.gap, gap), time_limit=left),
+            )
         return None
 
     lowest = start(tangent.costs, 0.0)
@@ -128,7 +137,10 @@ def search(programme: Programme, effort: Effort) -> Solution | None:
 def _blocks(programme: Programme) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, for each two groups with costs in common, their states and what these cost together."""
     assert programme.pairs is not None
-    states = [np.unique(programme.states[programme.groups == group]) for group in range(programme.groups[-1] + 1)]
+    states = [
+        np.unique(programme.states[programme.groups == group])
+        for group in range(programme.groups[-1] + 1)
+    ]
     for first, second in itertools.combinations(states, 2):
         block = programme.pairs[np.ix_(first, second)]
         if block.any():

@@ -18,5 +18,7 @@ def allocate(cost: Cost, layers: list[Layer], budget: Budget) -> Widths:
     """
     bits = budget.bits
     if bits != int(bits):
-        raise SqError(f"bits={bits}: allocation=uniform takes whole bits; a mean of {bits} needs allocation=ilp")
+        raise SqError(
+            f"bits={bits}: allocation=uniform takes whole bits; a mean of {bits} needs allocation=ilp"
+        )
     return Widths({layer.name: int(bits) for layer in layers} | budget.fixed)

@@ -20,12 +20,21 @@ from sq.runtime import torch_setup
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of its command line."""
-    parser = argparse.ArgumentParser(prog=prog, description="Solvers side by side on the same layers.")
-    parser.add_argument("name", help=f"one of experiments/bench_*.yaml: {', '.join(settings.known())}")
-    parser.add_argument("overrides", nargs="*", help="settings of that file: repeats=1 bits=[4]")
-    parser.add_argument("--report", action="store_true", help="rebuild tables and figures from the record, no more")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Solvers side by side on the same layers."
+    )
     parser.add_argument(
-        "--experiments", type=Path, default=FOLDER, help="the folder of bench_*.yaml (default: sq's own)"
+        "name", help=f"one of experiments/bench_*.yaml: {', '.join(settings.known())}"
+    )
+    parser.add_argument("overrides", nargs="*", help="settings of that file: repeats=1 bits=[4]")
+    parser.add_argument(
+        "--report", action="store_true", help="rebuild tables and figures from the record, no more"
+    )
+    parser.add_argument(
+        "--experiments",
+        type=Path,
+        default=FOLDER,
+        help="the folder of bench_*.yaml (default: sq's own)",
     )
     return parser
 
@@ -68,7 +77,9 @@ def measure(own: settings.Settings) -> record.Record:
     from sq.config.instantiate import build
     from sq.core import provenance
 
-    where = provenance.collect(device, {"grid": grid, "solvers": [method.solve for method in methods]})
+    where = provenance.collect(
+        device, {"grid": grid, "solvers": [method.solve for method in methods]}
+    )
     source = build(own.source, "source")
     start = time.perf_counter()
     cases = source(own.seed, device)
@@ -102,7 +113,11 @@ def _forecast(own: settings.Settings) -> str:
     earlier: dict[str, Any] | None = record.read(Path(own.file)) if own.file.is_file() else None
     if earlier is None:
         return "; no earlier record to estimate their time from"
-    same = "the same settings" if earlier["key"] == record.key(settings.plain(own)) else "other settings"
+    same = (
+        "the same settings"
+        if earlier["key"] == record.key(settings.plain(own))
+        else "other settings"
+    )
     return f"; {sum(earlier['seconds'].values()):.0f} s by the earlier record, which this replaces ({same})"
 
 

@@ -1,8 +1,8 @@
 """Times beside other work: solvers alone and beside busy loops, in turns: ``python -m sq.bench.company``.
 
-Every run is one of the embedded network at 3 bits, in a process that has run it before. In each repeat all runs are
-made once with nothing else started, and once beside one endless loop a core. Leaves `record.json`, `runs.csv` and
-`table.md`.
+Every run is one of the embedded network at 3 bits, in a process that has run it before. In each
+repeat all runs are made once with nothing else started, and once beside one endless loop a core.
+Leaves `record.json`, `runs.csv` and `table.md`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ Run = dict[str, Any]
 SOLVERS = ("rtn", "gptq", "sensiquant", "sensiquant_plus", "obq")
 ONE_THREAD = ("sensiquant", "obq")  # are also run with threads=1
 ALONE, BUSY = "alone", "beside loops"
-CPU, PHASE, SECONDS = "solve_cpu_seconds", "quantize_seconds", ("seconds", "cpu_seconds")  # figures of a run
+# figures of a run
+CPU, PHASE, SECONDS = "solve_cpu_seconds", "quantize_seconds", ("seconds", "cpu_seconds")
 LEAST = 0.05  # seconds: a phase that takes less says nothing
 LOOP = "while True: pass"
 # Modules as they were called in earlier checkouts, which `--before` names.
@@ -40,7 +41,8 @@ EARLIER = {
     "sq.runtime.phase_timer": "sq.clock",
     "sq.runtime.torch_setup": "sq.ready",
 }
-# What has to hold beside loops: speed-up of sensiquant over OBQ, and multiples of what the same takes alone.
+# What has to hold beside loops: speed-up of sensiquant over OBQ, and multiples of what the same
+# takes alone.
 SPEEDUP, CPU_TIMES, WALL_TIMES = 12.0, 1.5, 4.0
 
 
@@ -48,9 +50,15 @@ SPEEDUP, CPU_TIMES, WALL_TIMES = 12.0, 1.5, 4.0
 def main(words: list[str] | None = None) -> int:
     """Measure and write; return 0 if all that has to hold does, else 1."""
     parser = argparse.ArgumentParser(prog="python -m sq.bench.company", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, help="of every run, alone and beside loops (default: 3)")
-    parser.add_argument("--before", type=Path, help="another checkout of sq, run in turns with this one")
-    parser.add_argument("--results", type=Path, default=Path("results/company"), help="where files go")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="of every run, alone and beside loops (default: 3)"
+    )
+    parser.add_argument(
+        "--before", type=Path, help="another checkout of sq, run in turns with this one"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/company"), help="where files go"
+    )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.serve:
@@ -100,7 +108,9 @@ def measure(repeats: int, before: Path | None) -> tuple[list[Run], dict[str, Any
                     found = ask[code]([f"quantizer={name}", f"threads={threads or 'null'}"])
                     found.pop("provenance")
                     about = {"repeat": number, "beside": beside, "code": code, "quantizer": name}
-                    runs.append(about | {"threads": threads or "default", "load": round(load, 2)} | found)
+                    runs.append(
+                        about | {"threads": threads or "default", "load": round(load, 2)} | found
+                    )
     return runs, where
 
 
@@ -173,16 +183,28 @@ def serve() -> int:
     for line in sys.stdin:
         fixed = ["bits=3", "cache=null", "tracker=none", "correction=batchnorm"]
         with api._own_hydra():
-            config = expand.resolve(hydra.compose("config", [*json.loads(line), *fixed], return_hydra_config=True))
+            config = expand.resolve(
+                hydra.compose("config", [*json.loads(line), *fixed], return_hydra_config=True)
+            )
         cpu.clear()
         device = torch_setup.prepare(config)
         made = pipeline.run(config, device)
         figures = made["results"]
-        told: Run = {"solve_seconds": figures["solve_seconds"], "solve_cpu_seconds": figures.get("solve_cpu_seconds")}
-        told |= {"quantize_seconds": made["seconds"]["quantize"], "quantize_cpu_seconds": cpu["quantize"]}
+        told: Run = {
+            "solve_seconds": figures["solve_seconds"],
+            "solve_cpu_seconds": figures.get("solve_cpu_seconds"),
+        }
+        told |= {
+            "quantize_seconds": made["seconds"]["quantize"],
+            "quantize_cpu_seconds": cpu["quantize"],
+        }
         told |= {"run_seconds": sum(made["seconds"].values()), "run_cpu_seconds": sum(cpu.values())}
         told |= {"codes": figures["codes"], "relative_error": figures["relative_error"]}
-        told |= {"seconds": made["seconds"], "cpu_seconds": dict(cpu), "provenance": provenance.collect(device)}
+        told |= {
+            "seconds": made["seconds"],
+            "cpu_seconds": dict(cpu),
+            "provenance": provenance.collect(device),
+        }
         answers.write(json.dumps(told) + "\n")
         answers.flush()
     return 0
@@ -206,7 +228,9 @@ class _Medians:
     def __init__(self, runs: list[Run]):
         self.runs = runs
 
-    def __call__(self, what: str, beside: str, name: str, *, code: str = "this", threads: Any = "default") -> float:
+    def __call__(
+        self, what: str, beside: str, name: str, *, code: str = "this", threads: Any = "default"
+    ) -> float:
         """Return that of figure `what`; "seconds.load" is one of phase "load"."""
         wanted = {"beside": beside, "quantizer": name, "code": code, "threads": threads}
         figure, _, phase = what.partition(".")
@@ -254,14 +278,19 @@ def _solvers(of: _Medians) -> Iterator[str]:
 def _held(runs: list[Run], of: _Medians) -> dict[str, bool]:
     """Return what has to hold, in words, and whether it does."""
     faster = of(CPU, BUSY, "obq") / of(CPU, BUSY, "sensiquant")
-    more, longer = (max(of(what, BUSY, n) / of(what, ALONE, n) for n in SOLVERS) for what in (CPU, PHASE))
+    more, longer = (
+        max(of(what, BUSY, n) / of(what, ALONE, n) for n in SOLVERS) for what in (CPU, PHASE)
+    )
     codes = {(run["quantizer"], run["codes"]) for run in runs if run["code"] == "this"}
     return {
-        f"beside loops sensiquant takes 1/{SPEEDUP:g} of obq's CPU seconds or less: 1/{faster:.1f}": faster >= SPEEDUP,
-        f"CPU seconds beside loops are {CPU_TIMES:g} times those alone or less: {more:.2f}": more <= CPU_TIMES,
+        f"beside loops sensiquant takes 1/{SPEEDUP:g} of obq's CPU seconds or less: 1/{faster:.1f}": faster
+        >= SPEEDUP,
+        f"CPU seconds beside loops are {CPU_TIMES:g} times those alone or less: {more:.2f}": more
+        <= CPU_TIMES,
         f"seconds of the phase beside loops are {WALL_TIMES:g} times those alone or less: {longer:.2f}": longer
         <= WALL_TIMES,
-        "codes are the same in all runs, whatever the threads and the load": len(codes) == len(SOLVERS),
+        "codes are the same in all runs, whatever the threads and the load": len(codes)
+        == len(SOLVERS),
     }
 
 
@@ -269,7 +298,11 @@ def _phases(of: _Medians, phases: list[str]) -> Iterator[str]:
     yield "| method | beside | phase | default s | one thread s | default CPU s | one thread CPU s |"
     yield "|:--|:--|:--|--:|--:|--:|--:|"
     for name, beside, phase in itertools.product(ONE_THREAD, (ALONE, BUSY), phases):
-        times = [of(f"{what}.{phase}", beside, name, threads=t) for what in SECONDS for t in ("default", 1)]
+        times = [
+            of(f"{what}.{phase}", beside, name, threads=t)
+            for what in SECONDS
+            for t in ("default", 1)
+        ]
         if max(times[:2]) >= LEAST:
             yield f"| {name} | {beside} | {phase} | {' | '.join(f'{t:.3f}' for t in times)} |"
 
@@ -279,7 +312,9 @@ def _before(of: _Medians) -> Iterator[str]:
     yield "|:--|:--|--:|--:|--:|--:|--:|--:|"
     figures = (PHASE, "quantize_cpu_seconds", "run_seconds")
     for name, beside in itertools.product(SOLVERS, (ALONE, BUSY)):
-        times = [of(what, beside, name, code=code) for what in figures for code in ("before", "this")]
+        times = [
+            of(what, beside, name, code=code) for what in figures for code in ("before", "this")
+        ]
         yield f"| {name} | {beside} | {' | '.join(f'{t:.3f}' for t in times)} |"
 
 

@@ -2,8 +2,9 @@
 
 python -m sq.bench.coverage [NAME ...]
 
-Networks are built with random weights: what is quantized depends on the structure alone. Without names, all of
-`NETWORKS` are built and `results/coverage` is written anew, a few minutes on two cores.
+Networks are built with random weights: what is quantized depends on the structure alone. Without
+names, all of `NETWORKS` are built and `results/coverage` is written anew, a few minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -30,8 +31,15 @@ from sq.types.problem import Model
 
 FOLDER = Path("results/coverage")
 LEAST = 0.95  # of the weights of a network; below, the reason must be among these
-# What no rewriting can change: the network multiplies inputs by something else than a weight, or not at all.
-ARITHMETIC = (coverage.RECURRENT, coverage.LOOKED_UP, coverage.ADDED, coverage.OUTSIDE, coverage.TRANSPOSED)
+# What no rewriting can change: the network multiplies inputs by something else than a weight, or
+# not at all.
+ARITHMETIC = (
+    coverage.RECURRENT,
+    coverage.LOOKED_UP,
+    coverage.ADDED,
+    coverage.OUTSIDE,
+    coverage.TRANSPOSED,
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,9 @@ def build(network: Network) -> nn.Module:
     torch.manual_seed(0)
     if network.library == "timm":
         return timm.create_model(network.name, pretrained=False, **network.settings).eval()
-    extra = WITHOUT.get(network.name, {}) | ({"init_weights": False} if network.name in WITHOUT else {})
+    extra = WITHOUT.get(network.name, {}) | (
+        {"init_weights": False} if network.name in WITHOUT else {}
+    )
     return models.get_model(network.name, weights=None, **network.settings, **extra).eval()
 
 
@@ -167,9 +177,13 @@ def _unused(image: Any, resized: Any = None) -> Tensor:
 def _unaccounted(model: Model, covered: coverage.Coverage) -> int:
     """Count the weights that are neither quantized nor listed, from the network's parameters."""
     known = {id(layer.module.weight) for layer in model.layers}
-    state = dict(model.net.named_parameters(remove_duplicate=False)) | model.net.state_dict(keep_vars=True)
+    state = dict(model.net.named_parameters(remove_duplicate=False)) | model.net.state_dict(
+        keep_vars=True
+    )
     known |= {id(state[own.name]) for own in covered.left_out}
-    return sum(own.numel() for own in model.net.parameters() if own.ndim > 1 and id(own) not in known)
+    return sum(
+        own.numel() for own in model.net.parameters() if own.ndim > 1 and id(own) not in known
+    )
 
 
 HEAD = (
@@ -181,10 +195,20 @@ HEAD = (
 def cells(row: Row) -> tuple[str, ...]:
     """Return a row of the table, see `HEAD`."""
     own, found = row.network, row.found
-    reasons = "; ".join(f"{coverage.percent(share)} {reason}" for reason, share in found.reasons().items())
+    reasons = "; ".join(
+        f"{coverage.percent(share)} {reason}" for reason, share in found.reasons().items()
+    )
     listed = sum(left.share for left in found.left_out)
     figures = (str(row.parameters), str(found.weights), _two(found.share), _two(listed))
-    return (own.library, own.family, own.name, *figures, str(row.unaccounted), str(row.modules), reasons or "-")
+    return (
+        own.library,
+        own.family,
+        own.name,
+        *figures,
+        str(row.unaccounted),
+        str(row.modules),
+        reasons or "-",
+    )
 
 
 def _two(share: float) -> str:
@@ -227,7 +251,12 @@ def comma_separated(rows: list[Row]) -> str:
 def main() -> None:
     """Look at all networks, or those named, and write or print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of networks; without: all, and the table is written")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="of networks; without: all, and the table is written",
+    )
     chosen = set(parser.parse_args().names)
     torch_setup.import_torch()
     networks = [own for own in NETWORKS if not chosen or own.name in chosen]

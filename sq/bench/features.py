@@ -4,10 +4,12 @@ What solvers meet in a trained network's H comes from four things, and each is a
 
 * channels are correlated, so that the spectrum of H decays (`decay`);
 * neighbouring pixels are alike, so that the taps of a kernel correlate (`smoothness`);
-* ReLU cuts at zero, so inputs have a mean, and H one large eigenvalue (`shift`: some channels are rarely active);
+* ReLU cuts at zero, so inputs have a mean, and H one large eigenvalue (`shift`: some channels are
+rarely active);
 * channels differ in size, so that H's diagonal spans decades (`heterogeneity`).
 
-They are pushed through the layer's own geometry (stride, padding, groups), as images are in calibration.
+They are pushed through the layer's own geometry (stride, padding, groups), as images are in
+calibration.
 """
 
 from __future__ import annotations
@@ -35,12 +37,16 @@ def maps(
     Parameters
     ----------
     module : a 2-D convolution or a linear layer
-    positions : outputs' pixels, at least, for each column of the layer: 2.0 makes H of 4,608 columns from 9,216
+    positions : outputs' pixels, at least, for each column of the layer: 2.0 makes H of 4,608
+    columns from 9,216
     side : pixels of a map's edge
-    decay : channels are mixtures of latent ones whose variances fall as 1, 2^-decay, 3^-decay, ...; 0 is white
-    smoothness : standard deviation, in pixels, of the Gaussian that blurs latent maps; 0 leaves pixels independent
+    decay : channels are mixtures of latent ones whose variances fall as 1, 2^-decay, 3^-decay, ...;
+    0 is white
+    smoothness : standard deviation, in pixels, of the Gaussian that blurs latent maps; 0 leaves
+    pixels independent
     shift : standard deviation of channels' means before ReLU, in standard deviations of a channel
-    heterogeneity : standard deviation of the logarithm of a channel's size; 0 makes all channels alike
+    heterogeneity : standard deviation of the logarithm of a channel's size; 0 makes all channels
+    alike
 
     Raises
     ------
@@ -52,9 +58,16 @@ def maps(
         channels, edge, per_map, inputs = module.in_features, 1, 1, module.in_features
     elif isinstance(module, nn.Conv2d):
         own = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for p, d, k, s in _geometry(module)]
-        channels, edge, per_map, inputs = module.in_channels, side, own[0] * own[1], module.weight[0].numel()
+        channels, edge, per_map, inputs = (
+            module.in_channels,
+            side,
+            own[0] * own[1],
+            module.weight[0].numel(),
+        )
         if min(own) < 1:
-            raise SqError(f"source.inputs.side={side}: too few pixels for a kernel of {module.kernel_size}")
+            raise SqError(
+                f"source.inputs.side={side}: too few pixels for a kernel of {module.kernel_size}"
+            )
     else:
         raise SqError(f"no inputs can be made up for a {type(module).__name__}")
     count = -(-int(positions * inputs + 1) // per_map)

@@ -18,7 +18,9 @@ def scaling(found: list[Measurement]) -> Figure:
     """Draw seconds against columns and against rows, one marker a layer; hollow ones are extrapolated."""
     plt = pyplot()
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.6), layout="constrained", sharey=True)
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(7.2, 3.6), layout="constrained", sharey=True
+        )
         sampled = {(m["layer"], m["quantizer"]) for m in found if m["extrapolated"]}
         layers = [m["layer"] for m in found if m["groups"] == 1]
         for index, law in enumerate(benchmark_summary.exponents(found)):
@@ -28,7 +30,9 @@ def scaling(found: list[Measurement]) -> Figure:
             for axes, column in ((left, 1), (right, 0)):
                 for name, size, value in zip(names, sizes, seconds, strict=True):
                     face = "none" if (name, law["quantizer"]) in sampled else own["color"]
-                    axes.plot([size[column]], [value], **{**own, "markerfacecolor": face, "label": "_"})
+                    axes.plot(
+                        [size[column]], [value], **{**own, "markerfacecolor": face, "label": "_"}
+                    )
             left.plot([], [], **{**own, "markerfacecolor": own["color"]})
         left.set(xlabel="columns", ylabel="solve time of a layer (s)", yscale="log")
         right.set(xlabel="rows")
@@ -37,7 +41,13 @@ def scaling(found: list[Measurement]) -> Figure:
             axes.xaxis.set_major_formatter("{x:g}")
         if sampled:
             right.set_title("hollow: extrapolated from a sample of rows", fontsize=8, loc="right")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=7)
+        figure.legend(
+            *left.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            fontsize=7,
+        )
     return figure
 
 
@@ -48,13 +58,24 @@ def tradeoff(found: list[Measurement], reference: str) -> Figure:
         figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
         rows = benchmark_summary.totals(found, reference)
         for index, label in enumerate(dict.fromkeys(row["quantizer"] for row in rows)):
-            own = [row for row in rows if row["quantizer"] == label and row["relative_error"] is not None]
+            own = [
+                row
+                for row in rows
+                if row["quantizer"] == label and row["relative_error"] is not None
+            ]
             x, y = [row["seconds"] for row in own], [row["relative_error"] for row in own]
             axes.plot(x, y, **look(index, MARKER), label=label)
             for row in own:
                 point = (row["seconds"], row["relative_error"])
-                axes.annotate(f"{row['bits']}", point, (4, 4), textcoords="offset points", fontsize=7)
-        axes.set(xlabel="solve time (s), all layers", ylabel="relative output error", xscale="log", yscale="log")
+                axes.annotate(
+                    f"{row['bits']}", point, (4, 4), textcoords="offset points", fontsize=7
+                )
+        axes.set(
+            xlabel="solve time (s), all layers",
+            ylabel="relative output error",
+            xscale="log",
+            yscale="log",
+        )
         axes.set_title("numbers at the points: bits", fontsize=8, loc="right")
         axes.legend(frameon=False, fontsize=7)
     return figure
@@ -66,5 +87,7 @@ def _legend(law: dict[str, Any]) -> str:
     for axis in ("rows", "columns"):
         if law[axis] is not None:
             expected = law[f"{axis}_expected"]
-            parts.append(f"{axis}^{law[axis]:.2f}" + (f" ({expected:.2f})" if expected is not None else ""))
+            parts.append(
+                f"{axis}^{law[axis]:.2f}" + (f" ({expected:.2f})" if expected is not None else "")
+            )
     return ": ".join([law["quantizer"], " ".join(parts)]) if parts else law["quantizer"]

@@ -23,7 +23,8 @@ from sq.runtime.phase_timer import Clock
 from sq.types.problem import Fit, Grid, Layer, solution
 
 Measurement = dict[str, Any]
-HALF = 2  # a sample's time is split into its shared and its own part by solving 1/HALF of it as well
+# a sample's time is split into its shared and its own part by solving 1/HALF of it as well
+HALF = 2
 
 
 @dataclass
@@ -56,7 +57,12 @@ class _Run:
 
 
 def run(
-    cases: list[Case], methods: list[Method], fit: Fit, bits: list[int], repeats: int, device: torch.device
+    cases: list[Case],
+    methods: list[Method],
+    fit: Fit,
+    bits: list[int],
+    repeats: int,
+    device: torch.device,
 ) -> Iterable[Measurement]:
     """Solve every layer with every method at every bit-width, `repeats` times; yield a measurement for each.
 
@@ -69,15 +75,20 @@ def run(
     for method in methods:
         check_damp(method.damp)
     solvers = [(method, build(method.solve, f"quantizers: {method.label}")) for method in methods]
-    smallest = min(cases, key=lambda case: case.layer.groups * case.layer.outputs * case.layer.inputs**2)
-    for problem in _problems(smallest, fit, bits[:1], device):  # so that no time holds the start-up of a library
+    smallest = min(
+        cases, key=lambda case: case.layer.groups * case.layer.outputs * case.layer.inputs**2
+    )
+    # so that no time holds the start-up of a library
+    for problem in _problems(smallest, fit, bits[:1], device):
         for method, solve in solvers:
             _solve(problem, method, solve, problem.layer.outputs, device)
     for number, case in enumerate(cases, 1):
         problems = _problems(case, fit, bits, device)
         turns = list(itertools.product(range(repeats), problems, solvers))
         # A bar for each layer, as making one may show its own, and bars cannot be nested.
-        for _, problem, (method, solve) in track(turns, f"layer {number} of {len(cases)}", len(turns)):
+        for _, problem, (method, solve) in track(
+            turns, f"layer {number} of {len(cases)}", len(turns)
+        ):
             for rows in _sizes(method, problem.layer):
                 done = _solve(problem, method, solve, rows, device)
                 problem.runs.setdefault((method.label, rows), []).append(done)
@@ -87,7 +98,9 @@ def run(
 
 def _problems(case: Case, fit: Fit, bits: list[int], device: torch.device) -> list[_Problem]:
     W, hessian = case.make()
-    order = torch.randperm(case.layer.outputs, generator=torch.Generator().manual_seed(0)).to(device)
+    order = torch.randperm(case.layer.outputs, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     shared: dict[float, Tensor] = {}
     found = []
     for b in bits:
@@ -102,7 +115,9 @@ def _sizes(method: Method, layer: Layer) -> list[int]:
     return [rows] if rows == layer.outputs else [rows // HALF, rows]
 
 
-def _solve(problem: _Problem, method: Method, solve: Callable, rows: int, device: torch.device) -> _Run:
+def _solve(
+    problem: _Problem, method: Method, solve: Callable, rows: int, device: torch.device
+) -> _Run:
     W, grid = problem.W, problem.grid
     if rows < problem.layer.outputs:
         some = problem.order[:rows]
@@ -122,9 +137,9 @@ def _solve(problem: _Problem, method: Method, solve: Callable, rows: int, device
 def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], Any]:
     """Return a function without arguments that does the solve and nothing else.
 
-    A solver that must first build something that is not its algorithm (another library's layer objects) has,
-    beside `solve`, a function `prepare` of the same signature, which does that and returns the solve; only
-    calling it is timed. Ours have none: all of `solve` counts.
+    A solver that must first build something that is not its algorithm (another library's layer
+    objects) has, beside `solve`, a function `prepare` of the same signature, which does that and
+    returns the solve; only calling it is timed. Ours have none: all of `solve` counts.
     """
     function = getattr(solve, "func", solve)
     prepare = getattr(sys.modules[function.__module__], "prepare", None)
@@ -136,9 +151,10 @@ def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], 
 def extrapolated(sample: tuple[int, float], part: tuple[int, float], rows: int) -> float:
     """Return the seconds for `rows` rows along the line through two samples, each (rows, seconds).
 
-    What is done once a layer (inverting H) is so counted once. OBQ does some things once for each batch of rows
-    that fits in memory; those are counted once, too, so its time comes out too short rather than too long: 16 of
-    128 rows of 1,152 columns gave 4.4 s where all took 5.2 s. A line that noise makes fall is taken as flat.
+    What is done once a layer (inverting H) is so counted once. OBQ does some things once for each
+    batch of rows that fits in memory; those are counted once, too, so its time comes out too short
+    rather than too long: 16 of 128 rows of 1,152 columns gave 4.4 s where all took 5.2 s. A line
+    that noise makes fall is taken as flat.
     """
     (large, seconds), (small, fewer) = sample, part
     return seconds + (rows - large) * max(0.0, seconds - fewer) / (large - small)

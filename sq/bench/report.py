@@ -11,7 +11,18 @@ from sq.records import record
 from sq.report import benchmark_summary
 from sq.report.benchmark_summary import Measurement
 
-CSV = ("layer", "kind", "groups", "outputs", "inputs", "count", "quantizer", "bits", "seconds", "seconds_min")
+CSV = (
+    "layer",
+    "kind",
+    "groups",
+    "outputs",
+    "inputs",
+    "count",
+    "quantizer",
+    "bits",
+    "seconds",
+    "seconds_min",
+)
 
 
 def build(file: Path) -> list[Path]:
@@ -86,11 +97,18 @@ def _exponent(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _by_layer(found: list[Measurement], labels: list[str], cell: Callable[[Measurement], str]) -> list[dict[str, str]]:
+def _by_layer(
+    found: list[Measurement], labels: list[str], cell: Callable[[Measurement], str]
+) -> list[dict[str, str]]:
     lines: dict[tuple[str, int], dict[str, str]] = {}
     for m in found:
-        size = {name: str(m[name]) for name in ("layer", "kind", "count", "groups", "outputs", "inputs", "bits")}
-        lines.setdefault((m["layer"], m["bits"]), size | dict.fromkeys(labels, "-"))[m["quantizer"]] = cell(m)
+        size = {
+            name: str(m[name])
+            for name in ("layer", "kind", "count", "groups", "outputs", "inputs", "bits")
+        }
+        lines.setdefault((m["layer"], m["bits"]), size | dict.fromkeys(labels, "-"))[
+            m["quantizer"]
+        ] = cell(m)
     return list(lines.values())
 
 
@@ -104,8 +122,14 @@ def _error(m: Measurement) -> str:
 
 def _flat(m: Measurement) -> dict[str, Any]:
     rows = max(m["errors"], key=int)
-    own = {name: m[name] for name in CSV} | {"repeats": " ".join(f"{s:.6g}" for s in m["seconds_all"])}
-    own |= {"extrapolated": m["extrapolated"], "rows_solved": int(rows), "relative_error": benchmark_summary.error(m)}
+    own = {name: m[name] for name in CSV} | {
+        "repeats": " ".join(f"{s:.6g}" for s in m["seconds_all"])
+    }
+    own |= {
+        "extrapolated": m["extrapolated"],
+        "rows_solved": int(rows),
+        "relative_error": benchmark_summary.error(m),
+    }
     own |= {name: m[name] for name in ("fit_seconds", "damp_used", "damp_retries")}
     return own | {f"peak_{name}": size for name, size in m["peak_bytes"].items()}
 

@@ -1,6 +1,7 @@
 """How sq takes thousands of runs: records made from one real one, each command timed: ``python -m sq.bench.scale``.
 
-The records differ in their settings alone, and their layer errors a little; what is measured is sq, not quantization.
+The records differ in their settings alone, and their layer errors a little; what is measured is sq,
+not quantization.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ hydra:
       quantizer.damp: 0.01,0.02,0.03,0.04,0.05
       seed: range({seeds})
 """
-# Runs a command as Python would, and leaves the most memory it had: that of `os.wait4` counts the parent's as well.
+# Runs a command as Python would, and leaves the most memory it had: that of `os.wait4` counts the
+# parent's as well.
 PEAK = """
 import atexit, re, runpy, sys
 peak, *command = sys.argv[1:]
@@ -53,7 +55,9 @@ else:
 def main(words: list[str] | None = None) -> int:
     """Make the records, time the commands, print a table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sq.bench.scale", description=__doc__)
-    parser.add_argument("--records", type=int, default=10_000, help="how many (default: 10,000), in hundreds")
+    parser.add_argument(
+        "--records", type=int, default=10_000, help="how many (default: 10,000), in hundreds"
+    )
     options = parser.parse_args(words)
     if options.records < 100 or options.records % 100:
         parser.error(f"--records {options.records}: hundreds, 100 or more")
@@ -74,8 +78,26 @@ def measure(folder: Path, runs: int) -> None:
     template, failure = job.attempt(jobs[0], wait=True)
     if template is None or failure:
         raise SystemExit(f"sq: the run that records are made from failed: {failure}")
-    sweep = ["-m", "sq", "run", "-cd", str(folder / "experiments"), "-cn", "scale", f"results={results}"]
-    told = ["-m", "sq", "status", "scale", "--results", str(results), "--experiments", str(folder / "experiments")]
+    sweep = [
+        "-m",
+        "sq",
+        "run",
+        "-cd",
+        str(folder / "experiments"),
+        "-cn",
+        "scale",
+        f"results={results}",
+    ]
+    told = [
+        "-m",
+        "sq",
+        "status",
+        "scale",
+        "--results",
+        str(results),
+        "--experiments",
+        str(folder / "experiments"),
+    ]
     shown = Table("command", "runs done", "seconds", "CPU seconds", "GiB")
     for done in (jobs[: runs // 2], jobs[runs // 2 :]):
         for one in track(done, "records"):
@@ -95,10 +117,20 @@ def measure(folder: Path, runs: int) -> None:
 def write(one: Job, template: record.Record) -> None:
     """Write a record of job `one`, as if it had run: its own settings, the figures of `template` give or take."""
     factor = 1 + int(hashlib.sha256(one.file.stem.encode()).hexdigest()[:4], 16) / 2**16
-    results = {**template["results"], "relative_error": template["results"]["relative_error"] * factor}
-    made = {**template, "key": one.file.stem, "config": one.config, "choices": one.choices, "results": results}
+    results = {
+        **template["results"],
+        "relative_error": template["results"]["relative_error"] * factor,
+    }
+    made = {
+        **template,
+        "key": one.file.stem,
+        "config": one.config,
+        "choices": one.choices,
+        "results": results,
+    }
     one.file.parent.mkdir(parents=True, exist_ok=True)
-    one.file.write_text(json.dumps(made, indent=1) + "\n")  # not `record.write`, which waits for the disk each time
+    # not `record.write`, which waits for the disk each time
+    one.file.write_text(json.dumps(made, indent=1) + "\n")
 
 
 def timed(command: list[str], folder: Path) -> list[str]:

@@ -25,7 +25,8 @@ from sq.runs.messages import explain
 from sq.runs.sweep import expand
 
 Count = Annotated[int, Ge(1)]  # that of sq.types.problem, which needs torch
-SAMPLE = ("quantizer", "sample_rows", "above")  # the keys of an entry of `quantizers` that is a mapping
+# the keys of an entry of `quantizers` that is a mapping
+SAMPLE = ("quantizer", "sample_rows", "above")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ class Method:
 
     def rows(self, outputs: int, inputs: int) -> int:
         """Return how many of a group's rows are solved in a layer of that size."""
-        return outputs if self.sample_rows is None or inputs <= self.above else min(self.sample_rows, outputs)
+        return (
+            outputs
+            if self.sample_rows is None or inputs <= self.above
+            else min(self.sample_rows, outputs)
+        )
 
 
 def known(folder: Path = FOLDER) -> list[str]:
@@ -80,7 +85,9 @@ def load(name: str, overrides: list[str], folder: Path = FOLDER) -> Settings:
     """
     name, there = name.removeprefix(BENCH), known(folder)
     if name not in there:
-        raise SqError(f"{name}: no such benchmark; {schema.nearest(name, there)} (all: {', '.join(there)})")
+        raise SqError(
+            f"{name}: no such benchmark; {schema.nearest(name, there)} (all: {', '.join(there)})"
+        )
     own = OmegaConf.load(folder / f"{BENCH}{name}.yaml")
     names = list(schema.leaves(OmegaConf.to_container(own)))
     plain = _compose(folder, f"{BENCH}{name}", overrides, lambda error: _explain(error, names))
@@ -99,7 +106,9 @@ def check(plain: Mapping[str, Any]) -> Settings:
     names = list(Settings.__dataclass_fields__)
     for given in plain:
         if given not in names:
-            raise SqError(f"{given}: no such setting of a benchmark; {schema.nearest(str(given), names)}")
+            raise SqError(
+                f"{given}: no such setting of a benchmark; {schema.nearest(str(given), names)}"
+            )
     if missing := [name for name in names if name not in plain]:
         raise SqError(f"no value for {', '.join(missing)}")
     for name, hint in _hints().items():
@@ -112,7 +121,9 @@ def check(plain: Mapping[str, Any]) -> Settings:
     if not settings.name.startswith(BENCH):
         raise SqError(f"name={settings.name}: a benchmark's begins with {BENCH}")
     for part in ("quantizers", "bits"):
-        if not (values := getattr(settings, part)) or any(values.count(value) > 1 for value in values):
+        if not (values := getattr(settings, part)) or any(
+            values.count(value) > 1 for value in values
+        ):
             raise SqError(f"{part}={values}: at least one, and none twice")
     return settings
 
@@ -127,7 +138,8 @@ def methods(settings: Settings) -> list[Method]:
 
     Raises
     ------
-    SqError : an entry names no choice or setting of conf/quantizer, no solver, or a label is met twice
+    SqError : an entry names no choice or setting of conf/quantizer, no solver, or a label is met
+    twice
     """
     found = [_method(entry, settings.seed) for entry in settings.quantizers]
     labels = [method.label for method in found]
@@ -163,7 +175,9 @@ def compose(family: str, words: str, seed: int) -> dict[str, Any]:
         raise SqError(f"{family}: no choice was made")
     choice, *knobs = words.split()
     overrides = [f"{family}={choice}", *(f"{family}.{knob}" for knob in knobs), f"seed={seed}"]
-    return _compose(Path(CONF), "config", overrides, lambda error: explain(error, overrides))[family]
+    return _compose(Path(CONF), "config", overrides, lambda error: explain(error, overrides))[
+        family
+    ]
 
 
 def _method(entry: str | dict[str, Any], seed: int) -> Method:
@@ -184,7 +198,10 @@ def _method(entry: str | dict[str, Any], seed: int) -> Method:
 
 
 def _compose(
-    folder: Path, name: str, overrides: list[str], say: Callable[[HydraException | OmegaConfBaseException], str]
+    folder: Path,
+    name: str,
+    overrides: list[str],
+    say: Callable[[HydraException | OmegaConfBaseException], str],
 ) -> dict[str, Any]:
     try:
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
@@ -194,7 +211,9 @@ def _compose(
 
 
 def _explain(error: Exception, names: list[str]) -> str:
-    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", f"{error} {error.__cause__}"):
+    if found := re.search(
+        r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", f"{error} {error.__cause__}"
+    ):
         name = found[1] or found[2]
         return f"{name}: no such setting; {schema.nearest(name, names)}"
     return one_line(error).partition(": ")[2]

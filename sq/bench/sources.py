@@ -31,7 +31,8 @@ class Case:
 
     layer: Layer
     count: int  # how many layers of the network it stands for
-    make: Callable[[], tuple[Tensor, Tensor]]  # W (G, O, I) float32 and H (G, I, I) float64, undamped
+    # W (G, O, I) float32 and H (G, I, I) float64, undamped
+    make: Callable[[], tuple[Tensor, Tensor]]
 
 
 def network(
@@ -78,11 +79,18 @@ def network(
 
 
 def shapes(
-    seed: int, device: torch.device, *, network: str, layers: list[str] | None, tail: Count, inputs: Maps
+    seed: int,
+    device: torch.device,
+    *,
+    network: str,
+    layers: list[str] | None,
+    tail: Count,
+    inputs: Maps,
 ) -> list[Case]:
     """Return every distinct layer shape of a timm architecture, untrained, with how many layers have it.
 
-    Weights are heavy-tailed noise and inputs made up (see `features`), so times are real and errors are not.
+    Weights are heavy-tailed noise and inputs made up (see `features`), so times are real and errors
+    are not.
 
     Parameters
     ----------
@@ -99,7 +107,9 @@ def shapes(
     import timm
 
     if network not in timm.list_models():
-        raise SqError(f"source.network={network}: not in timm; {nearest(network, timm.list_models())}")
+        raise SqError(
+            f"source.network={network}: not in timm; {nearest(network, timm.list_models())}"
+        )
     alike: dict[tuple, list[Layer]] = {}  # by shape
     with torch.device("meta"):  # shapes only: no memory, and no time for initial weights
         net = timm.create_model(network, pretrained=False)
@@ -108,12 +118,21 @@ def shapes(
     first = [same[0] for same in alike.values()]
     chosen = {layer.name for layer in _named(first, layers, network)}
     return [
-        _made_up(same[0], len(same), (seed, device), tail, inputs) for same in alike.values() if same[0].name in chosen
+        _made_up(same[0], len(same), (seed, device), tail, inputs)
+        for same in alike.values()
+        if same[0].name in chosen
     ]
 
 
 def synthetic(
-    seed: int, device: torch.device, *, outputs: Count, inputs: Count, kernel: Count, tail: Count, maps: Maps
+    seed: int,
+    device: torch.device,
+    *,
+    outputs: Count,
+    inputs: Count,
+    kernel: Count,
+    tail: Count,
+    maps: Maps,
 ) -> list[Case]:
     """Return one dense convolution of `outputs` x `inputs` weights, made up like those of `shapes`.
 
@@ -145,7 +164,9 @@ def _named(found: list[Layer], names: list[str] | None, network: str) -> list[La
     return [layer for layer in found if names is None or layer.name in names]
 
 
-def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: int, inputs: Maps) -> Case:
+def _made_up(
+    layer: Layer, count: int, seeded: tuple[int, torch.device], tail: int, inputs: Maps
+) -> Case:
     seed, device = seeded
 
     def make() -> tuple[Tensor, Tensor]:
@@ -163,7 +184,11 @@ def _made_up(layer: Layer, count: int, seeded: tuple[int, torch.device], tail: i
         model = Model(nn.Sequential(module), alone, tuple(x.shape[1:]), "", prepare=_unused)
         batch = Batch(x, torch.zeros(len(x), dtype=torch.long), [str(i) for i in range(len(x))])
         W = geometry.weight(module).clone()
-        H = layer_statistics.collect(model, batch, batch_size=64, positions=1.0, seed=0).layers["0"].hessian
+        H = (
+            layer_statistics.collect(model, batch, batch_size=64, positions=1.0, seed=0)
+            .layers["0"]
+            .hessian
+        )
         module.to("meta")
         return W, H
 

@@ -17,7 +17,15 @@ from sq.hessian import gram
 from sq.network import geometry
 from sq.types.problem import Layer
 
-SIZES = ((64, 56, 16), (128, 28, 32), (256, 14, 64), (512, 7, 128), (16, 32, 128), (32, 16, 256), (64, 8, 256))
+SIZES = (
+    (64, 56, 16),
+    (128, 28, 32),
+    (256, 14, 64),
+    (512, 7, 128),
+    (16, 32, 128),
+    (32, 16, 256),
+    (64, 8, 256),
+)
 REPEATS = 5
 PIECE = 2**24  # elements of unfolded input at a time, the same for both
 
@@ -46,7 +54,9 @@ def main() -> None:
     table = Table("channels", "map", "images", "unfold s", "sq s", "ratio", "difference")
     for channels, side, images in SIZES:
         (layer,), _ = geometry.find(nn.Sequential(nn.Conv2d(channels, 1, 3, padding=1)))
-        x = torch.randn(images, channels, side, side, generator=torch.Generator().manual_seed(0)).relu()
+        x = torch.randn(
+            images, channels, side, side, generator=torch.Generator().manual_seed(0)
+        ).relu()
         seconds: dict[str, list[float]] = {"plain": [], "fast": []}
         for _ in range(REPEATS):
             results = []

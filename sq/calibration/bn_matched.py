@@ -47,9 +47,10 @@ def draw(
 
     Source
     ------
-    Cai et al. 2020, ZeroQ, arXiv 2001.00281, its distilled data. There distances are those of single images; here those
-    of a batch, in units of the running statistics (`sq.network.batchnorm.distance`), which leaves images free to
-    differ. Its term for the network's input is what images begin as.
+    Cai et al. 2020, ZeroQ, arXiv 2001.00281, its distilled data. There distances are those of
+    single images; here those of a batch, in units of the running statistics
+    (`sq.network.batchnorm.distance`), which leaves images free to differ. Its term for the
+    network's input is what images begin as.
     """
     batchnorm.check(model.net, "calibration=bn_matched")
     unlabelled = torch.full((images,), -1)

@@ -44,11 +44,13 @@ def draw(
 
     Of each image x with label y, of p(y) the network's probability of it, small is made
 
-        |log-odds of p(y) - log-odds of confidence| + tv * TV(x) + l2 * mean(x^2) + bn_weight * BatchNorm distance
+        |log-odds of p(y) - log-odds of confidence| + tv * TV(x) + l2 * mean(x^2) + bn_weight *
+        BatchNorm distance
 
-    The first term holds the cross-entropy, -log p(y), at a level that images of data have instead of 0: where p(y) is
-    near 1, the gradients vanish that metrics of sensitivity live on. They would vanish here as well, and leave images
-    there once they are; those of log-odds, log p / (1 - p), do not. Without `bn_weight` no operation is relied on.
+    The first term holds the cross-entropy, -log p(y), at a level that images of data have instead
+    of 0: where p(y) is near 1, the gradients vanish that metrics of sensitivity live on. They would
+    vanish here as well, and leave images there once they are; those of log-odds, log p / (1 - p),
+    do not. Without `bn_weight` no operation is relied on.
 
     Parameters
     ----------
@@ -59,20 +61,23 @@ def draw(
     inputs : handed on, see `sq.types.images.Calibration`
     search : how images are looked for, `sq.calibration.synthesis.inversion.search`
     confidence : probability that the network is to give to the label of each image
-    tv : weight of the total variation, mean |difference| of neighbours, of values as the network takes them
+    tv : weight of the total variation, mean |difference| of neighbours, of values as the network
+    takes them
     l2 : weight of their mean square
-    bn_weight : weight of `sq.network.batchnorm.distance`, for each image of a batch; above 0 the network needs
+    bn_weight : weight of `sq.network.batchnorm.distance`, for each image of a batch; above 0 the
+    network needs
         BatchNorm layers
 
     Raises
     ------
-    SqError : the network is a detector or no classifier; or it has no BatchNorm layers, and `bn_weight` asks for them
+    SqError : the network is a detector or no classifier; or it has no BatchNorm layers, and
+    `bn_weight` asks for them
 
     Source
     ------
-    Lee et al. 2021, arXiv 2103.10051. **Our reading**: only the abstract was available, which has labelled images
-    generated without relying on particular operations; the loss is ours. With `bn_weight`, Yin et al. 2020
-    (DeepInversion, arXiv 1912.08795).
+    Lee et al. 2021, arXiv 2103.10051. **Our reading**: only the abstract was available, which has
+    labelled images generated without relying on particular operations; the loss is ours. With
+    `bn_weight`, Yin et al. 2020 (DeepInversion, arXiv 1912.08795).
     """
     device = next(model.net.parameters()).device
     with torch.no_grad():
@@ -102,7 +107,9 @@ class Labelled:
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of images x (B, C, H, W) with labels y (B,), summed over images."""
-        logits, distance = batchnorm.seen(self.net, x) if self.bn_weight else (forward(self.net, x), None)
+        logits, distance = (
+            batchnorm.seen(self.net, x) if self.bn_weight else (forward(self.net, x), None)
+        )
         loss = (log_odds(logits, y) - math.log(self.confidence / (1 - self.confidence))).abs()
         if self.tv:
             loss = loss + self.tv * total_variation(x)

@@ -23,7 +23,8 @@ def draw(
 ) -> Calibration:
     """Draw images without replacement, classes in turn, so that class counts are equal as far as classes go.
 
-    Of images with objects in them the class is that of the largest, and that of none where there are none.
+    Of images with objects in them the class is that of the largest, and that of none where there
+    are none.
 
     Parameters
     ----------
@@ -38,7 +39,9 @@ def draw(
     """
     train = dataset.train
     if not 1 <= images <= len(train.ids):
-        raise SqError(f"calibration.images={images}: the training split has 1 to {len(train.ids)} images to draw")
+        raise SqError(
+            f"calibration.images={images}: the training split has 1 to {len(train.ids)} images to draw"
+        )
     shuffled = torch.randperm(len(train.ids), generator=torch.Generator().manual_seed(seed))
     labels = (_largest(train.y) if isinstance(train.y, list) else train.y)[shuffled]
     order = labels.argsort(stable=True)

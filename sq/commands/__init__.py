@@ -1,6 +1,7 @@
 """The command ``sq``: one program for everything, ``sq COMMAND ...``, also as ``python -m sq COMMAND ...``.
 
-Each command is a module with its own words, which is loaded when it is asked for: an overview is there at once.
+Each command is a module with its own words, which is loaded when it is asked for: an overview is
+there at once.
 """
 
 from __future__ import annotations
@@ -25,19 +26,37 @@ class Command:
 
 
 COMMANDS = {
-    "run": Command("sq.commands.experiments:run", "quantize and measure, once", "sq run quantizer=obq bits=3"),
+    "run": Command(
+        "sq.commands.experiments:run", "quantize and measure, once", "sq run quantizer=obq bits=3"
+    ),
     "sweep": Command(
-        "sq.commands.experiments:sweep", "the same over many settings", "sq sweep quantizer=obq,gptq bits=3,4"
+        "sq.commands.experiments:sweep",
+        "the same over many settings",
+        "sq sweep quantizer=obq,gptq bits=3,4",
     ),
-    "report": Command("sq.report.__main__:main", "tables, figures and pages from records", "sq report quickstart"),
-    "status": Command("sq.runs.status:main", "what is done, running, failed, missing", "sq status quickstart"),
-    "bench": Command("sq.bench.__main__:main", "solvers side by side on the same layers", "sq bench synthetic"),
-    "track": Command("sq.tracker.upload:main", "upload records to Weights & Biases", "sq track quickstart"),
+    "report": Command(
+        "sq.report.__main__:main", "tables, figures and pages from records", "sq report quickstart"
+    ),
+    "status": Command(
+        "sq.runs.status:main", "what is done, running, failed, missing", "sq status quickstart"
+    ),
+    "bench": Command(
+        "sq.bench.__main__:main", "solvers side by side on the same layers", "sq bench synthetic"
+    ),
+    "track": Command(
+        "sq.tracker.upload:main", "upload records to Weights & Biases", "sq track quickstart"
+    ),
     "reproduce": Command(
-        "sq.reproduce.__main__:program", "every experiment that is not done", "sq reproduce --dry-run"
+        "sq.reproduce.__main__:program",
+        "every experiment that is not done",
+        "sq reproduce --dry-run",
     ),
-    "doctor": Command("sq.commands.doctor:main", "what is installed here, and what is missing", "sq doctor"),
-    "completion": Command("sq.commands.completion:main", "what a shell needs to complete words", "sq completion bash"),
+    "doctor": Command(
+        "sq.commands.doctor:main", "what is installed here, and what is missing", "sq doctor"
+    ),
+    "completion": Command(
+        "sq.commands.completion:main", "what a shell needs to complete words", "sq completion bash"
+    ),
 }
 
 
@@ -48,7 +67,8 @@ def main(words: list[str] | None = None, called: str = "sq") -> int:
     if words[:1] == ["help"]:  # "sq help run" as "sq run --help"
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
-        sys.stdout.write(f"{overview(called)}\n")  # not through sq.core.progress: at once, whatever is not installed
+        # not through sq.core.progress: at once, whatever is not installed
+        sys.stdout.write(f"{overview(called)}\n")
         return 0
     if words[0] == "--version":
         from sq import __version__
@@ -65,7 +85,9 @@ def main(words: list[str] | None = None, called: str = "sq") -> int:
     except ModuleNotFoundError as error:
         if (error.name or "sq").partition(".")[0] == "sq":
             raise  # a fault of ours
-        sys.stderr.write(f"sq: {error.name} is not installed: install sq with pip, which brings what it needs\n")
+        sys.stderr.write(
+            f"sq: {error.name} is not installed: install sq with pip, which brings what it needs\n"
+        )
         return 1
     return program(rest, f"{called} {name}")
 

@@ -1,7 +1,8 @@
 """``sq completion SHELL``: what a shell needs to complete the words of sq, by what Hydra knows of its settings.
 
-Hydra's own ``--shell-completion`` knows one program with one command line; sq has a command before that. The shell
-asks ``sq completion query``, with the line up to the cursor in COMP_LINE, and gets one candidate a line.
+Hydra's own ``--shell-completion`` knows one program with one command line; sq has a command before
+that. The shell asks ``sq completion query``, with the line up to the cursor in COMP_LINE, and gets
+one candidate a line.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shell", choices=[*SCRIPTS, "query"], help="query: candidates for the line in COMP_LINE")
+    parser.add_argument(
+        "shell", choices=[*SCRIPTS, "query"], help="query: candidates for the line in COMP_LINE"
+    )
     return parser
 
 
@@ -110,7 +113,9 @@ def _of_parser(command: str, rest: list[str], word: str) -> list[str]:
         return _starting(word, list(positional.choices))
     every = experiments.listed()
     if command == "bench":
-        return _starting(word, [one.stem.removeprefix(experiments.BENCH) for one in every if one.is_bench])
+        return _starting(
+            word, [one.stem.removeprefix(experiments.BENCH) for one in every if one.is_bench]
+        )
     return _starting(word, sorted({one.name for one in every}))
 
 
@@ -123,11 +128,16 @@ def _of_hydra(rest: list[str], word: str) -> list[str]:
     from sq.runs.arguments import parser
 
     if word.startswith("-"):
-        return _starting(word, [option for one in parser()._actions for option in one.option_strings])
+        return _starting(
+            word, [option for one in parser()._actions for option in one.option_strings]
+        )
     options = parser().parse_args(_without_settings(rest))
     flags = [
         text
-        for flag, value in (("--config-name", options.config_name), ("--config-dir", options.config_dir))
+        for flag, value in (
+            ("--config-name", options.config_name),
+            ("--config-dir", options.config_dir),
+        )
         if value
         for text in (flag, value)
     ]
@@ -153,7 +163,9 @@ def _experiments(rest: list[str]) -> list[str]:
 def _without_settings(words: list[str]) -> list[str]:
     """Return the options among `words`, with their values."""
     return [
-        word for at, word in enumerate(words) if word.startswith("-") or (at and words[at - 1] in (*NAMED, *OF_FILES))
+        word
+        for at, word in enumerate(words)
+        if word.startswith("-") or (at and words[at - 1] in (*NAMED, *OF_FILES))
     ]
 
 
@@ -173,7 +185,10 @@ def _asked_of_hydra(flags: list[str], line: str) -> list[str]:
             return []
     words = [word for word in said.getvalue().splitlines() if word and "._" not in word]
     # A group that holds choices and a folder of others comes bare: its choices are what is wanted.
-    return [f"{word}=" if word.isidentifier() and "=" not in line.split()[-1] else word for word in words]
+    return [
+        f"{word}=" if word.isidentifier() and "=" not in line.split()[-1] else word
+        for word in words
+    ]
 
 
 def _after_break(found: list[str], line: str) -> list[str]:

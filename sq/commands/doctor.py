@@ -20,13 +20,15 @@ from sq.errors import SqError, one_line
 GIB = 2**30
 OLDEST = (3, 10)  # Python, as pyproject.toml has it
 SLURM = ("sbatch", "sinfo", "sacct")  # what hydra/launcher=slurm calls
-FILES = {"dataset": "root", "model": "weights"}  # the settings of conf/ that name files of the user's
+# the settings of conf/ that name files of the user's
+FILES = {"dataset": "root", "model": "weights"}
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of its command line."""
     parser = argparse.ArgumentParser(
-        prog=prog, description="What is installed and found here. Exit code: 0 if sq can run its default, else 1."
+        prog=prog,
+        description="What is installed and found here. Exit code: 0 if sq can run its default, else 1.",
     )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     return parser
@@ -54,15 +56,26 @@ def examine() -> dict[str, Any]:
         except Exception as error:  # whatever stands in the way of a run is the answer
             problems.append(one_line(error))
     return {
-        "sq": {"version": __version__, "folder": str(paths.PACKAGE), "checkout": paths.CHECKOUT is not None},
+        "sq": {
+            "version": __version__,
+            "folder": str(paths.PACKAGE),
+            "checkout": paths.CHECKOUT is not None,
+        },
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "packages": _packages(installation.CORE),
-        "extras": {part: _packages(part) for part in installation.requirements() if part != installation.CORE},
+        "extras": {
+            part: _packages(part)
+            for part in installation.requirements()
+            if part != installation.CORE
+        },
         "torch": torch,
         "cpu": cpu(),
         "memory": _memory(),
         "gpus": gpus,
-        "slurm": {**{program: shutil.which(program) for program in SLURM}, "job": os.environ.get("SLURM_JOB_ID")},
+        "slurm": {
+            **{program: shutil.which(program) for program in SLURM},
+            "job": os.environ.get("SLURM_JOB_ID"),
+        },
         **({"wandb": _wandb()} if installation.version("hydra-core") else {}),
         **({"data": _data()} if installation.version("pyyaml") else {}),
         "disk": _disk(),
@@ -88,7 +101,9 @@ def _unmet() -> Iterator[str]:
     if sys.version_info < OLDEST:
         yield f"Python {platform.python_version()}: {'.'.join(map(str, OLDEST))} or newer is needed"
     if absent := installation.missing(installation.CORE):
-        told = ", ".join(f"{one.name} {installation.version(one.name) or 'missing'}" for one in absent)
+        told = ", ".join(
+            f"{one.name} {installation.version(one.name) or 'missing'}" for one in absent
+        )
         yield f"{told}: {installation.install(absent)}"
 
 
@@ -127,7 +142,9 @@ def _torch() -> dict[str, Any]:
 def _gpus() -> list[dict[str, Any]]:
     import torch
 
-    every = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    every = [
+        torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())
+    ]
     return [{"name": one.name, "memory_gib": round(one.total_memory / GIB, 1)} for one in every]
 
 
@@ -151,7 +168,9 @@ def _try_default() -> None:
     for setting in ("results", "outputs"):
         folder = _existing(Path(config[setting]))
         if not os.access(folder, os.W_OK):
-            raise SqError(f"{folder} cannot be written: give {setting}=FOLDER, or work in another folder")
+            raise SqError(
+                f"{folder} cannot be written: give {setting}=FOLDER, or work in another folder"
+            )
     model, data = build(config["model"], "model")(), build(config["dataset"], "dataset")()
     with torch.no_grad():
         logits = forward(model.net, torch.zeros(1, *model.input))
@@ -196,7 +215,9 @@ def _setting(file: Path, name: str) -> str | None:
     from sq.config.schema import leaves
 
     flat = leaves(yaml.safe_load(file.read_text()))
-    return next((value for key, value in flat.items() if key.rpartition(".")[2] == name and value), None)
+    return next(
+        (value for key, value in flat.items() if key.rpartition(".")[2] == name and value), None
+    )
 
 
 def _found(path: str, setting: str) -> str | None:
@@ -210,7 +231,11 @@ def _found(path: str, setting: str) -> str | None:
 
 def _disk() -> dict[str, dict[str, Any]]:
     """Return what is free where a run writes and reads."""
-    folders = {"working directory": Path.cwd(), "results": Path("results"), "outputs": Path("outputs")}
+    folders = {
+        "working directory": Path.cwd(),
+        "results": Path("results"),
+        "outputs": Path("outputs"),
+    }
     if base := os.environ.get("SQ_DATA"):
         folders["SQ_DATA"] = Path(base).expanduser()
     every = {name: _existing(folder) for name, folder in folders.items()}
@@ -238,14 +263,20 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield _slurm(found["slurm"])
     if "wandb" in found:
         given = found["wandb"]["environment"]
-        yield f"W&B: tracker.mode={found['wandb']['mode']}" + (f", WANDB_MODE={given}" if given else "")
+        yield f"W&B: tracker.mode={found['wandb']['mode']}" + (
+            f", WANDB_MODE={given}" if given else ""
+        )
     if "data" in found:
         yield from _files(found["data"])
     for folder, names in _by_folder(found["disk"]).items():
         yield f"disk: {found['disk'][names[0]]['free_gib']} GiB free in {folder} ({', '.join(names)})"
     for problem in found["problems"]:
         yield f"problem: {problem}"
-    yield "sq cannot run its default here" if found["problems"] else "sq can run its default here: sq run"
+    yield (
+        "sq cannot run its default here"
+        if found["problems"]
+        else "sq can run its default here: sq run"
+    )
 
 
 def _versions(packages: Mapping[str, Any]) -> str:
@@ -257,7 +288,8 @@ def _extra(extra: str, packages: Mapping[str, Any]) -> str:
     if not lacking:
         return f"extra {extra}: complete ({_versions(packages)})"
     told = ", ".join(
-        f"{name} {packages[name]['required']}" + (f" (here {old})" if (old := packages[name]["installed"]) else "")
+        f"{name} {packages[name]['required']}"
+        + (f" (here {old})" if (old := packages[name]["installed"]) else "")
         for name in lacking
     )
     return f"extra {extra}: lacks {told}: {installation.command(extra)}"
@@ -281,7 +313,11 @@ def _slurm(found: Mapping[str, str | None]) -> str:
     inside = f", inside job {found['job']}" if found["job"] else ""
     if len(absent) == len(SLURM):
         return f"SLURM: not here{inside}"
-    return "SLURM: " + (f"{', '.join(absent)} not found" if absent else f"{', '.join(SLURM)} found") + inside
+    return (
+        "SLURM: "
+        + (f"{', '.join(absent)} not found" if absent else f"{', '.join(SLURM)} found")
+        + inside
+    )
 
 
 def _files(found: Mapping[str, Any]) -> Iterator[str]:

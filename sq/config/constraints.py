@@ -36,6 +36,6 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 Portion = Annotated[float, Interval(ge=0, le=1)]
 
-# What full precision reaches on an image set, and how near it must come: {"imagenet": {"top1": 76.1, "within": 0.3}};
-# null in place of figures: nothing is known of these weights on that set.
+# What full precision reaches on an image set, and how near it must come: {"imagenet": {"top1":
+# 76.1, "within": 0.3}}; null in place of figures: nothing is known of these weights on that set.
 Expected = dict[str, dict[str, float] | None] | None

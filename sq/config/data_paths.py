@@ -1,6 +1,7 @@
 """Where data and foreign weights lie: configs name them as on any machine, $SQ_DATA says where they are on this one.
 
-A path of one machine in a config would give the same run another key, and a stranger's folders to the record.
+A path of one machine in a config would give the same run another key, and a stranger's folders to
+the record.
 """
 
 import os

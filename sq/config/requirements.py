@@ -15,8 +15,10 @@ from sq.core import installation
 from sq.errors import SqError
 
 FILES = {"model": "weights", "dataset": "root"}  # the knobs that name files of the user's
-FAMILIES = ("model", "dataset", "metric", "quantizer", "export", "latency")  # whose choices need something
-# What pip install sq does not bring along, by the setting that asks for it and how its value begins.
+# whose choices need something
+FAMILIES = ("model", "dataset", "metric", "quantizer", "export", "latency")
+# What pip install sq does not bring along, by the setting that asks for it and how its value
+# begins.
 DETECTION = installation.command("detection")
 EXPORT = installation.command("export")
 ONNX = ("onnx", "onnxruntime", "onnxscript")
@@ -33,7 +35,12 @@ PACKAGES = (
     ),
     *(("export._target_", "sq.export.onnx.", package, EXPORT) for package in ONNX),
     *(("latency._target_", "sq.latency.onnxruntime.", package, EXPORT) for package in ONNX),
-    ("quantizer.solve._target_", "sq.solver.brevitas_gptq.", "brevitas", "python -m pip install 'brevitas>=0.13.4'"),
+    (
+        "quantizer.solve._target_",
+        "sq.solver.brevitas_gptq.",
+        "brevitas",
+        "python -m pip install 'brevitas>=0.13.4'",
+    ),
 )
 
 

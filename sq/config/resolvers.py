@@ -21,7 +21,8 @@ LAYERWISE = "sq.quantizer.layerwise.quantize"
 def register() -> None:
     """Make the words known.
 
-    ``${by:${quantizer.budget},{cpu:400,paper:80000}}``, ``${solver:${quantizer.init}}``, ``${wandb_mode:offline}``.
+    ``${by:${quantizer.budget},{cpu:400,paper:80000}}``, ``${solver:${quantizer.init}}``,
+    ``${wandb_mode:offline}``.
     """
     OmegaConf.register_new_resolver("by", _by, replace=True)
     OmegaConf.register_new_resolver("solver", _solver, replace=True, use_cache=True)
@@ -63,15 +64,21 @@ def _solver(name: str) -> Any:
     ------
     SqError : there is none of that name
     """
-    solvers = {option: part for option, part in _quantizers().items() if part.get("_target_") == LAYERWISE}
+    solvers = {
+        option: part for option, part in _quantizers().items() if part.get("_target_") == LAYERWISE
+    }
     if name not in solvers:
-        raise SqError(f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}")
+        raise SqError(
+            f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}"
+        )
     return solvers[name]
 
 
 def _quantizers() -> dict[str, Any]:
     """Return the YAML of each quantizer by its name: sq's, those of plugins, and those of `-cd`."""
-    files = [file for folder in (CONF, *plugins.folders()) for file in folder.glob("quantizer/*.yaml")]
+    files = [
+        file for folder in (CONF, *plugins.folders()) for file in folder.glob("quantizer/*.yaml")
+    ]
     found: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in sorted(files)}
     hydra = GlobalHydra.instance()
     for source in hydra.config_loader().get_sources() if hydra.is_initialized() else []:

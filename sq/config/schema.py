@@ -69,7 +69,8 @@ class Config:
     rerun: bool
     plugins: list[str]
     sweep: SweepConfig
-    # The families: the knobs of each are typed by the function its YAML names (see sq/config/instantiate.py).
+    # The families: the knobs of each are typed by the function its YAML names (see
+    # sq/config/instantiate.py).
     model: Any
     dataset: Any
     calibration: Any
@@ -89,8 +90,9 @@ class Config:
 def register() -> None:
     """Make the schema, and `any_keys`, known to Hydra, under the names that defaults lists use.
 
-    Hydra refuses a setting that no YAML file has. A mapping whose keys are the user's to name, such as the arguments of
-    a constructor, is opened by ``/any_keys@NAME`` in the defaults list of its file.
+    Hydra refuses a setting that no YAML file has. A mapping whose keys are the user's to name, such
+    as the arguments of a constructor, is opened by ``/any_keys@NAME`` in the defaults list of its
+    file.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import MISSING, OmegaConf
@@ -116,12 +118,27 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     """List what is wrong with a resolved config that can be seen without loading anything."""
     names = Config.__dataclass_fields__
     # Hydra lets "+name=value" add what the schema does not have, and "~name" delete what it has.
-    found = [f"{name}: no such setting; {nearest(name, names)}" for name in config if name not in names]
-    found += [f"{name}: no value; it was deleted or never given" for name in names if config.get(name, "???") == "???"]
-    found += [f"{name}={config[name]}: no choice was made" for name in FAMILIES if not _is_choice(config.get(name))]
+    found = [
+        f"{name}: no such setting; {nearest(name, names)}" for name in config if name not in names
+    ]
+    found += [
+        f"{name}: no value; it was deleted or never given"
+        for name in names
+        if config.get(name, "???") == "???"
+    ]
+    found += [
+        f"{name}={config[name]}: no choice was made"
+        for name in FAMILIES
+        if not _is_choice(config.get(name))
+    ]
     flat = list(leaves(config).items())
-    found += [f"{k}={v}: should be a finite number" for k, v in flat if isinstance(v, float) and not math.isfinite(v)]
-    too_large = {str(v): k for k, v in reversed(flat) if _too_large(v)}  # of settings with one value, the first
+    found += [
+        f"{k}={v}: should be a finite number"
+        for k, v in flat
+        if isinstance(v, float) and not math.isfinite(v)
+    ]
+    # of settings with one value, the first
+    too_large = {str(v): k for k, v in reversed(flat) if _too_large(v)}
     found += [f"{k}={v}: whole numbers go up to {LARGEST}" for v, k in too_large.items()]
     if found:
         return found
@@ -129,7 +146,9 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     if not 1 <= bits <= 16:
         found.append(f"bits={_short(bits)}: allowed are 1 to 16 (2 to 16 on a symmetric grid)")
     elif bits < 2 and grid.get("symmetric"):
-        found.append(f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more")
+        found.append(
+            f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more"
+        )
     found += sweep_problems(config["sweep"])
     found += _machine_problems(config)
     found += _cache_problems(config)
@@ -138,9 +157,13 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     if not 0 < config["positions"] <= 1:
         found.append(f"positions={_short(config['positions'])}: a share, above 0 and up to 1")
     elif config["positions"] < 1 and config["calibration"].get("inputs") == "quantized":
-        found.append("positions<1 calibration.inputs=quantized: all positions are used then; set positions=1")
+        found.append(
+            "positions<1 calibration.inputs=quantized: all positions are used then; set positions=1"
+        )
     if not config["name"] or set(config["name"]) & set("/\\=, ") or config["name"].startswith("."):
-        found.append(f"name={config['name']!r}: the name of a folder, without separators, spaces, '=' or ','")
+        found.append(
+            f"name={config['name']!r}: the name of a folder, without separators, spaces, '=' or ','"
+        )
     return found
 
 
@@ -200,7 +223,9 @@ def _cache_problems(config: Mapping[str, Any]) -> list[str]:
     if config["cache"] == "":  # would be the working folder
         found.append("cache='': a folder, or null for none")
     if config["cache_gib"] <= 0:
-        found.append(f"cache_gib={_short(config['cache_gib'])}: above 0; cache=null keeps no statistics")
+        found.append(
+            f"cache_gib={_short(config['cache_gib'])}: above 0; cache=null keeps no statistics"
+        )
     return found
 
 

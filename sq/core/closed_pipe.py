@@ -1,6 +1,7 @@
 """Programs whose output nobody reads any more: ``sq --help | head`` ends quietly, as every Unix program does.
 
-Not by the default action of SIGPIPE, which would also end a run whose connection to a tracker has gone.
+Not by the default action of SIGPIPE, which would also end a run whose connection to a tracker has
+gone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def quiet(program: Callable[P, R]) -> Callable[P, R]:
             try:
                 return program(*args, **kwargs)
             finally:
-                _flush()  # what stands in the buffer, of a help text say, would fail at the end of the process
+                # what stands in the buffer, of a help text say, would fail at the end of the
+                # process
+                _flush()
         except BrokenPipeError:
             if not unread():
                 raise
@@ -65,7 +68,8 @@ def _unread(stream: TextIO | None) -> bool:
         number = stream.fileno()  # type: ignore[union-attr]
     except (AttributeError, ValueError, OSError):  # None, closed, or not of a file
         return False
-    if not hasattr(select, "poll"):  # Windows, where it cannot be told whose pipe it is: an error as before
+    # Windows, where it cannot be told whose pipe it is: an error as before
+    if not hasattr(select, "poll"):
         return False
     looked = select.poll()
     looked.register(number, select.POLLOUT)

@@ -7,7 +7,9 @@ import os
 
 def own() -> int:
     """Return how many cores are this process's, by its affinity and by SLURM."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return _least(found, "SLURM_CPUS_PER_TASK")
 
 

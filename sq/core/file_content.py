@@ -18,7 +18,8 @@ BYTE_ORDER_MARKS = (
 def mistaken_content(path: Path) -> str | None:
     """Return what the file at `path` is, as a clause, if it is a well-known mistake; None if it is none of them.
 
-    Known are folders, links to nothing, empty files, files of zeros, pointers of Git LFS and pages of HTML.
+    Known are folders, links to nothing, empty files, files of zeros, pointers of Git LFS and pages
+    of HTML.
     """
     if path.is_dir():
         return "it is a folder"

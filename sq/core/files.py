@@ -26,7 +26,8 @@ def write_text(file: Path, text: str, setting: str = "results") -> None:
 
 def write_bytes(file: Path, content: bytes, setting: str = "results") -> None:
     """Write `content` to `file`; see `write_text`."""
-    part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part")  # process ids of containers are alike
+    # process ids of containers are alike
+    part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as stream:

@@ -1,7 +1,8 @@
 """Code that a config could have Hydra itself import or call, before sq sees the config: it is refused.
 
-Hydra calls what `hydra.callbacks` names, the factories and classes of its logging, and every ``_target_`` in a launcher
-or sweeper; it imports the packages that a config file adds to the search path (``pkg://NAME``).
+Hydra calls what `hydra.callbacks` names, the factories and classes of its logging, and every
+``_target_`` in a launcher or sweeper; it imports the packages that a config file adds to the search
+path (``pkg://NAME``).
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ BUILT = ("callbacks", "launcher", "sweeper")  # parts with a `_target_`, at any 
 PLUGINS = ("hydra.launcher._target_", "hydra.sweeper._target_")
 CALLBACKS = re.compile(r"hydra\.experimental\.callbacks\.\w+Callback")
 # Without QueueHandler, which calls what its `queue` names.
-CLASSES = re.compile(r"logging\.(Formatter|Filter|StreamHandler|FileHandler|NullHandler|handlers\.\w+FileHandler)")
+CLASSES = re.compile(
+    r"logging\.(Formatter|Filter|StreamHandler|FileHandler|NullHandler|handlers\.\w+FileHandler)"
+)
 # Environment variables that say which programs run, and what is loaded into them.
 PROGRAMS = re.compile(r"PATH|PATHEXT|(LD_|DYLD_|GIT_).*|PYTHON(?!HASHSEED$).*", re.IGNORECASE)
 STREAM = re.compile(r"ext://sys\.std(out|err)")
-FOLDER = "${hydra.runtime.output_dir}/"  # set by Hydra as it runs; what else is looked up might begin with ext://
+# set by Hydra as it runs; what else is looked up might begin with ext://
+FOLDER = "${hydra.runtime.output_dir}/"
 
 
 def check_search_path(file: DictConfig) -> None:
@@ -57,7 +61,9 @@ def check(hydras: DictConfig) -> None:
         for setting, value in _strings(_plain(hydras, part), f"hydra.{part}"):
             key = setting.rpartition(".")[2]
             if key == "_target_":
-                harmless: object = setting in PLUGINS or CALLBACKS.fullmatch(value) or plugins.package_of(value)
+                harmless: object = (
+                    setting in PLUGINS or CALLBACKS.fullmatch(value) or plugins.package_of(value)
+                )
             elif "${" in value:
                 harmless = value.startswith(FOLDER)
             elif part in BUILT:

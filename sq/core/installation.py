@@ -71,7 +71,10 @@ def _of_checkout(folder: Path) -> dict[str, list[Requirement]] | None:
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     parts = {CORE: project["dependencies"], **project["optional-dependencies"]}
     every = {part: [Requirement(line) for line in lines] for part, lines in parts.items()}
-    return {part: [one for one in own if one.marker is None or one.marker.evaluate()] for part, own in every.items()}
+    return {
+        part: [one for one in own if one.marker is None or one.marker.evaluate()]
+        for part, own in every.items()
+    }
 
 
 def _of_wheel() -> dict[str, list[Requirement]]:
@@ -82,7 +85,11 @@ def _of_wheel() -> dict[str, list[Requirement]]:
     every = [Requirement(line) for line in metadata.requires("sq") or []]
     core = [one for one in every if one.marker is None or one.marker.evaluate({"extra": CORE})]
     extras = {
-        extra: [one for one in every if one not in core and one.marker and one.marker.evaluate({"extra": extra})]
+        extra: [
+            one
+            for one in every
+            if one not in core and one.marker and one.marker.evaluate({"extra": extra})
+        ]
         for extra in about.get_all("Provides-Extra") or []
     }
     return {CORE: core, **extras}

@@ -1,9 +1,9 @@
 """Packages from outside that configs may name; sq imports nothing else, so a config of others runs no code of theirs.
 
-A package is allowed by whoever runs sq: by installing it with an entry point of the group ``sq.plugins``, by
-``plugins=[mynet]`` on the command line, or by the environment variable ``SQ_PLUGINS=mynet,other`` that the process
-starts with. What a config file, a record or an exported file says allows nothing. Nothing is imported here: that
-happens when a config names something.
+A package is allowed by whoever runs sq: by installing it with an entry point of the group
+``sq.plugins``, by ``plugins=[mynet]`` on the command line, or by the environment variable
+``SQ_PLUGINS=mynet,other`` that the process starts with. What a config file, a record or an exported
+file says allows nothing. Nothing is imported here: that happens when a config names something.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from sq.core.paths import CONF
 from sq.errors import SqError, one_line
 
 GROUP = "sq.plugins"  # of entry points
-VARIABLE = "SQ_PLUGINS"  # of the environment: names separated by commas, which launchers hand on to their processes
+# of the environment: names separated by commas, which launchers hand on to their processes
+VARIABLE = "SQ_PLUGINS"
 SETTING = "plugins"
 FOLDER = "conf"  # in a package: YAML files of its choices, such as conf/quantizer/mine.yaml
 
@@ -121,7 +122,8 @@ def named(words: Sequence[str]) -> list[str]:
 def untrusted(config: Mapping[str, Any]) -> list[str]:
     """Return a line for each package that the setting `plugins` of a composed config names and that is not allowed.
 
-    What the command line names is allowed before a config is composed: such a name comes from a config file.
+    What the command line names is allowed before a config is composed: such a name comes from a
+    config file.
     """
     listed = config.get(SETTING) or []
     known = allowed() if listed else {}
@@ -172,7 +174,8 @@ def find(name: Any, setting: str) -> Any:
     Raises
     ------
     NotAllowed : its package may not be imported
-    SqError : there is nothing of that name, importing it fails, or it is from elsewhere: what a module has itself
+    SqError : there is nothing of that name, importing it fails, or it is from elsewhere: what a
+    module has itself
         imported is not meant to be called by configs
     """
     check(name, setting)
@@ -186,7 +189,9 @@ def find(name: Any, setting: str) -> Any:
     origin = getattr(found, "__module__", None)
     if not isinstance(origin, str) or not (origin.startswith("sq.") or package_of(f"{origin}.")):
         where = f"of {origin}, " if isinstance(origin, str) else ""
-        raise SqError(f"{setting}={name}: {where}not a function or class of sq or of a package you allow")
+        raise SqError(
+            f"{setting}={name}: {where}not a function or class of sq or of a package you allow"
+        )
     return found
 
 
@@ -201,7 +206,8 @@ def folders() -> list[Path]:
 
     Raises
     ------
-    SqError : a file there has the name of one of sq's or of another package: one of the two would be ignored
+    SqError : a file there has the name of one of sq's or of another package: one of the two would
+    be ignored
     """
     found = {package: place / FOLDER for package in allowed() for place in _places(package)}
     own = {package: folder for package, folder in found.items() if folder.is_dir()}
@@ -210,21 +216,27 @@ def folders() -> list[Path]:
         for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder)
             if name in known:
-                raise SqError(f"{file}: {known[name]} has {name.with_suffix('').as_posix()} already; rename the file")
+                raise SqError(
+                    f"{file}: {known[name]} has {name.with_suffix('').as_posix()} already; rename the file"
+                )
             known[name] = package
     return list(own.values())
 
 
 def search_path(*more: str | Path) -> str:
     """Return the override that lets Hydra find sq's own YAML files, those of plugins, and the folders `more`."""
-    quoted = ["'file://" + str(folder).replace("'", "\\'") + "'" for folder in (CONF, *folders(), *more)]
+    quoted = [
+        "'file://" + str(folder).replace("'", "\\'") + "'" for folder in (CONF, *folders(), *more)
+    ]
     return f"hydra.searchpath=[{','.join(quoted)}]"
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     """Return version and hash of the source files of each plugin that `config` names something of."""
     packages = sorted({package for _, name in _references(config) if (package := package_of(name))})
-    return {package: {"version": _version(package), "source": digest(package)} for package in packages}
+    return {
+        package: {"version": _version(package), "source": digest(package)} for package in packages
+    }
 
 
 @functools.cache  # what was read first is what runs
@@ -237,7 +249,8 @@ def digest(package: str) -> str:
         file.relative_to(place).as_posix(): file
         for place in places
         for file in place.rglob("*")
-        if file.name.endswith(tuple(importlib.machinery.all_suffixes())) and "__pycache__" not in file.parts
+        if file.name.endswith(tuple(importlib.machinery.all_suffixes()))
+        and "__pycache__" not in file.parts
     }
     if not places and spec is not None and spec.origin is not None:
         files[Path(spec.origin).name] = Path(spec.origin)
@@ -248,10 +261,18 @@ def digest(package: str) -> str:
 
 def _references(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the settings of a config that name code, and what they name: functions of parts, and constructors."""
-    values = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    values = (
+        node.items()
+        if isinstance(node, Mapping)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, value in values:
         setting = f"{path}.{key}" if path else str(key)
-        if isinstance(value, str) and (key == "_target_" or (setting == "model.constructor" and is_dotted(value))):
+        if isinstance(value, str) and (
+            key == "_target_" or (setting == "model.constructor" and is_dotted(value))
+        ):
             yield setting, value
         yield from _references(value, setting)
 
@@ -268,14 +289,18 @@ def _entry_points() -> dict[str, str]:
 @functools.cache
 def _installed(path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     found = importlib.metadata.entry_points(group=GROUP)
-    return tuple((point.module, f"the entry point {point.name} of group {GROUP}") for point in found)
+    return tuple(
+        (point.module, f"the entry point {point.name} of group {GROUP}") for point in found
+    )
 
 
 @functools.lru_cache(maxsize=1000)  # of what passes; an exception is not kept
 def _check(package: str, source: str) -> None:
     """Raise an `SqError` unless `package`, which `source` names, can be allowed."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
-        raise SqError(f"{source}: {package!r} is no name of a package; give it as in `import mynet`")
+        raise SqError(
+            f"{source}: {package!r} is no name of a package; give it as in `import mynet`"
+        )
     top = package.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("sq", "builtins", "__main__"):
         kind = "is sq's own" if top == "sq" else "is of Python's standard library"

@@ -1,8 +1,8 @@
 """The processor: its name, its instruction set, and whether it multiplies integers of 8 bits exactly.
 
-An x86 processor without VNNI multiplies unsigned bytes by signed ones with an instruction that adds two
-products in 16 bits and saturates: 255 * 127 + 255 * 127 gives 32,767. With VNNI (AVX512-VNNI, AVX-VNNI
-or AMX) sums have 32 bits, as on Arm.
+An x86 processor without VNNI multiplies unsigned bytes by signed ones with an instruction that adds
+two products in 16 bits and saturates: 255 * 127 + 255 * 127 gives 32,767. With VNNI (AVX512-VNNI,
+AVX-VNNI or AMX) sums have 32 bits, as on Arm.
 """
 
 from __future__ import annotations

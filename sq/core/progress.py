@@ -5,7 +5,14 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn, TypeVar
 
 import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sq.core import closed_pipe
 
@@ -21,7 +28,8 @@ class Console(rich.console.Console):
         closed_pipe.end()
 
 
-# What is shown is text of errors and files: "[enforce fail at ...]" is no markup, ":cpp:" no picture.
+# What is shown is text of errors and files: "[enforce fail at ...]" is no markup, ":cpp:" no
+# picture.
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 out = Console(highlight=False, markup=False, emoji=False)
 if not out.is_terminal:
@@ -31,7 +39,8 @@ if not out.is_terminal:
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield `items`, showing how far along it is while there is a terminal to show it on.
 
-    While another such loop goes on, around this one or in another thread, nothing is shown: there is one place for it.
+    While another such loop goes on, around this one or in another thread, nothing is shown: there
+    is one place for it.
     """
     if not _bar.acquire(blocking=False):
         yield from items
@@ -51,7 +60,12 @@ def bar() -> Progress:
     """Return a bar that shows how far along something is, then is gone; nothing where there is no terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     return Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
     )
 
 

@@ -29,7 +29,9 @@ def collect(device: Any, config: Mapping[str, Any] | None = None) -> dict[str, A
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name()
     named = plugins.describe(config or {})
-    machine = f"{platform.node()} {name} {torch.get_num_threads()} {device.type} {torch.__version__}"
+    machine = (
+        f"{platform.node()} {name} {torch.get_num_threads()} {device.type} {torch.__version__}"
+    )
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **_commit(),
@@ -55,7 +57,9 @@ def _commit() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -1,12 +1,13 @@
 """BatchNorm correction: undo the shift that quantization causes in what each BatchNorm is fed.
 
-Quantized weights change the mean and variance of a BatchNorm's input. Measured on the same images in both
-networks, that change is carried over to the running statistics:
+Quantized weights change the mean and variance of a BatchNorm's input. Measured on the same images
+in both networks, that change is carried over to the running statistics:
 
     mean += mean_q - mean_r        variance *= variance_q / variance_r
 
 so an unquantized network is left exactly as it was. Re-estimating from plain images instead (see
-`reestimate`) also "corrects" the difference between those images and the augmented ones of training.
+`reestimate`) also "corrects" the difference between those images and the augmented ones of
+training.
 
 This rule is ours. The papers re-estimate.
 """
@@ -22,7 +23,9 @@ from sq.network import batchnorm, hooks
 from sq.types.images import Batch
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None) -> dict:
+def correct(
+    net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None
+) -> dict:
     """Correct the running statistics of `net` in place, layer after layer; undo it all if that does not help.
 
     Parameters
@@ -31,20 +34,24 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count
     reference : the full-precision network, of the same structure
     batch : calibration images
     images : of the batch, of which the first so many are used; all, if there are fewer
-    batch_size : images in one forward pass, None for what suits their size; layers are corrected by the first of
+    batch_size : images in one forward pass, None for what suits their size; layers are corrected by
+    the first of
         them already
 
     Returns
     -------
-    layers : BatchNorm layers seen; kept : corrected ones, 0 if all corrections together do not lower the error of
-        the logits on those images; left_alone : layers not called exactly once a pass; error_before, error_after :
-        relative squared error of the logits, on those images
+    layers : BatchNorm layers seen; kept : corrected ones, 0 if all corrections together do not
+    lower the error of
+        the logits on those images; left_alone : layers not called exactly once a pass;
+        error_before, error_after : relative squared error of the logits, on those images
 
     Source
     ------
     Ours; compare the re-estimation of arXiv:2208.11580 and arXiv:2509.05576.
     """
-    return layer_by_layer.repair(net, reference, batch.x[:images], Statistics, batch_size=batch_size)
+    return layer_by_layer.repair(
+        net, reference, batch.x[:images], Statistics, batch_size=batch_size
+    )
 
 
 class Statistics(layer_by_layer.Repair):
@@ -57,7 +64,9 @@ class Statistics(layer_by_layer.Repair):
         self.ours, self.theirs = ours, theirs
         self.original = tuple(t.clone() for t in batchnorm.running(ours))
         self.expected: list[Tensor] = []  # sums of the reference's inputs, of batches not yet seen
-        self.sums = torch.zeros(2, 2, *self.original[0].shape, dtype=torch.float64, device=self.original[0].device)
+        self.sums = torch.zeros(
+            2, 2, *self.original[0].shape, dtype=torch.float64, device=self.original[0].device
+        )
         self.count = 0
 
     def expect(self, tensor: Tensor) -> None:
@@ -81,7 +90,10 @@ class Statistics(layer_by_layer.Repair):
 
     def changed(self) -> bool:
         """Return whether the statistics differ from what they were."""
-        return any(not torch.equal(a, b) for a, b in zip(batchnorm.running(self.ours), self.original, strict=True))
+        return any(
+            not torch.equal(a, b)
+            for a, b in zip(batchnorm.running(self.ours), self.original, strict=True)
+        )
 
     def undo(self) -> None:
         """Restore the statistics."""

@@ -1,8 +1,9 @@
 """Bias correction: take off the mean shift that quantization causes in each layer's output.
 
-Quantized weights W + E return W x + E x in place of W x. The mean of E x over images and positions, one number
-per output channel, acts as a bias that nobody asked for; measured as the mean difference of the layer's output
-from full precision's on the same images, it is taken off the bias the layer has, or is given:
+Quantized weights W + E return W x + E x in place of W x. The mean of E x over images and positions,
+one number per output channel, acts as a bias that nobody asked for; measured as the mean difference
+of the layer's output from full precision's on the same images, it is taken off the bias the layer
+has, or is given:
 
     b -= mean(y_q) - mean(y_r)
 
@@ -20,7 +21,9 @@ from sq.network import geometry, hooks
 from sq.types.images import Batch
 
 
-def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None) -> dict:
+def correct(
+    net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count, batch_size: Count | None
+) -> dict:
     """Correct the biases of `net` in place, layer after layer; undo it all if that does not help.
 
     Parameters
@@ -29,19 +32,23 @@ def correct(net: nn.Module, reference: nn.Module, batch: Batch, *, images: Count
     reference : the full-precision network, of the same structure
     batch : calibration images
     images : of the batch, of which the first so many are used; all, if there are fewer
-    batch_size : images in one forward pass, None for what suits their size; layers are corrected by the first of
+    batch_size : images in one forward pass, None for what suits their size; layers are corrected by
+    the first of
         them already
 
     Returns
     -------
-    layers : convolutions and linear layers seen; kept : corrected ones, 0 if all corrections together do not lower
-        the error of the outputs on those images; left_alone : layers not called exactly once a pass; error_before,
+    layers : convolutions and linear layers seen; kept : corrected ones, 0 if all corrections
+    together do not lower
+        the error of the outputs on those images; left_alone : layers not called exactly once a
+        pass; error_before,
         error_after : relative squared error of the outputs, on those images
 
     Source
     ------
-    Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721,
-    section 4.2, with means over images as in appendix D. Undoing what does not help is ours.
+    Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv
+    1906.04721, section 4.2, with means over images as in appendix D. Undoing what does not help is
+    ours.
     """
     return layer_by_layer.repair(net, reference, batch.x[:images], Bias, batch_size=batch_size)
 
@@ -56,10 +63,13 @@ class Bias(layer_by_layer.Repair):
         assert isinstance(own, Tensor)
         assert plain is None or isinstance(plain, nn.Parameter)
         self.module, self.weight, self.plain = ours, own, plain
-        self.axis = 1 - own.ndim  # of the channels in an output: the last of a linear layer, else before the positions
-        self.off = torch.zeros(len(own), dtype=torch.float64, device=own.device)  # what is off the bias now
+        # of the channels in an output: the last of a linear layer, else before the positions
+        self.axis = 1 - own.ndim
+        # what is off the bias now
+        self.off = torch.zeros(len(own), dtype=torch.float64, device=own.device)
         self.expected: list[Tensor] = []  # sums of the reference's outputs, of batches not yet seen
-        self.sum, self.count = torch.zeros_like(self.off), 0  # of ours, as they are uncorrected, less theirs
+        # of ours, as they are uncorrected, less theirs
+        self.sum, self.count = torch.zeros_like(self.off), 0
 
     @staticmethod
     def find(net: nn.Module) -> dict[str, nn.Module]:

@@ -16,7 +16,9 @@ from sq.network.hooks import See
 from sq.runtime import batching
 
 
-def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tuple[dict[str, nn.Module], list[str]]:
+def called_once(
+    net: nn.Module, modules: dict[str, nn.Module], x: Tensor
+) -> tuple[dict[str, nn.Module], list[str]]:
     """Return those of `modules` that one pass of `net` over `x` calls exactly once, and the names of the others.
 
     A layer called twice has two inputs and one set of parameters: no correction here fits it.
@@ -28,7 +30,9 @@ def called_once(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> tup
 
     with torch.no_grad(), hooks.feeding(modules, count):
         forward(net, x)
-    return {n: m for n, m in modules.items() if calls[n] == 1}, [n for n in modules if calls[n] != 1]
+    return {n: m for n, m in modules.items() if calls[n] == 1}, [
+        n for n in modules if calls[n] != 1
+    ]
 
 
 @torch.no_grad()
@@ -38,7 +42,9 @@ def outputs(net: nn.Module, x: Tensor, batch_size: int | None) -> Iterator[Tenso
         yield forward(net, part)
 
 
-def output_error(net: nn.Module, wanted: Iterable[Tensor], x: Tensor, batch_size: int | None) -> float:
+def output_error(
+    net: nn.Module, wanted: Iterable[Tensor], x: Tensor, batch_size: int | None
+) -> float:
     """Return ||net(x) - wanted||^2 / ||wanted||^2 over all images `x`; `wanted` are the reference's `outputs`."""
     error = size = 0.0
     for made, target in zip(outputs(net, x, batch_size), wanted, strict=True):
@@ -50,7 +56,8 @@ def output_error(net: nn.Module, wanted: Iterable[Tensor], x: Tensor, batch_size
 class Repair(ABC):
     """One layer's correction, by what the layer is fed or returns in both networks."""
 
-    watching: Callable[[dict[str, nn.Module], See], AbstractContextManager[None]]  # `hooks.feeding` or `returning`
+    # `hooks.feeding` or `returning`
+    watching: Callable[[dict[str, nn.Module], See], AbstractContextManager[None]]
 
     @abstractmethod
     def __init__(self, ours: nn.Module, theirs: nn.Module):
@@ -86,14 +93,16 @@ def repair(
 ) -> dict[str, Any]:
     """Correct the layers of `net` that `kind` fits, in place; undo that if the network's outputs do not gain by it.
 
-    One pass: a layer is corrected as it is met, by what was seen so far, so that later layers see what they will see
-    in the end. A second pass would measure all layers beside the corrections of the first and change all of them at
-    once; so would dropping those that do not lower their own layer's error. Either way layers are corrected for
-    inputs they no longer get, and deep networks lose by it (measured: results/LOG.md).
+    One pass: a layer is corrected as it is met, by what was seen so far, so that later layers see
+    what they will see in the end. A second pass would measure all layers beside the corrections of
+    the first and change all of them at once; so would dropping those that do not lower their own
+    layer's error. Either way layers are corrected for inputs they no longer get, and deep networks
+    lose by it (measured: results/LOG.md).
 
     Returns
     -------
-    layers : layers measured; kept : those that differ afterwards; left_alone : layers not called exactly once a
+    layers : layers measured; kept : those that differ afterwards; left_alone : layers not called
+    exactly once a
         pass; error_before, error_after : relative squared error of the outputs, on `x`
     """
     ours, alone = called_once(net, kind.find(net), x[:1])
@@ -137,14 +146,15 @@ def repair(
 class _Pair:
     """A repair, as long as both networks call the layer alike: once a batch, with tensors of one shape.
 
-    A router may send images to other experts once weights are quantized. What such a layer sees in both networks
-    cannot be compared: it is left alone.
+    A router may send images to other experts once weights are quantized. What such a layer sees in
+    both networks cannot be compared: it is left alone.
     """
 
     def __init__(self, repair: Repair):
         self.repair = repair
         self.differs = False
-        self._expected: list[tuple[int, torch.Size]] = []  # of the reference's calls not yet seen: batch and shape
+        # of the reference's calls not yet seen: batch and shape
+        self._expected: list[tuple[int, torch.Size]] = []
 
     def expect(self, batch: int, tensor: Tensor) -> None:
         """Take what the reference's layer is fed or returns for batch number `batch`."""
@@ -155,7 +165,9 @@ class _Pair:
 
     def see(self, batch: int, tensor: Tensor) -> Tensor | None:
         """Take what our layer is fed or returns; return what it returns now, None for the same."""
-        if not self.differs and not (self._expected and self._expected.pop(0) == (batch, tensor.shape)):
+        if not self.differs and not (
+            self._expected and self._expected.pop(0) == (batch, tensor.shape)
+        ):
             self._leave()
         return self.repair.see(tensor) if tensor.numel() and not self.differs else None
 

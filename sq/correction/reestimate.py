@@ -1,7 +1,7 @@
 """Re-estimation: replace BatchNorm's running statistics by those of plain calibration images.
 
-This is the papers' choice. It forgets the statistics of training, which came from augmented images, so it can
-cost accuracy even where nothing is quantized; `batchnorm` corrects the shift alone.
+This is the papers' choice. It forgets the statistics of training, which came from augmented images,
+so it can cost accuracy even where nothing is quantized; `batchnorm` corrects the shift alone.
 """
 
 from __future__ import annotations
@@ -18,32 +18,44 @@ from sq.types.images import Batch
 
 
 def correct(
-    net: nn.Module, reference: nn.Module, batch: Batch, *, batch_size: Annotated[int, Ge(2)] | None, guard: bool
+    net: nn.Module,
+    reference: nn.Module,
+    batch: Batch,
+    *,
+    batch_size: Annotated[int, Ge(2)] | None,
+    guard: bool,
 ) -> dict:
     """Re-estimate the running statistics of `net`, in place, layer after layer, over all of `batch`.
 
-    Each batch is normalised by its own statistics, as in training; their mean, weighted by images, is kept.
+    Each batch is normalised by its own statistics, as in training; their mean, weighted by images,
+    is kept.
 
     Parameters
     ----------
     net : the quantized network, changed in place
     reference : not changed; its logits are what the reported errors compare with
     batch_size : images a batch, 2 or more; None for what suits their size
-    guard : keep the new statistics only if they lower the error of the logits on those images; the papers keep them
+    guard : keep the new statistics only if they lower the error of the logits on those images; the
+    papers keep them
 
     Returns
     -------
-    layers, kept : BatchNorm layers, and how many were replaced; left_alone : layers not called exactly once a pass;
+    layers, kept : BatchNorm layers, and how many were replaced; left_alone : layers not called
+    exactly once a pass;
         error_before, error_after : relative squared error of the logits, on the calibration images
 
     Source
     ------
-    Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576 names it too.
+    Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576
+    names it too.
     """
     modules, alone = layer_by_layer.called_once(net, batchnorm.find(net), batch.x[:1])
     wanted = list(layer_by_layer.outputs(reference, batch.x, batch_size))
     before = layer_by_layer.output_error(net, wanted, batch.x, batch_size)
-    original = {name: tuple(t.clone() for t in batchnorm.running(module)) for name, module in modules.items()}
+    original = {
+        name: tuple(t.clone() for t in batchnorm.running(module))
+        for name, module in modules.items()
+    }
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
     counts = dict.fromkeys(modules, 0)
 
@@ -67,4 +79,10 @@ def correct(
         for name, module in modules.items():
             batchnorm.set_running(module, *original[name])
         after, kept = before, 0
-    return {"layers": len(modules), "kept": kept, "left_alone": alone, "error_before": before, "error_after": after}
+    return {
+        "layers": len(modules),
+        "kept": kept,
+        "left_alone": alone,
+        "error_before": before,
+        "error_after": after,
+    }

@@ -11,7 +11,8 @@ from sq.types.problem import Model
 def move(x: Tensor, pixels: int, black: Tensor, generator: torch.Generator) -> Tensor:
     """Return images moved by up to so many `pixels`, each way by chance, black where nothing comes in.
 
-    The same as a crop at random from images with a black border (He et al. 2016, arXiv 1512.03385, section 4.2).
+    The same as a crop at random from images with a black border (He et al. 2016, arXiv 1512.03385,
+    section 4.2).
 
     Parameters
     ----------
@@ -22,10 +23,16 @@ def move(x: Tensor, pixels: int, black: Tensor, generator: torch.Generator) -> T
     B, C, H, W = x.shape
     wide = black.to(x).view(1, C, 1, 1).expand(B, C, H + 2 * pixels, W + 2 * pixels).clone()
     wide[:, :, pixels : pixels + H, pixels : pixels + W] = x
-    down, right = (torch.randint(2 * pixels + 1, (2, B, 1), generator=generator).to(x.device)).unbind()
-    rows, columns = down + torch.arange(H, device=x.device), right + torch.arange(W, device=x.device)
+    down, right = (
+        torch.randint(2 * pixels + 1, (2, B, 1), generator=generator).to(x.device)
+    ).unbind()
+    rows, columns = (
+        down + torch.arange(H, device=x.device),
+        right + torch.arange(W, device=x.device),
+    )
     images = torch.arange(B, device=x.device)
-    picked = wide.permute(0, 2, 3, 1)[images[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    # (B, H, W, C)
+    picked = wide.permute(0, 2, 3, 1)[images[:, None, None], rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
 

@@ -28,13 +28,15 @@ def load(*, name: str, root: str, skip_corrupt: bool) -> Dataset:
 
     Parameters
     ----------
-    name : of the image set; with another number of test images than CIFAR-10's 10,000, it ends in that number
+    name : of the image set; with another number of test images than CIFAR-10's 10,000, it ends in
+    that number
     root : the folder; a relative path is looked for here, then in $SQ_DATA
     skip_corrupt : leave out images that cannot be read or are not 32x32 RGB, instead of stopping
 
     Raises
     ------
-    SqError : the folder is laid out otherwise, there are not ten classes, or an archive's batch is damaged
+    SqError : the folder is laid out otherwise, there are not ten classes, or an archive's batch is
+    damaged
 
     Source
     ------
@@ -51,7 +53,9 @@ def load(*, name: str, root: str, skip_corrupt: bool) -> Dataset:
                 f"{folder / use} holds {len(classes)} class folders ({', '.join(classes)}), CIFAR-10 has {CLASSES}"
             )
     if differing := sorted({*listed["train"]} ^ {*listed["test"]}):
-        raise SqError(f"{folder}: train and test differ in {', '.join(differing)}: one class is one name")
+        raise SqError(
+            f"{folder}: train and test differ in {', '.join(differing)}: one class is one name"
+        )
 
     def split(use: str) -> Images:
         found = [(index, file) for index, own in enumerate(listed[use].values()) for file in own]
@@ -63,7 +67,9 @@ def load(*, name: str, root: str, skip_corrupt: bool) -> Dataset:
 
 
 def _dataset(train: Images, test: Images, name: str) -> Dataset:
-    return Dataset(train, test, CLASSES, name if len(test.ids) == WHOLE else f"{name}_{len(test.ids)}")
+    return Dataset(
+        train, test, CLASSES, name if len(test.ids) == WHOLE else f"{name}_{len(test.ids)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,9 @@ class Small:
         """Return the image at `place`; raise an `ImageError` if it is not 32x32 in 8-bit colour."""
         image = self.files(place)
         if image.size != SIZE or image.mode not in MODES:
-            raise ImageError(f"it is {image.width}x{image.height} {image.mode}, CIFAR-10 images are 32x32 RGB")
+            raise ImageError(
+                f"it is {image.width}x{image.height} {image.mode}, CIFAR-10 images are 32x32 RGB"
+            )
         return image.convert("RGB")
 
 
@@ -96,10 +104,16 @@ def _from_archive(folder: Path, use: str) -> Images:
     for name in BATCHES[use]:
         batch = _unpickle(folder / name)
         try:
-            x, y = np.asarray(batch[b"data"]).reshape(-1, 3, *SIZE), [int(label) for label in batch[b"labels"]]
-            # Batch by batch: a label too few here and one too many there would mislabel all between.
+            x, y = (
+                np.asarray(batch[b"data"]).reshape(-1, 3, *SIZE),
+                [int(label) for label in batch[b"labels"]],
+            )
+            # Batch by batch: a label too few here and one too many there would mislabel all
+            # between.
             if x.dtype != np.uint8 or len(x) != len(y) or not 0 <= min(y) <= max(y) < CLASSES:
-                raise ValueError(f"{len(x)} images of {x.dtype}, {len(y)} labels, not all of them 0 to 9")
+                raise ValueError(
+                    f"{len(x)} images of {x.dtype}, {len(y)} labels, not all of them 0 to 9"
+                )
         except (KeyError, TypeError, ValueError) as error:
             raise SqError(
                 f"{folder / name} holds no images and labels ({error}): unpack cifar-10-python.tar.gz again"
@@ -107,7 +121,9 @@ def _from_archive(folder: Path, use: str) -> Images:
         pixels.append(x.transpose(0, 2, 3, 1))
         labels += y
     return Images(
-        [f"cifar10/{use}/{i}" for i in range(len(labels))], torch.tensor(labels), Stored(np.concatenate(pixels))
+        [f"cifar10/{use}/{i}" for i in range(len(labels))],
+        torch.tensor(labels),
+        Stored(np.concatenate(pixels)),
     )
 
 
@@ -123,7 +139,9 @@ def _unpickle(file: Path) -> dict[bytes, Any]:
     except SqError:
         raise
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
-        raise SqError(f"{file} is not a whole batch of CIFAR-10 ({error}): unpack the archive again") from error
+        raise SqError(
+            f"{file} is not a whole batch of CIFAR-10 ({error}): unpack the archive again"
+        ) from error
 
 
 class _Plain(pickle.Unpickler):
@@ -137,5 +155,7 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise SqError(f"a CIFAR-10 batch wants {module}.{name}, which could run foreign code: unpack it again")
+            raise SqError(
+                f"a CIFAR-10 batch wants {module}.{name}, which could run foreign code: unpack it again"
+            )
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)

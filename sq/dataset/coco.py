@@ -25,7 +25,8 @@ class Reader:
     """Reads an image by its place, in the orientation that its boxes are of."""
 
     paths: tuple[str, ...]
-    sizes: tuple[tuple[int, int] | None, ...]  # (height, width) that boxes are pixels of, where it is known
+    # (height, width) that boxes are pixels of, where it is known
+    sizes: tuple[tuple[int, int] | None, ...]
     turned: bool  # images are turned as EXIF says, where their size does not tell
 
     def __call__(self, i: int) -> Image.Image:
@@ -36,35 +37,43 @@ class Reader:
         return colour(image)
 
 
-def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_corrupt: bool) -> Dataset:
+def load(
+    *, name: str, root: str, train: str, test: str, annotations: str, skip_corrupt: bool
+) -> Dataset:
     """Load two disjoint splits in one of two layouts; which one, `annotations` says.
 
-    A data YAML (.yaml, .yml) has the keys `train`, `val` ... (image folders, or .txt lists of images; relative to
-    its key `path`, and that to the YAML's folder) and `names` (a list, or a mapping from 0 on). The objects of
-    ``images/x/1.jpg`` stand in ``labels/x/1.txt``, a line each: class and box (centre x, centre y, width, height) or
-    outline (x, y, x, y, ...), as shares of the image's sides; without that file there are none. COCO JSON: classes
-    are the sorted category ids, counted from 0, and only images that the JSON names are taken.
+    A data YAML (.yaml, .yml) has the keys `train`, `val` ... (image folders, or .txt lists of
+    images; relative to its key `path`, and that to the YAML's folder) and `names` (a list, or a
+    mapping from 0 on). The objects of ``images/x/1.jpg`` stand in ``labels/x/1.txt``, a line each:
+    class and box (centre x, centre y, width, height) or outline (x, y, x, y, ...), as shares of the
+    image's sides; without that file there are none. COCO JSON: classes are the sorted category ids,
+    counted from 0, and only images that the JSON names are taken.
 
-    A box without width or height is kept, as COCO's tools keep it: an object that no detection can match. One that
-    is there twice counts once. Images are read in the orientation that boxes are of: turned as EXIF says beside
-    YOLO's labels, as ultralytics does; the one that has the size in a JSON.
+    A box without width or height is kept, as COCO's tools keep it: an object that no detection can
+    match. One that is there twice counts once. Images are read in the orientation that boxes are
+    of: turned as EXIF says beside YOLO's labels, as ultralytics does; the one that has the size in
+    a JSON.
 
     Parameters
     ----------
     name : of the image set
     root : the folder; a relative path is looked for here, then in $SQ_DATA
     train, test : keys of the data YAML; or image folders in `root`, with COCO JSON
-    annotations : file in `root`: a data YAML; or COCO JSON, where * stands for the last part of `train` and `test`
+    annotations : file in `root`: a data YAML; or COCO JSON, where * stands for the last part of
+    `train` and `test`
     skip_corrupt : leave out images that cannot be read, where that is an error otherwise
 
     Raises
     ------
-    SqError : a file, folder or image is missing; labels, YAML or JSON are malformed, or of images of another size; a
-        class is unknown; the splits share images or differ in their classes; there is nothing to find
+    SqError : a file, folder or image is missing; labels, YAML or JSON are malformed, or of images
+    of another size; a
+        class is unknown; the splits share images or differ in their classes; there is nothing to
+        find
 
     Source
     ------
-    Lin et al. 2014, Microsoft COCO: Common Objects in Context; https://cocodataset.org/#format-data.
+    Lin et al. 2014, Microsoft COCO: Common Objects in Context;
+    https://cocodataset.org/#format-data.
     """
     folder = find(root, "dataset.root")
     seen = _read(folder, annotations, train, evaluated=False)
@@ -76,7 +85,9 @@ def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_
             f"{folder}: none of the {len(evaluated.paths)} images of {test} holds an object: check its labels"
         )
     splits = ((train, seen), (test, evaluated))
-    first, second = (_images(folder, _file(folder, annotations, own), read, skip_corrupt) for own, read in splits)
+    first, second = (
+        _images(folder, _file(folder, annotations, own), read, skip_corrupt) for own, read in splits
+    )
     if both := sorted({*first.ids} & {*second.ids}):
         raise SqError(
             f"dataset.train={train} and dataset.test={test} share {quantity(both, 'image')} ({both[0]} ...): "
@@ -87,7 +98,11 @@ def load(*, name: str, root: str, train: str, test: str, annotations: str, skip_
 
 def _file(folder: Path, annotations: str, split: str) -> Path:
     """Return the file that annotates `split`."""
-    return folder / (annotations if annotations.endswith(YAML) else annotations.replace("*", PurePath(split).name))
+    return folder / (
+        annotations
+        if annotations.endswith(YAML)
+        else annotations.replace("*", PurePath(split).name)
+    )
 
 
 def _read(folder: Path, annotations: str, split: str, *, evaluated: bool) -> Annotated:

@@ -23,17 +23,20 @@ LISTS = ("images", "annotations", "categories")
 def read(file: Path, folder: Path, split: str, *, evaluated: bool) -> Annotated:
     """Return the images that `file` names in folder/split, with their objects.
 
-    Sizes in the JSON are compared with those of the files: here for a split that is `evaluated`, otherwise when an
-    image is read. A file whose EXIF orientation turns it by 90 degrees is read in the orientation that has the
-    JSON's size; where that does not tell, as the others of its split are; as stored, as COCO's tools do, where no
-    other tells either.
+    Sizes in the JSON are compared with those of the files: here for a split that is `evaluated`,
+    otherwise when an image is read. A file whose EXIF orientation turns it by 90 degrees is read in
+    the orientation that has the JSON's size; where that does not tell, as the others of its split
+    are; as stored, as COCO's tools do, where no other tells either.
 
     Raises
     ------
-    SqError : the file or the folder is missing; the JSON is malformed, contradicts itself or the images' sizes
+    SqError : the file or the folder is missing; the JSON is malformed, contradicts itself or the
+    images' sizes
     """
     if not (folder / split).is_dir():
-        raise SqError(f"no image folder {folder / split}: correct dataset.train and dataset.test, or copy it there")
+        raise SqError(
+            f"no image folder {folder / split}: correct dataset.train and dataset.test, or copy it there"
+        )
     spec = _lists(file)
     index, names = _categories(spec["categories"], file)
     images = _images(spec["images"], file)
@@ -107,7 +110,9 @@ def _check_ids(entries: Sequence[Mapping[str, Any]], kind: _Kind, file: Path) ->
         )
 
 
-def _categories(entries: Sequence[Mapping[str, Any]], file: Path) -> tuple[dict[Any, int], list[str]]:
+def _categories(
+    entries: Sequence[Mapping[str, Any]], file: Path
+) -> tuple[dict[Any, int], list[str]]:
     """Return the class of each category id, counted from 0 in the order of the ids, and the names of the classes."""
     _check_ids(entries, CATEGORY, file)
     ordered = sorted(entries, key=lambda entry: entry["id"])
@@ -120,17 +125,22 @@ def _images(entries: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any
     if not entries:
         raise SqError(f"{file} names no images: use COCO's instances_*.json")
     _check_ids(entries, IMAGE, file)
-    return sorted(entries, key=lambda entry: str(_value(entry, "file_name", f"image {entry['id']}", file)))
+    return sorted(
+        entries, key=lambda entry: str(_value(entry, "file_name", f"image {entry['id']}", file))
+    )
 
 
-def _headers(paths: Sequence[Path], images: Sequence[Mapping[str, Any]], evaluated: bool) -> list[Header | None]:
+def _headers(
+    paths: Sequence[Path], images: Sequence[Mapping[str, Any]], evaluated: bool
+) -> list[Header | None]:
     """Return headers of the images where they are needed; None where they are not, or cannot be read."""
     headers: list[Header | None] = []
     for path, image in zip(paths, images, strict=True):
         try:
             known = image.get("width") and image.get("height")
             headers.append(read_header(path) if evaluated or not known else None)
-        except ImageError:  # whoever reads the image finds that out as well, and knows whether it may be skipped
+        except ImageError:
+            # whoever reads the image finds that out as well, and knows whether it may be skipped
             headers.append(None)
     return headers
 
@@ -184,11 +194,16 @@ def _check_sizes(
             "correct the JSON, or copy the images it was made for"
         )
     if turned:
-        say(f"{file}: {turned} of {len(images)} images are turned as their EXIF orientation says: its sizes are so")
+        say(
+            f"{file}: {turned} of {len(images)} images are turned as their EXIF orientation says: its sizes are so"
+        )
 
 
 def _rows(
-    annotations: Sequence[Mapping[str, Any]], index: Mapping[Any, int], images: Sequence[Mapping[str, Any]], file: Path
+    annotations: Sequence[Mapping[str, Any]],
+    index: Mapping[Any, int],
+    images: Sequence[Mapping[str, Any]],
+    file: Path,
 ) -> list[list[Row]]:
     """Return the rows of each image; a row that is there twice counts once."""
     rows: dict[Any, list[Row]] = {image["id"]: [] for image in images}
@@ -198,12 +213,16 @@ def _rows(
         if not isinstance(image, int | str) or image not in rows:
             raise _refusal(file, f"{what} is of image {image!r}, which is not among its images")
         if not isinstance(category, int) or category not in index:
-            raise _refusal(file, f"{what} is of category {category!r}, which is not among its categories")
+            raise _refusal(
+                file, f"{what} is of category {category!r}, which is not among its categories"
+            )
         box = _box(_value(entry, "bbox", what, file), what, file)
         rows[image].append((index[category], *box, bool(entry.get("iscrowd", 0))))
     kept = {image: unique(own) for image, own in rows.items()}
     if dropped := len(annotations) - sum(map(len, kept.values())):
-        say(f"{file}: {dropped} of {len(annotations)} annotations are there twice: each counts once")
+        say(
+            f"{file}: {dropped} of {len(annotations)} annotations are there twice: each counts once"
+        )
     return [kept[image["id"]] for image in images]
 
 
@@ -218,7 +237,9 @@ def _box(value: Any, what: str, file: Path) -> tuple[float, float, float, float]
     return x, y, width, height
 
 
-def _check_boxes(file: Path, rows: Sequence[Sequence[Row]], sizes: Sequence[tuple[int, int] | None]) -> None:
+def _check_boxes(
+    file: Path, rows: Sequence[Sequence[Row]], sizes: Sequence[tuple[int, int] | None]
+) -> None:
     """Raise an `SqError` if boxes cannot be left, top, width and height in pixels; say how many are doubtful."""
     total, beyond, shares = 0, 0, 0
     for own, size in zip(rows, sizes, strict=True):
@@ -232,10 +253,14 @@ def _check_boxes(file: Path, rows: Sequence[Sequence[Row]], sizes: Sequence[tupl
             shares += max(right, bottom) <= 1
     wanted = "bbox must be [left, top, width, height] in pixels"
     if total and shares == total:
-        raise SqError(f"{file}: all {total} boxes lie within the first pixel of their image: {wanted}, not in shares")
+        raise SqError(
+            f"{file}: all {total} boxes lie within the first pixel of their image: {wanted}, not in shares"
+        )
     if beyond > total / 2:
         raise SqError(
             f"{file}: {beyond} of {total} boxes reach beyond their image: {wanted}, not [left, top, right, bottom]"
         )
     if beyond:
-        say(f"{file}: {beyond} of {total} boxes reach beyond their image; they are taken as they are")
+        say(
+            f"{file}: {beyond} of {total} boxes reach beyond their image; they are taken as they are"
+        )

@@ -20,7 +20,8 @@ def load(*, name: str, every: int) -> Dataset:
     Parameters
     ----------
     name : of the image set
-    every : each class keeps its every `every`-th image for the test split, in the order of the source; 2 or more
+    every : each class keeps its every `every`-th image for the test split, in the order of the
+    source; 2 or more
 
     Raises
     ------

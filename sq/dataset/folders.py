@@ -19,9 +19,9 @@ NO_CLASSES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that archives and
 def list_classes(root: Path, use: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     """Return the images of each class in root/use, classes sorted by name.
 
-    A class's images are those in its folder and, at any depth, in the folders in it, in the order in which
-    torchvision's `ImageFolder` has them. Hidden files and folders are left out; how many other files are no images by
-    their suffix is said.
+    A class's images are those in its folder and, at any depth, in the folders in it, in the order
+    in which torchvision's `ImageFolder` has them. Hidden files and folders are left out; how many
+    other files are no images by their suffix is said.
 
     Raises
     ------
@@ -35,18 +35,27 @@ def list_classes(root: Path, use: str, suffixes: tuple[str, ...]) -> dict[str, l
     if not classes:
         raise SqError(f"{folder} holds no class folders but {_names(folder)}; {wanted}")
     every = {own.name: _files(own) for own in classes}
-    found = {name: [f for f in files if f.suffix.lower() in suffixes] for name, files in every.items()}
+    found = {
+        name: [f for f in files if f.suffix.lower() in suffixes] for name, files in every.items()
+    }
     if empty := [name for name, files in found.items() if not files]:
         more = ", ..." if len(empty) > SHOWN else ""
         raise SqError(
             f"{folder}: no images ({', '.join(suffixes)}) in {len(empty)} of {len(found)} classes "
             f"({', '.join(empty[:SHOWN])}{more}): copy them again, or remove these folders"
         )
-    others = Counter(f.suffix or f.name for name in every for f in every[name] if f.suffix.lower() not in suffixes)
+    others = Counter(
+        f.suffix or f.name
+        for name in every
+        for f in every[name]
+        if f.suffix.lower() not in suffixes
+    )
     if others:
         kinds = ", ".join(name for name, _ in others.most_common(SHOWN))
         more = ", ..." if len(others) > SHOWN else ""
-        say(f"{folder}: {quantity(others.total(), 'file')} left out, no images by their names ({kinds}{more})")
+        say(
+            f"{folder}: {quantity(others.total(), 'file')} left out, no images by their names ({kinds}{more})"
+        )
     return found
 
 

@@ -57,7 +57,8 @@ def read_image(path: Path) -> Image.Image:
     ImageError : it cannot be read
     """
     with _explained(path), Image.open(path) as image:
-        image.load()  # now, so that a damaged file is found here; what is loaded outlives the handle
+        # now, so that a damaged file is found here; what is loaded outlives the handle
+        image.load()
         return image
 
 
@@ -101,9 +102,13 @@ def _explained(path: Path) -> Iterator[None]:
         raise ImageError(mistaken_content(path) or _format(path)) from error
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ImageError(f"it has more than {most:,} pixels, which Pillow does not decode: scale it down") from error
+        raise ImageError(
+            f"it has more than {most:,} pixels, which Pillow does not decode: scale it down"
+        ) from error
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
-        raise ImageError(mistaken_content(path) or f"it is damaged ({' '.join(str(error).split())})") from error
+        raise ImageError(
+            mistaken_content(path) or f"it is damaged ({' '.join(str(error).split())})"
+        ) from error
 
 
 def _format(path: Path) -> str:

@@ -39,15 +39,19 @@ def load(
     name : of the image set, by which a model's expected figures go
     root : the folder; a relative path is looked for here, then in $SQ_DATA
     splits : folders of the training and of the evaluation images
-    classes : a file in `root` with one class a line, in class-index order: folders found are not a class list, for
-        some may be missing. "imagenet" takes ILSVRC2012's; None numbers the training split's folders by name
+    classes : a file in `root` with one class a line, in class-index order: folders found are not a
+    class list, for
+        some may be missing. "imagenet" takes ILSVRC2012's; None numbers the training split's
+        folders by name
     size : images the evaluation split has; None takes any number
-    resized : the evaluation images' shorter side is what a centre crop is taken from, so they are not resized
+    resized : the evaluation images' shorter side is what a centre crop is taken from, so they are
+    not resized
     skip_corrupt : leave out images that cannot be read, instead of stopping
 
     Raises
     ------
-    SqError : a folder is missing, empty or laid out otherwise, has a class that is not in the list, or another
+    SqError : a folder is missing, empty or laid out otherwise, has a class that is not in the list,
+    or another
         number of images than `size`
     """
     folder = find(root, "dataset.root")
@@ -70,12 +74,21 @@ def load(
 
     def split(use: str, found: dict[str, list[Path]], resized: bool) -> Images:
         files = [(index[_composed(own)], file) for own, files in found.items() for file in files]
-        # An image's id names no folder of this machine, so calibration draws compare between machines.
+        # An image's id names no folder of this machine, so calibration draws compare between
+        # machines.
         ids = [f"{use}/{file.relative_to(folder / use).as_posix()}" for _, file in files]
         read = Coloured(Files([file for _, file in files]))
-        return Images(ids, torch.tensor([i for i, _ in files]), read, resized, skip_corrupt, workers=None)
+        return Images(
+            ids, torch.tensor([i for i, _ in files]), read, resized, skip_corrupt, workers=None
+        )
 
-    return Dataset(split(splits[0], train, False), split(splits[1], test, resized), len(order), name, tuple(order))
+    return Dataset(
+        split(splits[0], train, False),
+        split(splits[1], test, resized),
+        len(order),
+        name,
+        tuple(order),
+    )
 
 
 @dataclass(frozen=True)
@@ -97,10 +110,14 @@ def _class_list(folder: Path, classes: str) -> list[str]:
         return list(ImageNetInfo("imagenet-1k").label_names())
     file = folder / classes
     if not file.is_file():
-        raise SqError(f"dataset.classes={classes}: no file {file}: one class a line, or {IMAGENET}, or null")
+        raise SqError(
+            f"dataset.classes={classes}: no file {file}: one class a line, or {IMAGENET}, or null"
+        )
     names = [_composed(line.strip()) for line in read_text(file).splitlines() if line.strip()]
     if len({*names}) != len(names) or not names:
-        raise SqError(f"{file} names {len(names)} classes, {len({*names})} different ones: one class a line, each once")
+        raise SqError(
+            f"{file} names {len(names)} classes, {len({*names})} different ones: one class a line, each once"
+        )
     return names
 
 

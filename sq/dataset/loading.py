@@ -23,7 +23,13 @@ SHOWN = 3  # images named in a message
 
 
 def batches(
-    images: Images, chosen: Sequence[int], prepare: Prepare, size: int, what: str, *, at_once: bool = False
+    images: Images,
+    chosen: Sequence[int],
+    prepare: Prepare,
+    size: int,
+    what: str,
+    *,
+    at_once: bool = False,
 ) -> Iterator[Batch]:
     """Yield the `chosen` images of a split, in that order, as batches a network takes.
 
@@ -36,7 +42,8 @@ def batches(
 
     Raises
     ------
-    SqError : after the last batch (but see `at_once`), if images could not be read and the split does not allow to
+    SqError : after the last batch (but see `at_once`), if images could not be read and the split
+    does not allow to
         skip them; at once, if an image is not what the network takes, or all are corrupt
     """
     parts = [list(chosen[i : i + size]) for i in range(0, len(chosen), size)]
@@ -46,9 +53,13 @@ def batches(
         _Parts(images, parts, prepare),
         batch_size=None,
         num_workers=(processes := min(workers, len(parts))),
-        # As up to Python 3.13 on Linux: others import everything anew, in each process and for each pass over images.
-        multiprocessing_context="fork" if processes and "fork" in multiprocessing.get_all_start_methods() else None,
-        generator=torch.Generator(),  # nothing is drawn, but the global one would be used to seed workers
+        # As up to Python 3.13 on Linux: others import everything anew, in each process and for each
+        # pass over images.
+        multiprocessing_context="fork"
+        if processes and "fork" in multiprocessing.get_all_start_methods()
+        else None,
+        # nothing is drawn, but the global one would be used to seed workers
+        generator=torch.Generator(),
     )
     corrupt: dict[str, str] = {}
     for pixels, places, errors, refusal in track(loader, what, len(parts)):
@@ -58,7 +69,9 @@ def batches(
         if corrupt and at_once and not images.skip_corrupt:
             break
         if len(places):
-            yield Batch(torch.as_tensor(pixels), _at(images, places), [images.ids[i] for i in places])
+            yield Batch(
+                torch.as_tensor(pixels), _at(images, places), [images.ids[i] for i in places]
+            )
     if corrupt and (not images.skip_corrupt or len(corrupt) == len(chosen)):
         named = "; ".join(f"{name}: {why}" for name, why in list(corrupt.items())[:SHOWN])
         more = ", ..." if len(corrupt) > SHOWN else ""
@@ -99,7 +112,8 @@ class _Parts(Dataset):
                 image = self.images.read(place)
                 image.load()
             except SqError as error:
-                if not isinstance(error, ImageError):  # the file is whole, and not what the dataset says
+                # the file is whole, and not what the dataset says
+                if not isinstance(error, ImageError):
                     return _refused(name, error)
                 errors[name] = str(error)
                 continue
@@ -108,7 +122,8 @@ class _Parts(Dataset):
                 continue
             try:
                 pixels.append(self.prepare(image, self.images.resized).numpy())
-            except SqError as error:  # said here: a worker's exceptions arrive with its traceback in the message
+            except SqError as error:
+                # said here: a worker's exceptions arrive with its traceback in the message
                 return _refused(name, error)
             places.append(place)
         # Arrays go through a pipe; tensors would go through /dev/shm, which containers keep small.

@@ -12,7 +12,8 @@ from sq.dataset.image_file import Header
 from sq.errors import SqError
 from sq.types.images import Objects
 
-Row = tuple[int, float, float, float, float, bool]  # class, left, top, width, height in pixels, crowd
+# class, left, top, width, height in pixels, crowd
+Row = tuple[int, float, float, float, float, bool]
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,16 @@ class Annotated:
     paths: list[Path]
     objects: list[Objects]
     names: list[str]  # of the classes, in the order of their numbers
-    sizes: list[tuple[int, int] | None]  # (height, width) that boxes are pixels of; None: the header is damaged
+    # (height, width) that boxes are pixels of; None: the header is damaged
+    sizes: list[tuple[int, int] | None]
     turned: bool  # boxes are of images turned as EXIF says, where their size does not tell
 
 
 def to_objects(rows: list[Row], size: tuple[int, int]) -> Objects:
     """Return objects for `rows` in an image of `size` (height, width)."""
-    boxes = torch.tensor([(x, y, x + w, y + h) for _, x, y, w, h, _ in rows], dtype=torch.float32).reshape(-1, 4)
+    boxes = torch.tensor(
+        [(x, y, x + w, y + h) for _, x, y, w, h, _ in rows], dtype=torch.float32
+    ).reshape(-1, 4)
     classes = torch.tensor([row[0] for row in rows], dtype=torch.int64)
     return Objects(boxes, classes, torch.tensor([row[5] for row in rows], dtype=torch.bool), size)
 
@@ -44,7 +48,8 @@ def turns(header: Header, size: tuple[int, int] | None, *, turned: bool) -> bool
     Parameters
     ----------
     size : (height, width) that boxes are pixels of; None where it is not known
-    turned : the answer where the size does not tell: the orientation mirrors or turns by 180 degrees, or the image is
+    turned : the answer where the size does not tell: the orientation mirrors or turns by 180
+    degrees, or the image is
         square
 
     Raises

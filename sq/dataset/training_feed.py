@@ -1,7 +1,7 @@
 """Where the images of training come from, a step at a time: kept in memory, or read anew each epoch, cropped at random.
 
-The order of an epoch and all that is drawn follow from the seed, the epoch and the image, so that any step can be
-the first: nothing has to be kept to take training up again.
+The order of an epoch and all that is drawn follow from the seed, the epoch and the image, so that
+any step can be the first: nothing has to be kept to take training up again.
 """
 
 from __future__ import annotations
@@ -89,7 +89,12 @@ class Stream:
         device: torch.device,
     ):
         self.split, self.chosen, self.prepare, self.size = split, list(chosen), prepare, size
-        self.crop, self.seed, self.device, self.count = (crop[0], crop[1]), seed, device, len(chosen)
+        self.crop, self.seed, self.device, self.count = (
+            (crop[0], crop[1]),
+            seed,
+            device,
+            len(chosen),
+        )
 
     def steps(self, batch: int, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield steps, see `Feed`; of images that could not be read, they have none, and none at all is left out.
@@ -104,13 +109,21 @@ class Stream:
             until = min(last - first, each - place)
             index = order(self.count, self.seed, epoch)[place * batch :][: until * batch]
             parts = replace(
-                self.split, read=_Part(self.split, self.size, self.crop, (self.seed, epoch, PART)), resized=True
+                self.split,
+                read=_Part(self.split, self.size, self.crop, (self.seed, epoch, PART)),
+                resized=True,
             )
             wanted = [self.chosen[i] for i in index]
             number = {self.split.ids[i]: first + n // batch for n, i in enumerate(wanted)}
-            for given in loading.batches(parts, wanted, self.prepare, batch, "training images", at_once=True):
+            for given in loading.batches(
+                parts, wanted, self.prepare, batch, "training images", at_once=True
+            ):
                 assert isinstance(given.y, Tensor)
-                yield number[given.ids[0]], batching.to_device(given.x, self.device), given.y.to(self.device)
+                yield (
+                    number[given.ids[0]],
+                    batching.to_device(given.x, self.device),
+                    given.y.to(self.device),
+                )
             first += until
 
 
@@ -130,11 +143,14 @@ class _Part:
         return colours.resize(self.size[::-1], Image.Resampling.BILINEAR, box=box)
 
 
-def part(width: int, height: int, crop: tuple[float, float], draw: torch.Generator) -> tuple[int, int, int, int]:
+def part(
+    width: int, height: int, crop: tuple[float, float], draw: torch.Generator
+) -> tuple[int, int, int, int]:
     """Return left, top, right, bottom of a part drawn at random; the middle where none lay within the image.
 
-    Its area is a share of the image between those of `crop`, its shape lies between 3:4 and 4:3, evenly in logarithms:
-    the "random resized crop" of ImageNet (Szegedy et al. 2015, arXiv 1409.4842, section 6).
+    Its area is a share of the image between those of `crop`, its shape lies between 3:4 and 4:3,
+    evenly in logarithms: the "random resized crop" of ImageNet (Szegedy et al. 2015, arXiv
+    1409.4842, section 6).
     """
     for _ in range(TRIES):
         area, shape, right, down = torch.rand(4, generator=draw).tolist()
@@ -163,9 +179,13 @@ def check(problem: Problem) -> Images:
     """
     split = problem.train
     if split is None or not split.ids:
-        raise SqError("there are no training images: choose a dataset with a training split, or quantizer=eptq")
+        raise SqError(
+            "there are no training images: choose a dataset with a training split, or quantizer=eptq"
+        )
     if not isinstance(split.y, Tensor) or int(split.y.min()) < 0:
-        raise SqError("training takes images with labels, of classes: choose quantizer=eptq for this dataset")
+        raise SqError(
+            "training takes images with labels, of classes: choose quantizer=eptq for this dataset"
+        )
     return split
 
 
@@ -185,7 +205,11 @@ def choose(problem: Problem, wanted: int | None, crop: Crop | None, seed: int) -
     split = check(problem)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(split.ids), generator=generator)[:wanted].sort().values.tolist()
-    device, prepare, shape = problem.batch.x.device, problem.model.prepare, tuple(problem.batch.x.shape[1:])
+    device, prepare, shape = (
+        problem.batch.x.device,
+        problem.model.prepare,
+        tuple(problem.batch.x.shape[1:]),
+    )
     if crop is not None:
         if crop[0] > crop[1]:
             raise SqError(

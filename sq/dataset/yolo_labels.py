@@ -21,8 +21,8 @@ SLACK = 0.01  # by which a share may be below 0 or above 1: what ultralytics tol
 def read(file: Path, folder: Path, split: str) -> Annotated:
     """Return the images of `split` and their objects, by the data YAML `file`.
 
-    Images are turned as their EXIF orientation says, and a label line that is there twice counts once, both as
-    ultralytics has it.
+    Images are turned as their EXIF orientation says, and a label line that is there twice counts
+    once, both as ultralytics has it.
 
     Raises
     ------
@@ -33,7 +33,9 @@ def read(file: Path, folder: Path, split: str) -> Annotated:
     labels = [label_file(path) for path in paths]
     headers = [_header(path) for path in paths]
     if not any(label.is_file() for label in labels):
-        raise SqError(f"{file}: no image of {split} has a label file such as {labels[0]}: copy the labels there")
+        raise SqError(
+            f"{file}: no image of {split} has a label file such as {labels[0]}: copy the labels there"
+        )
     objects, lines, bare, twice = [], 0, 0, 0
     for label, header in zip(labels, headers, strict=True):
         bare += not label.is_file()
@@ -41,12 +43,22 @@ def read(file: Path, folder: Path, split: str) -> Annotated:
         objects.append(found)
         lines, twice = lines + read_lines, twice + dropped
     if bare > len(paths) / 2:
-        say(f"{file}: {bare} of {len(paths)} images of {split} have no label file: taken for images without objects")
+        say(
+            f"{file}: {bare} of {len(paths)} images of {split} have no label file: taken for images without objects"
+        )
     if twice:
         say(f"{file}: {twice} of {lines} label lines of {split} are there twice: each counts once")
     if turned := sum(header is not None and header.orientation != AS_STORED for header in headers):
-        say(f"{file}: {turned} of {len(paths)} images of {split} are turned as their EXIF orientation says")
-    return Annotated(paths, objects, names, [header.upright if header else None for header in headers], turned=True)
+        say(
+            f"{file}: {turned} of {len(paths)} images of {split} are turned as their EXIF orientation says"
+        )
+    return Annotated(
+        paths,
+        objects,
+        names,
+        [header.upright if header else None for header in headers],
+        turned=True,
+    )
 
 
 def _spec(file: Path, split: str) -> tuple[list[Path], list[str]]:
@@ -55,7 +67,9 @@ def _spec(file: Path, split: str) -> tuple[list[Path], list[str]]:
     try:
         spec = yaml.safe_load(text)
         base, names, places = file.parent / str(spec.get("path") or "."), spec["names"], spec[split]
-        folders = [_place(base, str(place)) for place in ([places] if isinstance(places, str) else places)]
+        folders = [
+            _place(base, str(place)) for place in ([places] if isinstance(places, str) else places)
+        ]
         classes = [*names] if isinstance(names, dict) else [*range(len(names))]
         names = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
@@ -66,9 +80,13 @@ def _spec(file: Path, split: str) -> tuple[list[Path], list[str]]:
     if classes != [*range(len(classes))]:
         raise SqError(f"{file}: names has the keys {classes[:5]} ...: number the classes from 0 on")
     if spec.get("nc", len(names)) != len(names):
-        raise SqError(f"{file}: nc={spec['nc']}, but names has {len(names)} classes: correct one of them")
+        raise SqError(
+            f"{file}: nc={spec['nc']}, but names has {len(names)} classes: correct one of them"
+        )
     if not base.is_dir():
-        raise SqError(f"{file}: there is no folder path={spec.get('path')}: it is relative to the YAML, write path: .")
+        raise SqError(
+            f"{file}: there is no folder path={spec.get('path')}: it is relative to the YAML, write path: ."
+        )
     return folders, names
 
 
@@ -88,7 +106,9 @@ def list_images(place: Path) -> list[Path]:
         every = (own for own in place.rglob("*") if own.suffix.lower() in SUFFIXES)
         found = sorted(own for own in every if not own.name.startswith(".") and not own.is_dir())
     else:
-        raise SqError(f"no image folder or .txt list {place}: correct the path, or copy the images there")
+        raise SqError(
+            f"no image folder or .txt list {place}: correct the path, or copy the images there"
+        )
     if not found:
         raise SqError(f"{place} holds no images ({', '.join(SUFFIXES)}): copy them there")
     return found
@@ -103,7 +123,8 @@ def label_file(path: Path) -> Path:
 def _header(path: Path) -> Header | None:
     try:
         return read_header(path)
-    except ImageError:  # whoever reads the image finds that out as well, and knows whether it may be skipped
+    except ImageError:
+        # whoever reads the image finds that out as well, and knows whether it may be skipped
         return None
 
 

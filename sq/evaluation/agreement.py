@@ -1,6 +1,7 @@
 """Agreement: how close the quantized network stays to full precision, labels apart. Measured beside accuracy.
 
-It moves long before accuracy does, and its noise is far smaller than that of a count of right answers.
+It moves long before accuracy does, and its noise is far smaller than that of a count of right
+answers.
 """
 
 import math
@@ -37,6 +38,8 @@ def measure(outputs: Tensor, reference: Tensor) -> dict[str, float]:
     same_top1 : share of images on which both name the same class
     """
     outputs, reference = outputs.double(), reference.double()
-    kl = F.kl_div(outputs.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="batchmean")
+    kl = F.kl_div(
+        outputs.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="batchmean"
+    )
     same = 100 * float((outputs.argmax(1) == reference.argmax(1)).double().mean())
     return {"logit_snr_db": snr_db(outputs, reference), "kl": float(kl), "same_top1": same}

@@ -23,7 +23,8 @@ SHOWN = 3  # names in a message
 class Measured(Protocol):
     """What a metric found of one network on the evaluation images: ``measure(model, seen) -> Measured``.
 
-    `seen` yields (raw outputs of the network, the `Batch` it was given), batch after batch, on the CPU.
+    `seen` yields (raw outputs of the network, the `Batch` it was given), batch after batch, on the
+    CPU.
     """
 
     @property
@@ -34,8 +35,9 @@ class Measured(Protocol):
     def against(self, full: Measured) -> dict[str, Any]:
         """Compare this, of a quantized network, with full precision on the same images.
 
-        `drop` (full precision less this, of the first figure), `drop_low`, `drop_high` (95 % interval, paired over
-        images), and how far the outputs agree: `logit_snr_db`, and what else fits the task.
+        `drop` (full precision less this, of the first figure), `drop_low`, `drop_high` (95 %
+        interval, paired over images), and how far the outputs agree: `logit_snr_db`, and what else
+        fits the task.
         """
         ...
 
@@ -53,12 +55,20 @@ class Evaluation:
     Parameters
     ----------
     model : says how images are prepared, and what shape they then have
-    metric : ``metric(model, seen) -> Measured``, where `seen` yields outputs and the batch they are of
+    metric : ``metric(model, seen) -> Measured``, where `seen` yields outputs and the batch they are
+    of
     images : the evaluation split
     batch_size : images in one forward pass; None for what suits their size
     """
 
-    def __init__(self, model: Model, metric: Metric, images: Images, batch_size: int | None, device: torch.device):
+    def __init__(
+        self,
+        model: Model,
+        metric: Metric,
+        images: Images,
+        batch_size: int | None,
+        device: torch.device,
+    ):
         self.model, self.metric, self.images, self.device = model, metric, images, device
         self.size = batching.images_per_pass(model.input, batch_size)
         self.left_out: list[str] = []  # ids of images that could not be read, in the last pass
@@ -68,7 +78,8 @@ class Evaluation:
 
         Raises
         ------
-        SqError : images cannot be read, are not finite or of a wrong shape; the outputs hold NaN or infinity
+        SqError : images cannot be read, are not finite or of a wrong shape; the outputs hold NaN or
+        infinity
         """
         return self.metric(self.model, self._outputs(net))
 
@@ -83,7 +94,9 @@ class Evaluation:
             with torch.no_grad():
                 outputs = out_of_memory.forward("evaluate", run, batch.x)
             if not torch.isfinite(outputs).all():
-                raise SqError("the network's outputs hold NaN or infinity on the evaluation images: check the weights")
+                raise SqError(
+                    "the network's outputs hold NaN or infinity on the evaluation images: check the weights"
+                )
             read += batch.ids
             yield outputs, batch
         self.left_out = without(self.images.ids, read)
@@ -92,7 +105,9 @@ class Evaluation:
 def check_images(model: Model, batch: Batch, use: str) -> None:
     """Raise an `SqError` if images are not finite or of a shape that the network does not take."""
     if tuple(batch.x.shape[1:]) != model.input:
-        raise SqError(f"{use} images are {tuple(batch.x.shape[1:])}, the network takes {model.input}")
+        raise SqError(
+            f"{use} images are {tuple(batch.x.shape[1:])}, the network takes {model.input}"
+        )
     finite = torch.isfinite(batch.x).flatten(1).all(1)
     if not finite.all():
         bad = [batch.ids[i] for i in (~finite).nonzero().flatten().tolist()]
@@ -104,8 +119,8 @@ def check_images(model: Model, batch: Batch, use: str) -> None:
 def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
     """Raise an `SqError` unless the network tells as many classes apart as `dataset` has.
 
-    With fewer classes in the data set, its labels number other classes than the network's outputs do, and every
-    figure is wrong though nothing fails. One image of zeros is run for it.
+    With fewer classes in the data set, its labels number other classes than the network's outputs
+    do, and every figure is wrong though nothing fails. One image of zeros is run for it.
     """
     with torch.no_grad():
         outputs = forward(model.net, batching.to_device(torch.zeros(1, *model.input), device))
@@ -113,7 +128,8 @@ def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
     if objects and model.decode is not None:
         known = model.decode(outputs.cpu())[1].shape[-1]
         cure = (
-            "list all classes of the network in its order under `names` of the data YAML, or `categories` of the JSON"
+            "list all classes of the network in its order under `names` of the data YAML, "
+            "or `categories` of the JSON"
         )
     elif not objects and model.decode is None and torch.is_tensor(outputs) and outputs.ndim == 2:
         known = outputs.shape[1]
@@ -121,7 +137,9 @@ def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
     else:
         return  # of different kinds, which the metric refuses
     if known != dataset.classes:
-        names = ", ".join(dataset.class_names[:SHOWN]) + (", ..." if len(dataset.class_names) > SHOWN else "")
+        names = ", ".join(dataset.class_names[:SHOWN]) + (
+            ", ..." if len(dataset.class_names) > SHOWN else ""
+        )
         count = quantity(dataset.classes, "class")
         raise SqError(
             f"dataset {dataset.name} has {count}{names and f' ({names})'}, the network tells {known:,} apart: labels "
@@ -133,7 +151,9 @@ def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
 def _compare_names(network: Sequence[str], dataset: Dataset) -> None:
     """Say so if the network calls its classes otherwise than `dataset` does; where either has no names, nothing."""
     pairs = list(zip(network, dataset.class_names, strict=False))
-    ours, theirs = ([name.strip().casefold() for name in names] for names in (network, dataset.class_names))
+    ours, theirs = (
+        [name.strip().casefold() for name in names] for names in (network, dataset.class_names)
+    )
     other = [number for number, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
     if not other:
         return

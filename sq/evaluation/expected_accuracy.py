@@ -1,6 +1,7 @@
 """The gate: a run goes on only if full precision reaches what is known of it on this image set.
 
-Most figures that cannot be reproduced were never those of the network: another checkpoint, resize or label order.
+Most figures that cannot be reproduced were never those of the network: another checkpoint, resize
+or label order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Full precision, measured once for all runs of one process that share network, images and settings.
 
-A sweep over methods and bits would otherwise spend half its time on the same figures. They are never read from
-elsewhere: whoever starts a process measures full precision in it, with the code and on the machine of its runs.
+A sweep over methods and bits would otherwise spend half its time on the same figures. They are
+never read from elsewhere: whoever starts a process measures full precision in it, with the code and
+on the machine of its runs.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from sq.evaluation.evaluate import Evaluation, Measured
 from sq.types.images import Dataset
 from sq.types.problem import Model, digest
 
-SHAPING = ("model", "dataset", "metric", "fold", "batch_size", "device", "threads")  # settings that it depends on
+# settings that it depends on
+SHAPING = ("model", "dataset", "metric", "fold", "batch_size", "device", "threads")
 
 _last: tuple[str, Measured] | None = None  # one is enough: sweeps change the network last of all
 
 
-def measure(config: Mapping[str, Any], model: Model, dataset: Dataset, evaluation: Evaluation) -> tuple[Measured, bool]:
+def measure(
+    config: Mapping[str, Any], model: Model, dataset: Dataset, evaluation: Evaluation
+) -> tuple[Measured, bool]:
     """Return what `evaluation` measures of the full-precision network, and whether this process knew it already."""
     global _last
     parts = [{name: config[name] for name in SHAPING}, dataset.name, dataset.test.ids]

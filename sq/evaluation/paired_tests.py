@@ -13,8 +13,9 @@ LEVEL = 0.95
 def drop_interval(full: Tensor, quantized: Tensor) -> tuple[float, float]:
     """Return the 95 % interval of how much larger the share of right answers is at full precision.
 
-    Half an image is added to each of the four counts (both right, one, the other, neither), which keeps the
-    interval honest where hardly any answer changes: plain bootstrap calls it [0, 0] where none does.
+    Half an image is added to each of the four counts (both right, one, the other, neither), which
+    keeps the interval honest where hardly any answer changes: plain bootstrap calls it [0, 0] where
+    none does.
 
     Parameters
     ----------
@@ -26,8 +27,8 @@ def drop_interval(full: Tensor, quantized: Tensor) -> tuple[float, float]:
 
     Source
     ------
-    Agresti and Min 2005, Simple improved confidence intervals for comparing matched proportions, Statistics in
-    Medicine 24, 729-740: the Wald interval after adding 1/2 to each cell.
+    Agresti and Min 2005, Simple improved confidence intervals for comparing matched proportions,
+    Statistics in Medicine 24, 729-740: the Wald interval after adding 1/2 to each cell.
     """
     from scipy.special import ndtri
 
@@ -61,8 +62,9 @@ def packed(right: Tensor) -> str:
 def gain(ours: list[str], theirs: list[str], images: int) -> tuple[float, float, float]:
     """Return how much larger our share of right answers is, and its 95 % interval.
 
-    Seeds are averaged for each image first, and images are what is drawn: the interval is of other images, by the
-    normal distribution, with the images' own spread and that which half an image on either side would add.
+    Seeds are averaged for each image first, and images are what is drawn: the interval is of other
+    images, by the normal distribution, with the images' own spread and that which half an image on
+    either side would add.
 
     Parameters
     ----------
@@ -72,7 +74,9 @@ def gain(ours: list[str], theirs: list[str], images: int) -> tuple[float, float,
     from scipy.special import ndtri
 
     def shares(all_: list[str]) -> np.ndarray:
-        bits = [np.unpackbits(np.frombuffer(bytes.fromhex(own), np.uint8), count=images) for own in all_]
+        bits = [
+            np.unpackbits(np.frombuffer(bytes.fromhex(own), np.uint8), count=images) for own in all_
+        ]
         return np.mean(bits, 0)
 
     apart = shares(ours) - shares(theirs)

@@ -19,15 +19,17 @@ from sq.types.problem import Layer, Model, Problem, QuantizedModel
 def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
     """Return the parts of a record that follow from the quantized network.
 
-    Sizes are of the network as it would be stored: codes in as many whole bits as their levels need (one more than
-    the grid's bits where it has 2^bits + 1), grid parameters, tables of levels included, and every other parameter in
-    32 bits, adapters of inputs as well (`adapter_bytes`, where there are any). BOPs are multiply-accumulates times
-    weight bits times activation bits, per image, of every layer sq knows: those left in full precision count 32 times
-    32. Bits, there and in means, are those the grid was asked for.
+    Sizes are of the network as it would be stored: codes in as many whole bits as their levels need
+    (one more than the grid's bits where it has 2^bits + 1), grid parameters, tables of levels
+    included, and every other parameter in 32 bits, adapters of inputs as well (`adapter_bytes`,
+    where there are any). BOPs are multiply-accumulates times weight bits times activation bits, per
+    image, of every layer sq knows: those left in full precision count 32 times 32. Bits, there and
+    in means, are those the grid was asked for.
 
-    `solve_seconds` and `solve_cpu_seconds` are sums over layers, of what each took on the clock and of CPU time. Layers
-    that are solved side by side wait for one another, so that their sum on the clock may exceed what the phase took,
-    `seconds.quantize`; CPU seconds are the solver's own, whatever else the machine does.
+    `solve_seconds` and `solve_cpu_seconds` are sums over layers, of what each took on the clock and
+    of CPU time. Layers that are solved side by side wait for one another, so that their sum on the
+    clock may exceed what the phase took, `seconds.quantize`; CPU seconds are the solver's own,
+    whatever else the machine does.
 
     Parameters
     ----------
@@ -77,12 +79,14 @@ def compare(found: Measured, full: Measured) -> dict[str, Any]:
 def costs(cost: Cost, widths: Widths, fixed: Mapping[str, int]) -> dict[str, Any]:
     """Return what bits were said to cost, and what the allocation says of how it chose.
 
-    `predicted` is None where a layer has bits without a price, as `allocation=uniform` may give it; `fixed` ones, by
-    layer name, need none.
+    `predicted` is None where a layer has bits without a price, as `allocation=uniform` may give it;
+    `fixed` ones, by layer name, need none.
     """
 
     def plain(rows: Rows) -> dict[str, dict[str, float]]:
-        return {name: {str(bits): value for bits, value in row.items()} for name, row in rows.items()}
+        return {
+            name: {str(bits): value for bits, value in row.items()} for name, row in rows.items()
+        }
 
     chosen = {name: bits for name, bits in widths.weights.items() if name not in fixed}
     priced = all(bits in cost.weights.get(name, {}) for name, bits in chosen.items())
@@ -94,21 +98,30 @@ def costs(cost: Cost, widths: Widths, fixed: Mapping[str, int]) -> dict[str, Any
 
 def trials(results: dict[str, Any], tried: dict[str, Any]) -> dict[str, Any]:
     """Put the figures of trials among the `results`; return what else the record says of them, if there were any."""
-    ranks = {name: value for name, value in tried.items() if name.startswith(("spearman", "kendall"))}
+    ranks = {
+        name: value for name, value in tried.items() if name.startswith(("spearman", "kendall"))
+    }
     results |= ranks
     rest = {name: value for name, value in tried.items() if name not in ranks}
     return {"trials": rest} if tried else {}
 
 
-def images(dataset: Dataset, batch: Calibration, left_out: list[str], right: str | None) -> dict[str, Any]:
+def images(
+    dataset: Dataset, batch: Calibration, left_out: list[str], right: str | None
+) -> dict[str, Any]:
     """Return which images were used: the set, how many, hashes of their ids, and those that could not be read.
 
-    `right` says which of the evaluation images were answered rightly, see `sq.evaluation.paired_tests.packed`.
+    `right` says which of the evaluation images were answered rightly, see
+    `sq.evaluation.paired_tests.packed`.
     """
     evaluated = without(dataset.test.ids, left_out)
     return {
         "image_set": dataset.name,
-        "calibration": {"images": len(batch.ids), "ids": _hash(batch.ids), "left_out": list(batch.left_out)}
+        "calibration": {
+            "images": len(batch.ids),
+            "ids": _hash(batch.ids),
+            "left_out": list(batch.left_out),
+        }
         | ({"made": batch.made} if batch.made else {}),
         "calibration_ids": sorted(batch.ids),
         "evaluation": {"images": len(evaluated), "ids": _hash(evaluated), "left_out": left_out}
@@ -125,6 +138,11 @@ def _describe(layer: Layer, problem: Problem, quantized: QuantizedModel) -> dict
     inputs = problem.activations.get(layer.name)
     wide = FLOAT if inputs is None else code_bits(inputs)
     shape = {"groups": layer.groups, "outputs": layer.outputs, "inputs": layer.inputs}
-    sizes = {"bits": bits, "activation_bits": wide, "weights": layer.weights, "bytes": weight_bytes(layer, done.grid)}
+    sizes = {
+        "bits": bits,
+        "activation_bits": wide,
+        "weights": layer.weights,
+        "bytes": weight_bytes(layer, done.grid),
+    }
     costs = {"macs": layer.macs, "bops": bops(layer, bits, wide)}
     return {"name": layer.name, "kind": layer.kind, **shape, **sizes, **costs, **done.report}

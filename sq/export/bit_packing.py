@@ -19,7 +19,9 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     made = torch.empty(count, dtype=torch.int32, device=data.device)
     for start in range(0, count, CHUNK):
         many = min(CHUNK, count - start)
-        made[start : start + many] = _unpacked(data[start * bits // 8 :][: -(-many * bits // 8)], bits, many)
+        made[start : start + many] = _unpacked(
+            data[start * bits // 8 :][: -(-many * bits // 8)], bits, many
+        )
     return made
 
 

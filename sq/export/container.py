@@ -1,7 +1,8 @@
 """A file of tensors and what is known of them, which tells when a byte of it is not as it was written.
 
-It is a safetensors file with one tensor of each type and, as one more, a compressed text that says what lies where: so
-a hundred layers cost no hundred headers. Its metadata hold the format's version and the hash of all the rest.
+It is a safetensors file with one tensor of each type and, as one more, a compressed text that says
+what lies where: so a hundred layers cost no hundred headers. Its metadata hold the format's version
+and the hash of all the rest.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def write(file: Path, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
     text = zlib.compress(json.dumps(layout, separators=(",", ":"), allow_nan=False).encode(), 9)
     every = {name: own.detach().cpu().contiguous() for name, own in tensors.items() if own.numel()}
     every[TEXT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    # One entry: safetensors writes several in any order, and the same network should be the same file.
+    # One entry: safetensors writes several in any order, and the same network should be the same
+    # file.
     files.write_bytes(file, save(every, {FORMAT: f"{VERSION} {_hash(every)}"}), "outputs")
 
 
@@ -110,6 +112,7 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         own = tensors[name]
         sha.update(
-            f"{name} {own.dtype} {tuple(own.shape)}\n".encode() + own.reshape(-1).view(torch.uint8).numpy().tobytes()
+            f"{name} {own.dtype} {tuple(own.shape)}\n".encode()
+            + own.reshape(-1).view(torch.uint8).numpy().tobytes()
         )
     return sha.hexdigest()

@@ -29,7 +29,11 @@ class Finished:
 
     def file(self, suffix: str) -> Path:
         """Return where the run's file of this `suffix` belongs: beside its log."""
-        return Path(self.config["outputs"]) / self.config["name"] / f"{record.key(self.config)}.{suffix}"
+        return (
+            Path(self.config["outputs"])
+            / self.config["name"]
+            / f"{record.key(self.config)}.{suffix}"
+        )
 
     def name(self, file: Path) -> str:
         """Return the name of a file as the record has it: under `outputs`."""

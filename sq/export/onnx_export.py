@@ -1,7 +1,8 @@
 """Networks as ONNX models: as they are, or with integers for weights and quantized inputs.
 
-A model is exported once for a network's structure, then given codes as often as one likes. It holds what it computes
-with and no more: what PyTorch's exporter notes beside the nodes, paths of its source files among it, is left out.
+A model is exported once for a network's structure, then given codes as often as one likes. It holds
+what it computes with and no more: what PyTorch's exporter notes beside the nodes, paths of its
+source files among it, is left out.
 """
 
 from __future__ import annotations
@@ -84,7 +85,11 @@ class Parts:
         """Return which layers' sums of products saturate where a processor has no VNNI, if stored signed."""
         from sq.export import onnx_qdq
 
-        return [name for name, own in self.weights.items() if name in self.inputs and onnx_qdq.saturating(*own)]
+        return [
+            name
+            for name, own in self.weights.items()
+            if name in self.inputs and onnx_qdq.saturating(*own)
+        ]
 
 
 def need() -> None:
@@ -99,8 +104,12 @@ def need() -> None:
 
 def parts(made: QuantizedModel, problem: Problem) -> Parts:
     """Return what is quantized of a network that a run has made."""
-    given: dict[str, QuantizedLayer] = {layer.name: made.layers[layer.name] for layer in problem.model.layers}
-    weights = {name: (own.codes.cpu(), own.grid.map(torch.Tensor.cpu)) for name, own in given.items()}
+    given: dict[str, QuantizedLayer] = {
+        layer.name: made.layers[layer.name] for layer in problem.model.layers
+    }
+    weights = {
+        name: (own.codes.cpu(), own.grid.map(torch.Tensor.cpu)) for name, own in given.items()
+    }
     return Parts(weights, insertion.attached(made.net), residual_adds.attached(made.net))
 
 
@@ -169,7 +178,9 @@ def _named(model: Any) -> Any:
     """Return the model with its axis of images called `BATCH`, not by a number of the exporter's."""
     axes = model.graph.input[0].type.tensor_type.shape.dim
     symbol = axes[0].dim_param if len(axes) else ""
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info) if symbol else ():
+    for value in (
+        (*model.graph.input, *model.graph.output, *model.graph.value_info) if symbol else ()
+    ):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param:  # to set it would take away a size
                 axis.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, axis.dim_param)
@@ -184,9 +195,13 @@ def _tidy(model: Any) -> Any:
     weights = {tensor.name for tensor in model.graph.initializer}
 
     def may_fold(node: ir.Node) -> bool | None:
-        return False if any(own is not None and own.name in weights for own in node.inputs) else None
+        return (
+            False if any(own is not None and own.name in weights for own in node.inputs) else None
+        )
 
-    optimizer.fold_constants(made, input_size_limit=SMALL, output_size_limit=SMALL, should_fold=may_fold)
+    optimizer.fold_constants(
+        made, input_size_limit=SMALL, output_size_limit=SMALL, should_fold=may_fold
+    )
     optimizer.remove_unused_nodes(made)
     return ir.to_proto(made)
 

@@ -1,8 +1,9 @@
 """A network's ONNX graph with integers in place of its weights, and with what its layers are fed quantized.
 
-A weight becomes codes and a DequantizeLinear of each output channel, or codes and a look-up in the table of their
-levels; an input, or an operand of an addition, goes through QuantizeLinear and DequantizeLinear. Codes of up to 4 bits
-are stored in 4, of up to 8 in 8. The functions change a graph in place.
+A weight becomes codes and a DequantizeLinear of each output channel, or codes and a look-up in the
+table of their levels; an input, or an operand of an addition, goes through QuantizeLinear and
+DequantizeLinear. Codes of up to 4 bits are stored in 4, of up to 8 in 8. The functions change a
+graph in place.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ from sq.network import residual_adds
 from sq.types.problem import Grid
 
 MOST = 8  # bits of a code
-SAFE = 64  # the largest size of a signed weight of which two products with unsigned bytes add up within 16 bits
-PLACES: dict[int, int] = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.UINT8: 8, TensorProto.INT8: 8}
+# the largest size of a signed weight of which two products with unsigned bytes add up within 16
+# bits
+SAFE = 64
+PLACES: dict[int, int] = {
+    TensorProto.UINT4: 4,
+    TensorProto.INT4: 4,
+    TensorProto.UINT8: 8,
+    TensorProto.INT8: 8,
+}
 
 
 def put_weight(  # noqa: PLR0913 (the weight in three, and how it is stored)
@@ -44,18 +52,27 @@ def put_weight(  # noqa: PLR0913 (the weight in three, and how it is stored)
 
     Raises
     ------
-    SqError : codes of more than 8 bits; a grid that ONNX has no operator for; the graph has no such weight
+    SqError : codes of more than 8 bits; a grid that ONNX has no operator for; the graph has no such
+    weight
     """
     name = f"{layer}.weight"
     _take_out(graph, name)
     if grid.levels > 2**MOST:
-        raise SqError(f"{layer} has codes of more than {MOST} bits, which ONNX cannot hold: use export=packed")
+        raise SqError(
+            f"{layer} has codes of more than {MOST} bits, which ONNX cannot hold: use export=packed"
+        )
     if isinstance(grid, LevelGrid):
         nodes = _look_up(graph, name, codes.reshape(shape), grid, least)
     elif isinstance(grid, UniformGrid):
-        nodes = [_dequantize(graph, name, stored(codes, grid, shape, least, unsigned), grid, least, unsigned)]
+        nodes = [
+            _dequantize(
+                graph, name, stored(codes, grid, shape, least, unsigned), grid, least, unsigned
+            )
+        ]
     else:
-        raise SqError(f"{layer} has a {type(grid).__name__}, which ONNX cannot hold: use export=packed")
+        raise SqError(
+            f"{layer} has a {type(grid).__name__}, which ONNX cannot hold: use export=packed"
+        )
     for node in reversed(nodes):
         graph.node.insert(0, node)
 
@@ -65,7 +82,8 @@ def put_input(graph: GraphProto, layer: str, grid: Grid, calls: int) -> None:
 
     Raises
     ------
-    SqError : more than 8 bits; a grid that ONNX has no operator for; another number of nodes computes with its weight
+    SqError : more than 8 bits; a grid that ONNX has no operator for; another number of nodes
+    computes with its weight
     """
     nodes = users(graph, f"{layer}.weight")
     if len(nodes) != calls:
@@ -81,7 +99,8 @@ def put_operands(graph: GraphProto, grids: Mapping[str, Grid], count: int) -> No
 
     Parameters
     ----------
-    count : of additions in one pass; they are the graph's additions of two feature maps, in its order
+    count : of additions in one pass; they are the graph's additions of two feature maps, in its
+    order
 
     Raises
     ------
@@ -99,7 +118,9 @@ def put_operands(graph: GraphProto, grids: Mapping[str, Grid], count: int) -> No
                 _quantize(graph, side, grids[side], [(node, place)])
 
 
-def _quantize(graph: GraphProto, name: str, grid: Grid, places: list[tuple[NodeProto, int]]) -> None:
+def _quantize(
+    graph: GraphProto, name: str, grid: Grid, places: list[tuple[NodeProto, int]]
+) -> None:
     """Quantize what nodes are fed at these places of theirs."""
     if not isinstance(grid, UniformGrid):
         raise SqError(f"{name} has a {type(grid).__name__}: ONNX cannot hold it, use export=packed")
@@ -108,7 +129,9 @@ def _quantize(graph: GraphProto, name: str, grid: Grid, places: list[tuple[NodeP
     scale, low, high = (float(own) for own in (grid.scale, grid.low, grid.high))
     kind, zero = _kind(int(low), int(high), 8)
     if zero is not None and not 0 <= zero < 2**MOST:
-        raise SqError(f"{name} has a zero point beyond its codes, which ONNX cannot hold: use export=packed")
+        raise SqError(
+            f"{name} has a zero point beyond its codes, which ONNX cannot hold: use export=packed"
+        )
     _add(graph, f"{name}.scale", torch.tensor(scale), TensorProto.FLOAT)
     _add(graph, f"{name}.zero", None if zero is None else torch.tensor(zero), kind)
     narrow = grid.levels < 2**MOST  # else the codes' own ends are the grid's
@@ -119,7 +142,9 @@ def _quantize(graph: GraphProto, name: str, grid: Grid, places: list[tuple[NodeP
         clip = [helper.make_node("Clip", [fed, f"{name}.low", f"{name}.high"], [f"{own}.within"])]
         made = [
             *(clip if narrow else []),
-            helper.make_node("QuantizeLinear", [f"{own}.within" if narrow else fed, *ends], [f"{own}.codes"]),
+            helper.make_node(
+                "QuantizeLinear", [f"{own}.within" if narrow else fed, *ends], [f"{own}.codes"]
+            ),
             helper.make_node("DequantizeLinear", [f"{own}.codes", *ends], [f"{own}.values"]),
         ]
         at = [*graph.node].index(node)
@@ -136,12 +161,21 @@ def codes_in(graph: GraphProto, layer: str) -> Tensor:
     width, shape = PLACES[own.data_type], tuple(own.dims)
     made = bit_packing.unpack(data, width, int(torch.tensor(shape).prod()))
     signed = own.data_type in (TensorProto.INT4, TensorProto.INT8)
-    return torch.where(made >= 2 ** (width - 1), made - 2**width, made).view(shape) if signed else made.view(shape)
+    return (
+        torch.where(made >= 2 ** (width - 1), made - 2**width, made).view(shape)
+        if signed
+        else made.view(shape)
+    )
 
 
-def stored(codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4, unsigned: bool = False) -> Tensor:
+def stored(
+    codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4, unsigned: bool = False
+) -> Tensor:
     """Return the integers that `put_weight` stores for `codes`."""
-    if isinstance(grid, UniformGrid) and _kind(*_ends(grid), width(grid, least), unsigned)[1] is None:
+    if (
+        isinstance(grid, UniformGrid)
+        and _kind(*_ends(grid), width(grid, least), unsigned)[1] is None
+    ):
         return (codes + grid.low.to(codes)).reshape(shape)
     return codes.reshape(shape)
 
@@ -149,8 +183,8 @@ def stored(codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4, un
 def saturating(codes: Tensor, grid: Grid) -> bool:
     """Tell whether sums of two products with inputs of 8 bits can be beyond 16 bits, stored signed.
 
-    x86 processors without VNNI add them up in 16 bits (see `sq.core.processor`): 2 * 255 * 64 = 32,640
-    is below 2^15 yet, and one more is not.
+    x86 processors without VNNI add them up in 16 bits (see `sq.core.processor`): 2 * 255 * 64 =
+    32,640 is below 2^15 yet, and one more is not.
     """
     if not isinstance(grid, UniformGrid) or _kind(*_ends(grid), 8)[1] is not None:
         return False
@@ -164,7 +198,9 @@ def _dequantize(
     kind, zero = _kind(*_ends(grid), wide, unsigned)
     zeros = torch.zeros_like(low) if zero is None else -low
     if bool((zeros != zeros.round()).any()) or int(zeros.min()) < 0 or int(zeros.max()) >= 2**wide:
-        raise SqError(f"{name} has zero points beyond its codes, which ONNX cannot hold: use export=packed")
+        raise SqError(
+            f"{name} has zero points beyond its codes, which ONNX cannot hold: use export=packed"
+        )
     _add(graph, f"{name}.codes", codes, kind)
     _add(graph, f"{name}.scale", grid.scale.flatten(), TensorProto.FLOAT)
     _add(graph, f"{name}.zero", zeros, kind)
@@ -172,8 +208,15 @@ def _dequantize(
     return helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}.dequantize", axis=0)
 
 
-def _look_up(graph: GraphProto, name: str, codes: Tensor, grid: LevelGrid, least: int) -> list[NodeProto]:
-    _add(graph, f"{name}.codes", codes, TensorProto.UINT4 if width(grid, least) == 4 else TensorProto.UINT8)
+def _look_up(
+    graph: GraphProto, name: str, codes: Tensor, grid: LevelGrid, least: int
+) -> list[NodeProto]:
+    _add(
+        graph,
+        f"{name}.codes",
+        codes,
+        TensorProto.UINT4 if width(grid, least) == 4 else TensorProto.UINT8,
+    )
     _add(graph, f"{name}.levels", grid.table, TensorProto.FLOAT)
     _add(graph, f"{name}.scale", grid.scale.reshape(-1, *[1] * (codes.ndim - 1)), TensorProto.FLOAT)
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
@@ -181,7 +224,10 @@ def _look_up(graph: GraphProto, name: str, codes: Tensor, grid: LevelGrid, least
         ("Gather", [f"{name}.levels", f"{name}.places"], f"{name}.units", {}),
         ("Mul", [f"{name}.units", f"{name}.scale"], name, {}),
     ]
-    return [helper.make_node(kind, fed, [out], name=f"{out}.{kind}", **more) for kind, fed, out, more in steps]
+    return [
+        helper.make_node(kind, fed, [out], name=f"{out}.{kind}", **more)
+        for kind, fed, out, more in steps
+    ]
 
 
 def _ends(grid: UniformGrid) -> tuple[int, int]:
@@ -211,20 +257,29 @@ def _add(graph: GraphProto, name: str, values: Tensor | None, kind: int) -> None
     else:
         width = PLACES[kind]
         raw = bit_packing.pack(own.to(torch.int32) % 2**width, width).numpy().tobytes()
-    graph.initializer.append(TensorProto(name=name, data_type=kind, dims=list(own.shape), raw_data=raw))
+    graph.initializer.append(
+        TensorProto(name=name, data_type=kind, dims=list(own.shape), raw_data=raw)
+    )
 
 
 def _take_out(graph: GraphProto, name: str) -> None:
     found = [tensor for tensor in graph.initializer if tensor.name == name]
     if len(found) != 1:
-        raise SqError(f"the ONNX graph has no weight {name}: PyTorch's exporter has changed it; use export=packed")
+        raise SqError(
+            f"the ONNX graph has no weight {name}: PyTorch's exporter has changed it; use export=packed"
+        )
     graph.initializer.remove(found[0])
 
 
 def _additions(graph: GraphProto) -> list[NodeProto]:
     """Return the nodes that add two feature maps of one shape, in the graph's order; no constants, no vectors."""
-    shapes = {own.name: own.type.tensor_type.shape.dim for own in [*graph.value_info, *graph.input, *graph.output]}
-    constant = {own.name for own in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
+    shapes = {
+        own.name: own.type.tensor_type.shape.dim
+        for own in [*graph.value_info, *graph.input, *graph.output]
+    }
+    constant = {own.name for own in graph.initializer} | {
+        n.output[0] for n in graph.node if n.op_type == "Constant"
+    }
 
     def counts(node: NodeProto) -> bool:
         left, right = (shapes.get(name) for name in node.input)

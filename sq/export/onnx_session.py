@@ -17,14 +17,17 @@ from sq.network import hooks, residual_adds
 from sq.network.forward import forward
 from sq.runtime import batching, interleaved_timing
 
-# Decibels, at least, of our outputs over their distance from a model's. Sums differ in their last digits alone, but
-# where inputs are quantized some fall on the other side of a rounding for it.
+# Decibels, at least, of our outputs over their distance from a model's. Sums differ in their last
+# digits alone, but where inputs are quantized some fall on the other side of a rounding for it.
 LEAST_SNR, LEAST_SNR_ROUNDED = 60.0, 20.0
-# Left to itself, onnxruntime rounds to 8 bits what linear layers of tokens are fed in full precision.
+# Left to itself, onnxruntime rounds to 8 bits what linear layers of tokens are fed in full
+# precision.
 FLOATS = {"session.qdq_matmulnbits_accuracy_level": "1"}
-# Products of bytes are summed exactly where a processor has no VNNI as well: see `sq.core.processor`.
+# Products of bytes are summed exactly where a processor has no VNNI as well: see
+# `sq.core.processor`.
 EXACT = FLOATS | {"session.x64quantprecision": "1"}
-ALONE = {"session.force_spinning_stop": "1"}  # threads of a session that is not running keep no core busy
+# threads of a session that is not running keep no core busy
+ALONE = {"session.force_spinning_stop": "1"}
 
 
 def open_session(model: bytes, threads: int, entries: Mapping[str, str] = FLOATS) -> Any:
@@ -67,7 +70,9 @@ def weights_in(model: Any, names: Iterable[str], x: Tensor) -> dict[str, Tensor]
 
     wanted, told = list(names), duplicate(model)
     for name in wanted:
-        told.graph.output.append(helper.make_tensor_value_info(f"{name}.weight", TensorProto.FLOAT, None))
+        told.graph.output.append(
+            helper.make_tensor_value_info(f"{name}.weight", TensorProto.FLOAT, None)
+        )
     session = open_session(told.SerializeToString(), torch.get_num_threads())
     fed = {session.get_inputs()[0].name: x[:1].cpu().contiguous().numpy()}
     found = session.run([f"{name}.weight" for name in wanted], fed)
@@ -77,7 +82,8 @@ def weights_in(model: Any, names: Iterable[str], x: Tensor) -> dict[str, Tensor]
 def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[float, float]:
     """Return how far outputs of an ONNX model are from those of a network over images `x`: at most, and in decibels.
 
-    Sums of products of bytes are exact, whatever processor this is: what is compared is what the model says.
+    Sums of products of bytes are exact, whatever processor this is: what is compared is what the
+    model says.
 
     Parameters
     ----------
@@ -91,7 +97,9 @@ def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[f
     with torch.no_grad():
         wanted = torch.cat([forward(net, part) for part in batching.split(x, None)])
         got = torch.cat([session(part) for part in batching.split(x, None)])
-    least = LEAST_SNR_ROUNDED if insertion.attached(net) or residual_adds.attached(net) else LEAST_SNR
+    least = (
+        LEAST_SNR_ROUNDED if insertion.attached(net) or residual_adds.attached(net) else LEAST_SNR
+    )
     if not (close := snr(wanted, got)) >= least:  # NaN is not
         raise SqError(
             f"outputs of the ONNX model are {close:.1f} dB from ours, {least:g} is the least: it begins "
@@ -103,7 +111,9 @@ def compare(net: nn.Module, model: Any, layers: list[str], x: Tensor) -> tuple[f
 def lost(model: bytes, x: Tensor) -> float:
     """Return decibels of a model's exact outputs for images `x` over what saturated sums take off on this processor."""
     exact, plain = Session(model, EXACT), Session(model)
-    wanted, found = (torch.cat([own(part) for part in batching.split(x, None)]) for own in (exact, plain))
+    wanted, found = (
+        torch.cat([own(part) for part in batching.split(x, None)]) for own in (exact, plain)
+    )
     return min(snr(wanted, found), 999.0)
 
 
@@ -114,13 +124,23 @@ def _where(net: nn.Module, model: Any, layers: list[str], x: Tensor, least: floa
     from sq.export import onnx_qdq
 
     told = duplicate(model)
-    places = {name: [node.input[0] for node in onnx_qdq.users(told.graph, f"{name}.weight")] for name in layers}
+    places = {
+        name: [node.input[0] for node in onnx_qdq.users(told.graph, f"{name}.weight")]
+        for name in layers
+    }
     given = {own.name for own in told.graph.input}
-    wanted = [place for place in dict.fromkeys(chain.from_iterable(places.values())) if place not in given]
-    told.graph.output.extend(helper.make_tensor_value_info(place, TensorProto.FLOAT, None) for place in wanted)
+    wanted = [
+        place for place in dict.fromkeys(chain.from_iterable(places.values())) if place not in given
+    ]
+    told.graph.output.extend(
+        helper.make_tensor_value_info(place, TensorProto.FLOAT, None) for place in wanted
+    )
     session = open_session(told.SerializeToString(), torch.get_num_threads(), EXACT)
     images_in = {session.get_inputs()[0].name: x.cpu().contiguous().numpy()}
-    found = {place: torch.from_numpy(own) for place, own in zip(wanted, session.run(wanted, images_in), strict=True)}
+    found = {
+        place: torch.from_numpy(own)
+        for place, own in zip(wanted, session.run(wanted, images_in), strict=True)
+    }
     parted: list[str] = []
     modules = {name: net.get_submodule(name) for name in layers}
 

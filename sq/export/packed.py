@@ -1,7 +1,7 @@
 """A network as one file of codes in their true bits, scales, and all else it computes with; and the way back.
 
-`sq.load` builds the network from its config, without its checkpoint, and gives it what the file holds: its outputs are
-those that were measured, bit by bit, on the same machine.
+`sq.load` builds the network from its config, without its checkpoint, and gives it what the file
+holds: its outputs are those that were measured, bit by bit, on the same machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from sq.runtime import batching
 from sq.types.problem import QuantizedLayer
 
 SUFFIX = "sq.safetensors"
-FOREIGN = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # would read other files
+# would read other files
+FOREIGN = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def write(done: Finished) -> dict[str, Any]:
@@ -43,13 +44,17 @@ def write(done: Finished) -> dict[str, Any]:
 
     Raises
     ------
-    SqError : what the file cannot hold, named; the disk is full; what is read back is not what was written
+    SqError : what the file cannot hold, named; the disk is full; what is read back is not what was
+    written
     """
     file, out = done.file(SUFFIX), Writer()
     named = {layer.name: done.quantized.layers[layer.name] for layer in done.problem.model.layers}
     held = put(out, done.quantized.net, named)
     config = {name: value for name, value in done.config.items() if name not in record.BOOKKEEPING}
-    whole = {"rewritten": list(done.whole.rewritten), "folded": [list(pair) for pair in done.whole.folded]}
+    whole = {
+        "rewritten": list(done.whole.rewritten),
+        "folded": [list(pair) for pair in done.whole.folded],
+    }
     layout = {"key": record.key(done.config), "config": config, **whole, **held}
     with done.written(file) as part:
         container.write(part, layout, out.tensors())
@@ -69,7 +74,9 @@ def put(out: Writer, net: nn.Module, quantized: dict[str, QuantizedLayer]) -> Wo
         weights.append({"layer": name, "codes": codes, "grid": out.put_grid(own.grid, name)})
     fed = insertion.attached(net) | residual_adds.attached(net)
     inputs = [{"name": name, "grid": out.put_grid(grid, name)} for name, grid in fed.items()]
-    state = [{"name": name, **out.put(own, name)} for name, own in _others(net, list(quantized)).items()]
+    state = [
+        {"name": name, **out.put(own, name)} for name, own in _others(net, list(quantized)).items()
+    ]
     return {"weights": weights, "inputs": inputs, "state": state}
 
 
@@ -82,7 +89,8 @@ def load(file: Path, packages: Sequence[str] = ()) -> nn.Module:
 
     Raises
     ------
-    SqError : the file is missing, damaged or of another version; its network cannot be built here, or is another
+    SqError : the file is missing, damaged or of another version; its network cannot be built here,
+    or is another
     """
     layout, tensors = container.read(file)
     with plugins.allowing(packages):
@@ -92,7 +100,8 @@ def load(file: Path, packages: Sequence[str] = ()) -> nn.Module:
 def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     try:
         written = {"config": layout["config"], "choices": {}}
-        migrations.complete(written)  # an earlier file lacks later settings, and names functions as they were called
+        # an earlier file lacks later settings, and names functions as they were called
+        migrations.complete(written)
         config: dict[str, Any] = written["config"]
         _check_plain(config["model"])
         with data_paths.architecture_alone():
@@ -104,9 +113,13 @@ def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.
             model = plain_layers.settle(model, x, rewritten)
             net = model.net.requires_grad_(False)
             if [*model.rewritten] != rewritten:
-                raise ValueError(f"other modules are plain layers: {', '.join({*model.rewritten} ^ {*rewritten})}")
+                raise ValueError(
+                    f"other modules are plain layers: {', '.join({*model.rewritten} ^ {*rewritten})}"
+                )
         if config["fold"] and "folded" in layout:
-            batchnorm_folding.again(net, [batchnorm_folding.Pair(*names) for names in layout["folded"]])
+            batchnorm_folding.again(
+                net, [batchnorm_folding.Pair(*names) for names in layout["folded"]]
+            )
         elif config["fold"]:  # an earlier file: what one image reaches was folded
             batchnorm_folding.fold(net, x)
         fill(net, layout, Reader(tensors))
@@ -123,7 +136,8 @@ def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.
 def _check_plain(part: dict[str, Any]) -> None:
     """See that what names the network is a model of sq or of a plugin that is allowed, and plain values.
 
-    Of those nothing is looked up or called, but the constructor of a checkpoint's network, which may be in a plugin.
+    Of those nothing is looked up or called, but the constructor of a checkpoint's network, which
+    may be in a plugin.
     """
     target = str(part["_target_"])
     if not re.fullmatch(r"sq\.model\.\w+\.load", target):
@@ -202,9 +216,13 @@ def _verify(done: Finished, file: Path) -> dict[str, Any]:
     again = load(file).to(x.device)
     for name, own in net.state_dict().items():
         if not torch.equal(own, again.state_dict()[name]):
-            raise SqError(f"export=packed: {name} was not read back from {file} as it was written: nothing is kept")
+            raise SqError(
+                f"export=packed: {name} was not read back from {file} as it was written: nothing is kept"
+            )
     with torch.no_grad():
         for part in batching.split(x, None):
             if not torch.equal(forward(net, part), forward(again, part)):
-                raise SqError(f"export=packed: what was read back from {file} returns something else: nothing is kept")
+                raise SqError(
+                    f"export=packed: what was read back from {file} returns something else: nothing is kept"
+                )
     return {"bytes": file.stat().st_size, "figures": done.measure(again).figures}

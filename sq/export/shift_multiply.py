@@ -1,12 +1,14 @@
 """Weights as they would be stored and computed with: codes of few bits beside a table, and shifts in place of products.
 
-`Packed` is what a record counts the bytes of: each code in as many whole bits as its levels need, the table, a scale
-for each channel. Where levels are powers of the square root of two (POST) or of two (PoT), `Shifts` multiplies integers
-with them by shifts and additions, and by one constant once for each output:
+`Packed` is what a record counts the bytes of: each code in as many whole bits as its levels need,
+the table, a scale for each channel. Where levels are powers of the square root of two (POST) or of
+two (PoT), `Shifts` multiplies integers with them by shifts and additions, and by one constant once
+for each output:
 
     sqrt(2)^-k = 2^-floor(k / 2) {1, 1 / sqrt(2)},   sum_i w_i x_i = 2^-m (E + O / sqrt(2))
 
-E sums the inputs of weights with even k, O those with odd k, each shifted by m - floor(k / 2) bits to the left.
+E sums the inputs of weights with even k, O those with odd k, each shifted by m - floor(k / 2) bits
+to the left.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from sq.export import bit_packing
 from sq.grid.level_grid import LevelGrid
 from sq.network.resource_counts import code_bits
 
-POINT = 24  # bits after the point of the constant 1 / sqrt(2): as many as float32 has of it, so it is a table's own
-DEEPEST = 15  # the largest shift: with 8-bit inputs, 2^14 of them and `POINT`, sums stay within 63 bits
+# bits after the point of the constant 1 / sqrt(2): as many as float32 has of it, so it is a table's
+# own
+POINT = 24
+# the largest shift: with 8-bit inputs, 2^14 of them and `POINT`, sums stay within 63 bits
+DEEPEST = 15
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ def pack(codes: Tensor, grid: LevelGrid) -> Packed:
     SqError : codes that the grid does not have
     """
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < grid.levels:
-        raise SqError(f"codes {int(codes.min())} to {int(codes.max())}: the grid has 0 to {grid.levels - 1}")
+        raise SqError(
+            f"codes {int(codes.min())} to {int(codes.max())}: the grid has 0 to {grid.levels - 1}"
+        )
     width = code_bits(grid)
     return Packed(bit_packing.pack(codes, width), width, tuple(codes.shape), grid.table, grid.scale)
 
@@ -79,7 +86,8 @@ class Shifts:
         """
         deepest, x = int(self.right.max()), x.long()
         even, odd = x.new_zeros(2, *codes.shape[:2], x.shape[2])
-        for n in range(deepest + 1):  # inputs of equal shifts are added first, so that each sum is shifted once
+        # inputs of equal shifts are added first, so that each sum is shifted once
+        for n in range(deepest + 1):
             for total, own in ((even, ~self.odd), (odd, self.odd)):
                 signs = torch.where(own & (self.right == n), self.sign, 0)[codes]
                 total += torch.bmm(signs, x) << (deepest - n)
@@ -91,7 +99,9 @@ class Shifts:
         Scales of weights and inputs, which are left out, come once for each output, as on any grid.
         """
         even, odd = self.sums(codes, x)
-        return (even << POINT) + odd * round(math.sqrt(0.5) * 2**POINT), POINT + int(self.right.max())
+        return (even << POINT) + odd * round(math.sqrt(0.5) * 2**POINT), POINT + int(
+            self.right.max()
+        )
 
 
 def shifts(table: Tensor) -> Shifts:
@@ -99,7 +109,8 @@ def shifts(table: Tensor) -> Shifts:
 
     Raises
     ------
-    SqError : a level that is not zero, and no power of the square root of two, from 1 down to 2^-15.5
+    SqError : a level that is not zero, and no power of the square root of two, from 1 down to
+    2^-15.5
     """
     levels = table.float().double()
     size = levels.abs()
@@ -109,5 +120,7 @@ def shifts(table: Tensor) -> Shifts:
     made = Shifts(levels.sign().long(), right, odd)
     back = made.sign * 2.0 ** -right.double() * torch.where(odd, root, 1.0)
     if not torch.equal(back, levels) or int(right.min()) < 0 or int(right.max()) > DEEPEST:
-        raise SqError("shifts are for levels 0 and +-sqrt(2)^-k, k = 0 .. 31: grid=post or pot of 2 to 5 bits")
+        raise SqError(
+            "shifts are for levels 0 and +-sqrt(2)^-k, k = 0 .. 31: grid=post or pot of 2 to 5 bits"
+        )
     return made

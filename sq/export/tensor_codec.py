@@ -19,9 +19,10 @@ from sq.types.problem import Grid
 
 Words = dict[str, Any]
 # What else networks hold beside float32 and int64, as the bytes it is.
-RAW = {str(kind): kind for kind in (torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8)} | {
-    str(kind): kind for kind in (torch.int8, torch.int16, torch.int32)
-}
+RAW = {
+    str(kind): kind
+    for kind in (torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8)
+} | {str(kind): kind for kind in (torch.int8, torch.int16, torch.int32)}
 WIDEST = 17  # bits of a code: a grid has up to 2^16 + 1 levels
 
 
@@ -43,11 +44,15 @@ class Writer:
         SqError : numbers of a type that has no bytes of its own: quantized, complex
         """
         if str(tensor.dtype) in RAW:
-            self.parts["codes"].append(tensor.detach().cpu().contiguous().flatten().view(torch.uint8))
+            self.parts["codes"].append(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            )
             return {"shape": list(tensor.shape), "kind": str(tensor.dtype)}
         kind = {torch.float32: "numbers", torch.int64: "integers"}.get(tensor.dtype)
         if kind is None:
-            raise SqError(f"{what} is of {tensor.dtype}, which export=packed cannot hold: choose another model")
+            raise SqError(
+                f"{what} is of {tensor.dtype}, which export=packed cannot hold: choose another model"
+            )
         self.parts[kind].append(tensor.detach().cpu().flatten())
         return {"shape": list(tensor.shape), "kind": kind}
 
@@ -68,14 +73,33 @@ class Writer:
             learned = [self.put(own, what) for own in adapter.state_dict().values()]
             width = (adapter.squeeze or adapter.last).in_features
             inner = self.put_grid(grid.grid, what)
-            return {"grid": "adaptive", "channels": width, "axis": adapter.axis, "learned": learned, "inner": inner}
+            return {
+                "grid": "adaptive",
+                "channels": width,
+                "axis": adapter.axis,
+                "learned": learned,
+                "inner": inner,
+            }
         if isinstance(grid, UniformGrid):
             whole = torch.equal(grid.high, grid.low + (grid.levels - 1))  # every code has a value
-            ends = {"low": self._end(grid.low, grid), "high": None if whole else self.put(grid.high, what)}
-            return {"grid": "uniform", "levels": grid.levels, "scale": self.put(grid.scale, what)} | ends
+            ends = {
+                "low": self._end(grid.low, grid),
+                "high": None if whole else self.put(grid.high, what),
+            }
+            return {
+                "grid": "uniform",
+                "levels": grid.levels,
+                "scale": self.put(grid.scale, what),
+            } | ends
         if isinstance(grid, LevelGrid):
-            return {"grid": "levels", "scale": self.put(grid.scale, what), "table": self.put(grid.table, what)}
-        raise SqError(f"{what} has a {type(grid).__name__}, which export=packed cannot hold: choose another grid")
+            return {
+                "grid": "levels",
+                "scale": self.put(grid.scale, what),
+                "table": self.put(grid.table, what),
+            }
+        raise SqError(
+            f"{what} has a {type(grid).__name__}, which export=packed cannot hold: choose another grid"
+        )
 
     def _end(self, low: Tensor, grid: UniformGrid) -> Words | float:
         """Put the lowest unit of each channel: as one word, or in the bits of a code, or as numbers."""
@@ -112,7 +136,9 @@ class Reader:
         count, width = math.prod(words["shape"]), words["bits"]
         if not 1 <= width <= WIDEST:
             raise ValueError(f"codes of {width} bits")
-        return bit_packing.unpack(self._next("codes", -(-count * width // 8)), width, count).view(words["shape"])
+        return bit_packing.unpack(self._next("codes", -(-count * width // 8)), width, count).view(
+            words["shape"]
+        )
 
     def take_grid(self, words: Words) -> Grid | AdaptiveGrid:
         """Return a grid that was put."""
@@ -121,7 +147,9 @@ class Reader:
                 raise ValueError("an adapter has fewer numbers than channels")
             adapter = Adapter(words["channels"], 0, words["axis"])
             names = adapter.state_dict()
-            adapter.load_state_dict({n: self.take(own) for n, own in zip(names, words["learned"], strict=True)})
+            adapter.load_state_dict(
+                {n: self.take(own) for n, own in zip(names, words["learned"], strict=True)}
+            )
             inner = self.take_grid(words["inner"])
             assert isinstance(inner, UniformGrid)
             return AdaptiveGrid(inner, adapter.requires_grad_(False))

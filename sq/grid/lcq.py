@@ -2,7 +2,8 @@
 
     level j = a g^-1(j / s),    j = 0 .. s = 2^(bits - 1) - 1,    and the same below zero
 
-g takes [0, 1] to itself and is piecewise linear: over interval k of K equal ones it rises by softmax(theta)_k.
+g takes [0, 1] to itself and is piecewise linear: over interval k of K equal ones it rises by
+softmax(theta)_k.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from sq.grid.range_search import Hessian, Range, Ranges, importance
 
 __all__ = ["fit", "importance", "table"]
 
-BINS = 2048  # of the magnitudes that theta is fitted to: a tenth of the gap between levels at 8 bits
+# of the magnitudes that theta is fitted to: a tenth of the gap between levels at 8 bits
+BINS = 2048
 
 
 def fit(
@@ -42,19 +44,22 @@ def fit(
 ) -> LevelGrid:
     """Fit one companding function to all of `W`, and a scale to each of its output channels.
 
-    The two are fitted in turn, the function at first the identity (a uniform grid), and the best pair is returned.
+    The two are fitted in turn, the function at first the identity (a uniform grid), and the best
+    pair is returned.
 
     Parameters
     ----------
     W : (G, O, I)
     bits : 2 to 8; 2^bits - 1 levels, which at 2 bits are -1, 0 and 1 whatever the function
-    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see `sq.hessian.weight_importance`
+    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see
+    `sq.hessian.weight_importance`
     intervals : of the function, K
     rounds : of function and scales in turn; 0 leaves the levels equally spaced
     iterations : steps of Adam over theta in a round
     rate : its learning rate
     range, norm : what scales, and the function, are judged by; see `sq.grid.range_search.Ranges`
-    steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level is the largest weight
+    steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level
+    is the largest weight
     shrink : the smallest range tried, in (0, 1]
     grow : the largest
     hessian : what gives `h` of all layers
@@ -65,9 +70,9 @@ def fit(
 
     Source
     ------
-    Yamamoto 2021 (LCQ), arXiv:2103.07156, for the function. It is trained there with the network, and its input rounded
-    once compressed; fitting theta to the weights alone, a scale a channel and the nearest level are our reading of it
-    without training.
+    Yamamoto 2021 (LCQ), arXiv:2103.07156, for the function. It is trained there with the network,
+    and its input rounded once compressed; fitting theta to the weights alone, a scale a channel and
+    the nearest level are our reading of it without training.
     """
     level_grid.check_bits("lcq", bits)
     ranges = Ranges(range, norm, steps, grow, shrink)
@@ -120,8 +125,8 @@ def _magnitudes(W: Tensor, h: Tensor | None, grid: LevelGrid, ranges: Ranges) ->
 def _descend(theta: Tensor, s: int, seen: _Magnitudes, iterations: int, rate: float) -> Tensor:
     """Return the theta of least cost sum cost |u - nearest level|^norm that Adam comes across.
 
-    In NumPy, with the derivatives written out: a step computes with a few hundred numbers, and PyTorch would take ten
-    times as long to start so many operations.
+    In NumPy, with the derivatives written out: a step computes with a few hundred numbers, and
+    PyTorch would take ten times as long to start so many operations.
     """
     adam = _Adam(theta.numpy().copy(), rate)
     best, kept = float("inf"), adam.value
@@ -142,7 +147,9 @@ def _descend(theta: Tensor, s: int, seen: _Magnitudes, iterations: int, rate: fl
     return torch.from_numpy(kept)
 
 
-def _expanded(y: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+def _expanded(
+    y: np.ndarray, theta: np.ndarray
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Return what `expanded` does, for levels at `y` inside, and what takes a derivative by them to that by `theta`."""
     shares = torch.from_numpy(theta).softmax(0).numpy()
     starts = shares.cumsum() - shares
@@ -153,8 +160,11 @@ def _expanded(y: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, Callable[[n
     def to_theta(by_level: np.ndarray) -> np.ndarray:
         by_within = np.where((within >= 0) & (within <= 1), by_level[1:-1], 0) / len(theta)
         by_start = np.bincount(k, -by_within / shares[k], minlength=len(theta))
-        by_share = np.bincount(k, -by_within * (within / shares[k]), minlength=len(theta)) - by_start
-        by_share += by_start[::-1].cumsum()[::-1]  # a share moves the starts of all intervals behind it
+        by_share = (
+            np.bincount(k, -by_within * (within / shares[k]), minlength=len(theta)) - by_start
+        )
+        # a share moves the starts of all intervals behind it
+        by_share += by_start[::-1].cumsum()[::-1]
         return shares * (by_share - (by_share * shares).sum())
 
     return above, to_theta

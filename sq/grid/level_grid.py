@@ -2,8 +2,8 @@
 
 value = scale * table[code],   code = 0 .. len(table) - 1,   table rising
 
-The nearest level is found by bisection on the midpoints between levels. At inference a layer is its codes, its table
-(the look-up table, LUT) and its scales.
+The nearest level is found by bisection on the midpoints between levels. At inference a layer is its
+codes, its table (the look-up table, LUT) and its scales.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from sq.errors import SqError
 from sq.grid.range_search import Ranges
 from sq.grid.uniform_grid import best_scale
 
-BITS = (2, 8)  # one bit holds no sign beside a magnitude; more than 8 make tables that no cache line holds
+# one bit holds no sign beside a magnitude; more than 8 make tables that no cache line holds
+BITS = (2, 8)
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,15 @@ class LevelGrid:
 
     def steps(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far below and above each code's value its neighbours are, (G, O, I); inf where none is."""
-        gaps = torch.nn.functional.pad(self.table.diff(), (1, 1), value=torch.inf)  # before, between and after levels
+        # before, between and after levels
+        gaps = torch.nn.functional.pad(self.table.diff(), (1, 1), value=torch.inf)
         return self.scale * gaps[codes], self.scale * gaps[1:][codes]
 
     def gap(self, values: Tensor) -> Tensor:
         """Return how far the two values around each of `values` are apart, (G, O, any)."""
-        within = torch.bucketize((values / self.scale).contiguous(), self.table[1:-1], out_int32=True)
+        within = torch.bucketize(
+            (values / self.scale).contiguous(), self.table[1:-1], out_int32=True
+        )
         return self.scale * self.table.diff()[within]
 
     def half_step(self) -> Tensor:
@@ -108,8 +112,9 @@ class LevelGrid:
 def fit(W: Tensor, table: Tensor, h: Tensor | None, ranges: Ranges) -> LevelGrid:
     """Return the grid of a `table` with the scale that `ranges` finds for each output channel.
 
-    The range that covers a channel takes its largest weight to the outermost level. Others may be wider: where levels
-    are far apart, the largest weight can lie better below that level than on it.
+    The range that covers a channel takes its largest weight to the outermost level. Others may be
+    wider: where levels are far apart, the largest weight can lie better below that level than on
+    it.
 
     Parameters
     ----------
@@ -124,12 +129,14 @@ def fit(W: Tensor, table: Tensor, h: Tensor | None, ranges: Ranges) -> LevelGrid
     ranges.check(W, h)
     reach = W.abs().amax(-1, keepdim=True)
     # Where all is zero, any scale represents it.
-    full = torch.where(reach > torch.finfo(W.dtype).tiny, reach, torch.ones_like(reach)) / float(table.abs().max())
+    full = torch.where(reach > torch.finfo(W.dtype).tiny, reach, torch.ones_like(reach)) / float(
+        table.abs().max()
+    )
     own = table.to(W)
     places = None
     if W.device.type == "cpu":
-        # Bisecting for one value after the other is a third of the work where they rise: each takes the way of the
-        # one before it, which the processor foresees.
+        # Bisecting for one value after the other is a third of the work where they rise: each takes
+        # the way of the one before it, which the processor foresees.
         W, order = W.sort(-1)
         h = h if h is None else h.gather(-1, order)
         places = order.argsort(-1)
@@ -146,4 +153,6 @@ def signed(magnitudes: Iterable[float], strict: bool = False) -> Tensor:
 def check_bits(grid: str, bits: int) -> None:
     """Raise an `SqError` for bits that tables of levels are not made for."""
     if not BITS[0] <= bits <= BITS[1]:
-        raise SqError(f"{quantity(bits, 'bit')}: grid={grid} takes {BITS[0]} to {BITS[1]}; use others, or grid=uniform")
+        raise SqError(
+            f"{quantity(bits, 'bit')}: grid={grid} takes {BITS[0]} to {BITS[1]}; use others, or grid=uniform"
+        )

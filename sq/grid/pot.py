@@ -31,11 +31,14 @@ def fit(
     ----------
     W : (G, O, I)
     bits : 2 to 8; 2^bits + 1 levels, or 2^bits
-    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see `sq.hessian.weight_importance`
-    strict : 2^bits levels, without the smallest one below zero, so that `bits` hold a code; otherwise 2^bits + 1, as in
+    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see
+    `sq.hessian.weight_importance`
+    strict : 2^bits levels, without the smallest one below zero, so that `bits` hold a code;
+    otherwise 2^bits + 1, as in
         the released code of POST, whose codes take a bit more
     range, norm : see `sq.grid.range_search.Ranges`
-    steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level is the largest weight
+    steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level
+    is the largest weight
     shrink : the smallest range tried, in (0, 1]
     grow : the largest
     hessian : what gives `h` of all layers
@@ -46,8 +49,9 @@ def fit(
 
     Source
     ------
-    Zhou et al. 2017 (INQ), arXiv:1702.03044, for powers of two; the number of levels is that of the released code of
-    Zhou et al. 2025 (POST), arXiv:2504.17263, so that the two differ in their base alone.
+    Zhou et al. 2017 (INQ), arXiv:1702.03044, for powers of two; the number of levels is that of the
+    released code of Zhou et al. 2025 (POST), arXiv:2504.17263, so that the two differ in their base
+    alone.
     """
     level_grid.check_bits("pot", bits)
     return level_grid.fit(W, table(bits, strict), h, Ranges(range, norm, steps, grow, shrink))

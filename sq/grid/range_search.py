@@ -13,10 +13,12 @@ from sq.errors import SqError
 from sq.types.grid_protocol import Grid
 from sq.types.problem import Model
 
-# Elements of one range-search temporary, 4 MiB in float32: what stays in the cache is 1.7 times as fast as 16 MiB.
+# Elements of one range-search temporary, 4 MiB in float32: what stays in the cache is 1.7 times as
+# fast as 16 MiB.
 CHUNK = 2**20
 Range = Literal["minmax", "mse", "hmse"]
-# What gives h (G, O, I), the cost of a squared error of each weight, of all layers, and the draws it took.
+# What gives h (G, O, I), the cost of a squared error of each weight, of all layers, and the draws
+# it took.
 Hessian = Callable[[Model, Tensor], tuple[dict[str, Tensor], int]]
 
 G = TypeVar("G", bound=Grid)
@@ -28,7 +30,8 @@ class Ranges:
 
     Parameters
     ----------
-    range : "minmax" covers all of a channel; "mse" takes the range of least error sum |w - Q(w)|^norm, "hmse" that of
+    range : "minmax" covers all of a channel; "mse" takes the range of least error sum |w -
+    Q(w)|^norm, "hmse" that of
         least sum h (w - Q(w))^2
     norm : exponent of the error of "mse"
     steps : how many are tried
@@ -52,7 +55,11 @@ class Ranges:
             )
 
     def fit(
-        self, W: Tensor, h: Tensor | None, spanned: Callable[[float | Tensor], G], places: Tensor | None = None
+        self,
+        W: Tensor,
+        h: Tensor | None,
+        spanned: Callable[[float | Tensor], G],
+        places: Tensor | None = None,
     ) -> G:
         """Return, of the grids that are tried, the one that costs each channel least; the widest of them on a tie.
 
@@ -60,13 +67,17 @@ class Ranges:
         ----------
         W : (G, O, I)
         h : (G, O, I), what a squared error of each weight costs, if the range asks for it
-        spanned : ``spanned(factor) -> grid`` of that share, (..., G, O, 1), of the range that covers a channel
-        places : (G, O, I), where each weight of a channel, as they were, stands in `W` and `h`, if these are sorted:
+        spanned : ``spanned(factor) -> grid`` of that share, (..., G, O, 1), of the range that
+        covers a channel
+        places : (G, O, I), where each weight of a channel, as they were, stands in `W` and `h`, if
+        these are sorted:
             sums are over weights as they were, so that sorting changes no result
         """
         if self.range == "minmax":
             return spanned(1.0)
-        factors = torch.linspace(self.widest, self.narrowest, self.steps, dtype=W.dtype, device=W.device)
+        factors = torch.linspace(
+            self.widest, self.narrowest, self.steps, dtype=W.dtype, device=W.device
+        )
         errors, cost = [], self.cost(h)
         per_chunk = max(1, CHUNK // W.numel())
         for chunk in factors.split(per_chunk):

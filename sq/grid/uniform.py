@@ -44,12 +44,14 @@ def fit(
 
     Raises
     ------
-    SqError : `bits` outside its range, or weights that are not finite; range="hmse" of weights without `h`
+    SqError : `bits` outside its range, or weights that are not finite; range="hmse" of weights
+    without `h`
 
     Source
     ------
-    The search follows Frantar et al. 2022 (OBC), arXiv:2208.11580, as described for its per-channel grids. "hmse" is
-    the error of Gordon et al. 2023 (EPTQ), arXiv:2309.11531, over these ranges; they narrow a search down instead.
+    The search follows Frantar et al. 2022 (OBC), arXiv:2208.11580, as described for its per-channel
+    grids. "hmse" is the error of Gordon et al. 2023 (EPTQ), arXiv:2309.11531, over these ranges;
+    they narrow a search down instead.
     """
     lowest = 2 if symmetric else 1
     if not lowest <= bits <= 16:

@@ -42,7 +42,9 @@ class UniformGrid:
 
     def encode(self, values: Tensor) -> Tensor:
         """Return the code, int32 in 0 .. levels - 1, of the grid value nearest to each of `values`."""
-        return (torch.div(values, self.scale).round_().clamp_(self.low, self.high) - self.low).to(torch.int32)
+        return (torch.div(values, self.scale).round_().clamp_(self.low, self.high) - self.low).to(
+            torch.int32
+        )
 
     def units(self, codes: Tensor) -> Tensor:
         """Return the integers ``codes + low``."""
@@ -75,11 +77,15 @@ class UniformGrid:
 
     def refit(self, W: Tensor, H: Tensor, codes: Tensor) -> UniformGrid:
         """Return the grid with each row's scale at the least loss for its codes, see `best_scale`."""
-        return UniformGrid(best_scale(self.units(codes), self.scale, W, H), self.low, self.high, self.levels)
+        return UniformGrid(
+            best_scale(self.units(codes), self.scale, W, H), self.low, self.high, self.levels
+        )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> UniformGrid:
         """Return the grid with `function` applied to `scale`, `low` and `high`."""
-        return UniformGrid(function(self.scale), function(self.low), function(self.high), self.levels)
+        return UniformGrid(
+            function(self.scale), function(self.low), function(self.high), self.levels
+        )
 
     def parameters(self) -> int:
         """Return how many 32-bit numbers are stored beside the codes: a scale and a zero a channel."""
@@ -124,7 +130,9 @@ def per_tensor(low: float, high: float, bits: int, symmetric: bool) -> UniformGr
     lowest = 2 if signed else 1
     if not lowest <= bits <= 16:
         kind = "signed, symmetric" if signed else "unsigned" if low >= 0 else "affine"
-        raise SqError(f"{quantity(bits, 'bit')}: an activation grid ({kind}) takes {lowest} to 16; set activation.bits")
+        raise SqError(
+            f"{quantity(bits, 'bit')}: an activation grid ({kind}) takes {lowest} to 16; set activation.bits"
+        )
     lower, upper = (torch.tensor(end, dtype=torch.float32) for end in reach(low, high, symmetric))
     return spanning(lower, upper, bits, signed)
 
@@ -132,7 +140,8 @@ def per_tensor(low: float, high: float, bits: int, symmetric: bool) -> UniformGr
 def reach(low: float, high: float, symmetric: bool) -> tuple[float, float]:
     """Return the range that a grid for values in [low, high] has to span: it holds zero, so that zero is exact.
 
-    It is [-a, a] if `symmetric`, but for values of which none is below zero, as after ReLU: those take [0, high].
+    It is [-a, a] if `symmetric`, but for values of which none is below zero, as after ReLU: those
+    take [0, high].
     """
     low, high = min(low, 0.0), max(high, 0.0)
     return (-max(-low, high), max(-low, high)) if symmetric and low < 0 else (low, high)

@@ -1,8 +1,9 @@
 """Inputs as the quantized network really feeds them: what asymmetric calibration solves for.
 
-With X what full precision feeds a layer and X^ what it is fed once the layers before it (and the inputs) are
-quantized, the layer should match W X by Q X^. With H = X^ X^^T and C = X X^^T that is the ordinary problem
-for W* = W C H^-1: ||W X - Q X^||^2 = (W* - Q) H (W* - Q)^T + const. So no solver changes.
+With X what full precision feeds a layer and X^ what it is fed once the layers before it (and the
+inputs) are quantized, the layer should match W X by Q X^. With H = X^ X^^T and C = X X^^T that is
+the ordinary problem for W* = W C H^-1: ||W X - Q X^||^2 = (W* - Q) H (W* - Q)^T + const. So no
+solver changes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Pair:
     def target(self, W: Tensor, damped: Tensor) -> Tensor:
         """Return W* = W + W (C - H) H^-1 (G, O, I), which is W C H^-1, and W itself wherever X^ is X.
 
-        `damped` stands for H in the inverse: W* is then the least of ||W X - V X^||^2 plus the damping times
+        `damped` stands for H in the inverse: W* is then the least of ||W X - V X^||^2 plus the
+        damping times
         ||W - V||^2.
 
         Raises
@@ -42,7 +44,9 @@ class Pair:
         torch.linalg.LinAlgError : `damped` is not positive definite
         """
         wide = W.to(self.H.dtype)
-        moved = torch.cholesky_solve(torch.bmm(wide, self.C - self.H).mT, torch.linalg.cholesky(damped)).mT
+        moved = torch.cholesky_solve(
+            torch.bmm(wide, self.C - self.H).mT, torch.linalg.cholesky(damped)
+        ).mT
         return (wide + moved).to(W.dtype)
 
     def relative_error(self, W: Tensor, Q: Tensor, reference: Tensor) -> float:
@@ -55,7 +59,8 @@ class Pair:
 def constant_calls(reference: nn.Module, every: Iterable[Layer], x: Tensor) -> dict[str, int]:
     """Return how often each layer is called for a part of images `x` (B, ...), where that is the same for all parts.
 
-    A router, or a loop that goes by the images, may call a layer more often for some: it is left out.
+    A router, or a loop that goes by the images, may call a layer more often for some: it is left
+    out.
     """
     modules = {layer.name: reference.get_submodule(layer.name) for layer in every}
     counts: dict[str, set[int]] = {name: set() for name in modules}
@@ -75,15 +80,18 @@ def _calls(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> Counter[
     return called
 
 
-def collect(net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor, calls: int | None = None) -> Pair:
+def collect(
+    net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor, calls: int | None = None
+) -> Pair:
     """Run images `x` (B, ...) through both networks, side by side, and return the pair of `layer`.
 
-    One layer at a time: were two that feed each other solved for the same inputs, both would make up for the same
-    error.
+    One layer at a time: were two that feed each other solved for the same inputs, both would make
+    up for the same error.
 
     Parameters
     ----------
-    calls : of the layer for each part of `x`, see `constant_calls`: after the first part, the networks are run only
+    calls : of the layer for each part of `x`, see `constant_calls`: after the first part, the
+    networks are run only
         until it has been called so often; None runs them to their ends
 
     Raises
@@ -144,6 +152,10 @@ class _Sum:
             self.positions += X.shape[2]
 
     def finish(self) -> Pair:
-        if not self.positions or not (torch.isfinite(self.H).all() and torch.isfinite(self.C).all()):
-            raise SqError(f"the inputs of layer {self.layer.name} hold NaN or infinity: check weights and images")
+        if not self.positions or not (
+            torch.isfinite(self.H).all() and torch.isfinite(self.C).all()
+        ):
+            raise SqError(
+                f"the inputs of layer {self.layer.name} hold NaN or infinity: check weights and images"
+            )
         return Pair(gram.mirrored(self.H) * (2 / self.positions), self.C * (2 / self.positions))

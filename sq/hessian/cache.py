@@ -1,7 +1,7 @@
 """Statistics on disk: a sweep over methods and bits collects them once.
 
-An entry (`sq.storage.store`) is named by everything that shapes it: weights, architecture, images, settings, the code
-that collects.
+An entry (`sq.storage.store`) is named by everything that shapes it: weights, architecture, images,
+settings, the code that collects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from sq.storage.store import Kind, Note, Store, Tensors
 from sq.types.images import Batch
 from sq.types.problem import LayerStatistics, Model, Statistics, digest
 
-# Read along with the code itself: an edit while a sweep runs must not name what the old code computes.
+# Read along with the code itself: an edit while a sweep runs must not name what the old code
+# computes.
 CODE = [inspect.getsource(module) for module in (layer_statistics, batching, gram, geometry)]
 
 
@@ -34,8 +35,13 @@ def collect(model: Model, batch: Batch, kept: Store, **settings: Any) -> tuple[S
         }
 
     device = next(model.net.parameters()).device
-    hessians, note, there = kept.kept(key(model, batch, settings, kept.origin), kind(model), make, device)
-    own = {name: LayerStatistics(hessian, note["positions"][name]) for name, hessian in hessians.items()}
+    hessians, note, there = kept.kept(
+        key(model, batch, settings, kept.origin), kind(model), make, device
+    )
+    own = {
+        name: LayerStatistics(hessian, note["positions"][name])
+        for name, hessian in hessians.items()
+    }
     return Statistics(own, note["images"]), there
 
 

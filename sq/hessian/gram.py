@@ -4,11 +4,13 @@ Three savings, none of them an approximation:
 
 * X X^T is symmetric: only blocks on and above its diagonal are computed.
 * A convolution's inputs are unfolded a few images at a time, never all.
-* Where a kernel moves down by one row at a time, X X^T depends on how far apart two taps are, not on where they
-  lie, up to the borders. The input is unfolded along rows only, U (C kx, H, positions of a row), and for each
-  vertical distance d one product T_d = sum_y U_y U_{y+d}^T serves all pairs of taps d apart; each pair lacks a
-  few rows at the top and the bottom, whose products are summed as well and taken off T_d in the end. For a 3x3
-  kernel that is 3 products of a third of the size, in place of 9.
+* Where a kernel moves down by one row at a time, X X^T depends on how far apart two taps are, not
+on where they
+  lie, up to the borders. The input is unfolded along rows only, U (C kx, H, positions of a row),
+  and for each vertical distance d one product T_d = sum_y U_y U_{y+d}^T serves all pairs of taps d
+  apart; each pair lacks a few rows at the top and the bottom, whose products are summed as well and
+  taken off T_d in the end. For a 3x3 kernel that is 3 products of a third of the size, in place of
+  9.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from sq.network import geometry
 from sq.types.problem import Layer
 
 UNFOLDED = 2**24  # elements of unfolded input at a time: 64 MiB in float32
-BLOCK = 512  # rows of a symmetric product computed together; smaller ones waste time in starting products
+# rows of a symmetric product computed together; smaller ones waste time in starting products
+BLOCK = 512
 
 
 class Gram(Protocol):
@@ -50,7 +53,9 @@ def of(layer: Layer, x: Tensor, share: float, seed: int) -> Gram:
     module = layer.module
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         x, window = geometry.padded(module, x[:1])
-        if window.stride[0] == 1 and _rows_by_distance(x.shape[2], window) < _rows_directly(x.shape[2], window):
+        if window.stride[0] == 1 and _rows_by_distance(x.shape[2], window) < _rows_directly(
+            x.shape[2], window
+        ):
             return ByDistance(layer, x.device, window)
     return Direct(layer, x.device)
 
@@ -71,12 +76,17 @@ def _rows_directly(height: int, window: geometry.Window) -> float:
 def _lacking(height: int, window: geometry.Window, distance: int, end: bool) -> dict[int, int]:
     """Return the pairs of rows, `distance` taps apart, that some pair of taps lacks at the top, or the bottom (`end`).
 
-    By the place from that end on, the upper row of each pair; blank rows are left out, for their products are zero.
+    By the place from that end on, the upper row of each pair; blank rows are left out, for their
+    products are zero.
     """
     apart = distance * window.dilation[0]
     upper = range((window.kernel[0] - 1 - distance) * window.dilation[0])
     pairs = {y: height - apart - 1 - y if end else y for y in upper}
-    return {y: row for y, row in pairs.items() if row >= window.blank[0] and row + apart < height - window.blank[1]}
+    return {
+        y: row
+        for y, row in pairs.items()
+        if row >= window.blank[0] and row + apart < height - window.blank[1]
+    }
 
 
 def pieces(x: Tensor, elements: int) -> tuple[Tensor, ...]:
@@ -87,9 +97,17 @@ def pieces(x: Tensor, elements: int) -> tuple[Tensor, ...]:
 class Direct:
     """Unfold, multiply, add up; with a `share` of the positions below 1, drawn by `generator`."""
 
-    def __init__(self, layer: Layer, device: torch.device, share: float = 1.0, generator: Generator | None = None):
+    def __init__(
+        self,
+        layer: Layer,
+        device: torch.device,
+        share: float = 1.0,
+        generator: Generator | None = None,
+    ):
         self.layer, self.share, self.generator = layer, share, generator
-        self.total = torch.zeros(layer.groups, layer.inputs, layer.inputs, dtype=torch.float64, device=device)
+        self.total = torch.zeros(
+            layer.groups, layer.inputs, layer.inputs, dtype=torch.float64, device=device
+        )
 
     def add(self, x: Tensor, positions: int) -> int:
         """Add the inputs `x` of one call, which has `positions` outputs; return how many of them were used."""
@@ -103,7 +121,9 @@ class Direct:
                 X = X[:, :, drawn.to(X.device)]
             used += X.shape[2]
             add_symmetric(self.total, X)
-        assert seen == positions, f"layer {self.layer.name}: {seen} columns of inputs, {positions} outputs"
+        assert seen == positions, (
+            f"layer {self.layer.name}: {seen} columns of inputs, {positions} outputs"
+        )
         return used
 
     def finish(self) -> Tensor:
@@ -120,10 +140,16 @@ class ByDistance:
         self.channels = layer.inputs // (self.kernel * self.across)
         wide = self.channels * self.across  # of a row, unfolded
         shape = (layer.groups, wide, wide)
-        self.whole = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(self.kernel)]
-        # top[d][y]: row y times row y + d; bottom[d][y]: the same, counted from the last pair upwards
+        self.whole = [
+            torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(self.kernel)
+        ]
+        # top[d][y]: row y times row y + d; bottom[d][y]: the same, counted from the last pair
+        # upwards
         self.top, self.bottom = (
-            [torch.zeros((self._lacked(d), *shape), dtype=torch.float64, device=device) for d in range(self.kernel)]
+            [
+                torch.zeros((self._lacked(d), *shape), dtype=torch.float64, device=device)
+                for d in range(self.kernel)
+            ]
             for _ in range(2)
         )
 
@@ -142,7 +168,9 @@ class ByDistance:
             add_symmetric(self.whole[0], inner.flatten(2))
             for d in range(1, self.kernel):
                 if (pairs := inner.shape[2] - d * self.dilation) > 0:
-                    self.whole[d] += torch.bmm(inner[:, :, :pairs].flatten(2), inner[:, :, -pairs:].flatten(2).mT)
+                    self.whole[d] += torch.bmm(
+                        inner[:, :, :pairs].flatten(2), inner[:, :, -pairs:].flatten(2).mT
+                    )
             for d in range(self.kernel):
                 for sums, end in ((self.top[d], False), (self.bottom[d], True)):
                     for y, row in _lacking(height, self.window, d, end).items():
@@ -150,7 +178,9 @@ class ByDistance:
                             add_symmetric(sums[y], U[:, :, row])
                         else:
                             sums[y] += torch.bmm(U[:, :, row], U[:, :, row + d * self.dilation].mT)
-        assert seen == positions, f"layer {self.layer.name}: {seen} columns of inputs, {positions} outputs"
+        assert seen == positions, (
+            f"layer {self.layer.name}: {seen} columns of inputs, {positions} outputs"
+        )
         return positions
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -158,8 +188,14 @@ class ByDistance:
         assert isinstance(self.layer.module, nn.Conv1d | nn.Conv2d)
         x, window = geometry.padded(self.layer.module, x)
         kernel, dilation, stride = window.kernel[1], window.dilation[1], window.stride[1]
-        taps = x.unfold(3, (kernel - 1) * dilation + 1, stride)[..., ::dilation]  # (B, G*C, H, L, kx)
-        return taps.unflatten(1, (self.layer.groups, -1)).permute(1, 2, 5, 3, 0, 4).flatten(1, 2).flatten(3)
+        # (B, G*C, H, L, kx)
+        taps = x.unfold(3, (kernel - 1) * dilation + 1, stride)[..., ::dilation]
+        return (
+            taps.unflatten(1, (self.layer.groups, -1))
+            .permute(1, 2, 5, 3, 0, 4)
+            .flatten(1, 2)
+            .flatten(3)
+        )
 
     def finish(self) -> Tensor:
         """Return the sum, (G, I, I) float64."""
@@ -180,7 +216,8 @@ class ByDistance:
 def add_symmetric(total: Tensor, X: Tensor) -> None:
     """Add X X^T to `total` (G, I, I), on and above its diagonal only (see `mirrored`), for X (G, I, N).
 
-    What it leaves below the diagonal is not used: matrix products of some BLAS and CPUs are not symmetric to the bit.
+    What it leaves below the diagonal is not used: matrix products of some BLAS and CPUs are not
+    symmetric to the bit.
     """
     for start in range(0, X.shape[1], BLOCK):
         rows = X[:, start : start + BLOCK]

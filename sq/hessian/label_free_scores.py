@@ -1,12 +1,13 @@
 """Label-free scores: what a change of a layer's output, or of a weight, does to the network's raw outputs.
 
-At a trained network the Hessian of any loss of the outputs f is bounded by J^T J up to a factor that all layers share,
-J = df/dz, and no label is looked at (see `sq.sensitivity.label_free`). Its diagonal is an expectation over vectors v
-with E[v v^T] = I, and a sum over unit vectors:
+At a trained network the Hessian of any loss of the outputs f is bounded by J^T J up to a factor
+that all layers share, J = df/dz, and no label is looked at (see `sq.sensitivity.label_free`). Its
+diagonal is an expectation over vectors v with E[v v^T] = I, and a sum over unit vectors:
 
     diag(J^T J) = E_v[(J^T v)^2] = sum_k (J^T e_k)^2.
 
-So where there are no more outputs than draws, the sum is taken: it is exact, and takes fewer passes.
+So where there are no more outputs than draws, the sum is taken: it is exact, and takes fewer
+passes.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ from sq.types.problem import Model
 def activation_scores(model: Model, x: Tensor, draws: Draws, seed: Whole) -> dict[str, Tensor]:
     """Return w (B,) float32 by layer name: of each image, max over channels c of mean over space of diag(J^T J).
 
-    J is of the raw outputs by the layer's own output, as it leaves the module. Of a layer that is called several times
-    in a pass, the call of the largest score counts. One backward pass serves all layers.
+    J is of the raw outputs by the layer's own output, as it leaves the module. Of a layer that is
+    called several times in a pass, the call of the largest score counts. One backward pass serves
+    all layers.
 
     Parameters
     ----------
     model : in full precision, in eval mode
     x : images (B, ...)
-    draws : random vectors for each image; from as many as an image has outputs on, the score is exact instead.
+    draws : random vectors for each image; from as many as an image has outputs on, the score is
+    exact instead.
         Each image has vectors of its own, whatever images go together
     seed : of the vectors
 
@@ -50,18 +53,24 @@ def activation_scores(model: Model, x: Tensor, draws: Draws, seed: Whole) -> dic
 
     Source
     ------
-    Gordon et al. 2023 (EPTQ), arXiv 2309.11531, sample-layer attention: v Rademacher, 100 draws. Unit vectors in their
-    place are ours, and so is what is done with several calls.
+    Gordon et al. 2023 (EPTQ), arXiv 2309.11531, sample-layer attention: v Rademacher, 100 draws.
+    Unit vectors in their place are ours, and so is what is done with several calls.
     """
     vectors = _Vectors(_shape(model, x), draws, seed, random.signs)
 
     def attempt(size: int) -> dict[str, Tensor]:
         places = [range(start, min(start + size, len(x))) for start in range(0, len(x), size)]
-        parts = [_scores(model, x[own.start : own.stop], own, vectors) for own in track(places, "scores")]
-        return {layer.name: torch.cat([part[layer.name] for part in parts]) for layer in model.layers}
+        parts = [
+            _scores(model, x[own.start : own.stop], own, vectors) for own in track(places, "scores")
+        ]
+        return {
+            layer.name: torch.cat([part[layer.name] for part in parts]) for layer in model.layers
+        }
 
     with torch.enable_grad():
-        return out_of_memory.fitting("scores", attempt, max(1, batching.images_per_pass(x.shape[1:], None) // HEAVIER))
+        return out_of_memory.fitting(
+            "scores", attempt, max(1, batching.images_per_pass(x.shape[1:], None) // HEAVIER)
+        )
 
 
 def weight_scores(
@@ -74,8 +83,10 @@ def weight_scores(
     model : in full precision, in eval mode
     x : images (B, ...)
     images : of which the first so many are used; all, if there are fewer
-    draws : random vectors for each image, at most; from as many as an image has outputs on, h is exact instead
-    tolerance : no more are drawn once the standard error of the sum of h over each output channel is so small,
+    draws : random vectors for each image, at most; from as many as an image has outputs on, h is
+    exact instead
+    tolerance : no more are drawn once the standard error of the sum of h over each output channel
+    is so small,
         relative to the sum: a range is chosen for a channel, by such sums
     seed : of the vectors
 
@@ -85,8 +96,8 @@ def weight_scores(
 
     Source
     ------
-    Gordon et al. 2023 (EPTQ), arXiv 2309.11531, weights' label-free Hessian (Hmse): v ~ N(0, I), 64 images, 100 draws.
-    Unit vectors in their place are ours, and so is when it stops.
+    Gordon et al. 2023 (EPTQ), arXiv 2309.11531, weights' label-free Hessian (Hmse): v ~ N(0, I), 64
+    images, 100 draws. Unit vectors in their place are ours, and so is when it stops.
     """
     x = x[:images]
     vectors = _Vectors(_shape(model, x), draws, seed, _normal)
@@ -97,10 +108,14 @@ def weight_scores(
         def own(place: slice) -> Tensor:
             return vectors.of(number, range(place.start, place.stop)).to(x)
 
-        found = per_sample_gradients.mean(model.net, weights, x, lambda outputs, v: (v * outputs).sum(), own)
+        found = per_sample_gradients.mean(
+            model.net, weights, x, lambda outputs, v: (v * outputs).sum(), own
+        )
         for name, total in sums.items():
             total += found[name].reshape(total.shape)
-        return torch.cat([found[name].reshape(total.shape).sum(-1).flatten() for name, total in sums.items()])
+        return torch.cat(
+            [found[name].reshape(total.shape).sum(-1).flatten() for name, total in sums.items()]
+        )
 
     if vectors.exact:
         for number in track(range(vectors.count), "scores"):
@@ -137,7 +152,9 @@ class _Vectors:
             one.view(-1)[number] = 1
             return one.expand(len(places), *self.shape)
         like = torch.empty(self.shape)
-        return torch.stack([self.one(like, random.generator(self.seed, number, place)) for place in places])
+        return torch.stack(
+            [self.one(like, random.generator(self.seed, number, place)) for place in places]
+        )
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -174,8 +191,12 @@ def _scores(model: Model, x: Tensor, places: range, vectors: _Vectors) -> dict[s
         product = (vectors.of(number, places).to(outputs) * outputs).sum()
         more = number + 1 < vectors.count
         gradients = torch.autograd.grad(product, at, retain_graph=more, materialize_grads=True)
-        means = [_by_channel(*own, g.square(), len(x)) for own, g in zip(calls, gradients, strict=True)]
-        sums = [total.add_(mean) for total, mean in zip(sums, means, strict=True)] if sums else means
+        means = [
+            _by_channel(*own, g.square(), len(x)) for own, g in zip(calls, gradients, strict=True)
+        ]
+        sums = (
+            [total.add_(mean) for total, mean in zip(sums, means, strict=True)] if sums else means
+        )
     found: dict[str, Tensor] = {}
     called = {name for name, _ in calls}
     for name in {layer.name for layer in model.layers} - called:  # a router has sent nothing here
@@ -190,5 +211,7 @@ def _by_channel(name: str, module: torch.nn.Module, y: Tensor, images: int) -> T
     """Return (images, channels): the mean over space of what a layer returned for so many images."""
     channels = geometry.channels_second(module, y)
     if len(channels) % images:
-        raise SqError(f"layer {name} returns {tuple(y.shape)} for {images} images, which is not of each on its own")
+        raise SqError(
+            f"layer {name} returns {tuple(y.shape)} for {images} images, which is not of each on its own"
+        )
     return channels.reshape(images, -1, channels.shape[1], channels[0, 0].numel()).mean((1, 3))

@@ -20,20 +20,24 @@ from sq.types.problem import Layer, LayerStatistics, Model, Statistics
 LEAST = 4  # positions an input, when only some are drawn: an H of fewer is mostly noise
 
 
-def collect(model: Model, batch: Batch, *, batch_size: int | None, positions: float, seed: int) -> Statistics:
+def collect(
+    model: Model, batch: Batch, *, batch_size: int | None, positions: float, seed: int
+) -> Statistics:
     """Run the calibration images through the network once and accumulate every layer's Hessian.
 
-    Products are float32, sums over chunks float64. Memory is bounded: a layer's inputs are unfolded a few
-    images at a time. A module called several times in one pass adds up all its calls.
+    Products are float32, sums over chunks float64. Memory is bounded: a layer's inputs are unfolded
+    a few images at a time. A module called several times in one pass adds up all its calls.
 
     Parameters
     ----------
     batch : the calibration images
-    batch_size : images in one forward pass, None for what suits their size; changes speed and memory, not results
+    batch_size : images in one forward pass, None for what suits their size; changes speed and
+    memory, not results
         (beyond rounding)
-    positions : share of each layer's positions used, drawn at random, in (0, 1]; 1 uses all. A layer that would
-        be left with fewer than `LEAST` an input keeps all. What a module called several times draws depends on
-        `batch_size`
+    positions : share of each layer's positions used, drawn at random, in (0, 1]; 1 uses all. A
+    layer that would
+        be left with fewer than `LEAST` an input keeps all. What a module called several times draws
+        depends on `batch_size`
     seed : of that draw, together with the layer's name
 
     Raises
@@ -42,15 +46,21 @@ def collect(model: Model, batch: Batch, *, batch_size: int | None, positions: fl
     """
     if not torch.isfinite(batch.x).all():
         bad = [i for i, x in zip(batch.ids, batch.x, strict=True) if not torch.isfinite(x).all()]
-        raise SqError(f"calibration images hold NaN or infinity: {', '.join(bad[:3])}; remove or repair them")
+        raise SqError(
+            f"calibration images hold NaN or infinity: {', '.join(bad[:3])}; remove or repair them"
+        )
     memory.check(model.layers, batch.x.device)
     if positions < 1:  # what is drawn may depend on the batches
         return _pass(model, batch, batch_size, positions, seed)
     size = batching.images_per_pass(batch.x.shape[1:], batch_size)
-    return out_of_memory.fitting("statistics", lambda some: _pass(model, batch, some, positions, seed), size)
+    return out_of_memory.fitting(
+        "statistics", lambda some: _pass(model, batch, some, positions, seed), size
+    )
 
 
-def _pass(model: Model, batch: Batch, batch_size: int | None, positions: float, seed: int) -> Statistics:
+def _pass(
+    model: Model, batch: Batch, batch_size: int | None, positions: float, seed: int
+) -> Statistics:
     sums = {layer.name: _Sum(layer, len(batch.ids), positions, seed) for layer in model.layers}
     hooks = [
         layer.module.register_forward_hook(partial(_observe, sums[layer.name]), with_kwargs=True)
@@ -92,12 +102,18 @@ class _Sum:
         total = self.gram.finish()
         self.gram = None  # of all layers' sums and results, one sum is held twice at a time
         if not torch.isfinite(total).all():
-            raise SqError(f"the inputs of layer {name} hold NaN or infinity: check weights and images")
+            raise SqError(
+                f"the inputs of layer {name} hold NaN or infinity: check weights and images"
+            )
         return LayerStatistics(total.mul_(2 / self.used), self.positions)
 
 
 def _observe(
-    total: _Sum, module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    total: _Sum,
+    module: nn.Module,
+    args: tuple[Tensor, ...],
+    named: dict[str, Tensor],
+    output: Tensor,
 ) -> None:
     x = hooks.given(args, named).detach()  # a forward may turn gradients on
     total.add(geometry.batched(module, x), geometry.positions(module, output))

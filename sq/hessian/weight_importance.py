@@ -1,7 +1,8 @@
 """Importance: what a squared error of each weight costs, for grids that weigh errors by it; computed once for a run.
 
-A grid asks by an ``importance(*, knobs) -> weigh or None`` beside its `fit`, with the knobs of `fit`, and
-``weigh(model, x, *, images, ...) -> h (G, O, I) by layer name, draws`` is what computes it.
+A grid asks by an ``importance(*, knobs) -> weigh or None`` beside its `fit`, with the knobs of
+`fit`, and ``weigh(model, x, *, images, ...) -> h (G, O, I) by layer name, draws`` is what computes
+it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,15 @@ from sq.types.images import Batch
 from sq.types.problem import Fit, Model, digest
 
 # Read along with the code itself, as in `sq.hessian.cache`.
-CODE = [inspect.getsource(module) for module in (label_free_scores, per_sample_gradients, monte_carlo, derivatives)]
+CODE = [
+    inspect.getsource(module)
+    for module in (label_free_scores, per_sample_gradients, monte_carlo, derivatives)
+]
 
 
-def collect(fit: Fit, model: Model, batch: Batch, kept: Store) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def collect(
+    fit: Fit, model: Model, batch: Batch, kept: Store
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return h (G, O, I) by layer name, and what a record says of it; both are empty if `fit` does not ask for it.
 
     Parameters
@@ -45,7 +51,9 @@ def collect(fit: Fit, model: Model, batch: Batch, kept: Store) -> tuple[dict[str
         return h, {"draws": made}
 
     names = [layer.name for layer in model.layers]
-    kind = Kind("importance of weights", "computing it", names, lambda note: isinstance(note["draws"], int))
+    kind = Kind(
+        "importance of weights", "computing it", names, lambda note: isinstance(note["draws"], int)
+    )
     h, note, there = kept.kept(key(model, x, weigh, kept.origin), kind, make, x.device)
     return h, {"importance": {"images": len(x), "draws": note["draws"], "cached": there}}
 
@@ -53,7 +61,9 @@ def collect(fit: Fit, model: Model, batch: Batch, kept: Store) -> tuple[dict[str
 def asked(fit: Fit) -> partial | None:
     """Return what the grid wants h computed by, None if it takes none."""
     function = getattr(fit, "func", fit)
-    ask: Callable[..., partial | None] | None = getattr(sys.modules.get(function.__module__), "importance", None)
+    ask: Callable[..., partial | None] | None = getattr(
+        sys.modules.get(function.__module__), "importance", None
+    )
     return ask(**getattr(fit, "keywords", {})) if ask else None
 
 

@@ -16,8 +16,9 @@ PASSED = ("Relu", "Clip")  # what kernels of integers take along
 def find(graph: GraphProto, layers: Iterable[str]) -> dict[str, Neighbours]:
     """Return what stands next to layers, whose inputs are quantized in this graph.
 
-    A layer returns codes if what it returns is quantized, by a ReLU at most, and used for nothing else; it is fed
-    codes if that is how it is fed by another layer. In several calls it has to be so in each.
+    A layer returns codes if what it returns is quantized, by a ReLU at most, and used for nothing
+    else; it is fed codes if that is how it is fed by another layer. In several calls it has to be
+    so in each.
     """
     made = {name: node for node in graph.node for name in node.output}
     used: dict[str, list[NodeProto]] = defaultdict(list)
@@ -40,7 +41,11 @@ def find(graph: GraphProto, layers: Iterable[str]) -> dict[str, Neighbours]:
 
     def is_fed(node: NodeProto) -> bool:
         values = made.get(node.input[0])
-        codes = made.get(values.input[0]) if values is not None and values.op_type == "DequantizeLinear" else None
+        codes = (
+            made.get(values.input[0])
+            if values is not None and values.op_type == "DequantizeLinear"
+            else None
+        )
         name = codes.input[0] if codes is not None else ""
         while name in made and made[name].op_type in PASSED:
             name = made[name].input[0]
@@ -57,7 +62,9 @@ def let_codes(graph: GraphProto, beside: Neighbours) -> None:
     step = next(node for node in graph.node if node.op_type == "QuantizeLinear")
     given, made, ends = graph.input[0], graph.output[0], list(step.input[1:])
     if beside.codes_out:
-        graph.node.append(helper.make_node("QuantizeLinear", [made.name, *ends], ["out"], name="out.codes"))
+        graph.node.append(
+            helper.make_node("QuantizeLinear", [made.name, *ends], ["out"], name="out.codes")
+        )
         made.name = "out"
         made.type.tensor_type.elem_type = TensorProto.UINT8
     if beside.codes_in:
@@ -65,7 +72,10 @@ def let_codes(graph: GraphProto, beside: Neighbours) -> None:
             given.name = step.output[0]
             graph.node.remove(step)
         else:  # something of the layer's own stands between, as padding that depends on the size
-            graph.node.insert(0, helper.make_node("DequantizeLinear", ["in", *ends], [given.name], name="in.values"))
+            graph.node.insert(
+                0,
+                helper.make_node("DequantizeLinear", ["in", *ends], [given.name], name="in.values"),
+            )
             given.name = "in"
         given.type.tensor_type.elem_type = TensorProto.UINT8
     del graph.value_info[:]

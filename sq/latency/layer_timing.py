@@ -1,9 +1,10 @@
 """Single layers as ONNX models, with what stands directly before and after them in a network, and how long they take.
 
-Where a quantized layer comes straight after another and its outputs are quantized next, codes go in and codes come
-out, which lets a runtime compute in integers. Where something in full precision stands between (BatchNorm, a sum, a
-SiLU), floats go in to be quantized, or come out. Runtimes have transpositions around a layer alone that they leave out
-in a network, and a pass has its own cost: what layers take one by one is no less than what they take together.
+Where a quantized layer comes straight after another and its outputs are quantized next, codes go in
+and codes come out, which lets a runtime compute in integers. Where something in full precision
+stands between (BatchNorm, a sum, a SiLU), floats go in to be quantized, or come out. Runtimes have
+transpositions around a layer alone that they leave out in a network, and a pass has its own cost:
+what layers take one by one is no less than what they take together.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from sq.runtime import interleaved_timing
 from sq.types.problem import Grid, Layer, Model, Problem
 
 Race = Callable[[dict[str, tuple[Any, Tensor]]], dict[str, np.ndarray]]  # see `onnx_session.race`
-Stored = tuple[tuple[int, ...], tuple[int, ...]]  # bits of weights, and of inputs, that are stored alike
+# bits of weights, and of inputs, that are stored alike
+Stored = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass
@@ -52,7 +54,9 @@ class Geometry:
         if self._plain is None:
             net = nn.Sequential()
             net.add_module("layer", copy.deepcopy(self.module).cpu().eval())
-            self._plain = onnx_export.exported(net, torch.zeros(max(2, self.shape[0]), *self.shape[1:]))
+            self._plain = onnx_export.exported(
+                net, torch.zeros(max(2, self.shape[0]), *self.shape[1:])
+            )
         made = onnx_export.duplicate(self._plain)
         if weight is not None:
             from sq.export import onnx_qdq
@@ -93,7 +97,9 @@ def geometries(model: Model, x: Tensor, beside: dict[str, Neighbours]) -> list[G
     def see(name: str, module: nn.Module, fed: Tensor) -> None:
         ends = beside.get(name, Neighbours(codes_in=False, codes_out=False))
         made = Geometry(module, tuple(fed.shape), ends)
-        found.setdefault((*_knobs(module), made.shape, ends, name in beside), made).layers.append(own[name])
+        found.setdefault((*_knobs(module), made.shape, ends, name in beside), made).layers.append(
+            own[name]
+        )
 
     with torch.no_grad(), hooks.feeding({name: layer.module for name, layer in own.items()}, see):
         forward(model.net, x)
@@ -110,13 +116,15 @@ def nearest_symmetric(W: Tensor, bits: int) -> tuple[Tensor, UniformGrid]:
     return grid.encode(W), grid
 
 
-def rows(problem: Problem, alike: list[Geometry], bits: list[int], input_bits: list[int], race: Race) -> Any:
+def rows(
+    problem: Problem, alike: list[Geometry], bits: list[int], input_bits: list[int], race: Race
+) -> Any:
     """Return what layers take at each width that codes can be stored in, on the run's own grid, all calls together.
 
     Returns
     -------
-    one geometry after the other ``{"layer", "bits", "input_bits", "median", "low", "high"}``: milliseconds, and widths
-    of which each takes these
+    one geometry after the other ``{"layer", "bits", "input_bits", "median", "low", "high"}``:
+    milliseconds, and widths of which each takes these
 
     Raises
     ------
@@ -127,22 +135,31 @@ def rows(problem: Problem, alike: list[Geometry], bits: list[int], input_bits: l
         try:
             taken = _alone(problem, group, bits, input_bits, race)
         except SqError as error:
-            raise SqError(f"{group.layers[0].name}: {error}; latency.layers=false leaves layers out") from error
+            raise SqError(
+                f"{group.layers[0].name}: {error}; latency.layers=false leaves layers out"
+            ) from error
         for layer in group.layers:
             for stored, ms in taken.items():
                 sums[layer.name, stored] = sums.get((layer.name, stored), np.zeros_like(ms)) + ms
     return [
-        {"layer": name, "bits": list(stored[0]), "input_bits": list(stored[1])} | interleaved_timing.spread(ms)
+        {"layer": name, "bits": list(stored[0]), "input_bits": list(stored[1])}
+        | interleaved_timing.spread(ms)
         for (name, stored), ms in sums.items()
     ]
 
 
-def _alone(problem: Problem, own: Geometry, bits: list[int], input_bits: list[int], race: Race) -> dict[Stored, Any]:
+def _alone(
+    problem: Problem, own: Geometry, bits: list[int], input_bits: list[int], race: Race
+) -> dict[Stored, Any]:
     """Return the milliseconds of each pass of a layer."""
     weights = (
-        _weights(problem, own, bits) if own.layers[0].name in {layer.name for layer in problem.model.layers} else []
+        _weights(problem, own, bits)
+        if own.layers[0].name in {layer.name for layer in problem.model.layers}
+        else []
     )
-    entrants: dict[Stored, tuple[Any, Tensor]] = {((FLOAT,), (FLOAT,)): (own.model(None, FLOAT), own.fed(FLOAT))}
+    entrants: dict[Stored, tuple[Any, Tensor]] = {
+        ((FLOAT,), (FLOAT,)): (own.model(None, FLOAT), own.fed(FLOAT))
+    }
     below = tuple(wide for wide in input_bits if wide < 8)  # they take equally long
     for narrow, given in weights:
         for alike in (below, (8,), (FLOAT,)):
@@ -152,7 +169,9 @@ def _alone(problem: Problem, own: Geometry, bits: list[int], input_bits: list[in
     return {stored: took[str(stored)] for stored in entrants}
 
 
-def _weights(problem: Problem, own: Geometry, bits: list[int]) -> list[tuple[tuple[int, ...], tuple[Tensor, Grid]]]:
+def _weights(
+    problem: Problem, own: Geometry, bits: list[int]
+) -> list[tuple[tuple[int, ...], tuple[Tensor, Grid]]]:
     """Return codes and grids of the layer's weight, one for all of `bits` that are stored alike."""
     from sq.export import onnx_qdq
 
@@ -169,5 +188,8 @@ def _weights(problem: Problem, own: Geometry, bits: list[int]) -> list[tuple[tup
 def _knobs(module: nn.Module) -> tuple[Any, ...]:
     """Return what tells how a layer computes."""
     names = ("stride", "padding", "padding_mode", "dilation", "groups")
-    shape, bias = tuple(onnx_export.weight(module, "").shape), getattr(module, "bias", None) is not None
+    shape, bias = (
+        tuple(onnx_export.weight(module, "").shape),
+        getattr(module, "bias", None) is not None,
+    )
     return (type(module), shape, bias, *(str(getattr(module, name, None)) for name in names))

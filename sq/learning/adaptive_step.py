@@ -3,9 +3,10 @@
     x' = s_a clip(round(x / s_a), low, high),    s_a = sigma s beta(x),
     beta(x) = max(ReLU(W2 ReLU(W1 mean(x) + b1) + b2), 1e-8),    mean over positions
 
-beta is one number for each sample. It is learned as the network is trained (`quantizer=asq`) or, an extension of ours,
-with the weights left as a solver has them (`quantizer=asq_ptq`). The released code goes back by s_a as it went there; a
-review of the paper goes back by s alone, which would make the output's scale wrong.
+beta is one number for each sample. It is learned as the network is trained (`quantizer=asq`) or, an
+extension of ours, with the weights left as a solver has them (`quantizer=asq_ptq`). The released
+code goes back by s_a as it went there; a review of the paper goes back by s alone, which would make
+the output's scale wrong.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ class Adapter(nn.Module):
     channels : of the input, at least 1
     seed : of the hidden layer's weights
     axis : of channels, see `sq.network.geometry.channel_axis`
-    static : beta is one learned number, whatever the input: the control that says what adapting is worth, for what
+    static : beta is one learned number, whatever the input: the control that says what adapting is
+    worth, for what
         an adapter learns moves the step some hundred times as fast as LSQ's own gradient does
 
     Source
     ------
-    Zhou et al. 2025, Precision Neural Network Quantization via Learnable Adaptive Modules (ASQ), arXiv 2504.17263, as
-    its published code has it. There the last weights are drawn with a deviation of 0.01; here they start at 0, so that
-    learning starts exactly where a grid without an adapter stands: our reading.
+    Zhou et al. 2025, Precision Neural Network Quantization via Learnable Adaptive Modules (ASQ),
+    arXiv 2504.17263, as its published code has it. There the last weights are drawn with a
+    deviation of 0.01; here they start at 0, so that learning starts exactly where a grid without an
+    adapter stands: our reading.
     """
 
     def __init__(self, channels: int, seed: int, axis: int = 1, static: bool = False):
@@ -146,12 +149,14 @@ class AdaptiveInput(Input):
 class Adapted(torch.autograd.Function):
     """x' with its derivatives by x and s_a (B,), of each sample.
 
-    Inside of the range the gradient passes on to x; by s_a it is weighed by round(v) - v there, v = x / s_a, by low
-    below and by high above, and summed over the sample. What sigma, s and beta get follows by the chain rule.
+    Inside of the range the gradient passes on to x; by s_a it is weighed by round(v) - v there, v =
+    x / s_a, by low below and by high above, and summed over the sample. What sigma, s and beta get
+    follows by the chain rule.
 
     Source
     ------
-    Zhou et al. 2025 (ASQ), arXiv 2504.17263; Esser et al. 2020 (LSQ), arXiv 1902.08153, equations 2 and 3.
+    Zhou et al. 2025 (ASQ), arXiv 2504.17263; Esser et al. 2020 (LSQ), arXiv 1902.08153, equations 2
+    and 3.
     """
 
     @staticmethod
@@ -168,8 +173,8 @@ class Adapted(torch.autograd.Function):
         """Return the gradients by x and s_a."""
         x, scale, q = ctx.saved_tensors
         v = x / _spread(scale, x)
-        # In one pass, as `sq.learning.learned_step` does it: g inside of the range, to whose ends an `EDGE` belongs,
-        # else 0.
+        # In one pass, as `sq.learning.learned_step` does it: g inside of the range, to whose ends
+        # an `EDGE` belongs, else 0.
         passed = torch.ops.aten.hardtanh_backward(g, v, ctx.low - EDGE, ctx.high + EDGE)
         by_scale = (_inner(g, q) - _inner(passed, x)) / scale if ctx.needs_input_grad[1] else None
         return passed, by_scale, None, None

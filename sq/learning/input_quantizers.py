@@ -22,7 +22,8 @@ def check(problem: Problem, adapts: bool) -> dict[str, UniformGrid]:
 
     Raises
     ------
-    SqError : inputs are in full precision, and steps are to adapt; see `sq.learning.learned_step.check_inputs`
+    SqError : inputs are in full precision, and steps are to adapt; see
+    `sq.learning.learned_step.check_inputs`
     """
     if adapts and not problem.activations:
         raise SqError(
@@ -62,7 +63,9 @@ def inputs(problem: Problem, seed: int | None, static: bool = False) -> dict[str
             "are: choose a quantizer without adapters"
         )
     return {
-        name: AdaptiveInput(grid, Adapter(widths[name], seed + i, geometry.channel_axis(modules[name]), static))
+        name: AdaptiveInput(
+            grid, Adapter(widths[name], seed + i, geometry.channel_axis(modules[name]), static)
+        )
         for i, (name, grid) in enumerate(grids.items())
     }
 

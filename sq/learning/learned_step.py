@@ -2,8 +2,8 @@
 
     x' = x + m (Q(x) - x),    Q(x) = sigma s clip(round(x / (sigma s)), low, high)
 
-m is one number, 1 where all is quantized, or 0 and 1 drawn for each element. Gradients pass a rounding as if it were
-not there (straight-through), and a clipping not at all.
+m is one number, 1 where all is quantized, or 0 and 1 drawn for each element. Gradients pass a
+rounding as if it were not there (straight-through), and a clipping not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from sq.learning.schedules import Mix
 from sq.network import residual_adds
 from sq.types.problem import Grid
 
-FLOOR = 1e-3  # of what learned scales may shrink to: a step too long must not turn the signs of weights or inputs
+# of what learned scales may shrink to: a step too long must not turn the signs of weights or inputs
+FLOOR = 1e-3
 EDGE = 1e-4  # of a step: the ends of a range belong to it
 
 
@@ -54,9 +55,10 @@ class Input(nn.Module):
 class _Quantize(torch.autograd.Function):
     """x' with its derivatives by x and s, written out: a third of the passes over x that autograd would take.
 
-    With g the gradient by x', m g is the one by Q(x). Inside of the range it passes on to x and, for the scale, is
-    weighed by Q(x) / s - x / s; outside it stops, and is weighed by Q(x) / s alone (LSQ, equation 3). The sums over
-    elements come from two inner products, because Q(x) = x + (x' - x) / m.
+    With g the gradient by x', m g is the one by Q(x). Inside of the range it passes on to x and,
+    for the scale, is weighed by Q(x) / s - x / s; outside it stops, and is weighed by Q(x) / s
+    alone (LSQ, equation 3). The sums over elements come from two inner products, because Q(x) = x +
+    (x' - x) / m.
 
     Source
     ------
@@ -64,7 +66,9 @@ class _Quantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, m: float | Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, m: float | Tensor
+    ) -> Tensor:
         q = torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
         ctx.m, ctx.scale = m, scale
         ctx.range = float((low - EDGE) * scale), float((high + EDGE) * scale)
@@ -76,7 +80,8 @@ class _Quantize(torch.autograd.Function):
         x, q = ctx.saved_tensors
         m, one = ctx.m, isinstance(ctx.m, float)
         by_q = g if one else g * m  # one number is multiplied with sums, later
-        passed = torch.ops.aten.hardtanh_backward(by_q, x, *ctx.range)  # by_q inside of the range, else 0: one pass
+        # by_q inside of the range, else 0: one pass
+        passed = torch.ops.aten.hardtanh_backward(by_q, x, *ctx.range)
         by_scale = None
         if ctx.needs_input_grad[1]:
             by_scale = (_inner(by_q, q) - _inner(passed, x)) / ctx.scale * (m if one else 1.0)
@@ -109,5 +114,7 @@ def check_inputs(grids: Mapping[str, Grid]) -> dict[str, UniformGrid]:
 
 def _uniform(grid: Grid, name: str) -> UniformGrid:
     if not isinstance(grid, UniformGrid):
-        raise SqError(f"{name}: inputs are learned on uniform grids, got {type(grid).__name__}; change activation")
+        raise SqError(
+            f"{name}: inputs are learned on uniform grids, got {type(grid).__name__}; change activation"
+        )
     return grid

@@ -22,8 +22,9 @@ from sq.learning.soft_rounding import Forward, regulariser, soft
 from sq.learning.student import Precision
 from sq.runtime.monte_carlo import seeded
 
-# Of roundings, of biases, of the factors of the scales of weights (one a channel) and of what layers are fed (one a
-# layer), and of adapters, which are there if they are learned in any stage. What has rate 0, or none, is not learned.
+# Of roundings, of biases, of the factors of the scales of weights (one a channel) and of what
+# layers are fed (one a layer), and of adapters, which are there if they are learned in any stage.
+# What has rate 0, or none, is not learned.
 Rates = dict[Literal["rounding", "bias", "scale", "input", "adapter"], NotNegative]
 
 
@@ -52,27 +53,51 @@ class Descent:
             "bias": [layer.bias for layer in own if layer.bias is not None],
             "scale": [layer.sigma for layer in own],
             "input": [quantizer.sigma for quantizer in fed],
-            "adapter": [p for one in fed if isinstance(one, AdaptiveInput) for p in one.adapter.trained()],
+            "adapter": [
+                p for one in fed if isinstance(one, AdaptiveInput) for p in one.adapter.trained()
+            ],
         }
         student.precision = how.precision
         student.values.requires_grad_(False)
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.forward != "fixed":
             alphas = [layer.alpha.requires_grad_() for layer in own]
-            made = torch.optim.RAdam(alphas) if how.optimizer == "radam" else torch.optim.Adam(alphas, fused=True)
-            made.param_groups[0] |= {"lr": rates["rounding"], "first": rates["rounding"], "kind": "rounding"}
+            made = (
+                torch.optim.RAdam(alphas)
+                if how.optimizer == "radam"
+                else torch.optim.Adam(alphas, fused=True)
+            )
+            made.param_groups[0] |= {
+                "lr": rates["rounding"],
+                "first": rates["rounding"],
+                "kind": "rounding",
+            }
             self.optimizers.append(made)
         self.groups: list[dict[str, Any]] = [
-            {"params": [p.requires_grad_() for p in params], "lr": rate, "first": rate, "kind": name}
+            {
+                "params": [p.requires_grad_() for p in params],
+                "lr": rate,
+                "first": rate,
+                "kind": name,
+            }
             for name, params in found.items()
             if (rate := rates.get(name)) and params
         ]
         if self.groups:
             self.optimizers.append(torch.optim.Adam(self.groups, fused=True))
-        self.factors = [p for group in self.groups if group["kind"] in ("scale", "input") for p in group["params"]]
-        self.learned = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        self.factors = [
+            p
+            for group in self.groups
+            if group["kind"] in ("scale", "input")
+            for p in group["params"]
+        ]
+        self.learned = [
+            p for o in self.optimizers for group in o.param_groups for p in group["params"]
+        ]
 
-    def step(self, step: int, t: float, index: Tensor, exponent: float, pressure: float) -> dict[str, float]:
+    def step(
+        self, step: int, t: float, index: Tensor, exponent: float, pressure: float
+    ) -> dict[str, float]:
         """Take one step; return the terms of the loss before it, and how much was kept in full precision."""
         student, device = self.session.student, self.session.student.problem.batch.x.device
         generator = seeded(self.session.seed, self.stage, step, device=device)
@@ -86,10 +111,14 @@ class Descent:
             loss = torch.stack([*terms.values()]).sum()
         about = {name: float(term.detach()) for name, term in terms.items()} | {"kept": mix.share}
         self._check(about, step)
-        if not loss.requires_grad:  # inputs alone are learned, and all of them is in full precision yet
+        # inputs alone are learned, and all of them is in full precision yet
+        if not loss.requires_grad:
             return about
         gradients = torch.autograd.grad(loss, self.learned, allow_unused=True)
-        self._check({"gradient": float(torch.stack([g.norm() for g in gradients if g is not None]).sum())}, step)
+        self._check(
+            {"gradient": float(torch.stack([g.norm() for g in gradients if g is not None]).sum())},
+            step,
+        )
         for own, gradient in zip(self.learned, gradients, strict=True):
             own.grad = gradient
         for optimizer in self.optimizers:
@@ -98,7 +127,8 @@ class Descent:
                     group["lr"] = group["first"] * (1 + math.cos(math.pi * t)) / 2
             optimizer.step()
         with torch.no_grad():
-            for factor in self.factors:  # of scales: a step too long must not turn the signs of weights or inputs
+            # of scales: a step too long must not turn the signs of weights or inputs
+            for factor in self.factors:
                 factor.clamp_(min=FLOOR)
         return about
 
@@ -112,7 +142,9 @@ class Descent:
 
     def _floored(self, name: str) -> bool:
         student = self.session.student
-        own = [student.roundings[name].sigma] + ([student.inputs[name].sigma] if name in student.inputs else [])
+        own = [student.roundings[name].sigma] + (
+            [student.inputs[name].sigma] if name in student.inputs else []
+        )
         return any(bool((factor <= FLOOR).any()) for factor in own)
 
     def point(self, step: int, about: dict[str, float]) -> dict[str, Any]:
@@ -120,14 +152,23 @@ class Descent:
         own = [self.session.student.roundings[name] for name in self.part.layers]
         count = sum(layer.alpha.numel() for layer in own)
         hard = sum(float((2 * soft(layer.alpha.detach()) - 1).abs().sum()) for layer in own) / count
-        return {"step": step, **about, "hardness": hard, "flipped": sum(layer.flipped() for layer in own) / count}
+        return {
+            "step": step,
+            **about,
+            "hardness": hard,
+            "flipped": sum(layer.flipped() for layer in own) / count,
+        }
 
     def _check(self, terms: dict[str, float], step: int) -> None:
         for name, value in terms.items():
             if not math.isfinite(value):
                 kept = self.session.resume.save(self.stage, step, self.optimizers)
                 place = self.session.resume.place
-                where = f" (the state before it is kept in {place.file}, to look into)" if kept and place else ""
+                where = (
+                    f" (the state before it is kept in {place.file}, to look into)"
+                    if kept and place
+                    else ""
+                )
                 raise SqError(
                     f"{self.part.name}: {name} is {value} at step {step}: the same settings would come to the same, so "
                     f"lower quantizer.learn.rates, or check the weights and calibration images{where}"

@@ -1,6 +1,7 @@
 """Reconstruction: roundings, scales and biases learned so that a part of a network returns what it did.
 
-One loop serves every method, which says what part (layer, block, network), what is compared, and at which rates.
+One loop serves every method, which says what part (layer, block, network), what is compared, and at
+which rates.
 """
 
 from __future__ import annotations
@@ -79,23 +80,30 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     ----------
     session : changed in place; its student's network is not
     iterations : steps; 0 leaves all as it is
-    batch : images in one step, no more than there are (see `check`), in an order drawn anew each time all were used
-    forward : roundings in between 0 and 1 ("soft", as published), or 0 and 1 with gradients as if in between ("hard",
-        straight-through: what is seen is what comes out, so that few steps suffice; all rates fall to 0 as a cosine
-        then, or codes would flip to and fro to the end); without a rate they are fixed
+    batch : images in one step, no more than there are (see `check`), in an order drawn anew each
+    time all were used
+    forward : roundings in between 0 and 1 ("soft", as published), or 0 and 1 with gradients as if
+    in between ("hard",
+        straight-through: what is seen is what comes out, so that few steps suffice; all rates fall
+        to 0 as a cosine then, or codes would flip to and fro to the end); without a rate they are
+        fixed
     optimizer : of the roundings; all else takes Adam
-    rates : of each kind of what is learned; those of inputs and adapters fall to 0 as a cosine. Factors of scales
+    rates : of each kind of what is learned; those of inputs and adapters fall to 0 as a cosine.
+    Factors of scales
         stay above 0
     weight : of the regulariser that makes roundings hard; it counts where roundings are soft
     warm_up : share of the steps in which the regulariser's exponent stays at its first value
     early : the regulariser counts in the warm-up too (EPTQ); AdaRound and BRECQ leave it out
     beta : the exponent at first and at last
-    keep, share : how much of what layers are fed stays in full precision, see `sq.learning.schedules.kept`
-    precision : of the student's passes, by autocast; losses, gradients of what is learned and targets are in float32
+    keep, share : how much of what layers are fed stays in full precision, see
+    `sq.learning.schedules.kept`
+    precision : of the student's passes, by autocast; losses, gradients of what is learned and
+    targets are in float32
 
     Raises
     ------
-    SqError : a loss or a gradient that is NaN or infinite: the step and the term are named, and the last good state is
+    SqError : a loss or a gradient that is NaN or infinite: the step and the term are named, and the
+    last good state is
         kept
     """
     stage, session.stages = session.stages, session.stages + 1
@@ -111,7 +119,9 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
         pressure = weight if early or t >= warm_up else 0.0
         about = run.step(step, t, index, exponent, pressure)
         if step % max(1, iterations // POINTS) == 0 or step == iterations - 1:
-            session.resume.rows.append({"part": part.name, **run.point(step, about), "beta": exponent})
+            session.resume.rows.append(
+                {"part": part.name, **run.point(step, about), "beta": exponent}
+            )
         if (step + 1) % session.every == 0:
             session.count(part.layers, step + 1 - counted)
             counted = step + 1
@@ -124,5 +134,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
 def _order(session: Session, stage: int, step: int, batch: int) -> Tensor:
     """Return the numbers (batch,) of the images of one step: each once before any is taken again."""
     every = session.images // batch  # steps in one order; what is left over waits for another
-    order = torch.randperm(session.images, generator=seeded(session.seed, stage, -1 - step // every))
+    order = torch.randperm(
+        session.images, generator=seeded(session.seed, stage, -1 - step // every)
+    )
     return order[step % every * batch :][:batch]

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# How much of an input stays in full precision at time t, from 0 to 1, and whether that is drawn for each element.
+# How much of an input stays in full precision at time t, from 0 to 1, and whether that is drawn for
+# each element.
 Keep = Literal["none", "linear", "cosine", "log", "bernoulli", "fixed"]
 
 
@@ -18,7 +19,8 @@ def beta(t: float, first: float, last: float, warm_up: float) -> float:
 
     Source
     ------
-    Nagel et al. 2020 (AdaRound), arXiv 2004.10568, section 3.3; the linear way as the code of BRECQ and EPTQ has it.
+    Nagel et al. 2020 (AdaRound), arXiv 2004.10568, section 3.3; the linear way as the code of BRECQ
+    and EPTQ has it.
     """
     return first if t <= warm_up else last + (first - last) * (1 - t) / (1 - warm_up)
 
@@ -28,13 +30,14 @@ def kept(how: Keep, t: float, share: float) -> float:
 
     Parameters
     ----------
-    how : "none" leaves none; "fixed" leaves `share` throughout; "linear" and "bernoulli" 1 - t, "cosine" cos(pi t / 2)
+    how : "none" leaves none; "fixed" leaves `share` throughout; "linear" and "bernoulli" 1 - t,
+    "cosine" cos(pi t / 2)
         and "log" -log10(0.9 t + 0.1) all go from 1 to 0
 
     Source
     ------
-    Gordon et al. 2023 (EPTQ), arXiv 2309.11531: gradual activation quantization; "fixed" is Wei et al. 2022 (QDrop),
-    arXiv 2203.05740.
+    Gordon et al. 2023 (EPTQ), arXiv 2309.11531: gradual activation quantization; "fixed" is Wei et
+    al. 2022 (QDrop), arXiv 2203.05740.
     """
     if how in ("none", "fixed"):
         return share if how == "fixed" else 0.0
@@ -54,7 +57,8 @@ class Mix:
         """Return m: one number, or 0 and 1 of the shape of `like`."""
         if not self.drawn or self.share in (0.0, 1.0):
             return 1.0 - self.share
-        # Bytes, eight at a time: a tenth of the time of drawing floats, and shares are met to within 1/512.
+        # Bytes, eight at a time: a tenth of the time of drawing floats, and shares are met to
+        # within 1/512.
         drawn = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)
         drawn.random_(-(2**63), None, generator=self.generator)
         bytes_ = drawn.view(torch.uint8)[: like.numel()] >= round(self.share * 256)

@@ -17,8 +17,9 @@ from sq.storage.resume import Resume
 class Part:
     """What is reconstructed together.
 
-    `error(index, generator)` runs the student on the images numbered `index` (B,), draws by `generator` what it draws,
-    and returns what is to be small and, by layer, the weight of its regulariser.
+    `error(index, generator)` runs the student on the images numbered `index` (B,), draws by
+    `generator` what it draws, and returns what is to be small and, by layer, the weight of its
+    regulariser.
     """
 
     name: str
@@ -52,6 +53,10 @@ class Session:
         self.start()
         cpu = self._read[1] - before[1]
         spent.steps += steps
-        spent.cpu, spent.once = (spent.cpu + cpu, spent.once) if steps else (spent.cpu, spent.once + cpu)
+        spent.cpu, spent.once = (
+            (spent.cpu + cpu, spent.once) if steps else (spent.cpu, spent.once + cpu)
+        )
         for name in layers:
-            spent.seconds[name] = spent.seconds.get(name, 0.0) + (self._read[0] - before[0]) / len(layers)
+            spent.seconds[name] = spent.seconds.get(name, 0.0) + (self._read[0] - before[0]) / len(
+                layers
+            )

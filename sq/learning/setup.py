@@ -52,12 +52,15 @@ def _adapts(stages: Iterable[Learn | None]) -> bool:
     return any(getattr(one, "keywords", {}).get("rates", {}).get("adapter") for one in stages)
 
 
-def begin(problem: Problem, start: Start, own: dict[str, Any], stages: list[Any], every: int) -> Session:
+def begin(
+    problem: Problem, start: Start, own: dict[str, Any], stages: list[Any], every: int
+) -> Session:
     """Return a session to learn in, as it was left if it was.
 
     Parameters
     ----------
-    own : settings of the method, `seed` and `hold` among them; they and those of its `stages` name the state
+    own : settings of the method, `seed` and `hold` among them; they and those of its `stages` name
+    the state
     every : steps between two writes of the state
     """
     student = Student(problem, start, own["hold"], own["seed"] if _adapts(stages) else None)
@@ -71,7 +74,9 @@ def finish(session: Session, about: dict[str, Any]) -> QuantizedModel:
     resume, spent = session.resume, session.resume.spent
     done = session.student.finish(spent.seconds, spent.cpu + spent.once)
     resume.done()
-    moved = [layer.report["bias_moved"] for layer in done.layers.values() if layer.report["bias_moved"]]
+    moved = [
+        layer.report["bias_moved"] for layer in done.layers.values() if layer.report["bias_moved"]
+    ]
     weights = sum(layer.codes.numel() for layer in done.layers.values())
     figures = {
         "steps": session.steps,

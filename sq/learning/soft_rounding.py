@@ -2,9 +2,9 @@
 
     W~ = sigma s (base + h(alpha) gap),    h(alpha) = clip(1.2 sigmoid(alpha) - 0.1, 0, 1)
 
-`base` is the lower of the two grid values a weight may take, in units of the scale s, and `gap` what the one above is
-more: 1 throughout on uniform grids. h = 0 takes the lower, h = 1 the upper. A regulariser drives every h to 0 or 1;
-what is left over is rounded at 1/2, where alpha = 0.
+`base` is the lower of the two grid values a weight may take, in units of the scale s, and `gap`
+what the one above is more: 1 throughout on uniform grids. h = 0 takes the lower, h = 1 the upper. A
+regulariser drives every h to 0 or 1; what is left over is rounded at 1/2, where alpha = 0.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from sq.types.problem import Grid, Layer
 
-# Roundings as weights are computed with: in between 0 and 1; 0 or 1, with gradients as if they were in between
-# (straight-through); or 0 or 1 without gradients.
+# Roundings as weights are computed with: in between 0 and 1; 0 or 1, with gradients as if they were
+# in between (straight-through); or 0 or 1 without gradients.
 Forward = Literal["soft", "hard", "fixed"]
-ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to (GAMMA, ZETA), so that h reaches both its ends
+# the sigmoid is stretched to (GAMMA, ZETA), so that h reaches both its ends
+ZETA, GAMMA = 1.1, -0.1
 
 
 def soft(alpha: Tensor) -> Tensor:
@@ -46,13 +47,15 @@ class Rounding(nn.Module):
     W : (G, O, I), its weight
     grid : of these weights
     codes : (G, O, I), to start from: each is one of the two its weight may take
-    hold : h starts where W lies between its two values, but at least so far on its code's side of 1/2, in (0, 0.5)
+    hold : h starts where W lies between its two values, but at least so far on its code's side of
+    1/2, in (0, 0.5)
 
     Source
     ------
-    Nagel et al. 2020, Up or Down? Adaptive Rounding for Post-Training Quantization, arXiv 2004.10568, equations 21 to
-    24; scale and bias after Gordon et al. 2023 (EPTQ), arXiv 2309.11531. Starting from a solver's codes is ours, and so
-    is rounding between neighbours that are not one step apart.
+    Nagel et al. 2020, Up or Down? Adaptive Rounding for Post-Training Quantization, arXiv
+    2004.10568, equations 21 to 24; scale and bias after Gordon et al. 2023 (EPTQ), arXiv
+    2309.11531. Starting from a solver's codes is ours, and so is rounding between neighbours that
+    are not one step apart.
     """
 
     base: Tensor
@@ -65,13 +68,19 @@ class Rounding(nn.Module):
         super().__init__()
         self.layer, self._grid = layer, grid
         units = W / grid.scale
-        below = ((units >= grid.units(codes)) & (codes < grid.levels - 1)) | (codes <= 0)  # the code is the lower one
+        # the code is the lower one
+        below = ((units >= grid.units(codes)) & (codes < grid.levels - 1)) | (codes <= 0)
         lower = torch.where(below, codes, codes - 1)
         base = grid.units(lower)
         gap = grid.units(lower + 1) - base
         share = ((units - base) / gap).clamp(0, 1)
         sure = torch.where(below, share.clamp(max=0.5 - hold), share.clamp(min=0.5 + hold))
-        for name, own in {"base": base, "lower": lower, "codes_before": codes, "scale": grid.scale}.items():
+        for name, own in {
+            "base": base,
+            "lower": lower,
+            "codes_before": codes,
+            "scale": grid.scale,
+        }.items():
             self.register_buffer(name, own.clone())
         self.register_buffer("gap", None if bool((gap == 1).all()) else gap)
         self.alpha = nn.Parameter(inverse(sure))

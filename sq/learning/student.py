@@ -1,7 +1,8 @@
 """A copy of a network that learns to be quantized: soft weights, learned biases, learned scales of what layers are fed.
 
-Nothing of the network is rewritten. For a pass, layers are lent their soft weights and biases; their inputs are
-quantized by hooks. So whatever a forward does between its layers, it goes on doing.
+Nothing of the network is rewritten. For a pass, layers are lent their soft weights and biases;
+their inputs are quantized by hooks. So whatever a forward does between its layers, it goes on
+doing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from sq.network.rounding_sites import counterparts, lending
 from sq.types.problem import Problem, QuantizedLayer, QuantizedModel, digest
 
 Start = Callable[[Problem], QuantizedModel]  # the codes to start from
-Precision = Literal["float32", "bfloat16"]  # of products and convolutions in a pass; sums of losses stay in float32
+# of products and convolutions in a pass; sums of losses stay in float32
+Precision = Literal["float32", "bfloat16"]
 Hold = Annotated[float, Interval(gt=0, lt=0.5)]
 
 
@@ -50,9 +52,13 @@ class Student:
         self.roundings: dict[str, Rounding] = {}
         for layer in problem.model.layers:
             own = self.begun.layers[layer.name]
-            self.roundings[layer.name] = Rounding(layer, geometry.weight(layer.module), own.grid, own.codes, hold)
+            self.roundings[layer.name] = Rounding(
+                layer, geometry.weight(layer.module), own.grid, own.codes, hold
+            )
         self.inputs = inputs(problem, seed)
-        self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(problem.batch.x.device)
+        self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(
+            problem.batch.x.device
+        )
         self.precision: Precision = "float32"
         self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none
         self._holders = counterparts(problem.model, self.net)
@@ -65,7 +71,9 @@ class Student:
             yield
 
     @contextmanager
-    def lent(self, names: list[str], forward: Forward, mix: Mix | None) -> Iterator[dict[str, Tensor]]:
+    def lent(
+        self, names: list[str], forward: Forward, mix: Mix | None
+    ) -> Iterator[dict[str, Tensor]]:
         """Let layers compute with what they have learned, for a pass; give their roundings h."""
         h = {name: self.roundings[name].h(forward) for name in names}
         given: list[tuple[nn.Module, str, Tensor]] = []
@@ -115,7 +123,9 @@ class Student:
         self.harden([*self.roundings])
         insertion.attach(self.net, {name: own.grid() for name, own in self.inputs.items()})
         rate = cpu_seconds / (sum(seconds.values()) or 1.0)
-        done = {name: self._layer(name, seconds[name], rate * seconds[name]) for name in self.roundings}
+        done = {
+            name: self._layer(name, seconds[name], rate * seconds[name]) for name in self.roundings
+        }
         return QuantizedModel(self.net, done)
 
     def _layer(self, name: str, seconds: float, cpu_seconds: float) -> QuantizedLayer:

@@ -13,7 +13,8 @@ from sq.network import hooks
 from sq.network.forward import forward
 from sq.storage.store import GIB
 
-# Of images by number (B,): tensors (B, ...), or (k B, ...) with the k parts of each image one after the other.
+# Of images by number (B,): tensors (B, ...), or (k B, ...) with the k parts of each image one after
+# the other.
 Make = Callable[[Tensor], list[Tensor]]
 CLOSE = 1e-3  # of the largest number: sums in another order differ by less
 
@@ -48,7 +49,9 @@ class Kept:
         need = sum(own.numel() * own.element_size() for own in made) / len(first) * self.images
         if need > self.limit:
             self.streamed = True
-            say(f"targets take {need / GIB:.2g} GiB, quantizer.memory_gib={self.limit / GIB:g}: made anew each step")
+            say(
+                f"targets take {need / GIB:.2g} GiB, quantizer.memory_gib={self.limit / GIB:g}: made anew each step"
+            )
             return
         rows = [_rows(own, len(first)) for own in made]
         self.all = [own.new_empty((self.images, *own.shape[1:])) for own in rows]
@@ -77,7 +80,9 @@ def check_rows(net: nn.Module, names: list[str], x: Tensor) -> None:
     both, one = _returned(net, own, x), _returned(net, own, x[:1])
     for (name, y), (_, first) in zip(both, one, strict=False):
         shapes = tuple(y.shape), (2 * len(first), *first.shape[1:])
-        if shapes[0] != shapes[1] or float((y[: len(first)] - first).abs().max()) > CLOSE * float(first.abs().max()):
+        if shapes[0] != shapes[1] or float((y[: len(first)] - first).abs().max()) > CLOSE * float(
+            first.abs().max()
+        ):
             raise SqError(
                 f"layer {name} returns {tuple(first.shape)} for one image and {tuple(y.shape)} for two, not of each on "
                 "its own: choose quantizer=sensiquant, which takes layers that mix images"

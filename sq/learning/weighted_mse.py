@@ -29,8 +29,10 @@ def squares(y: Tensor, wanted: Tensor, weight: Tensor, channels: int) -> Tensor:
 
     Parameters
     ----------
-    y, wanted : (B, C, ...) of convolutions, (B, ..., C) of linear layers; B may be a multiple of the number of images,
-        the parts of each one after the other (windows, patches). Sums are of the precision of `wanted`
+    y, wanted : (B, C, ...) of convolutions, (B, ..., C) of linear layers; B may be a multiple of
+    the number of images,
+        the parts of each one after the other (windows, patches). Sums are of the precision of
+        `wanted`
     weight : (images,) of each image, or of the shape of `y`
     channels : C; the axis that they are on makes no difference
     """

@@ -42,11 +42,14 @@ class Detected:
         Returns
         -------
         drop : mAP of full precision less this one
-        drop_low, drop_high : its 95 % interval, by the percentile bootstrap over images: both networks are measured
+        drop_low, drop_high : its 95 % interval, by the percentile bootstrap over images: both
+        networks are measured
             on the same drawn images. The draws are the same in every run
-        logit_snr_db : 10 log10(||reference||^2 / ||reference - outputs||^2) over the raw outputs of the first 8
+        logit_snr_db : 10 log10(||reference||^2 / ||reference - outputs||^2) over the raw outputs of
+        the first 8
             images; 300 for equal outputs, -300 where they are not finite
-        boxes, boxes_full : mean number of boxes an image with a score above 0.25, here and in full precision
+        boxes, boxes_full : mean number of boxes an image with a score above 0.25, here and in full
+        precision
 
         Source
         ------
@@ -93,20 +96,25 @@ def measure(  # noqa: PLR0913  # two given, five knobs
     confidence : a box is a candidate for each class whose score exceeds this, from 0 to 1
     iou : a candidate is dropped if it overlaps a better one of its class by more than this
     limit : boxes kept of an image at most; of these COCO counts 100 of each class
-    evaluator : the program that computes both figures; "pycocotools" is the original, "faster" the same in C++
+    evaluator : the program that computes both figures; "pycocotools" is the original, "faster" the
+    same in C++
     resamples : draws of the bootstrap
 
     Raises
     ------
-    SqError : the model is no detector, the images have labels in place of objects or no objects at all, or an
+    SqError : the model is no detector, the images have labels in place of objects or no objects at
+    all, or an
         object is of a class that the network does not know; the evaluator is not installed
 
     Source
     ------
-    Lin et al. 2014, Microsoft COCO: Common Objects in Context; https://cocodataset.org/#detection-eval.
+    Lin et al. 2014, Microsoft COCO: Common Objects in Context;
+    https://cocodataset.org/#detection-eval.
     """
     if model.decode is None:
-        raise SqError("metric=coco_map: the model is no detector: choose a detector, or metric=top1")
+        raise SqError(
+            "metric=coco_map: the model is no detector: choose a detector, or metric=top1"
+        )
     coco_eval.program(evaluator)  # says now, not after all images, that it is not installed
     found: list[Detections] = []
     objects: list[Objects] = []
@@ -115,7 +123,9 @@ def measure(  # noqa: PLR0913  # two given, five knobs
     classes = 0
     for raw, batch in seen:
         if isinstance(batch.y, Tensor):
-            raise SqError("metric=coco_map: the dataset has one label an image: choose one of objects, dataset=coco")
+            raise SqError(
+                "metric=coco_map: the dataset has one label an image: choose one of objects, dataset=coco"
+            )
         if len(ids) < KEPT:
             kept.append(raw[: KEPT - len(ids)].clone())
         boxes, scores = model.decode(raw)
@@ -134,7 +144,9 @@ def measure(  # noqa: PLR0913  # two given, five knobs
 def _check(objects: Sequence[Objects], ids: Sequence[str], classes: int) -> None:
     """Raise an `SqError` unless there are objects, crowds apart, all of classes that the network knows."""
     if not any((~o.crowd).any() for o in objects):
-        raise SqError(f"metric=coco_map: none of the {len(ids)} images holds an object: check the dataset's labels")
+        raise SqError(
+            f"metric=coco_map: none of the {len(ids)} images holds an object: check the dataset's labels"
+        )
     for name, true in zip(ids, objects, strict=True):
         if len(true.classes) and (most := int(true.classes.max())) >= classes:
             raise SqError(

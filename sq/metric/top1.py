@@ -32,7 +32,9 @@ def measure(model: Model, seen: Iterable[tuple[Tensor, Batch]]) -> Measured:
     logits, labels = [], []
     for outputs, batch in seen:
         if not torch.is_tensor(batch.y) or outputs.ndim != 2:
-            raise SqError("metric=top1 needs one label an image and logits: for objects take metric=coco_map")
+            raise SqError(
+                "metric=top1 needs one label an image and logits: for objects take metric=coco_map"
+            )
         logits.append(outputs)
         labels.append(batch.y)
     found = Classified(torch.cat(logits), torch.cat(labels))
@@ -57,7 +59,9 @@ class Classified:
         top = self.logits.topk(min(5, self.logits.shape[1])).indices
         hits = top == self.labels[:, None]
         share = {"top1": 100 * float(self.right.double().mean())}
-        return share | ({"top5": 100 * float(hits.any(1).double().mean())} if self.logits.shape[1] > 5 else {})
+        return share | (
+            {"top5": 100 * float(hits.any(1).double().mean())} if self.logits.shape[1] > 5 else {}
+        )
 
     @property
     def right(self) -> Tensor:
@@ -68,7 +72,11 @@ class Classified:
         """Return drops in percentage points, the interval and p-value of the first, and the agreement of logits."""
         assert isinstance(full, Classified)
         low, high = paired_tests.drop_interval(full.right, self.right)
-        drops = {"drop": full.figures["top1"] - self.figures["top1"], "drop_low": 100 * low, "drop_high": 100 * high}
+        drops = {
+            "drop": full.figures["top1"] - self.figures["top1"],
+            "drop_low": 100 * low,
+            "drop_high": 100 * high,
+        }
         drops["drop_p"] = paired_tests.p_value(full.right, self.right)
         return drops | agreement.measure(self.logits, full.logits)
 

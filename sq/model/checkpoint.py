@@ -34,26 +34,33 @@ def load(
 ) -> Model:
     """Build a network and read its weights.
 
-    The constructor is looked up by name: in torchvision's registry, in timm's, or in a package that the user allows
-    (`sq.core.plugins`); nothing else that a config names is imported.
+    The constructor is looked up by name: in torchvision's registry, in timm's, or in a package that
+    the user allows (`sq.core.plugins`); nothing else that a config names is imported.
 
     Parameters
     ----------
-    constructor : a name in torchvision's registry of models, "timm/NAME", or in a plugin, "mynet.MyNet"
+    constructor : a name in torchvision's registry of models, "timm/NAME", or in a plugin,
+    "mynet.MyNet"
     arguments : of the constructor, such as num_classes
-    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
-    reparameterize : fuse the branches of networks that offer it (timm's RepVGG, MobileOne, FastViT, ...) first
-    data : the evaluation transform: input_size (C, H, W), interpolation, crop_pct (share of the shorter side that
+    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
+    $SQ_DATA
+    reparameterize : fuse the branches of networks that offer it (timm's RepVGG, MobileOne, FastViT,
+    ...) first
+    data : the evaluation transform: input_size (C, H, W), interpolation, crop_pct (share of the
+    shorter side that
         is kept), mean and std of values from 0 to 1; and, if it is not "center", crop_mode
     expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
     ------
-    SqError : no such constructor, arguments it does not take, or weights that are missing, damaged or do not fit;
+    SqError : no such constructor, arguments it does not take, or weights that are missing, damaged
+    or do not fit;
         fusing branches changes the outputs
     """
     if missing := [name for name in SETTINGS if name not in data]:
-        raise SqError(f"model.data has {', '.join(data) or 'nothing'}: it lacks {', '.join(missing)}")
+        raise SqError(
+            f"model.data has {', '.join(data) or 'nothing'}: it lacks {', '.join(missing)}"
+        )
     check(data)
     path = find(weights, "model.weights")
     net = _build(constructor, arguments or {}).float().eval()
@@ -65,7 +72,14 @@ def load(
     found, skipped = geometry.find(net)
     levels = span(settings["mean"], settings["std"])
     return Model(
-        net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {}, span=levels
+        net,
+        found,
+        settings["input_size"],
+        checkpoint,
+        Evaluation(settings),
+        skipped,
+        expected or {},
+        span=levels,
     )
 
 
@@ -79,32 +93,52 @@ def _build(constructor: str, arguments: dict[str, Any]) -> Any:
     library, _, name = constructor.rpartition("/")
     known = {"": models.list_models(models), "timm": timm.list_models()}
     if name not in known.get(library, []):
-        choices = known[library] if library in known else [*known[""], *(f"timm/{n}" for n in known["timm"])]
+        choices = (
+            known[library]
+            if library in known
+            else [*known[""], *(f"timm/{n}" for n in known["timm"])]
+        )
         raise SqError(
             f"model.constructor={constructor}: torchvision (or timm/) has none; {_near(name, choices)}; "
             "a class of your own is MODULE.CLASS, in a package that plugins=[MODULE] allows"
         )
     try:
-        return timm.create_model(name, **arguments) if library else models.get_model(name, weights=None, **arguments)
+        return (
+            timm.create_model(name, **arguments)
+            if library
+            else models.get_model(name, weights=None, **arguments)
+        )
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SqError(f"model.arguments={arguments}: {constructor} does not take them ({one_line(error)})") from error
+        raise SqError(
+            f"model.arguments={arguments}: {constructor} does not take them ({one_line(error)})"
+        ) from error
 
 
 def _of_plugin(constructor: str, arguments: dict[str, Any]) -> nn.Module:
     made = plugins.find(constructor, "model.constructor")
     if not inspect.isfunction(made) and not (inspect.isclass(made) and issubclass(made, nn.Module)):
-        raise SqError(f"model.constructor={constructor}: neither a class of torch.nn.Module nor a function")
+        raise SqError(
+            f"model.constructor={constructor}: neither a class of torch.nn.Module nor a function"
+        )
     try:
         net = made(**arguments)
     except SqError:
         raise
     except Exception as error:  # whatever the code of a plugin raises
-        raise SqError(f"model.arguments={arguments}: {constructor} fails with them ({one_line(error)})") from error
+        raise SqError(
+            f"model.arguments={arguments}: {constructor} fails with them ({one_line(error)})"
+        ) from error
     if not isinstance(net, nn.Module):
-        raise SqError(f"model.constructor={constructor}: returns {type(net).__name__}, not a torch.nn.Module")
+        raise SqError(
+            f"model.constructor={constructor}: returns {type(net).__name__}, not a torch.nn.Module"
+        )
     return net
 
 
 def _near(name: str, choices: list[str]) -> str:
     found = nearest(name, choices)
-    return found if found.startswith("nearest") else "see torchvision.models.list_models() and timm.list_models()"
+    return (
+        found
+        if found.startswith("nearest")
+        else "see torchvision.models.list_models() and timm.list_models()"
+    )

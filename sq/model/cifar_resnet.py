@@ -1,7 +1,8 @@
 """cifar_resnet: the residual networks for 32x32 images of He et al. 2015, 20 to 110 layers deep.
 
-A 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels, and a linear layer: 6 n + 2 layers with
-weights. Shortcuts have none ("option A"). Parameter names are those of the checkpoints people share.
+A 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels, and a linear layer: 6 n + 2
+layers with weights. Shortcuts have none ("option A"). Parameter names are those of the checkpoints
+people share.
 """
 
 from typing import Annotated, Literal
@@ -79,7 +80,8 @@ def load(
     Parameters
     ----------
     depth : layers with weights
-    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
+    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
+    $SQ_DATA
     mean, std : red, green, blue, of values from 0 to 1: the network takes (value - mean) / std
     expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
@@ -95,4 +97,6 @@ def load(
     checkpoint = load_into(net, find(weights, "model.weights"))
     found, skipped = geometry.find(net)
     prepare = Normalise((32, 32), tuple(mean), tuple(std))
-    return Model(net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {}, span=span(mean, std))
+    return Model(
+        net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {}, span=span(mean, std)
+    )

@@ -1,7 +1,7 @@
 """digits_resnet: a small residual network for 8x8 digits that holds every layer kind sq quantizes.
 
-Dense 3x3 and 1x1, grouped, depthwise and linear layers, strides, BatchNorm and residual adds: what is met
-in large networks is met here, in seconds. Trained weights ship with the package; ``python -m
+Dense 3x3 and 1x1, grouped, depthwise and linear layers, strides, BatchNorm and residual adds: what
+is met in large networks is met here, in seconds. Trained weights ship with the package; ``python -m
 sq.model.train_digits`` makes them again.
 """
 
@@ -73,7 +73,12 @@ class DigitsResNet(nn.Module):
         self.stem = Unit(1, 32, 3)
         self.blocks = nn.Sequential(
             Residual(Unit(32, 32, 3), Unit(32, 32, 3)),
-            Residual(Unit(32, 64, 1), Unit(64, 64, 3, 2, groups=4), Unit(64, 64, 1), shortcut=Unit(32, 64, 1, 2)),
+            Residual(
+                Unit(32, 64, 1),
+                Unit(64, 64, 3, 2, groups=4),
+                Unit(64, 64, 1),
+                shortcut=Unit(32, 64, 1, 2),
+            ),
             Separable(64, pairs=4),
             Residual(Unit(64, 96, 3), Unit(96, 96, 3), shortcut=Unit(64, 96, 1)),
             Residual(Unit(96, 96, 3, 2), Unit(96, 96, 3), shortcut=Unit(96, 96, 1, 2)),
@@ -110,4 +115,6 @@ def load(*, weights: str | None, expected: Expected) -> Model:
     net = DigitsResNet().eval()
     checkpoint = load_into(net, Path(weights) if weights else WEIGHTS)
     found, skipped = geometry.find(net)
-    return Model(net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {}, span=((-1.0,), (1.0,)))
+    return Model(
+        net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {}, span=((-1.0,), (1.0,))
+    )

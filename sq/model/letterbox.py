@@ -23,7 +23,8 @@ def letterbox(image: Image.Image, size: int) -> Tensor:
     (3, size, size) float32 in 0..1
     """
     height, width, top, left = _place((image.height, image.width), size)
-    scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)  # smooths when it scales down
+    # smooths when it scales down
+    scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     square = torch.full((3, size, size), GREY)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
     square[:, top : top + height, left : left + width] = pixels / 255

@@ -26,9 +26,11 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 ARCHIVE = b"PK\x03\x04"  # how files that `torch.save` writes begin
 SHOWN = 3  # names in a message
 DEPTH = 3  # of dictionaries in each other, in which state dicts are looked for
-# What torch.compile, FSDP and activation checkpointing put into the names of parameters, at any place.
+# What torch.compile, FSDP and activation checkpointing put into the names of parameters, at any
+# place.
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# What training scripts leave beside the tensors. It is not wanted, so stand-ins that do nothing are read for it.
+# What training scripts leave beside the tensors. It is not wanted, so stand-ins that do nothing are
+# read for it.
 BYSTANDERS = re.compile(
     r"(?:(?:__builtin__|builtins)\.)?(?:list|dict|set|tuple|int|float|bool|slice|range|object)|"
     r"argparse\.Namespace|collections\.Counter|_codecs\.encode|pathlib\.\w+|datetime\.\w+|"
@@ -37,7 +39,8 @@ BYSTANDERS = re.compile(
 )
 
 
-_reading = threading.RLock()  # what torch.load may read, and which warnings are shown, is one state for all threads
+# what torch.load may read, and which warnings are shown, is one state for all threads
+_reading = threading.RLock()
 
 
 class Inert:
@@ -54,8 +57,9 @@ class Inert:
 def standing_in(names: Iterable[str]) -> Iterator[None]:
     """Have `torch.load` read an `Inert` for each class or function of these `names`, in the block alone.
 
-    One thread at a time: the first of two to end would take away what the second still needs. Threads of others that
-    load a file meanwhile are given stand-ins too, so nothing is changed where there are no names.
+    One thread at a time: the first of two to end would take away what the second still needs.
+    Threads of others that load a file meanwhile are given stand-ins too, so nothing is changed
+    where there are no names.
     """
     harmless: list[Any] = [(Inert, name) for name in names]
     with _reading:
@@ -70,7 +74,8 @@ def standing_in(names: Iterable[str]) -> Iterator[None]:
 class Fit:
     """Tensors of a file, by the names that a network has for them, and what keeps them from fitting."""
 
-    key: str  # of the dictionary in the file that holds them, "a.b" for one in another; "" for the file's own
+    # of the dictionary in the file that holds them, "a.b" for one in another; "" for the file's own
+    key: str
     prefix: str  # that all names have in the file
     tensors: dict[str, Tensor]
     outside: list[str]  # names in the file without the prefix
@@ -79,35 +84,47 @@ class Fit:
     @property
     def averaged(self) -> bool:
         """Return whether key or prefix says that these are averages over training."""
-        parts = re.split(r"[^a-z]+", f"{self.key}.{self.prefix}".lower())  # not "semantic", nor "swap"
+        # not "semantic", nor "swap"
+        parts = re.split(r"[^a-z]+", f"{self.key}.{self.prefix}".lower())
         return any(re.fullmatch(r"(model)?(ema|swa)(model)?|averag\w*", part) for part in parts)
 
     @property
     def label(self) -> str:
         """Return where in the file the tensors are."""
-        parts = [self.key and f"under {self.key}", self.prefix and f"of names that begin with {self.prefix}"]
+        parts = [
+            self.key and f"under {self.key}",
+            self.prefix and f"of names that begin with {self.prefix}",
+        ]
         return " ".join(filter(None, parts)) or "at the top"
 
 
 def load_into(net: nn.Module, path: Path) -> str:
     """Copy the tensors of the file at `path` into `net`; return the file's sha256.
 
-    Inside of `sq.config.data_paths.architecture_alone`, nothing is read: the network stays as it was made.
+    Inside of `sq.config.data_paths.architecture_alone`, nothing is read: the network stays as it
+    was made.
 
-    A .safetensors file, or one that `torch.save` wrote. The state dict may be an entry of a dictionary ("model",
-    "state_dict", ...), and its names may have a prefix ("module.", "model.", "_orig_mod.", ...): those tensors are
-    taken that fit the network, which is said. Where averages over training ("ema") fit beside the last weights, they
-    are taken, as timm and ultralytics do. Tensors are converted to the type of the parameter they fill.
+    A .safetensors file, or one that `torch.save` wrote. The state dict may be an entry of a
+    dictionary ("model", "state_dict", ...), and its names may have a prefix ("module.", "model.",
+    "_orig_mod.", ...): those tensors are taken that fit the network, which is said. Where averages
+    over training ("ema") fit beside the last weights, they are taken, as timm and ultralytics do.
+    Tensors are converted to the type of the parameter they fill.
 
     Raises
     ------
-    SqError : the file is missing, damaged, more than tensors, of another network, or holds what are no full-precision
-        weights: NaN or infinity, codes of a quantized network, complex numbers, tensors without values
+    SqError : the file is missing, damaged, more than tensors, of another network, or holds what are
+    no full-precision
+        weights: NaN or infinity, codes of a quantized network, complex numbers, tensors without
+        values
     """
     if without_weights():
         return ""
     stored = _read(path)
-    fits = [fit for key, tensors in _state_dicts(stored) for fit in _fits(key, tensors, net.state_dict())]
+    fits = [
+        fit
+        for key, tensors in _state_dicts(stored)
+        for fit in _fits(key, tensors, net.state_dict())
+    ]
     if not fits:
         raise SqError(
             f"{path} holds no state dict, that is, tensors by name{_contents(stored)}: save the network's "
@@ -115,9 +132,16 @@ def load_into(net: nn.Module, path: Path) -> str:
         )
     fit = _chosen(fits, path, type(net).__name__)
     own = net.state_dict()
-    tensors = {name: _converted(tensor, own[name], f"{path}: {name}") for name, tensor in fit.tensors.items()}
-    if broken := [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]:
-        raise SqError(f"{path} holds NaN or infinity in {', '.join(broken[:SHOWN])}: the checkpoint is unusable")
+    tensors = {
+        name: _converted(tensor, own[name], f"{path}: {name}")
+        for name, tensor in fit.tensors.items()
+    }
+    if broken := [
+        name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()
+    ]:
+        raise SqError(
+            f"{path} holds NaN or infinity in {', '.join(broken[:SHOWN])}: the checkpoint is unusable"
+        )
     if rounded := [t.dtype for t in fit.tensors.values() if t.dtype == torch.float64]:
         say(f"{path}: {quantity(rounded, 'tensor')} in float64, rounded to the network's float32")
     net.load_state_dict(tensors, strict=False)
@@ -126,7 +150,9 @@ def load_into(net: nn.Module, path: Path) -> str:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise SqError(f"no weights file at {path}: correct model.weights, or leave it out for the default")
+        raise SqError(
+            f"no weights file at {path}: correct model.weights, or leave it out for the default"
+        )
     if path.suffix.lower() not in SUFFIXES:
         raise SqError(
             f"{path}: weights are read from {', '.join(SUFFIXES)} files: convert it, or rename it if it is one"
@@ -157,13 +183,15 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise SqError(f"{path} is not a whole safetensors file ({error}): copy or train it again") from error
+        raise SqError(
+            f"{path} is not a whole safetensors file ({error}): copy or train it again"
+        ) from error
 
 
 def _torch(path: Path) -> Any:
     try:
-        # A pickle can hold code: it is never run. Of what is known to stand beside tensors, nothing is wanted.
-        # A stream: of a path, the suffix would decide.
+        # A pickle can hold code: it is never run. Of what is known to stand beside tensors, nothing
+        # is wanted. A stream: of a path, the suffix would decide.
         with _reading, path.open("rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sparse and of quantized tensors
             with standing_in(name for name in _named(path) if BYSTANDERS.fullmatch(name)):
@@ -183,7 +211,9 @@ def _torch(path: Path) -> Any:
         # PyTorch's own advice, to load with weights_only=False, is what must not be done.
         said = [line for line in text.splitlines() if line.strip() and "weights_only" not in line]
         reason = (said or [type(error).__name__])[0]
-        raise SqError(f"{path} is not a whole PyTorch checkpoint ({reason}): copy it again") from error
+        raise SqError(
+            f"{path} is not a whole PyTorch checkpoint ({reason}): copy it again"
+        ) from error
 
 
 def _named(path: Path) -> list[str]:
@@ -192,13 +222,17 @@ def _named(path: Path) -> list[str]:
     Old files, which are no archives, cannot be asked.
     """
     with path.open("rb") as stream:
-        if stream.read(len(ARCHIVE)) != ARCHIVE or any("constants.pkl" in name for name in ZipFile(path).namelist()):
+        if stream.read(len(ARCHIVE)) != ARCHIVE or any(
+            "constants.pkl" in name for name in ZipFile(path).namelist()
+        ):
             return []
         stream.seek(0)
         return torch.serialization.get_unsafe_globals_in_checkpoint(stream)
 
 
-def _state_dicts(stored: Any, key: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _state_dicts(
+    stored: Any, key: str = "", depth: int = DEPTH
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield every dictionary of tensors by name in `stored`, with where it is."""
     if not isinstance(stored, dict):
         return
@@ -212,7 +246,9 @@ def _state_dicts(stored: Any, key: str = "", depth: int = DEPTH) -> Iterator[tup
 def _contents(stored: Any) -> str:
     """Return in words what a file holds that has no state dict."""
     if isinstance(stored, dict):
-        names = [f"{name} ({type(value).__name__})" for name, value in list(stored.items())[-SHOWN:]]
+        names = [
+            f"{name} ({type(value).__name__})" for name, value in list(stored.items())[-SHOWN:]
+        ]
         return f" only, but a dictionary with {', '.join(names)}" if names else ""
     return f", but {type(stored).__name__}"
 
@@ -222,12 +258,18 @@ def _fits(key: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     plain = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
     # Wherever the first parameters of the network end a name, what stands before may be a prefix.
     ends = [name for name in own if not _counter(name)][:SHOWN]
-    prefixes = {name.removesuffix(end) for end in ends for name in plain if f".{name}".endswith(f".{end}")}
+    prefixes = {
+        name.removesuffix(end) for end in ends for name in plain if f".{name}".endswith(f".{end}")
+    }
     return [_fit(key, prefix, plain, own) for prefix in sorted({"", *prefixes})]
 
 
 def _fit(key: str, prefix: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Fit:
-    inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    inside = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
     outside = [name for name in tensors if not name.startswith(prefix)]
     reshaped = [n for n, t in inside.items() if n in own and t.shape != own[n].shape]
     problems = {
@@ -235,7 +277,9 @@ def _fit(key: str, prefix: str, tensors: Mapping[str, Tensor], own: Mapping[str,
         "not in the network": [name for name in inside if name not in own],
         "of another shape": [f"{name} {tuple(inside[name].shape)}" for name in reshaped],
     }
-    return Fit(key, prefix, inside, outside, {what: names for what, names in problems.items() if names})
+    return Fit(
+        key, prefix, inside, outside, {what: names for what, names in problems.items() if names}
+    )
 
 
 def _counter(name: str) -> bool:
@@ -253,7 +297,9 @@ def _chosen(fits: list[Fit], path: Path, network: str) -> Fit:
     fitting = [fit for fit in fits if not fit.problems]
     if not fitting:
         best = min(fits, key=lambda fit: sum(map(len, fit.problems.values())))
-        detail = "; ".join(f"{len(names)} {what} ({_listed(names)})" for what, names in best.problems.items())
+        detail = "; ".join(
+            f"{len(names)} {what} ({_listed(names)})" for what, names in best.problems.items()
+        )
         where = "" if best.label == "at the top" else f", looked for {best.label}"
         raise SqError(f"{path} holds weights of another network than {network}: {detail}{where}")
     averaged = [fit for fit in fitting if fit.averaged]
@@ -271,7 +317,9 @@ def _chosen(fits: list[Fit], path: Path, network: str) -> Fit:
         others = [fit.label for fit in fitting if fit is not chosen]
         parts.append(f"averages over training, not those {_listed(others)}")
     if chosen.outside:
-        parts.append(f"{quantity(chosen.outside, 'other tensor')} left out ({_listed(chosen.outside)})")
+        parts.append(
+            f"{quantity(chosen.outside, 'other tensor')} left out ({_listed(chosen.outside)})"
+        )
     if parts:
         say(f"{path}: {'; '.join(parts)}")
     return chosen
@@ -289,12 +337,18 @@ def _converted(tensor: Tensor, own: Tensor, what: str) -> Tensor:
     SqError : it is none of full-precision values; `what` begins the message
     """
     if tensor.is_meta:
-        raise SqError(f"{what} has no values (it is on the device meta): save the network after its weights are loaded")
-    if tensor.is_quantized or (own.is_floating_point() and not (tensor.is_floating_point() or tensor.is_complex())):
+        raise SqError(
+            f"{what} has no values (it is on the device meta): save the network after its weights are loaded"
+        )
+    if tensor.is_quantized or (
+        own.is_floating_point() and not (tensor.is_floating_point() or tensor.is_complex())
+    ):
         kind = str(tensor.dtype).removeprefix("torch.")
         raise SqError(
             f"{what} is stored as {kind}, as in a network that is quantized already: give weights in full precision"
         )
     if tensor.is_complex() and not own.is_complex():
-        raise SqError(f"{what} holds complex numbers, the network's are real: give the weights of this network")
+        raise SqError(
+            f"{what} holds complex numbers, the network's are real: give the weights of this network"
+        )
     return (tensor.to_dense() if tensor.layout != torch.strided else tensor).detach().to(own.dtype)

@@ -1,7 +1,8 @@
 """timm: any image classifier of the timm library, with the transform that goes with its weights.
 
-The tag behind the dot pins the weights: `resnet50.tv_in1k` are torchvision's first (76.1 % on ImageNet, what OBC
-used), `resnet50.a1_in1k` others of the same network (80.4 %). Rows of different weights are never comparable.
+The tag behind the dot pins the weights: `resnet50.tv_in1k` are torchvision's first (76.1 % on
+ImageNet, what OBC used), `resnet50.a1_in1k` others of the same network (80.4 %). Rows of different
+weights are never comparable.
 """
 
 from __future__ import annotations
@@ -30,23 +31,32 @@ SETTING = "model.reparameterize=false"
 
 
 def load(
-    *, name: str, weights: str | None, reparameterize: bool, data: dict[str, Any] | None, expected: Expected
+    *,
+    name: str,
+    weights: str | None,
+    reparameterize: bool,
+    data: dict[str, Any] | None,
+    expected: Expected,
 ) -> Model:
     """Load a trained network, ready to evaluate.
 
     Parameters
     ----------
     name : timm's, with the tag of the weights: ARCHITECTURE.TAG
-    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA. None
+    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
+    $SQ_DATA. None
         downloads the tag's from timm's hub
-    reparameterize : fuse the branches of networks that offer it (RepVGG, MobileOne, FastViT, RepGhost, ...) first
-    data : settings of the evaluation transform that differ from the tag's own: input_size, interpolation, crop_pct,
+    reparameterize : fuse the branches of networks that offer it (RepVGG, MobileOne, FastViT,
+    RepGhost, ...) first
+    data : settings of the evaluation transform that differ from the tag's own: input_size,
+    interpolation, crop_pct,
         crop_mode, mean, std
     expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
     ------
-    SqError : timm has no such network or tag; the weights are missing, damaged or of another network, or cannot be
+    SqError : timm has no such network or tag; the weights are missing, damaged or of another
+    network, or cannot be
         downloaded; a setting in `data` that makes no sense; fusing branches changes the outputs
     """
     torch_setup.import_torchvision()
@@ -57,17 +67,30 @@ def load(
     check(data or {})
     # Found before the network is built: that takes seconds.
     path = find(weights, "model.weights") if weights else None
-    net = timm.create_model(name, pretrained=False) if path or without_weights() else _download(name)
+    net = (
+        timm.create_model(name, pretrained=False) if path or without_weights() else _download(name)
+    )
     net = net.float().eval()
     checkpoint = load_into(net, path) if path else digest(net.state_dict().values())
     settings = resolve_data_config({}, model=net) | (data or {})
     settings["input_size"] = tuple(settings["input_size"])
     if reparameterize:
-        net = fused(net, torch.rand(1, *settings["input_size"], generator=torch.Generator().manual_seed(0)), SETTING)
+        net = fused(
+            net,
+            torch.rand(1, *settings["input_size"], generator=torch.Generator().manual_seed(0)),
+            SETTING,
+        )
     found, skipped = geometry.find(net)
     levels = span(settings["mean"], settings["std"])
     return Model(
-        net, found, settings["input_size"], checkpoint, Evaluation(settings), skipped, expected or {}, span=levels
+        net,
+        found,
+        settings["input_size"],
+        checkpoint,
+        Evaluation(settings),
+        skipped,
+        expected or {},
+        span=levels,
     )
 
 
@@ -76,14 +99,18 @@ def _check_name(name: str, weights: str | None) -> None:
 
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise SqError(f"model.name={name}: timm has no such network; {nearest(architecture, timm.list_models())}")
+        raise SqError(
+            f"model.name={name}: timm has no such network; {nearest(architecture, timm.list_models())}"
+        )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise SqError(
             f"model.name={name}: {architecture} has no weights of that tag; tags: {', '.join(tags) or 'none'}"
         )
     if not tag and not weights:
-        raise SqError(f"model.name={name}: name its weights too, {architecture}.TAG; tags: {', '.join(tags) or 'none'}")
+        raise SqError(
+            f"model.name={name}: name its weights too, {architecture}.TAG; tags: {', '.join(tags) or 'none'}"
+        )
 
 
 def _download(name: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """From an image to what a network takes: the network's own data config, read by timm.
 
-`expected` figures hold only for the transform that goes with the weights, so it belongs to the model.
+`expected` figures hold only for the transform that goes with the weights, so it belongs to the
+model.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from sq.errors import SqError
 from sq.runtime import torch_setup
 from sq.types.problem import Span
 
-# Settings of `Evaluation` and what they may be: timm itself takes a mistyped crop_mode, or a crop_pct of 0, for its
-# default.
+# Settings of `Evaluation` and what they may be: timm itself takes a mistyped crop_mode, or a
+# crop_pct of 0, for its default.
 KINDS: dict[str, Any] = {
     "input_size": Annotated[list[Count], Len(3, 3)],
     "interpolation": Literal["bilinear", "bicubic", "nearest", "box", "hamming", "lanczos"],
@@ -35,15 +36,21 @@ def check(data: Mapping[str, Any]) -> None:
     """Raise an `SqError` unless `data`, as a config gives it, holds settings of `Evaluation` only, all well-formed."""
     for name, value in data.items():
         if name not in KINDS:
-            raise SqError(f"model.data.{name}: not a setting of the transform; choices: {', '.join(KINDS)}")
+            raise SqError(
+                f"model.data.{name}: not a setting of the transform; choices: {', '.join(KINDS)}"
+            )
         check_type(KINDS[name], value, f"model.data.{name}")
     if data.get("input_size", [3])[0] != 3:
-        raise SqError(f"model.data.input_size={data['input_size']}: (channels, height, width), of 3 channels")
+        raise SqError(
+            f"model.data.input_size={data['input_size']}: (channels, height, width), of 3 channels"
+        )
 
 
 def span(mean: Sequence[float], std: Sequence[float]) -> Span:
     """Return black and white, (value - mean) / std of 0 and 1, of red, green and blue."""
-    low, high = (tuple((value - m) / s for m, s in zip(mean, std, strict=True)) for value in (0.0, 1.0))
+    low, high = (
+        tuple((value - m) / s for m, s in zip(mean, std, strict=True)) for value in (0.0, 1.0)
+    )
     return low, high
 
 
@@ -78,12 +85,16 @@ class Evaluation:
         self.size = tuple(settings["input_size"])[-2:]
         self.resize, *self.rest = create_transform(**settings, is_training=False).transforms
         if not type(self.resize).__name__.startswith("Resize"):
-            raise SqError(f"the evaluation transform begins with {self.resize}, not a resize: correct model.data")
+            raise SqError(
+                f"the evaluation transform begins with {self.resize}, not a resize: correct model.data"
+            )
 
     def __call__(self, image: Image.Image, resized: bool) -> Tensor:
         """Return (3, H, W) float32; a `resized` image is cropped only, its offset rounded down."""
         if image.mode != "RGB":
-            raise SqError(f"the image is {image.mode}, the network takes RGB: choose a dataset of its kind")
+            raise SqError(
+                f"the image is {image.mode}, the network takes RGB: choose a dataset of its kind"
+            )
         x: Any = self._centre(image) if resized else self.resize(image)
         for step in self.rest:
             x = step(x)

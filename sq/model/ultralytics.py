@@ -1,6 +1,7 @@
 """ultralytics: YOLOv8, YOLO11 and YOLOv5u, whose head predicts distances from the centre of each cell.
 
-The network stops before the head's decoding: what it returns are convolutions' outputs, and `decode` is ours.
+The network stops before the head's decoding: what it returns are convolutions' outputs, and
+`decode` is ours.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class RawHead(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map (B, C, H, W) of each stride to (B, N, 64 + classes): stride after stride, row after row."""
         found = [
-            torch.cat([box(x), kind(x)], 1).flatten(2) for box, kind, x in zip(self.cv2, self.cv3, maps, strict=True)
+            torch.cat([box(x), kind(x)], 1).flatten(2)
+            for box, kind, x in zip(self.cv2, self.cv3, maps, strict=True)
         ]
         return torch.cat(found, 2).mT
 
@@ -61,7 +63,8 @@ def decode(raw: Tensor, *, centres: Tensor, strides: Tensor) -> tuple[Tensor, Te
 
     Parameters
     ----------
-    raw : (B, N, 64 + classes): 16 logits for each of left, top, right, bottom, then the classes' logits
+    raw : (B, N, 64 + classes): 16 logits for each of left, top, right, bottom, then the classes'
+    logits
     centres : (N, 2): column and row of the centre of each prediction's cell
     strides : (N, 1): side of its cell, pixels
 
@@ -72,8 +75,8 @@ def decode(raw: Tensor, *, centres: Tensor, strides: Tensor) -> tuple[Tensor, Te
 
     Source
     ------
-    Li et al. 2020, Generalized Focal Loss, arXiv 2006.04388, equation 4 and section 3.2: a distance is the mean of a
-    softmax over 0 .. 15 cells.
+    Li et al. 2020, Generalized Focal Loss, arXiv 2006.04388, equation 4 and section 3.2: a distance
+    is the mean of a softmax over 0 .. 15 cells.
     """
     share = raw[..., : SIDES * BINS].unflatten(-1, (SIDES, BINS)).softmax(-1)
     distance = share @ torch.arange(BINS, dtype=raw.dtype, device=raw.device)
@@ -84,7 +87,10 @@ def decode(raw: Tensor, *, centres: Tensor, strides: Tensor) -> tuple[Tensor, Te
 def _rows(image: int) -> dict[str, Tensor]:
     """Return what `decode` must know of each of the N predictions, in the order of the head."""
     cells = [yolo.cells(image, stride) for stride in yolo.STRIDES]
-    strides = [torch.full((len(c), 1), float(stride)) for c, stride in zip(cells, yolo.STRIDES, strict=True)]
+    strides = [
+        torch.full((len(c), 1), float(stride))
+        for c, stride in zip(cells, yolo.STRIDES, strict=True)
+    ]
     return {"centres": torch.cat(cells) + 0.5, "strides": torch.cat(strides)}
 
 
@@ -100,14 +106,16 @@ def load(
     Parameters
     ----------
     name : as ultralytics calls it
-    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA.
+    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
+    $SQ_DATA.
         None takes what ultralytics publishes, from torch's folder of checkpoints or the internet.
     image : side of the square an image is letterboxed to, pixels; a multiple of 32
     expected : full-precision figures, by the name of the image set
 
     Raises
     ------
-    SqError : ultralytics is missing; the file is missing, damaged, more than tensors, or of another network
+    SqError : ultralytics is missing; the file is missing, damaged, more than tensors, or of another
+    network
 
     Source
     ------
@@ -116,10 +124,16 @@ def load(
     yolo.check_side(image)
     path = None if weights is None else find(weights, "model.weights")
     net = YOLO(name).eval()
-    checkpoint, classes = ultralytics_hub.load_published(net, name) if path is None else (load_into(net, path), ())
+    checkpoint, classes = (
+        ultralytics_hub.load_published(net, name) if path is None else (load_into(net, path), ())
+    )
     _drop_bins(net.model[-1], path)
     found, skipped = geometry.find(net)
-    last = [f"model.{len(net.model) - 1}.{kind}.{i}.2" for kind in ("cv2", "cv3") for i in range(len(yolo.STRIDES))]
+    last = [
+        f"model.{len(net.model) - 1}.{kind}.{i}.2"
+        for kind in ("cv2", "cv3")
+        for i in range(len(yolo.STRIDES))
+    ]
     prepare, decoder = partial(yolo.prepare, size=image), partial(decode, **_rows(image))
     ends = (found[0].name, *last)
     return Model(
@@ -141,5 +155,7 @@ def _drop_bins(head: Any, path: Path | None) -> None:
     """Take out the convolution that checkpoints carry for the mean over bins: fixed to 0 .. 15, it is in `decode`."""
     weight = head.dfl.conv.weight.flatten()
     if not torch.equal(weight, torch.arange(BINS, dtype=weight.dtype)):
-        raise SqError(f"{path or 'published weights'}: the head's bins are not 0 to {BINS - 1}: bring other weights")
+        raise SqError(
+            f"{path or 'published weights'}: the head's bins are not 0 to {BINS - 1}: bring other weights"
+        )
     del head.dfl

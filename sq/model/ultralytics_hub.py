@@ -1,7 +1,8 @@
 """The weights ultralytics publishes: fetched once, and their tensors read without running what else the file holds.
 
-The files are pickles of whole networks. Here every class they name is replaced by one that only keeps what it is
-given, so the tensors can be had, by name, and no code of the file or of ultralytics is run.
+The files are pickles of whole networks. Here every class they name is replaced by one that only
+keeps what it is given, so the tensors can be had, by name, and no code of the file or of
+ultralytics is run.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def fetch(file: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as part:
-            with urlopen(f"{RELEASE}/{file}", timeout=PATIENCE) as answer, open(f"{part}/{file}", "wb") as target:
+            with (
+                urlopen(f"{RELEASE}/{file}", timeout=PATIENCE) as answer,
+                open(f"{part}/{file}", "wb") as target,
+            ):
                 shutil.copyfileobj(answer, target)
             os.replace(f"{part}/{file}", path)  # whole or not at all
     except OSError as error:
@@ -78,7 +82,11 @@ def class_names(network: Any) -> tuple[str, ...]:
     """Return the names of a pickled network's classes in the order of its outputs, () where it does not tell them."""
     names = network.state.get("names") if isinstance(network, Inert) else None
     if isinstance(names, dict):
-        names = [names[number] for number in range(len(names))] if names.keys() == set(range(len(names))) else None
+        names = (
+            [names[number] for number in range(len(names))]
+            if names.keys() == set(range(len(names)))
+            else None
+        )
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(names)
@@ -91,17 +99,24 @@ def _network(path: Path) -> Any:
             stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they happen to decode to
         # torch's own advice, to load with weights_only=False, is what must not be done.
-        said = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+        said = [
+            line for line in str(error).splitlines() if line.strip() and "weights_only" not in line
+        ]
         reason = (said or [type(error).__name__])[0]
-        raise SqError(f"{path} cannot be read as published weights ({reason}): delete it, to fetch it again") from error
+        raise SqError(
+            f"{path} cannot be read as published weights ({reason}): delete it, to fetch it again"
+        ) from error
     stored = stored if isinstance(stored, dict) else {}
-    return stored.get("ema") or stored.get("model")  # the moving average of training, where there is one
+    # the moving average of training, where there is one
+    return stored.get("ema") or stored.get("model")
 
 
 def _tensors(network: Any, path: Path) -> dict[str, Tensor]:
     found = _walk(network, "") if isinstance(network, Inert) else {}
     if not found:
-        raise SqError(f"{path} holds no network under 'ema' or 'model': delete it, to fetch it again")
+        raise SqError(
+            f"{path} holds no network under 'ema' or 'model': delete it, to fetch it again"
+        )
     return found
 
 

@@ -69,7 +69,9 @@ def build(family: str, size: str) -> nn.Sequential:
             import ultralytics
             from ultralytics.nn.tasks import DetectionModel
         except ImportError as error:
-            raise SqError(f"YOLO networks need ultralytics ({error}): {installation.command('detection')}") from error
+            raise SqError(
+                f"YOLO networks need ultralytics ({error}): {installation.command('detection')}"
+            ) from error
         # By name, ultralytics would prefer a file of the working directory to its own.
         found = sorted(Path(ultralytics.__file__).parent.glob(f"cfg/models/*/{family}.yaml"))
         if not found:
@@ -88,9 +90,9 @@ def build(family: str, size: str) -> nn.Sequential:
 def _quietly() -> Iterator[None]:
     """Put back what importing ultralytics changes for the whole process, and let it write and ask nothing.
 
-    It writes settings into the home directory, looks for the internet, logs to the standard output, replaces
-    `torch.save` and `PIL.Image.open` (by one that wants to install packages), sets OMP_NUM_THREADS for child
-    processes, and changes how tensors and arrays are printed.
+    It writes settings into the home directory, looks for the internet, logs to the standard output,
+    replaces `torch.save` and `PIL.Image.open` (by one that wants to install packages), sets
+    OMP_NUM_THREADS for child processes, and changes how tensors and arrays are printed.
     """
     environment, save, printed = dict(os.environ), torch.save, np.get_printoptions()
     opened = Image.open
@@ -118,7 +120,9 @@ def check_side(image: int) -> None:
     """Raise an `SqError` unless `image`, the side of the input in pixels, is a multiple of the widest stride."""
     if image % STRIDES[-1]:
         low = max(image // STRIDES[-1], 1) * STRIDES[-1]
-        raise SqError(f"model.image={image}: should be a multiple of {STRIDES[-1]}: take {low}, or {low + STRIDES[-1]}")
+        raise SqError(
+            f"model.image={image}: should be a multiple of {STRIDES[-1]}: take {low}, or {low + STRIDES[-1]}"
+        )
 
 
 def cells(image: int, stride: int) -> Tensor:

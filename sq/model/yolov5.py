@@ -1,7 +1,7 @@
 """yolov5: the detectors of ultralytics/yolov5, release 6, whose head predicts offsets from anchor boxes.
 
-They are other networks than ultralytics' own `yolov5nu` (sq/model/ultralytics.py): layers 0 to 23 are the same,
-the head is not. Parameter names are those of the release: `model.0` to `model.24`.
+They are other networks than ultralytics' own `yolov5nu` (sq/model/ultralytics.py): layers 0 to 23
+are the same, the head is not. Parameter names are those of the release: `model.0` to `model.24`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ class AnchorHead(nn.Module):
     def __init__(self, channels: list[int]):
         super().__init__()
         self.m = nn.ModuleList(nn.Conv2d(c, SHAPES * FIELDS, 1) for c in channels)
-        self.register_buffer("anchors", torch.zeros(len(channels), SHAPES, 2))  # width, height, in cells
+        # width, height, in cells
+        self.register_buffer("anchors", torch.zeros(len(channels), SHAPES, 2))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map (B, C, H, W) of each stride to (B, N, 85): stride after stride, anchor after anchor, row after row."""
-        found = [conv(x).unflatten(1, (SHAPES, FIELDS)) for conv, x in zip(self.m, maps, strict=True)]
+        found = [
+            conv(x).unflatten(1, (SHAPES, FIELDS)) for conv, x in zip(self.m, maps, strict=True)
+        ]
         return torch.cat([y.permute(0, 1, 3, 4, 2).flatten(1, 3) for y in found], 1)
 
 
@@ -48,7 +51,9 @@ class YOLOv5(yolo.Routed):
         super().__init__(nn.Sequential(*built[:-1], head))
 
 
-def decode(raw: Tensor, *, corners: Tensor, anchors: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
+def decode(
+    raw: Tensor, *, corners: Tensor, anchors: Tensor, strides: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return boxes and scores of raw predictions.
 
     Parameters
@@ -66,7 +71,8 @@ def decode(raw: Tensor, *, corners: Tensor, anchors: Tensor, strides: Tensor) ->
     Source
     ------
     docs.ultralytics.com/yolov5/tutorials/architecture_description, "Eliminate Grid Sensitivity":
-    b_x = 2 s(t_x) - 0.5 + c_x, b_w = p_w (2 s(t_w))^2, with s the sigmoid, c the cell, p the anchor box.
+    b_x = 2 s(t_x) - 0.5 + c_x, b_w = p_w (2 s(t_w))^2, with s the sigmoid, c the cell, p the anchor
+    box.
     """
     p = raw.sigmoid()
     centre = (2 * p[..., :2] - 0.5 + corners) * strides
@@ -97,13 +103,15 @@ def load(
     Parameters
     ----------
     size : n(ano), s(mall), m(edium), l(arge), x
-    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in $SQ_DATA
+    weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
+    $SQ_DATA
     image : side of the square an image is letterboxed to, pixels; a multiple of 32
     expected : full-precision figures, by the name of the image set
 
     Raises
     ------
-    SqError : ultralytics is missing; the file is missing, damaged, more than tensors, or of another network
+    SqError : ultralytics is missing; the file is missing, damaged, more than tensors, or of another
+    network
 
     Source
     ------
@@ -118,4 +126,15 @@ def load(
     ends = (found[0].name, *(f"{head}.m.{i}" for i in range(len(yolo.STRIDES))))
     decoder = partial(decode, **_rows(net.get_buffer(f"{head}.anchors").clone(), image))
     prepare = partial(yolo.prepare, size=image)
-    return Model(net, found, (3, image, image), checkpoint, prepare, skipped, expected or {}, decoder, ends, yolo.SPAN)
+    return Model(
+        net,
+        found,
+        (3, image, image),
+        checkpoint,
+        prepare,
+        skipped,
+        expected or {},
+        decoder,
+        ends,
+        yolo.SPAN,
+    )

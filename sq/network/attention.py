@@ -73,12 +73,17 @@ class Attention(nn.Module):
         batched = query.dim() == 3
         q, k, v = self._project(query, key, value, batched)
         if self.bias_k is not None and self.bias_v is not None:
-            k, v = (torch.cat([x, b.expand(len(x), -1, -1)], 1) for x, b in ((k, self.bias_k), (v, self.bias_v)))
+            k, v = (
+                torch.cat([x, b.expand(len(x), -1, -1)], 1)
+                for x, b in ((k, self.bias_k), (v, self.bias_v))
+            )
         if self.add_zero_attn:
             k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         mask = self._mask(attn_mask, key_padding_mask, q, k.shape[1], batched)
         # (B, L, E) -> (B, heads, L, E / heads)
-        q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (
+            x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v)
+        )
         weights = None
         dropout = self.dropout if self.training else 0.0
         if need_weights:
@@ -94,7 +99,9 @@ class Attention(nn.Module):
             return outputs.squeeze(0), None if weights is None else weights.squeeze(0)
         return (outputs if self.batch_first else outputs.transpose(0, 1)), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor, batched: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, query: Tensor, key: Tensor, value: Tensor, batched: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, (B, L, E)."""
         one = query is key and key is value
 
@@ -103,12 +110,16 @@ class Attention(nn.Module):
 
         if not self.joint:
             # One tensor for all that were one, so that layers with the same inputs can be told.
-            query, key, value = (first(query),) * 3 if one else (first(query), first(key), first(value))
+            query, key, value = (
+                (first(query),) * 3 if one else (first(query), first(key), first(value))
+            )
             return self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if one:
             q, k, v = self.in_proj(first(query)).chunk(3, -1)
             return q, k, v
-        q, k, v = (self.in_proj(first(x)).chunk(3, -1)[i] for i, x in enumerate((query, key, value)))
+        q, k, v = (
+            self.in_proj(first(x)).chunk(3, -1)[i] for i, x in enumerate((query, key, value))
+        )
         return q, k, v
 
     def _mask(

@@ -14,7 +14,9 @@ Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def find(net: nn.Module) -> dict[str, nn.Module]:
     """Return the BatchNorm layers of `net` that use running statistics, by name, each module once."""
-    return {n: m for n, m in net.named_modules() if isinstance(m, Kinds) and m.running_mean is not None}
+    return {
+        n: m for n, m in net.named_modules() if isinstance(m, Kinds) and m.running_mean is not None
+    }
 
 
 def running(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -40,7 +42,8 @@ def channels(x: Tensor) -> Tensor:
 def total(x: Tensor) -> Tensor:
     """Return (C,) float64: the sum over images and positions of `x` (B, C, ...).
 
-    Positions of one image are summed in its own precision: converting first takes several times as long.
+    Positions of one image are summed in its own precision: converting first takes several times as
+    long.
     """
     positions = tuple(range(2, x.ndim))
     return (x.sum(positions) if positions else x).double().sum(0)
@@ -49,15 +52,18 @@ def total(x: Tensor) -> Tensor:
 def distance(module: nn.Module, x: Tensor) -> Tensor:
     """Return how far the statistics of `x` (B, C, ...) are from the running ones, in units of those; differentiable.
 
-    Mean over channels of (mean - running mean)^2 / variance + (deviation / running deviation - 1)^2, where the running
-    variance has `eps` added, as in the module itself.
+    Mean over channels of (mean - running mean)^2 / variance + (deviation / running deviation -
+    1)^2, where the running variance has `eps` added, as in the module itself.
     """
     over = [0, *range(2, x.ndim)]
     variance, mean = torch.var_mean(x, over, correction=0)
     eps = float(module.eps)  # type: ignore[arg-type]
     expected, wide = (t.to(x.dtype) for t in running(module))
     deviation = (wide + eps).sqrt()
-    return (((mean - expected) / deviation).square() + ((variance + eps).sqrt() / deviation - 1).square()).mean()
+    return (
+        ((mean - expected) / deviation).square()
+        + ((variance + eps).sqrt() / deviation - 1).square()
+    ).mean()
 
 
 def seen(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

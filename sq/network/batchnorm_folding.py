@@ -1,8 +1,9 @@
 """Folding: put each BatchNorm into the convolution or linear layer that feeds it, as it is done for inference.
 
-What feeds what is found by running the network, not by tracing it: a BatchNorm is folded if the tensor it is
-given is the very one that a layer returned. Tracers miss BatchNorms that are not plain `torch.nn` modules, and
-say nothing; here the result lists every BatchNorm of the network, folded or left with the reason.
+What feeds what is found by running the network, not by tracing it: a BatchNorm is folded if the
+tensor it is given is the very one that a layer returned. Tracers miss BatchNorms that are not plain
+`torch.nn` modules, and say nothing; here the result lists every BatchNorm of the network, folded or
+left with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from sq.network.forward import forward
 from sq.runtime import batching
 
 Foldable = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-TOLERANCE = 1e-6  # relative squared error of the outputs: far above rounding, far below a BatchNorm that is wrong
+# relative squared error of the outputs: far above rounding, far below a BatchNorm that is wrong
+TOLERANCE = 1e-6
 
 
 class Pair(NamedTuple):
@@ -53,28 +55,35 @@ Outputs = list[tuple[Tensor, Tensor]]  # images, and what the network makes of t
 def fold(net: nn.Module, x: Tensor, every: Tensor | None = None) -> Folded:
     """Fold BatchNorm layers into the layers that feed them, in place; names and modules of layers stay.
 
-    A layer gets new parameters (a bias too, where it had none). A BatchNorm becomes `nn.Identity`; one that also
-    holds `drop` and `act`, as timm's do, becomes a sequence of these two.
+    A layer gets new parameters (a bias too, where it had none). A BatchNorm becomes `nn.Identity`;
+    one that also holds `drop` and `act`, as timm's do, becomes a sequence of these two.
 
     Parameters
     ----------
-    net : in eval mode, best on the CPU: convolutions in TF32, as GPUs do them, may round by more than is allowed
+    net : in eval mode, best on the CPU: convolutions in TF32, as GPUs do them, may round by more
+    than is allowed
         here; unchanged if an error is raised
-    x : a few images, (B, ...), as the network takes them: to see what feeds what, and to compare outputs
-    every : all images there are, which are looked at where `x` does not reach all BatchNorms, as in routed networks
+    x : a few images, (B, ...), as the network takes them: to see what feeds what, and to compare
+    outputs
+    every : all images there are, which are looked at where `x` does not reach all BatchNorms, as in
+    routed networks
 
     Raises
     ------
-    SqError : the network is in training mode, or folding changes its outputs, as where the output of a layer
+    SqError : the network is in training mode, or folding changes its outputs, as where the output
+    of a layer
         goes to its BatchNorm and to something else
 
     Source
     ------
-    Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-    Inference, arXiv 1712.05877, section 3.2, equation 14, with the bias that goes with it.
+    Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference, arXiv 1712.05877, section 3.2, equation 14, with the bias
+    that goes with it.
     """
     if any(module.training for module in net.modules()):
-        raise SqError(f"{type(net).__name__} is in training mode, where BatchNorm cannot be folded: call net.eval()")
+        raise SqError(
+            f"{type(net).__name__} is in training mode, where BatchNorm cannot be folded: call net.eval()"
+        )
     pairs, left, outputs = _observe(net, x, every)
     for part, wanted in outputs:
         checks.check_outputs(net, part, wanted)
@@ -100,7 +109,11 @@ def again(net: nn.Module, pairs: Iterable[Pair]) -> None:
     """
     for pair in pairs:
         layer, norm = net.get_submodule(pair.layer), net.get_submodule(pair.norm)
-        if not isinstance(layer, Foldable) or not isinstance(norm, batchnorm.Kinds) or norm.running_mean is None:
+        if (
+            not isinstance(layer, Foldable)
+            or not isinstance(norm, batchnorm.Kinds)
+            or norm.running_mean is None
+        ):
             raise ValueError(f"{pair.norm} cannot be folded into {pair.layer}")
         _fold(net, layer, norm, ExitStack())
 
@@ -112,14 +125,17 @@ class _Passes:
         self.net, self.layers, self.norms = net, _of(net, Foldable), _of(net, batchnorm.Kinds)
         self.reached: set[str] = set()  # BatchNorms that were given an image at all
         self.calls: dict[str, set[int]] = {}  # in each pass that called it
-        self.feeds: dict[str, set[int]] = {}  # BatchNorms that a layer fed, in each pass that called it
-        self.sources: dict[str, set[str]] = {}  # the layers that fed a BatchNorm, "" for anything else
+        # BatchNorms that a layer fed, in each pass that called it
+        self.feeds: dict[str, set[int]] = {}
+        # the layers that fed a BatchNorm, "" for anything else
+        self.sources: dict[str, set[str]] = {}
 
     def watch(self, x: Tensor) -> Tensor:
         """Run the network on images `x` (B, ...) and return its outputs."""
         calls: Counter[str] = Counter()
         feeds: Counter[str] = Counter()
-        # By identity. Weak, so that a tensor's id is forgotten with it; a tensor changed in place has another version.
+        # By identity. Weak, so that a tensor's id is forgotten with it; a tensor changed in place
+        # has another version.
         outputs: dict[int, tuple[Callable[[], Tensor | None], str, int]] = {}
 
         def returned(name: str, module: nn.Module, y: Tensor) -> None:
@@ -132,11 +148,17 @@ class _Passes:
                 self.reached.add(name)
             found, layer, version = outputs.get(id(x), (lambda: None, "", 0))
             # Axes as many as the weight's: the channels of both are the same axis then.
-            known = found() is x and version == x._version and x.ndim == self.layers[layer].weight.ndim
+            known = (
+                found() is x and version == x._version and x.ndim == self.layers[layer].weight.ndim
+            )
             self.sources.setdefault(name, set()).add(layer if known else "")
             feeds[layer] += known
 
-        with torch.no_grad(), hooks.returning(self.layers, returned), hooks.feeding(self.norms, given):
+        with (
+            torch.no_grad(),
+            hooks.returning(self.layers, returned),
+            hooks.feeding(self.norms, given),
+        ):
             y = forward(self.net, x)
         for name, number in calls.items():
             self.calls.setdefault(name, set()).add(number)
@@ -157,7 +179,8 @@ class _Passes:
             return f"called {calls} times"
         if name not in self.reached:
             return "no image reaches it"
-        plain = type(norm).forward is nn.BatchNorm2d.forward  # one function, of every kind of BatchNorm
+        # one function, of every kind of BatchNorm
+        plain = type(norm).forward is nn.BatchNorm2d.forward
         return "" if plain or _follows(norm) else "computes more than a BatchNorm"
 
     def unfit_layer(self, name: str, holders: Counter[int]) -> str:
@@ -175,7 +198,9 @@ class _Passes:
         return "shares its weight" if holders[id(layer.weight)] > 1 else ""
 
 
-def _observe(net: nn.Module, x: Tensor, every: Tensor | None) -> tuple[list[Pair], list[str], Outputs]:
+def _observe(
+    net: nn.Module, x: Tensor, every: Tensor | None
+) -> tuple[list[Pair], list[str], Outputs]:
     """Run `net`; return which BatchNorm can be folded into which layer, the others, and the outputs to compare.
 
     Those are of images that reach all BatchNorms which any image reaches.
@@ -188,7 +213,9 @@ def _observe(net: nn.Module, x: Tensor, every: Tensor | None) -> tuple[list[Pair
             y = passes.watch(part)
             if len(passes.reached) > before:
                 outputs.append((part, y))
-    holders = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
+    holders = Counter(
+        id(p) for module in net.modules() for p in module._parameters.values() if p is not None
+    )
     pairs, left = [], []
     for name in passes.norms:
         layer = passes.source(name)
@@ -221,7 +248,12 @@ def _error(net: nn.Module, outputs: Outputs, pairs: list[Pair], undo: ExitStack)
     for x, wanted in outputs:
         with torch.no_grad():
             difference = (forward(net, x).double() - wanted.double()).square().sum()
-        errors.append(float(difference / wanted.double().square().sum().clamp_min(torch.finfo(torch.float64).tiny)))
+        errors.append(
+            float(
+                difference
+                / wanted.double().square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+            )
+        )
     return max(errors)
 
 

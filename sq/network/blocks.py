@@ -1,7 +1,7 @@
 """Units: the parts of a network that are reconstructed together, residual blocks and the layers outside of them.
 
-What a residual block is, is seen, not known: one pass tells in which module's own forward two feature maps are
-added. No type of network is named here, and BatchNorm may be folded or not.
+What a residual block is, is seen, not known: one pass tells in which module's own forward two
+feature maps are added. No type of network is named here, and BatchNorm may be folded or not.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Unit:
     def channels(self, output: Tensor) -> int:
         """Return how many channels are in what the unit returned.
 
-        They are on the second axis, but on the last where the unit's last layer is linear and has as many outputs as
-        that is long: a linear layer itself, blocks of tokens (B, T, C) and of images (B, H, W, C).
+        They are on the second axis, but on the last where the unit's last layer is linear and has
+        as many outputs as that is long: a linear layer itself, blocks of tokens (B, T, C) and of
+        images (B, H, W, C).
         """
         last = self.layers[-1]
         linear = last.kind == "linear" and output.shape[-1] == last.outputs
@@ -44,26 +45,29 @@ class Unit:
 def find(model: Model, x: Tensor, named: list[str] | None = None) -> list[Unit]:
     """Return the units of a network, in the order of execution: each of its layers is in one of them.
 
-    A module is a block if two feature maps are added in its own forward, or in that of a module in it which has no
-    layers; so is each other module of the same class that has layers (an inverted residual whose shape leaves no room
-    for a shortcut). Of nested ones the innermost is; the network itself is none. A module that is called several
-    times, or whose layers are called outside of it as well, cannot be reconstructed alone: its layers are units.
+    A module is a block if two feature maps are added in its own forward, or in that of a module in
+    it which has no layers; so is each other module of the same class that has layers (an inverted
+    residual whose shape leaves no room for a shortcut). Of nested ones the innermost is; the
+    network itself is none. A module that is called several times, or whose layers are called
+    outside of it as well, cannot be reconstructed alone: its layers are units.
 
     Parameters
     ----------
     model : its layers are in the order of execution, as `sq.network.tracing.settle` leaves them
     x : one image (1, C, H, W)
-    named : modules, blocks and single layers, to take in place of what would be found; a layer that the model leaves
+    named : modules, blocks and single layers, to take in place of what would be found; a layer that
+    the model leaves
         in full precision is in none
 
     Raises
     ------
-    SqError : `named` has what is no module, cannot be reconstructed alone, misses a layer or has it twice
+    SqError : `named` has what is no module, cannot be reconstructed alone, misses a layer or has it
+    twice
 
     Source
     ------
-    Li et al. 2021 (BRECQ), arXiv 2102.05426, section 3.2: reconstruction by residual blocks. How they are told from
-    other modules is ours.
+    Li et al. 2021 (BRECQ), arXiv 2102.05426, section 3.2: reconstruction by residual blocks. How
+    they are told from other modules is ours.
     """
     modules = dict(model.net.named_modules())
     seen = _Pass(model, modules, x)
@@ -88,7 +92,9 @@ def check(net: nn.Module, chosen: list[Unit], x: Tensor) -> None:
 
     def note(seen: dict[str, list[Any]]) -> hooks.See:
         # A copy, for what goes on may change it in place.
-        return lambda name, module, y: seen[name].append(y.clone() if isinstance(y, Tensor) else None)
+        return lambda name, module, y: seen[name].append(
+            y.clone() if isinstance(y, Tensor) else None
+        )
 
     with torch.no_grad(), hooks.feeding(own, note(given)), hooks.returning(own, note(made)):
         forward(net, x)
@@ -110,7 +116,8 @@ class _Pass:
 
     def __init__(self, model: Model, modules: dict[str, nn.Module], x: Tensor):
         self.layers = model.layers
-        self.around: dict[str, list[tuple[str, ...]]] = {}  # by module: of each call, what runs then, itself last
+        # by module: of each call, what runs then, itself last
+        self.around: dict[str, list[tuple[str, ...]]] = {}
         adding: set[tuple[str, ...]] = set()
 
         def add(side: str, operand: Tensor) -> Tensor:
@@ -132,7 +139,9 @@ class _Pass:
 
     def held(self, name: str) -> list[Layer]:
         """Return the layers that are called in a module, or are it."""
-        return [layer for layer in self.layers if any(name in path for path in self.around[layer.name])]
+        return [
+            layer for layer in self.layers if any(name in path for path in self.around[layer.name])
+        ]
 
     def alone(self, name: str) -> bool:
         """Return whether a module is called once, and the layers in it nowhere else."""
@@ -148,16 +157,22 @@ class _Pass:
 def _found(modules: dict[str, nn.Module], seen: _Pass) -> list[str]:
     first = seen.innermost(seen.adding)
     kinds = {type(modules[name]) for name in first}
-    alike = {name for name in seen.around if name and type(modules[name]) in kinds and seen.held(name)}
+    alike = {
+        name for name in seen.around if name and type(modules[name]) in kinds and seen.held(name)
+    }
     return [name for name in seen.innermost(alike | seen.adding) if seen.alone(name)]
 
 
-def _checked(model: Model, modules: dict[str, nn.Module], seen: _Pass, named: list[str]) -> list[str]:
+def _checked(
+    model: Model, modules: dict[str, nn.Module], seen: _Pass, named: list[str]
+) -> list[str]:
     """Return those of `named` that have layers, if they can be the units of the network."""
     own = {layer.name for layer in model.layers}
     for name in named:
         if name not in modules or not name:
-            raise SqError(f"blocks: {name!r} is no module of {type(model.net).__name__}; {nearest(name, modules)}")
+            raise SqError(
+                f"blocks: {name!r} is no module of {type(model.net).__name__}; {nearest(name, modules)}"
+            )
         if name not in seen.around:
             raise SqError(f"blocks: {name} is never called itself: name the modules in it instead")
         if not (seen.alone(name) or name in own):
@@ -167,9 +182,15 @@ def _checked(model: Model, modules: dict[str, nn.Module], seen: _Pass, named: li
             )
     counts = Counter(layer.name for name in named for layer in seen.held(name))
     if several := [name for name, count in counts.items() if count > 1]:
-        holders = ", ".join(name for name in named if several[0] in {layer.name for layer in seen.held(name)})
-        raise SqError(f"blocks: layer {several[0]} is in several of them ({holders}): each layer must be in one")
+        holders = ", ".join(
+            name for name in named if several[0] in {layer.name for layer in seen.held(name)}
+        )
+        raise SqError(
+            f"blocks: layer {several[0]} is in several of them ({holders}): each layer must be in one"
+        )
     if missing := [layer.name for layer in seen.layers if layer.name not in counts]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise SqError(f"blocks: they miss {', '.join(missing[:3])}{more}: name each layer, or a block that it is in")
+        raise SqError(
+            f"blocks: they miss {', '.join(missing[:3])}{more}: name each layer, or a block that it is in"
+        )
     return [name for name in named if seen.held(name)]

@@ -19,9 +19,9 @@ from sq.network.forward import forward
 def check(net: nn.Module) -> None:
     """Raise an `SqError` that names the module or tensor, if `net` is not a network that can be quantized.
 
-    It must be a module of Python code, run once if it has lazy layers, neither on the meta device nor quantized, with
-    layers in float32, and with finite parameters and running statistics. No buffer may hold NaN; infinity may be a
-    mask.
+    It must be a module of Python code, run once if it has lazy layers, neither on the meta device
+    nor quantized, with layers in float32, and with finite parameters and running statistics. No
+    buffer may hold NaN; infinity may be a mask.
     """
     for name, module in net.named_modules():
         label = name or type(net).__name__
@@ -31,8 +31,12 @@ def check(net: nn.Module) -> None:
                 f"{label} is a TorchScript module, whose layers cannot be changed: give the Python module that it was "
                 "made from"
             )
-        if ".quantized" in kind.__module__ and kind.__module__.startswith(("torch.ao.nn", "torch.nn")):
-            raise SqError(f"{label} ({kind.__name__}) is quantized already: give the full-precision network")
+        if ".quantized" in kind.__module__ and kind.__module__.startswith(
+            ("torch.ao.nn", "torch.nn")
+        ):
+            raise SqError(
+                f"{label} ({kind.__name__}) is quantized already: give the full-precision network"
+            )
     for name, tensor in _tensors(net):
         _check_tensor(name, tensor)
     if hidden := _hidden(net):
@@ -85,9 +89,13 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             "or load its weights"
         )
     if tensor.is_meta:
-        raise SqError(f"{name} is on the meta device, without values: load the weights (net.to_empty, then a state)")
+        raise SqError(
+            f"{name} is on the meta device, without values: load the weights (net.to_empty, then a state)"
+        )
     if tensor.is_quantized:
-        raise SqError(f"{name} is of {_short(tensor.dtype)}, quantized already: give the full-precision network")
+        raise SqError(
+            f"{name} is of {_short(tensor.dtype)}, quantized already: give the full-precision network"
+        )
     if not tensor.is_floating_point():
         return
     strict = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
@@ -103,7 +111,9 @@ def check_outputs(net: nn.Module, x: Tensor, outputs: Tensor) -> None:
     """Raise an `SqError` that says where NaN arises, if the `outputs` of `net` for images `x` (B, ...) hold any."""
     if not torch.isnan(outputs).any():
         return
-    infinite = [name for name, t in _tensors(net) if t.is_floating_point() and not torch.isfinite(t).all()]
+    infinite = [
+        name for name, t in _tensors(net) if t.is_floating_point() and not torch.isfinite(t).all()
+    ]
     also = f"; {infinite[0]} holds infinity" if infinite else ""
     raise SqError(
         f"the outputs of {type(net).__name__} hold NaN: {_where(net, x)}{also}: check the weights, and that images are "
@@ -115,7 +125,9 @@ def _where(net: nn.Module, x: Tensor) -> str:
     """Say which module is the first that returns NaN or infinity and was given none."""
     finite: dict[str, bool] = {}
     guilty: list[str] = []
-    leaves = {name: module for name, module in net.named_modules() if name and not list(module.children())}
+    leaves = {
+        name: module for name, module in net.named_modules() if name and not list(module.children())
+    }
 
     def given(name: str, module: nn.Module, x: Any) -> None:
         finite[name] = not isinstance(x, Tensor) or bool(torch.isfinite(x).all())
@@ -126,7 +138,11 @@ def _where(net: nn.Module, x: Tensor) -> str:
 
     with torch.no_grad(), hooks.feeding(leaves, given), hooks.returning(leaves, returned):
         forward(net, x)
-    return f"{guilty[0]} is the first that returns NaN or infinity" if guilty else "they arise between its modules"
+    return (
+        f"{guilty[0]} is the first that returns NaN or infinity"
+        if guilty
+        else "they arise between its modules"
+    )
 
 
 def _short(dtype: torch.dtype) -> str:

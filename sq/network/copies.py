@@ -19,8 +19,8 @@ from sq.runtime import out_of_memory
 def copied(net: nn.Module) -> nn.Module:
     """Return a deep copy of `net`, without what `torch.compile` and `DataParallel` put around its modules.
 
-    Tensors that autograd computed (a weight that a hook sets, features kept from a pass) are copied as values, which
-    `copy.deepcopy` alone refuses.
+    Tensors that autograd computed (a weight that a hook sets, features kept from a pass) are copied
+    as values, which `copy.deepcopy` alone refuses.
 
     Raises
     ------
@@ -30,7 +30,8 @@ def copied(net: nn.Module) -> nn.Module:
         raise SqError(f"the network should be a torch.nn.Module, got {type(net).__name__}")
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _computed(net)}
     try:
-        for module in reversed(list(net.modules())):  # what is inside of another wrapper comes first
+        # what is inside of another wrapper comes first
+        for module in reversed(list(net.modules())):
             if (inner := _inner(module)) is not None:
                 memo[id(module)] = copy.deepcopy(inner, memo)
         return copy.deepcopy(net, memo)
@@ -46,7 +47,8 @@ def copied(net: nn.Module) -> nn.Module:
 def _inner(module: nn.Module) -> nn.Module | None:
     """Return the module that a wrapper hands its input to; None if `module` is no wrapper."""
     inner: Any = None
-    if type(module).__name__ == "OptimizedModule":  # of torch.compile; its import would load the compiler
+    # of torch.compile; its import would load the compiler
+    if type(module).__name__ == "OptimizedModule":
         inner = module._orig_mod
     elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner = module.module
@@ -56,7 +58,9 @@ def _inner(module: nn.Module) -> nn.Module | None:
 def _computed(net: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors held by modules of `net` that are results of autograd."""
     for module in net.modules():
-        attributes = [value for name, value in vars(module).items() if name not in ("_modules", "_parameters")]
+        attributes = [
+            value for name, value in vars(module).items() if name not in ("_modules", "_parameters")
+        ]
         for tensor in _tensors(attributes, set()):
             if tensor.grad_fn is not None:
                 yield tensor
@@ -74,8 +78,8 @@ def _tensors(values: Iterable[Any], seen: set[int]) -> Iterator[Tensor]:
 def bake(net: nn.Module) -> None:
     """Make parameters of weights that hooks compute before each call, in place.
 
-    They are those of `torch.nn.utils.weight_norm`, `spectral_norm` and `prune`, in the form that sets a plain
-    attribute. In eval mode the network computes the same, to the bit.
+    They are those of `torch.nn.utils.weight_norm`, `spectral_norm` and `prune`, in the form that
+    sets a plain attribute. In eval mode the network computes the same, to the bit.
     """
     for module in list(net.modules()):
         for hook in list(module._forward_pre_hooks.values()):
@@ -90,7 +94,8 @@ def bake(net: nn.Module) -> None:
 def channels_last(net: nn.Module) -> nn.Module:
     """Lay the weights of `net` out with their channels last, those of 2-D convolutions alone, in place; return it.
 
-    ``net.to(memory_format=torch.channels_last)`` does the same, but refuses networks with a 3-D convolution.
+    ``net.to(memory_format=torch.channels_last)`` does the same, but refuses networks with a 3-D
+    convolution.
     """
 
     def lay_out(tensor: Tensor) -> Tensor:

@@ -146,7 +146,8 @@ class Coverage:
     quantized: int
     left_out: tuple[LeftOut, ...] = ()
     rewritten: tuple[str, ...] = ()  # modules that were rewritten to be quantized: ``name (what)``
-    refused: tuple[str, ...] = ()  # modules of what is left out that could not be: ``name (reason)``
+    # modules of what is left out that could not be: ``name (reason)``
+    refused: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -167,7 +168,11 @@ class Coverage:
             names = [own.name for own in self.left_out if own.reason == reason]
             parts.append(f"{percent(share)} {reason} ({listed(names)})")
         left = 1 - self.share
-        return f"{percent(left)} of the weights stay in full precision: {'; '.join(parts)}" if parts else ""
+        return (
+            f"{percent(left)} of the weights stay in full precision: {'; '.join(parts)}"
+            if parts
+            else ""
+        )
 
     def record(self) -> dict[str, Any]:
         """Return plain data, for a record."""
@@ -275,7 +280,9 @@ def _uses(net: nn.Module, x: Tensor, wanted: list[Tensor]) -> dict[int, set[str]
     origin: dict[int, int] = {id(tensor): id(tensor) for tensor in wanted}
     views: list[Tensor] = []  # kept, so that none takes the identity of another
 
-    def see(func: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], result: Any) -> None:
+    def see(
+        func: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], result: Any
+    ) -> None:
         name = getattr(func, "__name__", "")
         if name in SILENT and not isinstance(result, Tensor):
             return

@@ -47,7 +47,11 @@ class Pass:
         made = []
         for own, g, d in zip(self.at, gradients, directions, strict=True):
             curved = g.requires_grad
-            product = torch.autograd.grad(g, own, d, retain_graph=True, materialize_grads=True)[0] if curved else 0 * d
+            product = (
+                torch.autograd.grad(g, own, d, retain_graph=True, materialize_grads=True)[0]
+                if curved
+                else 0 * d
+            )
             made.append(d * product)
         return made
 
@@ -77,7 +81,8 @@ def watched(sites: Sites, bits: int | None = None) -> Iterator[Callable[[Tensor]
     Parameters
     ----------
     sites : the weights, or the inputs, to differentiate by
-    bits : rounds all of `sites` to nearest first, settled ones to their own width: derivatives are those there; None
+    bits : rounds all of `sites` to nearest first, settled ones to their own width: derivatives are
+    those there; None
         leaves the network as it is
     """
     with torch.enable_grad(), unfused():
@@ -87,8 +92,13 @@ def watched(sites: Sites, bits: int | None = None) -> Iterator[Callable[[Tensor]
         own = [weight(layer) for layer in sites.layers]
         moved = []
         if bits is not None:
-            moved = [sites.error(s, sites.at(s, bits), w) for s, w in zip(sites.layers, own, strict=True)]
-        at = [(w + d if moved else w.clone()).requires_grad_() for w, d in zip(own, moved or own, strict=True)]
+            moved = [
+                sites.error(s, sites.at(s, bits), w) for s, w in zip(sites.layers, own, strict=True)
+            ]
+        at = [
+            (w + d if moved else w.clone()).requires_grad_()
+            for w, d in zip(own, moved or own, strict=True)
+        ]
         with lent(sites.model, dict(zip(sites.modules, at, strict=True))):
             yield lambda x: Pass(sites, forward(sites.model.net, x), sites.layers, at, moved)
 
@@ -100,7 +110,8 @@ def _by_inputs(sites: Sites, bits: int | None, x: Tensor) -> Pass:
     layers = {layer.name: layer for layer in sites.layers}
 
     def keep(name: str, module: nn.Module, given: Tensor) -> Tensor:
-        # A copy, for other layers may be fed the same tensor, and what goes on may change it in place.
+        # A copy, for other layers may be fed the same tensor, and what goes on may change it in
+        # place.
         own = given.clone() if given.requires_grad else given.detach().clone().requires_grad_()
         if bits is not None:
             moved.append(sites.error(layers[name], sites.at(layers[name], bits), own))
@@ -114,7 +125,9 @@ def _by_inputs(sites: Sites, bits: int | None, x: Tensor) -> Pass:
     return Pass(sites, outputs, found, at, moved)
 
 
-def total(x: Tensor, of: Callable[[Tensor, slice], list[Tensor]], together: int | None = None) -> list[Tensor]:
+def total(
+    x: Tensor, of: Callable[[Tensor, slice], list[Tensor]], together: int | None = None
+) -> list[Tensor]:
     """Return the sum of ``of(part, place)`` over images `x` (B, ...), some at a time, `place` saying which they are.
 
     Parameters

@@ -30,7 +30,9 @@ def inputs_for(module: nn.Module, x: Tensor) -> Tensor | None:
 
 def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return a standard normal tensor of this shape, always the same, where and of what `like` is."""
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64)
+    drawn = torch.randn(
+        shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64
+    )
     return drawn.to(like.device, like.dtype)
 
 
@@ -39,8 +41,8 @@ def of(module: nn.Module, x: Tensor) -> nn.Module | None:
     first = _single_product(module, x)
     if first is None:
         return None
-    # Other inputs, one more of them, and of another size where the module takes that: the weight must
-    # be the same, and so the padding.
+    # Other inputs, one more of them, and of another size where the module takes that: the weight
+    # must be the same, and so the padding.
     larger = tuple(n + 1 for n in x.shape[2:]) if first.axes else tuple(x.shape[2:])
     leading = (len(x) + 1, x.shape[1]) if x.ndim > 1 else tuple(x.shape)
     for shape in ((*leading, *larger), (*leading, *x.shape[2:])):
@@ -65,14 +67,17 @@ def _single_product(module: nn.Module, x: Tensor) -> Product | None:
     """Return the one product that `module` computes and returns, None if it does more or less."""
     seen: list[Product] = []
 
-    def see(func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
+    def see(
+        func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Any
+    ) -> None:
         if (own := product(func, args, named, result)) is not None:
             seen.append(own)
 
     try:
         with Calls(see):
             result = run(module, x)
-    except Exception as error:  # whatever a module raises that takes more than one tensor, or other ones
+    except Exception as error:
+        # whatever a module raises that takes more than one tensor, or other ones
         if out_of_memory.is_out(error):
             raise
         return None
@@ -95,12 +100,16 @@ def _candidates(module: nn.Module, x: Tensor, own: Product) -> Iterator[nn.Modul
     if isinstance(own.padding, tuple):
         wider = [n - m for n, m in zip(own.inputs.shape[2:], x.shape[2:], strict=True)]
         if all(n >= 0 and n % 2 == 0 for n in wider):
-            yield _convolution(own, tuple(p + n // 2 for p, n in zip(own.padding, wider, strict=True)))
+            yield _convolution(
+                own, tuple(p + n // 2 for p, n in zip(own.padding, wider, strict=True))
+            )
     if own.axes == 2:
         yield _convolution(own, 0, kind=geometry.Conv2dSame)
 
 
-def _convolution(own: Product, padding: Any, mode: str = "zeros", kind: type[nn.Module] | None = None) -> nn.Module:
+def _convolution(
+    own: Product, padding: Any, mode: str = "zeros", kind: type[nn.Module] | None = None
+) -> nn.Module:
     kind = kind or (nn.Conv1d if own.axes == 1 else nn.Conv2d)
     channels, outputs = own.weight.shape[1] * own.groups, own.weight.shape[0]
     settings = {

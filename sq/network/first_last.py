@@ -1,7 +1,7 @@
 """First and last layers: whether they are quantized like the rest. Published tables differ in it.
 
-The policies: "all" treats them like the rest, "8bit" gives weights and inputs of the first and last layer 8 bits,
-"keep" leaves both in full precision.
+The policies: "all" treats them like the rest, "8bit" gives weights and inputs of the first and last
+layer 8 bits, "keep" leaves both in full precision.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def leave(model: Model, policy: str) -> Model:
         return model
     left = [layer for layer in model.layers if layer.name not in kept(model, policy)]
     if not left:
-        raise SqError(f"ends=keep leaves nothing of {len(model.layers)} layers to quantize: set ends=8bit or ends=all")
+        raise SqError(
+            f"ends=keep leaves nothing of {len(model.layers)} layers to quantize: set ends=8bit or ends=all"
+        )
     return replace(model, layers=left)
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 def forward(net: nn.Module, images: Tensor) -> Any:
     """Return what `net` makes of a copy of `images`.
 
-    Networks may change their input in place (``x.mul_(2)``, or a first ``ReLU(inplace=True)``). Images are passed
-    many times, through several networks, and may be the caller's: they are handed over by this function alone.
+    Networks may change their input in place (``x.mul_(2)``, or a first ``ReLU(inplace=True)``).
+    Images are passed many times, through several networks, and may be the caller's: they are handed
+    over by this function alone.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Layer geometry, in one place: a layer's weight as (G, O, I) and its inputs as (G, I, N).
 
-With these two views every layer is ``outputs = weight @ inputs`` (bias apart), so no other file asks
-whether a layer is dense, grouped, depthwise, 1x1 or linear.
+With these two views every layer is ``outputs = weight @ inputs`` (bias apart), so no other file
+asks whether a layer is dense, grouped, depthwise, 1x1 or linear.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def find(net: nn.Module) -> tuple[list[Layer], list[str]]:
     """List the layers of `net` that can be quantized, and the names of those that cannot.
 
     A module reused under several names counts once, under its first. What "cannot" holds is
-    every other module with a weight of two or more axes: embeddings, transposed convolutions, layers whose
-    weight is computed or shared, subclasses that compute something else in their own `forward`.
+    every other module with a weight of two or more axes: embeddings, transposed convolutions,
+    layers whose weight is computed or shared, subclasses that compute something else in their own
+    `forward`.
     """
     layers: list[Layer] = []
     skipped: list[str] = []
@@ -60,10 +61,12 @@ def find(net: nn.Module) -> tuple[list[Layer], list[str]]:
 def is_plain(module: nn.Module) -> bool:
     """Tell whether `module` is known to compute its weight times its inputs, plus its bias, and nothing else.
 
-    It goes by the functions its class computes with. `sq.network.plain_layers` replaces others by such modules, where
-    what they compute is the same.
+    It goes by the functions its class computes with. `sq.network.plain_layers` replaces others by
+    such modules, where what they compute is the same.
     """
-    if not isinstance(module, Quantizable) or not isinstance(module._parameters.get("weight"), Tensor):
+    if not isinstance(module, Quantizable) or not isinstance(
+        module._parameters.get("weight"), Tensor
+    ):
         return False
     if "forward" in module.__dict__ or is_parametrized(module):
         return False
@@ -113,9 +116,12 @@ def inputs(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return x.reshape(-1, module.in_features).T.unsqueeze(0)
     if not isinstance(module, nn.Conv1d | nn.Conv2d):
-        raise TypeError(f"no geometry for {type(module).__name__}; known: {[k.__name__ for k in Quantizable]}")
+        raise TypeError(
+            f"no geometry for {type(module).__name__}; known: {[k.__name__ for k in Quantizable]}"
+        )
     x, window = padded(module, x)
-    columns = F.unfold(x, window.kernel, dilation=window.dilation, stride=window.stride)  # (B, G*I, L)
+    # (B, G*I, L)
+    columns = F.unfold(x, window.kernel, dilation=window.dilation, stride=window.stride)
     return columns.unflatten(1, (module.groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
@@ -133,8 +139,11 @@ def padded(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[Tensor, Window]:
 
     A 1-D convolution is a 2-D one of width 1.
     """
-    # PyTorch resolves "same" and integer padding to this one list, in F.pad's order, for every mode.
-    padding = _same_padding(module, x) if _pads_same(module) else module._reversed_padding_repeated_twice
+    # PyTorch resolves "same" and integer padding to this one list, in F.pad's order, for every
+    # mode.
+    padding = (
+        _same_padding(module, x) if _pads_same(module) else module._reversed_padding_repeated_twice
+    )
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, padding, mode=mode)
     blank = _pair(padding[-2:]) if mode == "constant" else (0, 0)
@@ -147,7 +156,10 @@ def padded(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[Tensor, Window]:
 def _pads_same(module: nn.Module) -> bool:
     """Tell whether `module` is a Conv2dSame, ours or timm's: it differs from a convolution in its padding alone."""
     kind = type(module)
-    return kind is Conv2dSame or (kind.__module__, kind.__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
+    return kind is Conv2dSame or (kind.__module__, kind.__name__) == (
+        "timm.layers.conv2d_same",
+        "Conv2dSame",
+    )
 
 
 def _same_padding(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[int]:

@@ -24,8 +24,8 @@ def given(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
 def feeding(modules: dict[str, nn.Module], see: See, first: bool = False) -> Iterator[None]:
     """Call ``see(name, module, x)`` before each of `modules` runs on x, while the context lasts.
 
-    With `first`, x is what the module is called with, whatever other hooks make of it; otherwise hooks that are there
-    already may have replaced it.
+    With `first`, x is what the module is called with, whatever other hooks make of it; otherwise
+    hooks that are there already may have replaced it.
     """
 
     def watch(name: str) -> Callable[..., None]:
@@ -36,7 +36,11 @@ def feeding(modules: dict[str, nn.Module], see: See, first: bool = False) -> Ite
 
     with ExitStack() as hooks:
         for name, module in modules.items():
-            hooks.callback(module.register_forward_pre_hook(watch(name), with_kwargs=True, prepend=first).remove)
+            hooks.callback(
+                module.register_forward_pre_hook(
+                    watch(name), with_kwargs=True, prepend=first
+                ).remove
+            )
         yield
 
 
@@ -54,7 +58,9 @@ def returning(modules: dict[str, nn.Module], see: See) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(modules: dict[str, nn.Module], change: Callable[[str, nn.Module, Tensor], Tensor]) -> Iterator[None]:
+def replacing(
+    modules: dict[str, nn.Module], change: Callable[[str, nn.Module, Tensor], Tensor]
+) -> Iterator[None]:
     """Let each of `modules` run on ``change(name, module, x)`` in place of its input x, while the context lasts."""
 
     def watch(name: str) -> Callable[..., Any]:

@@ -28,7 +28,8 @@ def mean(
     ----------
     weights : of layers, by name; those of all other modules are constants
     x : images (B, ...)
-    of : ``of(outputs, beside)`` is what is differentiated, a number, of one image: both have a first axis of 1
+    of : ``of(outputs, beside)`` is what is differentiated, a number, of one image: both have a
+    first axis of 1
     beside : ``beside(place)`` is what else `of` takes, of the images at `place`, (images, ...)
     """
     given = {f"{name}.weight": weight for name, weight in weights.items()}

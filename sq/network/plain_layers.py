@@ -85,7 +85,9 @@ class _Outputs:
     def objection(self) -> str:
         """Return why the network as it is now may not stay so, "" if it may."""
         try:
-            error = max(distance(run(self.root["net"], part), outputs) for part, outputs in self.passes)
+            error = max(
+                distance(run(self.root["net"], part), outputs) for part, outputs in self.passes
+            )
         except Exception as problem:  # the network needs what it found in the module that was there
             if out_of_memory.is_out(problem):
                 raise
@@ -93,7 +95,9 @@ class _Outputs:
         return "" if error <= TOLERANCE else f"changes the outputs, {error:.1e}"
 
 
-def rewrite(net: nn.Module, x: Tensor, only: Collection[str] | None = None) -> tuple[nn.Module, Rewritten]:
+def rewrite(
+    net: nn.Module, x: Tensor, only: Collection[str] | None = None
+) -> tuple[nn.Module, Rewritten]:
     """Rewrite `net` in place where that is exact; return it, or what replaces it altogether.
 
     Parameters stay the same objects where a plain layer has the same; weights that are computed
@@ -137,18 +141,27 @@ def _may_be_rewritten(module: nn.Module) -> bool:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+    return (
+        isinstance(module, nn.MultiheadAttention)
+        and type(module).forward is nn.MultiheadAttention.forward
+    )
 
 
 def _holds_matrix(module: nn.Module) -> bool:
     """Tell whether `module` has a parameter of two or more axes, and no other modules in it."""
     if any(name != "parametrizations" for name, _ in module.named_children()):
         return False
-    return any(p is not None and p.ndim > 1 for own in module.modules() for p in own._parameters.values())
+    return any(
+        p is not None and p.ndim > 1 for own in module.modules() for p in own._parameters.values()
+    )
 
 
 def _apply(
-    root: nn.ModuleDict, x: Tensor, changes: list[_Change], only: Collection[str] | None, result: Rewritten
+    root: nn.ModuleDict,
+    x: Tensor,
+    changes: list[_Change],
+    only: Collection[str] | None,
+    result: Rewritten,
 ) -> None:
     """Make all `changes` that `only` allows; if that changes the outputs, those alone that do not."""
     changes = [change for change in changes if only is None or str(change) in only]
@@ -188,7 +201,9 @@ def _replacement(root: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[E
 
 def _named(root: nn.Module) -> dict[str, nn.Module]:
     """Return every module of the network by its name there, "" for the network itself."""
-    return {name.removeprefix("net").removeprefix("."): m for name, m in root.named_modules() if name}
+    return {
+        name.removeprefix("net").removeprefix("."): m for name, m in root.named_modules() if name
+    }
 
 
 def _watch(
@@ -276,12 +291,15 @@ def _redirections(root: nn.ModuleDict, x: Tensor, result: Rewritten) -> Iterator
     failure = ""
     again: dict[str, _Use] = {}
     try:
-        again, _ = _outside(root, modules, equivalent.noise(tuple(x.shape), x))  # biases must not depend on the inputs
+        # biases must not depend on the inputs
+        again, _ = _outside(root, modules, equivalent.noise(tuple(x.shape), x))
     except Exception as error:  # a network that does not take noise
         if out_of_memory.is_out(error):
             raise
         failure = one_line(error)[:160]
-    counts = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
+    counts = Counter(
+        id(p) for m in modules.values() for p in m._parameters.values() if p is not None
+    )
     for name, use in uses.items():
         layer = modules[name]
         assert isinstance(layer, nn.Linear)
@@ -300,14 +318,23 @@ def _redirections(root: nn.ModuleDict, x: Tensor, result: Rewritten) -> Iterator
             yield _Change(name, READ, _redirection(layer, homes, biases[0]))
 
 
-def _outside(root: nn.ModuleDict, modules: dict[str, nn.Module], x: Tensor) -> tuple[dict[str, _Use], Counter[str]]:
+def _outside(
+    root: nn.ModuleDict, modules: dict[str, nn.Module], x: Tensor
+) -> tuple[dict[str, _Use], Counter[str]]:
     """Run the network; return its uses of linear layers' weights outside of them, and its calls."""
-    known = {id(m.weight): name for name, m in modules.items() if isinstance(m, nn.Linear) and geometry.is_plain(m)}
-    kept = [m.weight for m in modules.values() if isinstance(m, nn.Linear)]  # so that no other takes an identity
+    known = {
+        id(m.weight): name
+        for name, m in modules.items()
+        if isinstance(m, nn.Linear) and geometry.is_plain(m)
+    }
+    # so that no other takes an identity
+    kept = [m.weight for m in modules.values() if isinstance(m, nn.Linear)]
     uses: dict[str, _Use] = {}
     called: Counter[str] = Counter()
 
-    def see(func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
+    def see(
+        func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Any
+    ) -> None:
         if func is not LINEAR or (own := product(func, args, named, result)) is None:
             return
         name = known.get(id(own.weight))
@@ -323,7 +350,9 @@ def _outside(root: nn.ModuleDict, modules: dict[str, nn.Module], x: Tensor) -> t
     return uses, called
 
 
-def _redirection(layer: nn.Linear, homes: list[nn.Module], bias: Tensor | None) -> Callable[[ExitStack], None]:
+def _redirection(
+    layer: nn.Linear, homes: list[nn.Module], bias: Tensor | None
+) -> Callable[[ExitStack], None]:
     def make(undo: ExitStack) -> None:
         undo.callback(layer._parameters.update, bias=layer.bias)
         new = bias if bias is layer.bias or bias is None else parameter(bias)

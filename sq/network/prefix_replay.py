@@ -1,9 +1,10 @@
 """A network run again and again, each time with one layer changed: what comes before that layer is not computed anew.
 
-A pass is a sequence of calls of modules, some within others. What is called before a layer cannot depend on it. So
-one pass is recorded, and when the layer is changed, every call that had returned before the layer was first called
-returns what it did then: whole blocks at once, single modules in the block that holds the layer. Functions between
-modules run again. Averaged over layers this saves about half of the work, and the outputs are the same, bit by bit.
+A pass is a sequence of calls of modules, some within others. What is called before a layer cannot
+depend on it. So one pass is recorded, and when the layer is changed, every call that had returned
+before the layer was first called returns what it did then: whole blocks at once, single modules in
+the block that holds the layer. Functions between modules run again. Averaged over layers this saves
+about half of the work, and the outputs are the same, bit by bit.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Replay:
         self._returned.clear()
         self._before = {layer.name: self._known_before(layer) for layer in layers}
         self._keep = set().union(*self._before.values())
-        self.bytes = sum(self._calls[number].bytes for number in self._keep)  # that are kept for each image
+        # that are kept for each image
+        self.bytes = sum(self._calls[number].bytes for number in self._keep)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -92,7 +94,9 @@ class Replay:
     def _watch(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **named: self._do(module, forward, args, named)
 
-    def _survey(self, module: nn.Module, forward: Callable[..., Any], args: tuple, named: dict) -> Any:
+    def _survey(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple, named: dict
+    ) -> Any:
         call = _Call(module, self._next)
         self._calls.append(call)
         self._next += 1
@@ -108,7 +112,9 @@ class Replay:
     def _known_before(self, layer: Layer) -> set[int]:
         """Return the outermost calls that return one tensor before any module with this layer's weight is called."""
         users = holders(self.net, layer)
-        first = next((number for number, call in enumerate(self._calls) if call.module in users), None)
+        first = next(
+            (number for number, call in enumerate(self._calls) if call.module in users), None
+        )
         if first is None:
             raise SqError(
                 f"layer {layer.name} is not called by the first image, so it cannot be changed alone: choose "
@@ -132,14 +138,18 @@ class Replay:
         self._next += 1
         return number
 
-    def _record(self, module: nn.Module, forward: Callable[..., Any], args: tuple, named: dict) -> Any:
+    def _record(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple, named: dict
+    ) -> Any:
         number = self._number(module)
         result = forward(*args, **named)
         if number in self._keep:
             self._kept[number] = result.clone() if self._calls[number].overwritten else result
         return result
 
-    def _replay(self, module: nn.Module, forward: Callable[..., Any], args: tuple, named: dict) -> Any:
+    def _replay(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple, named: dict
+    ) -> Any:
         number = self._number(module)
         if number not in self._skip:
             return forward(*args, **named)

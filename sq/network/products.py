@@ -77,7 +77,9 @@ class Product:
         return CONVOLUTIONS.get(self.function, 0)
 
 
-def product(func: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], result: Any) -> Product | None:
+def product(
+    func: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], result: Any
+) -> Product | None:
     """Return the product that this call of `func` is, None if it is none."""
     if func is not LINEAR and func not in CONVOLUTIONS:
         return None

@@ -1,7 +1,7 @@
 """Reparameterization: networks that are trained with several branches, fused as they offer for inference.
 
-RepVGG, MobileOne, FastViT, RepGhost and others train a sum of convolutions that is one convolution afterwards.
-Quantized branch by branch they are other networks than the ones that are deployed.
+RepVGG, MobileOne, FastViT, RepGhost and others train a sum of convolutions that is one convolution
+afterwards. Quantized branch by branch they are other networks than the ones that are deployed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from sq.network.copies import copied
 from sq.network.products import distance, run
 from sq.runtime import out_of_memory
 
-# What such modules call it: `fuse` returns the new module, the others change the module in place. The order is timm's.
+# What such modules call it: `fuse` returns the new module, the others change the module in place.
+# The order is timm's.
 METHODS = ("fuse", "reparameterize", "switch_to_deploy")
 TOLERANCE = 1e-6  # relative squared error of the outputs, as for folding BatchNorm
 
@@ -76,7 +77,8 @@ def offers(net: nn.Module) -> list[str]:
 def _method(module: nn.Module) -> str | None:
     """Return the name of the method that fuses `module`, None if it has none.
 
-    Modules may be called the same (``self.fuse = nn.Conv2d(...)``), and methods that take arguments do something else.
+    Modules may be called the same (``self.fuse = nn.Conv2d(...)``), and methods that take arguments
+    do something else.
     """
     for name in METHODS:
         method = getattr(type(module), name, None)

@@ -1,8 +1,9 @@
 """Residual additions: where a network's forward adds two feature maps, found and changed while it runs.
 
-A module's inputs can be hooked; ``y + shortcut`` belongs to no module. Under `Adds`, PyTorch hands every call of
-its functions to us first, so that an addition is seen however it is written: ``+``, ``+=``, `torch.add`,
-`Tensor.add`, `Tensor.add_`. Additions inside PyTorch's own functions and modules (BatchNorm, ...) are not seen.
+A module's inputs can be hooked; ``y + shortcut`` belongs to no module. Under `Adds`, PyTorch hands
+every call of its functions to us first, so that an addition is seen however it is written: ``+``,
+``+=``, `torch.add`, `Tensor.add`, `Tensor.add_`. Additions inside PyTorch's own functions and
+modules (BatchNorm, ...) are not seen.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def is_side(name: str) -> bool:
 class Adds(TorchFunctionMode):
     """While active, gives both operands of every addition to ``change(name, operand)`` and adds what that returns.
 
-    An addition counts if both operands are floating-point tensors of one shape with three or more axes (images
-    and at least two more) and neither is a parameter: a learnt position embedding is no feature map.
+    An addition counts if both operands are floating-point tensors of one shape with three or more
+    axes (images and at least two more) and neither is a parameter: a learnt position embedding is
+    no feature map.
     """
 
     def __init__(self, change: Callable[[str, Tensor], Tensor]):
@@ -47,13 +49,19 @@ class Adds(TorchFunctionMode):
         self.number = 0  # of additions so far
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call `func`, with other operands if it is an addition that counts."""
         named = dict(kwargs or {})
         if func not in ADDITIONS or (pair := _operands(args, named)) is None:
             return func(*args, **named)
-        left, right = (self.change(name, x) for name, x in zip(sides(self.number), pair, strict=True))
+        left, right = (
+            self.change(name, x) for name, x in zip(sides(self.number), pair, strict=True)
+        )
         self.number += 1
         if left is pair[0] and right is pair[1]:
             return func(*args, **named)
@@ -67,16 +75,25 @@ def _operands(args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, 
     """Return what is added, or None if that does not count."""
     left = args[0] if args else named.get("input")
     right = args[1] if len(args) > 1 else named.get("other")
-    if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.shape != right.shape or left.ndim < 3:
+    if (
+        not (isinstance(left, Tensor) and isinstance(right, Tensor))
+        or left.shape != right.shape
+        or left.ndim < 3
+    ):
         return None
     learnt = isinstance(left, nn.Parameter) or isinstance(right, nn.Parameter)
-    return (left, right) if left.is_floating_point() and right.is_floating_point() and not learnt else None
+    return (
+        (left, right)
+        if left.is_floating_point() and right.is_floating_point() and not learnt
+        else None
+    )
 
 
 class Quantized:
     """A network's forward in which operands of additions are replaced by the nearest values of their grids.
 
-    It stands in the place of the network's `forward`; `attach` and `detach` put it there and take it away.
+    It stands in the place of the network's `forward`; `attach` and `detach` put it there and take
+    it away.
     """
 
     def __init__(self, forward: Callable[..., Any], replaces: bool, grids: dict[str, Grid]):
@@ -92,7 +109,9 @@ class Quantized:
         result = result[:1] if single else result
         known = {name for number in range(adds.number) for name in sides(number)}
         if missing := [name for name in self.grids if name not in known]:
-            raise SqError(f"this pass made {adds.number} additions, without {missing[0]}: they cannot be told apart")
+            raise SqError(
+                f"this pass made {adds.number} additions, without {missing[0]}: they cannot be told apart"
+            )
         return result
 
     def _nearest(self, name: str, x: Tensor) -> Tensor:
@@ -105,8 +124,8 @@ class Quantized:
 def in_company(x: Tensor) -> Tensor:
     """Return images `x` (B, ...), a single one of them twice.
 
-    To a single image a learnt embedding (1, ...) has the shape of a feature map: its addition would count, and all
-    others have other numbers than in a batch.
+    To a single image a learnt embedding (1, ...) has the shape of a feature map: its addition would
+    count, and all others have other numbers than in a batch.
     """
     return torch.cat([x, x]) if len(x) == 1 else x
 

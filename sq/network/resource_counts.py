@@ -46,7 +46,9 @@ def sizes(problem: Problem) -> Callable[[Layer, int], int]:
 
     def size(layer: Layer, bits: int) -> int:
         if (key := (layer.name, bits)) not in known:
-            known[key] = weight_bytes(layer, thin.grid(layer.name, own.weight(layer.module)[..., :1], bits))
+            known[key] = weight_bytes(
+                layer, thin.grid(layer.name, own.weight(layer.module)[..., :1], bits)
+            )
         return known[key]
 
     return size

@@ -1,8 +1,9 @@
 """Where a network is rounded: the weights of its layers, and what they are fed, at several widths.
 
-Rounding to nearest changes a weight w by D(b) = Q_b(w) - w and an input x by Q_b(x) - x. What metrics share is here:
-those errors, and a network that computes with other weights or inputs for a while. Parameters are never written to:
-a module is lent another tensor under the name `weight`, so what a metric leaves is the network it got, bit by bit.
+Rounding to nearest changes a weight w by D(b) = Q_b(w) - w and an input x by Q_b(x) - x. What
+metrics share is here: those errors, and a network that computes with other weights or inputs for a
+while. Parameters are never written to: a module is lent another tensor under the name `weight`, so
+what a metric leaves is the network it got, bit by bit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Kind = Literal["weights", "inputs"]
 class Sites:
     """The weights of all layers, or the inputs of those that have grids for them, at the widths to price.
 
-    Layers whose bits are settled (`Problem.fixed`) have those alone, whatever width the others are at.
+    Layers whose bits are settled (`Problem.fixed`) have those alone, whatever width the others are
+    at.
 
     Parameters
     ----------
@@ -38,7 +40,11 @@ class Sites:
     def __init__(self, problem: Problem, kind: Kind, bits: list[int]):
         self.model, self.kind, self.bits = problem.model, kind, bits
         every = problem.model.layers
-        own = every if kind == "weights" else [layer for layer in every if layer.name in problem.inputs.bits]
+        own = (
+            every
+            if kind == "weights"
+            else [layer for layer in every if layer.name in problem.inputs.bits]
+        )
         self.layers = own if bits else []
         self._problem = problem
         self._fixed = problem.fixed
@@ -67,16 +73,22 @@ class Sites:
         That of a settled layer is the mean over the widths of the others.
         """
         rows = zip(self.layers, table, strict=True)
-        return torch.cat([row.mean(0, keepdim=True) if s.name in self._fixed else row for s, row in rows])
+        return torch.cat(
+            [row.mean(0, keepdim=True) if s.name in self._fixed else row for s, row in rows]
+        )
 
     def spread(self, values: Tensor) -> Tensor:
         """Return a figure of each layer (layers,) once for each of its widths, in the order of `choices`."""
-        return values.repeat_interleave(torch.tensor([len(self.widths(layer)) for layer in self.layers]))
+        return values.repeat_interleave(
+            torch.tensor([len(self.widths(layer)) for layer in self.layers])
+        )
 
     def rows(self, values: list[float]) -> Rows:
         """Return `values`, in the order of `choices`, by layer name and bits."""
         given = iter(values)
-        return {layer.name: {bits: next(given) for bits in self.widths(layer)} for layer in self.layers}
+        return {
+            layer.name: {bits: next(given) for bits in self.widths(layer)} for layer in self.layers
+        }
 
     def grid(self, layer: Layer, bits: int) -> Grid:
         """Return the grid of a layer's weights (G, O, I), or of its inputs (any shape)."""
@@ -85,14 +97,21 @@ class Sites:
                 W = weight(layer).reshape(layer.groups, layer.outputs, layer.inputs)
                 grid = self._problem.grid(layer.name, W, bits)
             else:
-                grid = residual_adds.on(self._problem.inputs.grid(layer.name, bits), self._problem.batch.x.device)
+                grid = residual_adds.on(
+                    self._problem.inputs.grid(layer.name, bits), self._problem.batch.x.device
+                )
             self._grids[layer.name, bits] = grid
         return self._grids[layer.name, bits]
 
     def fit(self) -> None:
         """Fit the grids of all weights now, on a CPU side by side: one thread each, as each is fitted for itself."""
         if self.kind == "weights" and self._problem.batch.x.device.type == "cpu":
-            cpu_threads.each(lambda one: self.grid(*one), self.choices(), "grids", cost=lambda one: one[0].weights)
+            cpu_threads.each(
+                lambda one: self.grid(*one),
+                self.choices(),
+                "grids",
+                cost=lambda one: one[0].weights,
+            )
 
     def nearest(self, layer: Layer, bits: int, values: Tensor) -> Tensor:
         """Return `values` rounded to nearest, detached: a weight of the module's shape, or an input of any."""
@@ -100,14 +119,17 @@ class Sites:
         if self.kind == "inputs":
             return grid.nearest(values)
         rounded = grid.nearest(values.reshape(layer.groups, layer.outputs, layer.inputs))
-        return torch.empty_like(values).copy_(rounded.view(values.shape))  # laid out in memory as the weight is
+        # laid out in memory as the weight is
+        return torch.empty_like(values).copy_(rounded.view(values.shape))
 
     def error(self, layer: Layer, bits: int, values: Tensor) -> Tensor:
         """Return D = Q(values) - values, see `nearest`."""
         return self.nearest(layer, bits, values) - values.detach()
 
 
-def price(problem: Problem, bits: list[int], input_bits: list[int], one: Callable[[Sites], Rows]) -> tuple[Rows, Rows]:
+def price(
+    problem: Problem, bits: list[int], input_bits: list[int], one: Callable[[Sites], Rows]
+) -> tuple[Rows, Rows]:
     """Return what `one` says of the weights at `bits`, and of the inputs at `input_bits`; {} of no widths.
 
     Raises
@@ -152,7 +174,9 @@ def counterparts(model: Model, copied: nn.Module) -> dict[str, list[nn.Module]]:
     """Return the modules of a copy of the network that compute with each layer's weight, see `holders`, by its name."""
     names = {id(module): name for name, module in model.net.named_modules()}
     return {
-        layer.name: [copied.get_submodule(names[id(module)]) for module in holders(model.net, layer)]
+        layer.name: [
+            copied.get_submodule(names[id(module)]) for module in holders(model.net, layer)
+        ]
         for layer in model.layers
     }
 
@@ -163,7 +187,8 @@ def lending(given: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
     before: list[tuple[nn.Module, str, Tensor | None]] = []
     try:
         for module, name, tensor in given:
-            before.append((module, name, module.__dict__.get(name)))  # what is lent already, of all or some layers
+            # what is lent already, of all or some layers
+            before.append((module, name, module.__dict__.get(name)))
             module.__dict__[name] = tensor  # found before the parameter of that name
         yield
     finally:
@@ -178,12 +203,18 @@ def lending(given: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
 def lent(model: Model, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the network compute with these `weights`, by layer name and of their modules' shapes, for a while."""
     own = {layer.name: layer for layer in model.layers}
-    with lending((m, "weight", given) for name, given in weights.items() for m in holders(model.net, own[name])):
+    with lending(
+        (m, "weight", given)
+        for name, given in weights.items()
+        for m in holders(model.net, own[name])
+    ):
         yield
 
 
 @contextmanager
-def changed(model: Model, kind: Kind, layer: Layer, put: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def changed(
+    model: Model, kind: Kind, layer: Layer, put: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
     """Let one layer compute with ``put(weight)``, of its own weight, or be fed ``put(x)``, for a while."""
     if kind == "weights":
         with torch.no_grad():
@@ -209,7 +240,10 @@ def all_rounded(sites: Sites, bits: int) -> Iterator[dict[str, Tensor]]:
         return sites.nearest(own[name], sites.at(own[name], bits), x)
 
     if sites.kind == "weights":
-        rounded = {n: sites.nearest(layer, sites.at(layer, bits), weight(layer)) for n, layer in own.items()}
+        rounded = {
+            n: sites.nearest(layer, sites.at(layer, bits), weight(layer))
+            for n, layer in own.items()
+        }
         with lent(sites.model, rounded):
             yield fed
     else:

@@ -18,7 +18,8 @@ from sq.types.problem import Layer, Model
 
 KEPT = 2**30  # bytes of a recorded pass; fewer images go together where their outputs would be more
 
-# figure(outputs, reference, place) -> (B,): of each image, `place` being where these images are among all
+# figure(outputs, reference, place) -> (B,): of each image, `place` being where these images are
+# among all
 Figure = Callable[[Tensor, Tensor, slice], Tensor]
 
 
@@ -52,16 +53,20 @@ def rounding(sites: Sites) -> list[Change]:
 class Runs:
     """The passes of a network over images `x` (B, C, H, W) that `changes` ask for.
 
-    What the network is then is the reference: weights that are lent stay so, but for the layer changed.
+    What the network is then is the reference: weights that are lent stay so, but for the layer
+    changed.
     """
 
     def __init__(self, model: Model, changes: Sequence[Change], x: Tensor):
         self.model, self.changes, self.x = model, changes, x
         self.replay = Replay(model.net, {c.layer.name: c.layer for c in changes}.values(), x[:1])
         kept = KEPT // max(1, self.replay.bytes)
-        self.size = max(1, min(batching.images_per_pass(x.shape[1:], None), kept))  # images at a time
+        # images at a time
+        self.size = max(1, min(batching.images_per_pass(x.shape[1:], None), kept))
 
-    def each(self, size: int, around: Callable[[], AbstractContextManager[object]] = nullcontext) -> Iterator[Seen]:
+    def each(
+        self, size: int, around: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> Iterator[Seen]:
         """Yield what comes of every change, `size` images at a time, each within a context ``around()`` of its own."""
         parts = self.x.split(size)
         todo = ((part, number) for part in range(len(parts)) for number in range(len(self.changes)))

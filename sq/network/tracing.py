@@ -22,11 +22,13 @@ class _Calls:
     """The layers that passes have called with at least one position, in the order of their first calls."""
 
     positions: dict[str, int] = field(default_factory=dict)  # of all calls
-    fed: dict[str, str] = field(default_factory=dict)  # the first layer that was fed the same tensor
+    # the first layer that was fed the same tensor
+    fed: dict[str, str] = field(default_factory=dict)
 
     def watch(self, net: nn.Module, every: list[Layer], x: Tensor) -> None:
         """Add the calls of a pass over images `x` (B, ...)."""
-        # The first layer by each tensor and version of it. Tensors that the network lets go of are not kept alive.
+        # The first layer by each tensor and version of it. Tensors that the network lets go of are
+        # not kept alive.
         first = WeakTensorKeyDictionary()
 
         def look(name: str, module: nn.Module, given: Tensor) -> None:
@@ -35,7 +37,9 @@ class _Calls:
 
         def count(name: str, module: nn.Module, output: Tensor) -> None:
             if output.numel():  # a router may call an expert that gets nothing
-                self.positions[name] = self.positions.get(name, 0) + geometry.positions(module, output)
+                self.positions[name] = self.positions.get(name, 0) + geometry.positions(
+                    module, output
+                )
 
         modules = {layer.name: layer.module for layer in every}
         with torch.no_grad(), hooks.feeding(modules, look), hooks.returning(modules, count):
@@ -45,9 +49,10 @@ class _Calls:
 def settle(model: Model, x: Tensor) -> Model:
     """Return `model` with its layers in the order they are called, their positions, what feeds them, and its ends.
 
-    The first image shows all that most networks have. Layers that it does not call, as where a router sends images
-    to experts, are looked for with the other images, and have the mean of their positions over all of them, rounded
-    up. Layers that no image calls cannot be quantized here: they join `skipped`.
+    The first image shows all that most networks have. Layers that it does not call, as where a
+    router sends images to experts, are looked for with the other images, and have the mean of their
+    positions over all of them, rounded up. Layers that no image calls cannot be quantized here:
+    they join `skipped`.
 
     Parameters
     ----------
@@ -60,17 +65,27 @@ def settle(model: Model, x: Tensor) -> Model:
     first = _Calls()
     first.watch(model.net, model.layers, x[:1])
     order, positions, fed = list(first.positions), first.positions, first.fed
-    missing = [layer for layer in model.layers if layer.name not in positions and _may_be_called(layer.module)]
+    missing = [
+        layer
+        for layer in model.layers
+        if layer.name not in positions and _may_be_called(layer.module)
+    ]
     if missing and len(x) > 1:
         found = _look_further(model, x, order, missing)
-        positions |= {name: -(-count // len(x)) for name, count in found.positions.items() if name not in positions}
+        positions |= {
+            name: -(-count // len(x))
+            for name, count in found.positions.items()
+            if name not in positions
+        }
         fed = found.fed | fed
     own = {layer.name: layer for layer in model.layers}
     skipped = [f"{name} (never called)" for name in own if name not in positions]
     if not positions:
         fact = f"no layer of {type(model.net).__name__} can be quantized"
         left = f" ({', '.join([*skipped, *model.skipped][:3])})" if skipped or model.skipped else ""
-        raise SqError(f"{fact}{left}: choose another model", call=f"{fact}{left}: give another network")
+        raise SqError(
+            f"{fact}{left}: choose another model", call=f"{fact}{left}: give another network"
+        )
     settled = [replace(own[name], positions=positions[name], fed=fed[name]) for name in order]
     ends = model.ends or (settled[0].name, settled[-1].name)
     return replace(model, layers=settled, skipped=model.skipped + skipped, ends=ends)
@@ -83,7 +98,11 @@ def work(model: Model, x: Tensor) -> float:
     """
     calls = _Calls()
     calls.watch(model.net, model.layers, x)
-    products = [layer.weights * calls.positions[layer.name] for layer in model.layers if layer.name in calls.positions]
+    products = [
+        layer.weights * calls.positions[layer.name]
+        for layer in model.layers
+        if layer.name in calls.positions
+    ]
     return sum(products) / max(1, len(products))
 
 

@@ -2,9 +2,10 @@
 
     min E[ sum_k f_k (z~_k - z_k)^2 ] + lambda sum_k (1 - |2 h_k - 1|^beta)
 
-z~ is what a part (a layer, or a residual block) returns, fed what the quantized parts before it make of an image; z is
-what full precision returns. The methods differ in their settings: parts are layers (AdaRound) or blocks; f is 1 or the
-diagonal of the Fisher information (BRECQ); QDrop leaves elements of what layers are fed in full precision at random.
+z~ is what a part (a layer, or a residual block) returns, fed what the quantized parts before it
+make of an image; z is what full precision returns. The methods differ in their settings: parts are
+layers (AdaRound) or blocks; f is 1 or the diagonal of the Fisher information (BRECQ); QDrop leaves
+elements of what layers are fed in full precision at random.
 """
 
 from __future__ import annotations
@@ -56,31 +57,40 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     Parameters
     ----------
     budget : name of the settings that `learn` and `then` were given; for the record
-    init, start : the quantizer that gives the codes and grids to start from, by name and as a function
-    hold : how far on their codes' side roundings start at least, see `sq.learning.soft_rounding.Rounding`
-    parts : "layers", or "blocks": residual blocks, and layers outside of them; see `sq.network.blocks.find`
+    init, start : the quantizer that gives the codes and grids to start from, by name and as a
+    function
+    hold : how far on their codes' side roundings start at least, see
+    `sq.learning.soft_rounding.Rounding`
+    parts : "layers", or "blocks": residual blocks, and layers outside of them; see
+    `sq.network.blocks.find`
     named : blocks by name, where they are not to be found; None finds them, and goes with layers
-    loss : "mse", or "fisher": squared errors weighed by the squared gradients that images leave there
-    drop : share of the elements of what a part is fed that are full precision's, drawn anew each step
-    memory_gib : what a part is fed and returns is kept for all images as far as this, and made anew each step beyond
+    loss : "mse", or "fisher": squared errors weighed by the squared gradients that images leave
+    there
+    drop : share of the elements of what a part is fed that are full precision's, drawn anew each
+    step
+    memory_gib : what a part is fed and returns is kept for all images as far as this, and made anew
+    each step beyond
     checkpoint_every : steps between two writes of the state, to be taken up where it was left
     seed : of the order of images, of what is dropped, and of `loss`
-    learn, then : what is learned of a part first and, if anything, next; see `sq.learning.reconstruction.learn`
+    learn, then : what is learned of a part first and, if anything, next; see
+    `sq.learning.reconstruction.learn`
 
     Raises
     ------
-    SqError : before anything is solved: the network returns no tensor; a part is not called once, with one tensor;
-        `named` where parts are layers; see `ready` and `sq.network.blocks`; then: see `sq.learning.student`, `start`
-        and `learn`
+    SqError : before anything is solved: the network returns no tensor; a part is not called once,
+    with one tensor;
+        `named` where parts are layers; see `ready` and `sq.network.blocks`; then: see
+        `sq.learning.student`, `start` and `learn`
 
     Source
     ------
-    Nagel et al. 2020 (AdaRound), arXiv 2004.10568, equation 25; what a layer returns is compared before the activation
-    function, which may be no module. Li et al. 2021 (BRECQ), arXiv 2102.05426, equation 10; the Fisher information is
-    that of outputs with Gaussian noise, E_v[(J^T v)^2], and of mean 1 over the first images, so that the regulariser
-    counts alike in every part: our reading, which takes no labels and any output. So is that `then` follows after each
-    part, and that the next part is fed what that leaves; the published code learns all roundings with inputs in full
-    precision, then all scales of inputs. Wei et al. 2022 (QDrop), arXiv 2203.05740.
+    Nagel et al. 2020 (AdaRound), arXiv 2004.10568, equation 25; what a layer returns is compared
+    before the activation function, which may be no module. Li et al. 2021 (BRECQ), arXiv
+    2102.05426, equation 10; the Fisher information is that of outputs with Gaussian noise, E_v[(J^T
+    v)^2], and of mean 1 over the first images, so that the regulariser counts alike in every part:
+    our reading, which takes no labels and any output. So is that `then` follows after each part,
+    and that the next part is fed what that leaves; the published code learns all roundings with
+    inputs in full precision, then all scales of inputs. Wei et al. 2022 (QDrop), arXiv 2203.05740.
     """
     if parts == "layers" and named is not None:
         raise SqError(
@@ -120,11 +130,17 @@ class _Error:
     """The distance of what one part returns from full precision's, by the numbers of images."""
 
     def __init__(self, session: Session, unit: Unit, drop: float, kept: Kept):
-        self.session, self.unit, self.module = session, unit, session.student.net.get_submodule(unit.name)
+        self.session, self.unit, self.module = (
+            session,
+            unit,
+            session.student.net.get_submodule(unit.name),
+        )
         self.drop, self.kept = drop, kept
         self.shares = {layer.name: 1.0 for layer in unit.layers}
 
-    def __call__(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         fed, wanted, *rest = self.kept(index)
         if self.drop:
             fed = torch.lerp(rest.pop(0), fed, Mix(self.drop, True, generator).quantized(fed))
@@ -136,8 +152,9 @@ class _Error:
 class _Seen:
     """What the student feeds one part, what full precision gets from it and, where they count, feeds it, and weights.
 
-    Every part starts from the images again, in both networks, so that no more than one part's tensors are kept; for a
-    network of many parts, passes up to a part come to half the square of their number.
+    Every part starts from the images again, in both networks, so that no more than one part's
+    tensors are kept; for a network of many parts, passes up to a part come to half the square of
+    their number.
     """
 
     def __init__(self, session: Session, unit: Unit, fisher: bool, drops: bool):
@@ -151,13 +168,20 @@ class _Seen:
         with torch.no_grad(), student.mixed(None):  # parts before this one are quantized throughout
             *given, wanted = _through(problem.model.net, name, x)
             fed = _through(student.net, name, x, returns=False)[0]
-        return [fed, wanted, *(given if self.drops else []), *([self._weights(x, index)] if self.fisher else [])]
+        return [
+            fed,
+            wanted,
+            *(given if self.drops else []),
+            *([self._weights(x, index)] if self.fisher else []),
+        ]
 
     def _weights(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the squared gradients by what the part returns, of mean 1 over the first images."""
         if self.mean is None:
             first = torch.arange(min(FIRST, len(self.session.student.problem.batch.x)))
-            self.mean = float(self._squared(self.session.student.problem.batch.x[first], first).mean())
+            self.mean = float(
+                self._squared(self.session.student.problem.batch.x[first], first).mean()
+            )
         return self._squared(x, index) / max(self.mean, torch.finfo(x.dtype).tiny)
 
     def _squared(self, x: Tensor, index: Tensor) -> Tensor:
@@ -167,9 +191,15 @@ class _Seen:
             at.append(y.detach().requires_grad_())
             return at[-1].clone()  # what goes on may change it in place
 
-        with torch.enable_grad(), hooks.returning({self.unit.name: net.get_submodule(self.unit.name)}, cut):
+        with (
+            torch.enable_grad(),
+            hooks.returning({self.unit.name: net.get_submodule(self.unit.name)}, cut),
+        ):
             outputs = forward(net, x)
-            drawn = [signs(o, seeded(self.session.seed, int(i))) for o, i in zip(outputs, index, strict=True)]
+            drawn = [
+                signs(o, seeded(self.session.seed, int(i)))
+                for o, i in zip(outputs, index, strict=True)
+            ]
             return torch.autograd.grad((outputs * torch.stack(drawn)).sum(), at)[0].square()
 
 

@@ -15,7 +15,8 @@ from sq.network import geometry
 from sq.runtime import cpu_threads
 from sq.types.problem import Grid, Layer, Plan, Solve
 
-ASYMMETRY = 1e-5  # of a Hessian, relative to its largest entry: sums in another order differ by less
+# of a Hessian, relative to its largest entry: sums in another order differ by less
+ASYMMETRY = 1e-5
 PROBE = 1024  # columns of the matrices that measure the speed of a product
 
 
@@ -46,7 +47,9 @@ def check_grid(layer: Layer, grid: Grid) -> None:
     """Raise an `SqError` that names `layer` if the values of its `grid` are not finite or do not rise."""
     lowest, highest = grid.bounds()
     if not (torch.isfinite(lowest).all() and torch.isfinite(highest).all()):
-        raise SqError(f"layer {layer.name}: its grid holds NaN or infinity: check its weights and the settings of grid")
+        raise SqError(
+            f"layer {layer.name}: its grid holds NaN or infinity: check its weights and the settings of grid"
+        )
     empty = (highest <= lowest).flatten().nonzero().flatten().tolist()
     if empty:
         raise SqError(
@@ -73,7 +76,8 @@ def announce(every: Iterable[Layer], solve: Solve) -> dict[str, Plan]:
     knobs = getattr(solve, "keywords", {})
     plans: dict[str, Plan] = {}
     refused: list[str] = []
-    for layer in sorted(every, key=lambda layer: -layer.inputs):  # what the first needs is enough for all
+    # what the first needs is enough for all
+    for layer in sorted(every, key=lambda layer: -layer.inputs):
         weight = geometry.weight(layer.module)
         try:
             plans[layer.name] = plan(layer, weight.element_size(), **knobs)

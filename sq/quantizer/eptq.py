@@ -1,10 +1,12 @@
 """EPTQ: roundings of the whole network learned at once, against what every layer of full precision returns.
 
-    L = [ sum_l mean_n( w_nl mean_positions ||a~_l - a_l||^2 ) + lambda sum_l w_l sum_k (1 - |2 h_lk - 1|^beta) ]
+    L = [ sum_l mean_n( w_nl mean_positions ||a~_l - a_l||^2 ) + lambda sum_l w_l sum_k (1 - |2 h_lk
+    - 1|^beta) ]
         / max_l w_l,    w_l the mean of w_nl over the batch
 
-a~_l is what layer l returns in a pass of the quantized network, so that errors add up as they will. w_nl, the score of
-sample-layer attention (SLA), says how much that matters for image n: it comes from the label-free Hessian.
+a~_l is what layer l returns in a pass of the quantized network, so that errors add up as they will.
+w_nl, the score of sample-layer attention (SLA), says how much that matters for image n: it comes
+from the label-free Hessian.
 """
 
 from __future__ import annotations
@@ -49,11 +51,14 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     Parameters
     ----------
     budget : name of the settings that `learn` was given; for the record
-    init, start : the quantizer that gives the codes and grids to start from, by name and as a function
-    hold : how far on their codes' side roundings start at least, see `sq.learning.soft_rounding.Rounding`
+    init, start : the quantizer that gives the codes and grids to start from, by name and as a
+    function
+    hold : how far on their codes' side roundings start at least, see
+    `sq.learning.soft_rounding.Rounding`
     attention : what weighs the errors of images and layers: "sla" their scores, "none" nothing
     draws : of each score
-    memory_gib : what full precision returns is kept for all images as far as this, and made anew each step beyond
+    memory_gib : what full precision returns is kept for all images as far as this, and made anew
+    each step beyond
     checkpoint_every : steps between two writes of the state, to be taken up where it was left
     seed : of scores, the order of images and what is drawn for inputs
     learn : see `sq.learning.reconstruction.learn`
@@ -64,11 +69,19 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
 
     Source
     ------
-    Gordon et al. 2023, EPTQ: Enhanced Post-Training Quantization via Hessian-guided Network-wise Optimization, arXiv
-    2309.11531, with formulas and settings of its published code. That code trains a bias that has no effect; here it
-    has one. Where BatchNorm is not folded, what a convolution returns before it is compared.
+    Gordon et al. 2023, EPTQ: Enhanced Post-Training Quantization via Hessian-guided Network-wise
+    Optimization, arXiv 2309.11531, with formulas and settings of its published code. That code
+    trains a bias that has no effect; here it has one. Where BatchNorm is not folded, what a
+    convolution returns before it is compared.
     """
-    own = {"budget": budget, "init": init, "hold": hold, "attention": attention, "draws": draws, "seed": seed}
+    own = {
+        "budget": budget,
+        "init": init,
+        "hold": hold,
+        "attention": attention,
+        "draws": draws,
+        "seed": seed,
+    }
     ready(problem, {"learn": learn}, [layer.name for layer in problem.model.layers])
     _tell_biases(problem, learn)
     session = begin(problem, start, own, [learn], checkpoint_every)
@@ -77,7 +90,9 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     weights = _weights(problem, attention, draws, seed)
     session.count(names, 0)
     size = batching.images_per_pass(x.shape[1:], None)
-    wanted = Kept(lambda index: returned(problem.model.net, names, x[index]), len(x), size, memory_gib)
+    wanted = Kept(
+        lambda index: returned(problem.model.net, names, x[index]), len(x), size, memory_gib
+    )
     with session.student.watched():
         learn(session, Part("network", names, _Error(session.student, names, weights, wanted)))
     scored = {name: float(w.mean()) for name, w in weights.items()} if attention == "sla" else {}
@@ -89,17 +104,23 @@ def _tell_biases(problem: Problem, learn: Learn) -> None:
     every = problem.model.layers
     own = [layer.name for layer in every if layer.module.bias is not None]
     if getattr(learn, "keywords", {}).get("rates", {}).get("bias") and 2 * len(own) < len(every):
-        say(f"{len(own)} of {len(every)} layers have a bias to learn: fold=true gives one to those before a BatchNorm")
+        say(
+            f"{len(own)} of {len(every)} layers have a bias to learn: fold=true gives one to those before a BatchNorm"
+        )
 
 
 class _Error:
     """The weighed distance of all layers from full precision, and the weights of the layers in a batch."""
 
-    def __init__(self, student: Student, names: list[str], weights: dict[str, Tensor], wanted: Kept):
+    def __init__(
+        self, student: Student, names: list[str], weights: dict[str, Tensor], wanted: Kept
+    ):
         self.student, self.weights, self.wanted = student, weights, wanted
         self.modules = {name: student.net.get_submodule(name) for name in names}
 
-    def __call__(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         given = iter(self.wanted(index))
         own = {name: w[index] for name, w in self.weights.items()}
         means = {name: float(w.mean()) for name, w in own.items()}
@@ -121,8 +142,12 @@ def _weights(problem: Problem, attention: str, draws: int, seed: int) -> dict[st
     if attention == "none":
         return {layer.name: torch.ones(len(x), device=x.device) for layer in problem.model.layers}
     found = label_free_scores.activation_scores(problem.model, x, draws, seed)
-    if bad := [name for name, w in found.items() if not (torch.isfinite(w).all() and float(w.sum()) > 0)]:
-        raise SqError(f"the scores of layer {bad[0]} are not positive numbers: set quantizer.attention=none")
+    if bad := [
+        name for name, w in found.items() if not (torch.isfinite(w).all() and float(w.sum()) > 0)
+    ]:
+        raise SqError(
+            f"the scores of layer {bad[0]} are not positive numbers: set quantizer.attention=none"
+        )
     return {name: w.to(x) for name, w in found.items()}
 
 
@@ -131,6 +156,8 @@ def returned(net: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
     """Return what modules of `net` return for images `x`, in the order of their calls."""
     found: list[Tensor] = []
     # A copy, for what goes on may change it in place.
-    with hooks.returning({n: net.get_submodule(n) for n in names}, lambda name, module, y: found.append(y.clone())):
+    with hooks.returning(
+        {n: net.get_submodule(n) for n in names}, lambda name, module, y: found.append(y.clone())
+    ):
         forward(net, x)
     return found

@@ -1,9 +1,10 @@
 """Layerwise: hand each layer's weight, Hessian and grid to a solver.
 
-Where `calibration.inputs` is "reference", every layer is solved for the inputs that the full-precision network gives
-it: layers are independent, and all solvers see the same problem, the same statistics, damping and grid. On a CPU they
-are solved side by side, one thread each. Where it is "quantized", a layer is solved for what the layers before it,
-quantized, make of the images (see `sq.hessian.asymmetric`): one layer after the other.
+Where `calibration.inputs` is "reference", every layer is solved for the inputs that the
+full-precision network gives it: layers are independent, and all solvers see the same problem, the
+same statistics, damping and grid. On a CPU they are solved side by side, one thread each. Where it
+is "quantized", a layer is solved for what the layers before it, quantized, make of the images (see
+`sq.hessian.asymmetric`): one layer after the other.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ from sq.network.copies import copied
 from sq.quantizer.checks import announce, check_grid, check_hessian
 from sq.runtime import cpu_threads, memory
 from sq.runtime.phase_timer import synchronize
-from sq.types.problem import Grid, Layer, Plan, Problem, QuantizedLayer, QuantizedModel, Solve, digest, solution
+from sq.types.problem import (
+    Grid,
+    Layer,
+    Plan,
+    Problem,
+    QuantizedLayer,
+    QuantizedModel,
+    Solve,
+    digest,
+    solution,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,8 +71,10 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
 
     Raises
     ------
-    SqError : a Hessian or grid that no solver can use, or a layer too large for the solver's memory, before any
-        layer is solved; a Hessian that stays indefinite at the end of the damping ladder; `damp` out of range
+    SqError : a Hessian or grid that no solver can use, or a layer too large for the solver's
+    memory, before any
+        layer is solved; a Hessian that stays indefinite at the end of the damping ladder; `damp`
+        out of range
     """
     check_damp(damp)
     every = problem.model.layers
@@ -74,12 +87,15 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
     for targets in _targets(problem, net, damp):
         chosen = [layer for layer in every if layer.name in targets]
         crew = _Crew(chosen, plans, problem.batch.x.device)
-        # Fitted and checked before the first layer is solved: nothing that takes long is lost to a bad grid.
+        # Fitted and checked before the first layer is solved: nothing that takes long is lost to a
+        # bad grid.
         grids = crew.each("grids", partial(_fit, targets=targets, problem=problem))
         solved = partial(_solve, targets=targets, grids=grids, solve=solve, damp=damp)
         if not done:  # a warm-up: no layer's time holds a library's start
             with cpu_threads.use(1):
-                solved(min(chosen, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2))
+                solved(
+                    min(chosen, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
+                )
         for name, own in crew.each("quantize", solved).items():
             done[name] = own
             geometry.set_weight(net.get_submodule(name), own.grid.decode(own.codes))
@@ -116,7 +132,9 @@ class _Crew:
 
     def _bytes(self, layer: Layer) -> int:
         plan = self.plans.get(layer.name)
-        return memory.SOLVING * memory.NUMBER * layer.groups * layer.inputs**2 + (plan.bytes if plan else 0)
+        return memory.SOLVING * memory.NUMBER * layer.groups * layer.inputs**2 + (
+            plan.bytes if plan else 0
+        )
 
 
 def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str, Target]]:
@@ -126,7 +144,9 @@ def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str
         yield {layer.name: _own_target(layer, problem) for layer in model.layers}
         return
     passes = quantity(model.layers, "pass")
-    say(f"calibration.inputs=quantized: {passes} of both networks over {quantity(batch.ids, 'image')}")
+    say(
+        f"calibration.inputs=quantized: {passes} of both networks over {quantity(batch.ids, 'image')}"
+    )
     calls = asymmetric.constant_calls(model.net, model.layers, batch.x)
     for layer in track(model.layers, "layers", len(model.layers)):
         pair = asymmetric.collect(net, model.net, layer, batch.x, calls.get(layer.name))
@@ -146,7 +166,9 @@ def _moved_target(layer: Layer, pair: asymmetric.Pair, problem: Problem, damp: f
 
 def _fit(layer: Layer, *, targets: Mapping[str, Target], problem: Problem) -> tuple[Grid, float]:
     target = targets[layer.name]
-    grid, spent = timed(lambda: problem.grid(layer.name, target.W, problem.bits[layer.name]), target.W.device)
+    grid, spent = timed(
+        lambda: problem.grid(layer.name, target.W, problem.bits[layer.name]), target.W.device
+    )
     check_grid(layer, grid)
     return grid, spent.seconds
 
@@ -192,7 +214,8 @@ def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, fl
     Parameters
     ----------
     name : the layer's, for the message
-    solve_at : solves at a share of damping; raises `torch.linalg.LinAlgError` where that is too little
+    solve_at : solves at a share of damping; raises `torch.linalg.LinAlgError` where that is too
+    little
     damp : the share to begin with
 
     Raises
@@ -205,7 +228,9 @@ def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, fl
             return solve_at(used), used, retries
         except torch.linalg.LinAlgError as error:
             if used >= LAST:
-                fact = f"layer {name}: its Hessian is not positive definite even with damping {used:g}"
+                fact = (
+                    f"layer {name}: its Hessian is not positive definite even with damping {used:g}"
+                )
                 raise SqError(
                     f"{fact}; use more calibration images (calibration.images) or drop the layer",
                     call=f"{fact}; give more images or drop the layer",
@@ -216,8 +241,9 @@ def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, fl
 def damped(hessian: Tensor, damp: float) -> Tensor:
     """Return H + damp * mean(diag H) * I, a new tensor, group by group.
 
-    A dead input (its diagonal is 0, so no image ever used it) gets the mean itself: its weights are rounded to
-    nearest, and no error passes between it and other inputs. The mean is over live inputs; without any it is 1.
+    A dead input (its diagonal is 0, so no image ever used it) gets the mean itself: its weights are
+    rounded to nearest, and no error passes between it and other inputs. The mean is over live
+    inputs; without any it is 1.
     """
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)  # (G, I)
     live = diagonal > 0
@@ -237,8 +263,8 @@ class Spent:
 def timed(function: Callable[[], T], device: torch.device) -> tuple[T, Spent]:
     """Return what `function` returns and what it took, the device's work included.
 
-    CPU time is that of this thread where operations have one thread each, so that what runs side by side does not
-    count; of the whole process otherwise.
+    CPU time is that of this thread where operations have one thread each, so that what runs side by
+    side does not count; of the whole process otherwise.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.process_time
     synchronize(device)

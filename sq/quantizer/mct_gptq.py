@@ -2,12 +2,15 @@
 
 Fairness, in both directions:
 
-* Images, bits, batch, iterations and threads are those of the run; so are the measures of what comes out.
-* Grids are MCT's own: symmetric for each output channel of a weight, and per tensor, with a power of two as range, of
-  what its platform rounds: outputs of layers (of ReLU, where one follows) and of additions, the last output too. Ours
-  rounds inputs of layers.
+* Images, bits, batch, iterations and threads are those of the run; so are the measures of what
+comes out.
+* Grids are MCT's own: symmetric for each output channel of a weight, and per tensor, with a power
+of two as range, of
+  what its platform rounds: outputs of layers (of ReLU, where one follows) and of additions, the
+  last output too. Ours rounds inputs of layers.
 * BatchNorm is folded by MCT, so `fold=true` makes its weights those that errors are told of.
-* MCT's default of 100 random vectors for sample-layer attention takes longer than everything else: `draws`.
+* MCT's default of 100 random vectors for sample-layer attention takes longer than everything else:
+`draws`.
 """
 
 from __future__ import annotations
@@ -31,28 +34,36 @@ from sq.network.copies import copied
 from sq.types.problem import Layer, Problem, QuantizedLayer, QuantizedModel
 
 
-def quantize(problem: Problem, *, iterations: Whole, batch: Count, draws: Count, seed: Whole) -> QuantizedModel:
+def quantize(
+    problem: Problem, *, iterations: Whole, batch: Count, draws: Count, seed: Whole
+) -> QuantizedModel:
     """Quantize the whole network by MCT's gradient PTQ, with its own defaults but for what is given here.
 
     Parameters
     ----------
-    iterations : steps of its optimiser, a whole number of passes over the calibration images; 0 is its PTQ without
+    iterations : steps of its optimiser, a whole number of passes over the calibration images; 0 is
+    its PTQ without
     batch : images in a step
     draws : random vectors for each image, of sample-layer attention; 100 in MCT
     seed : of all it draws
 
     Raises
     ------
-    SqError : layers of different widths, `iterations` that end within a pass, BatchNorm that has not been folded, or
+    SqError : layers of different widths, `iterations` that end within a pass, BatchNorm that has
+    not been folded, or
         MCT is not installed
 
     Source
     ------
-    model-compression-toolkit 2.6 (https://github.com/SonySemiconductorSolutions/mct-model-optimization), called and not
-    copied; Gordon et al. 2023 (EPTQ), arXiv 2309.11531.
+    model-compression-toolkit 2.6
+    (https://github.com/SonySemiconductorSolutions/mct-model-optimization), called and not copied;
+    Gordon et al. 2023 (EPTQ), arXiv 2309.11531.
     """
     mct = _mct()
-    bits, wide = _one(problem.bits, "weights"), _one(problem.inputs.bits, "inputs") if problem.inputs.bits else None
+    bits, wide = (
+        _one(problem.bits, "weights"),
+        _one(problem.inputs.bits, "inputs") if problem.inputs.bits else None,
+    )
     if any(isinstance(module, batchnorm.Kinds) for module in problem.model.net.modules()):
         raise SqError(
             "quantizer=peer/mct_gptq: MCT folds BatchNorm, so errors must be of folded weights: set fold=true"
@@ -77,18 +88,26 @@ def quantize(problem: Problem, *, iterations: Whole, batch: Count, draws: Count,
         mct.core.pytorch.pytorch_device_config.set_working_device(x.device.type)
         if passes:
             config = mct.gptq.get_pytorch_gptq_config(
-                passes, hessian_batch_size=batch, log_function=lambda *_: marks.append(time.process_time())
+                passes,
+                hessian_batch_size=batch,
+                log_function=lambda *_: marks.append(time.process_time()),
             )
             learn = mct.gptq.pytorch_gradient_post_training_quantization
             net, _ = learn(*given, gptq_config=config, target_platform_capabilities=platform)
         else:
-            net, _ = mct.ptq.pytorch_post_training_quantization(*given, target_platform_capabilities=platform)
+            net, _ = mct.ptq.pytorch_post_training_quantization(
+                *given, target_platform_capabilities=platform
+            )
     taken = {"solve_seconds": time.perf_counter() - wall}
     if x.device.type == "cpu":
         taken["solve_cpu_seconds"] = time.process_time() - start
     shares = {name: value / len(problem.model.layers) for name, value in taken.items()}
     done = {layer.name: _read(layer, problem, net, shares) for layer in problem.model.layers}
-    report = {"method": "mct_gptq", "version": version("model-compression-toolkit"), "steps": len(marks)}
+    report = {
+        "method": "mct_gptq",
+        "version": version("model-compression-toolkit"),
+        "steps": len(marks),
+    }
     report |= {"batch": batch, "draws": draws, "cpu_seconds": time.process_time() - start}
     if len(marks) > 1:
         report["cpu_seconds_per_step"] = (marks[-1] - marks[0]) / (len(marks) - 1)
@@ -121,7 +140,9 @@ def _platform(own: Any, bits: int, wide: int | None) -> Any:
 
     def narrowed(config: Any) -> Any:
         weights = dict(config.attr_weights_configs_mapping)
-        if (kernel := weights.get("kernel_attr")) is not None and kernel.enable_weights_quantization:
+        if (
+            kernel := weights.get("kernel_attr")
+        ) is not None and kernel.enable_weights_quantization:
             weights["kernel_attr"] = kernel.model_copy(update={"weights_n_bits": bits})
         changed: dict[str, Any] = {"attr_weights_configs_mapping": weights}
         if wide is None:
@@ -134,30 +155,42 @@ def _platform(own: Any, bits: int, wide: int | None) -> Any:
         if options is None:
             return None
         config = narrowed(options.base_config or options.quantization_configurations[0])
-        return options.model_copy(update={"quantization_configurations": (config,), "base_config": config})
+        return options.model_copy(
+            update={"quantization_configurations": (config,), "base_config": config}
+        )
 
-    operators = tuple(known.model_copy(update={"qc_options": one(known.qc_options)}) for known in own.operator_set)
+    operators = tuple(
+        known.model_copy(update={"qc_options": one(known.qc_options)}) for known in own.operator_set
+    )
     return own.model_copy(update={"default_qco": one(own.default_qco), "operator_set": operators})
 
 
 def _drawing(draws: int) -> Any:
     """Return a context in which MCT takes so many vectors: it has no setting for that, only a default."""
-    from model_compression_toolkit.core.common.hessian.hessian_info_service import HessianInfoService
+    from model_compression_toolkit.core.common.hessian.hessian_info_service import (
+        HessianInfoService,
+    )
 
     return patch.object(HessianInfoService.__init__, "__defaults__", (draws,))
 
 
-def _read(layer: Layer, problem: Problem, net: nn.Module, taken: dict[str, float]) -> QuantizedLayer:
+def _read(
+    layer: Layer, problem: Problem, net: nn.Module, taken: dict[str, float]
+) -> QuantizedLayer:
     """Return the codes and the grid of a layer of MCT's network, which has names of its own."""
     own = layer.name.replace(".", "_")
     found = dict(net.named_modules())
     wrapper: Any = found.get(own)
     if wrapper is None or not hasattr(wrapper, "weights_quantizers"):
-        raise SqError(f"quantizer=peer/mct_gptq: MCT has merged layer {layer.name} into another, or left it as it was")
+        raise SqError(
+            f"quantizer=peer/mct_gptq: MCT has merged layer {layer.name} into another, or left it as it was"
+        )
     quantizer = wrapper.weights_quantizers["weight"]
     half = 2 ** (quantizer.num_bits - 1)
     shape = (layer.groups, layer.outputs, layer.inputs)
-    reach = torch.as_tensor(quantizer.threshold_np, dtype=torch.float32).reshape(layer.groups, -1, 1)
+    reach = torch.as_tensor(quantizer.threshold_np, dtype=torch.float32).reshape(
+        layer.groups, -1, 1
+    )
     ends = torch.full_like(reach, -half), torch.full_like(reach, half - 1)
     scale = (reach / half).to(problem.batch.x.device)
     grid = UniformGrid(scale, ends[0].to(scale), ends[1].to(scale), 2 * half)

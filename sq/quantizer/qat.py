@@ -1,7 +1,8 @@
 """LSQ and ASQ: the network is trained on, while it computes with quantized weights and inputs, whose steps it learns.
 
-Beside what `sq.training.weight_projection` does to weights, ASQ's inputs have a step that adapts to each sample
-(`sq.learning.adaptive_step`). Weights take any grid: on one of levels (POST) this is the published ASQ & POST.
+Beside what `sq.training.weight_projection` does to weights, ASQ's inputs have a step that adapts to
+each sample (`sq.learning.adaptive_step`). Weights take any grid: on one of levels (POST) this is
+the published ASQ & POST.
 """
 
 from __future__ import annotations
@@ -29,14 +30,22 @@ Train = Callable[[Trainee, Wanted, Kept], dict[str, Any]]
 
 
 def quantize(
-    problem: Problem, *, adaptive: Adaptive, images: Count | None, checkpoint_every: Count, seed: Whole, train: Train
+    problem: Problem,
+    *,
+    adaptive: Adaptive,
+    images: Count | None,
+    checkpoint_every: Count,
+    seed: Whole,
+    train: Train,
 ) -> QuantizedModel:
     """Train the network on labelled images of the training split; calibration images only set the grids to start from.
 
     Parameters
     ----------
-    adaptive : the step of each layer's input adapts to the sample (ASQ); otherwise it is one number (LSQ). "static"
-        learns that number as an adapter's bias: the control, see `sq.learning.adaptive_step.Adapter`
+    adaptive : the step of each layer's input adapts to the sample (ASQ); otherwise it is one number
+    (LSQ). "static"
+        learns that number as an adapter's bias: the control, see
+        `sq.learning.adaptive_step.Adapter`
     images : of the training split, drawn at random; null takes all
     checkpoint_every : steps between two writes of the state, to be taken up where it was left
     seed : of adapters, images, their order and what is done to them
@@ -48,9 +57,9 @@ def quantize(
 
     Source
     ------
-    Esser et al. 2020, Learned Step Size Quantization (LSQ), arXiv 1902.08153; Zhou et al. 2025, Precision Neural
-    Network Quantization via Learnable Adaptive Modules (ASQ), arXiv 2504.17263. Steps start at the grids fitted to
-    weights and calibration images: our reading.
+    Esser et al. 2020, Learned Step Size Quantization (LSQ), arXiv 1902.08153; Zhou et al. 2025,
+    Precision Neural Network Quantization via Learnable Adaptive Modules (ASQ), arXiv 2504.17263.
+    Steps start at the grids fitted to weights and calibration images: our reading.
     """
     _check(problem)
     trainee = Trainee(problem, adaptive, seed)
@@ -63,7 +72,12 @@ def quantize(
     resume.done()
     curves = [{"part": "network", **row} for row in told["curves"]]
     betas = input_quantizers.betas(done.net, problem.batch.x)
-    report = {"seed": seed, "epochs": len(curves)} | told | ({"betas": betas} if betas else {}) | {"curves": curves}
+    report = (
+        {"seed": seed, "epochs": len(curves)}
+        | told
+        | ({"betas": betas} if betas else {})
+        | {"curves": curves}
+    )
     return QuantizedModel(done.net, done.layers, report, trained=True)
 
 
@@ -80,7 +94,9 @@ def _check(problem: Problem) -> None:
     assert problem.train is not None
     assert isinstance(problem.train.y, Tensor)
     if (most := int(problem.train.y.max())) >= made.shape[1]:
-        raise SqError(f"the training images have a class {most}, the network has {made.shape[1]}: choose its dataset")
+        raise SqError(
+            f"the training images have a class {most}, the network has {made.shape[1]}: choose its dataset"
+        )
 
 
 def _digest(problem: Problem) -> str:

@@ -44,7 +44,9 @@ class Experiment:
     @property
     def seconds(self) -> float | None:
         """Return what all of it takes by its header ("about 3 minutes"), None if the header does not say."""
-        found = re.search(r"\babout (\d+(?:\.\d+)?) (second|minute|hour)s?\b", self.header.get("Cost", ""))
+        found = re.search(
+            r"\babout (\d+(?:\.\d+)?) (second|minute|hour)s?\b", self.header.get("Cost", "")
+        )
         return float(found[1]) * UNITS[found[2]] if found else None
 
 
@@ -53,11 +55,14 @@ def read(folder: Path = FOLDER) -> list[Experiment]:
 
     Raises
     ------
-    SqError : there is none, one cannot be read, or two of different questions would keep their records together
+    SqError : there is none, one cannot be read, or two of different questions would keep their
+    records together
     """
     found = listed(folder)
     if not found:
-        raise SqError(f"no experiments in {folder}: it should hold files NAME.yaml, each a question")
+        raise SqError(
+            f"no experiments in {folder}: it should hold files NAME.yaml, each a question"
+        )
     if wrong := misnamed(found):
         raise SqError("; ".join(wrong))
     return found
@@ -76,7 +81,8 @@ def listed(folder: Path = FOLDER) -> list[Experiment]:
 def header(file: Path) -> dict[str, str]:
     """Return the header of an experiment's `file`, by the word that each of its parts begins with.
 
-    A part is a comment "# Word  text", with two spaces or more; lines that follow without such a word go on with it.
+    A part is a comment "# Word  text", with two spaces or more; lines that follow without such a
+    word go on with it.
     """
     parts: dict[str, str] = {}
     word = ""
@@ -94,8 +100,9 @@ def header(file: Path) -> dict[str, str]:
 def misnamed(experiments: list[Experiment]) -> list[str]:
     """Return a line for each of `experiments` that would mix its records with those of another question.
 
-    A second part of a question goes beside the first: NAME_PART.yaml may have the name of NAME.yaml. Any other name
-    than its file's is another question's, or one that nobody would look under.
+    A second part of a question goes beside the first: NAME_PART.yaml may have the name of
+    NAME.yaml. Any other name than its file's is another question's, or one that nobody would look
+    under.
     """
     stems = {one.stem for one in experiments}
     lines = []
@@ -103,8 +110,16 @@ def misnamed(experiments: list[Experiment]) -> list[str]:
         part = one.name in stems and one.stem.startswith(f"{one.name}_") and not one.is_bench
         if one.name == one.stem or part:
             continue
-        others = [f"{other.stem}.yaml" for other in experiments if other.name == one.name and other is not one]
-        shared = f", as in {', '.join(others)}: two questions would share results/{one.name}" if others else ""
+        others = [
+            f"{other.stem}.yaml"
+            for other in experiments
+            if other.name == one.name and other is not one
+        ]
+        shared = (
+            f", as in {', '.join(others)}: two questions would share results/{one.name}"
+            if others
+            else ""
+        )
         lines.append(
             f"{one.file}: name: {one.name}{shared}; set name: {one.stem}, "
             "or for a second part of one question call the file NAME_PART.yaml"
@@ -117,12 +132,22 @@ def misplaced(hydra: Any, name: str) -> str:
 
     Parameters
     ----------
-    hydra : Hydra's own part of the command's config; a name that the command gives is the user's own affair
+    hydra : Hydra's own part of the command's config; a name that the command gives is the user's
+    own affair
     """
     stem = Path(hydra.job.config_name).name
     given = any(word.startswith("name=") for word in hydra.overrides.task)
-    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    file = next((found for folder in folders if (found := folder / f"{hydra.job.config_name}.yaml").is_file()), None)
+    folders = [
+        Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"
+    ]
+    file = next(
+        (
+            found
+            for folder in folders
+            if (found := folder / f"{hydra.job.config_name}.yaml").is_file()
+        ),
+        None,
+    )
     if name == stem or given or file is None or name == _name(DEFAULT):
         return ""
     namesake = file.with_name(f"{name}.yaml")

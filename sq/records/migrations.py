@@ -8,8 +8,8 @@ from typing import Any
 
 from sq.config import renamed_targets
 
-# Each with the value that says what runs did before it was there, functions by their first names, which keys hash.
-# A setting of a part counts where the part is.
+# Each with the value that says what runs did before it was there, functions by their first names,
+# which keys hash. A setting of a part counts where the part is.
 SETTINGS: dict[str, Any] = {
     "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
     "export": {"_target_": "sq.export.none.write", "_partial_": True},
@@ -73,4 +73,6 @@ def complete(record: dict[str, Any]) -> None:
 def _takes(part: dict[str, Any], setting: str) -> bool:
     """Return whether `part` names a function that has `setting`."""
     target = str(part.get("_target_"))
-    return setting not in TAKEN_BY or renamed_targets.RENAMED.get(target, target) in TAKEN_BY[setting]
+    return (
+        setting not in TAKEN_BY or renamed_targets.RENAMED.get(target, target) in TAKEN_BY[setting]
+    )

@@ -19,7 +19,18 @@ from sq.records import migrations
 
 VERSION = 1
 # Settings that say where and how a run is kept, not what it computes.
-BOOKKEEPING = ("name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers", "plugins")
+BOOKKEEPING = (
+    "name",
+    "results",
+    "outputs",
+    "rerun",
+    "sweep",
+    "tracker",
+    "cache",
+    "cache_gib",
+    "workers",
+    "plugins",
+)
 
 Record = dict[str, Any]
 
@@ -55,9 +66,13 @@ def folder(name: str, results: Path) -> Path:
     found = results / name
     if not found.is_dir():
         known = [f.name for f in results.iterdir() if f.is_dir()] if results.is_dir() else []
-        raise SqError(f"no experiment {name} in {results}; {nearest(name, known) if known else 'it is empty'}")
+        raise SqError(
+            f"no experiment {name} in {results}; {nearest(name, known) if known else 'it is empty'}"
+        )
     if (found / "bench.json").is_file():
-        raise SqError(f"{found} holds a benchmark: python -m sq.bench {name.removeprefix('bench_')} --report")
+        raise SqError(
+            f"{found} holds a benchmark: python -m sq.bench {name.removeprefix('bench_')} --report"
+        )
     return found
 
 
@@ -93,13 +108,21 @@ def read(file: Path, parse: Callable[[bytes], Any] = json.loads) -> Record | Non
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise SqError(f"cannot read {file}: {error.strerror}; correct results= or its rights") from error
+        raise SqError(
+            f"cannot read {file}: {error.strerror}; correct results= or its rights"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SqError(f"{file} is not a whole record ({error}): delete it, and the run is done again") from error
+        raise SqError(
+            f"{file} is not a whole record ({error}): delete it, and the run is done again"
+        ) from error
     if version != VERSION:
-        raise SqError(f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use that sq")
+        raise SqError(
+            f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use that sq"
+        )
     if status not in ("done", "failed"):
-        raise SqError(f"{file} is not a whole record (status {status}): delete it, and the run is done again")
+        raise SqError(
+            f"{file} is not a whole record (status {status}): delete it, and the run is done again"
+        )
     migrations.complete(record)
     return record
 
@@ -126,7 +149,9 @@ def keep(file: Path, record: Record, *, spare: bool) -> None:
         failed_rerun(file).unlink(missing_ok=True)
 
 
-def read_all(folder: Path, keep: Callable[[Record], Record] = lambda record: record) -> list[Record]:
+def read_all(
+    folder: Path, keep: Callable[[Record], Record] = lambda record: record
+) -> list[Record]:
     """Return every record in `folder`, sorted by key.
 
     Parameters
@@ -181,4 +206,6 @@ def probe(folder: Path) -> None:
         file.write_text("")
         file.unlink()
     except OSError as error:
-        raise SqError(f"cannot write to {folder}: {error.strerror}; correct results= or the folder's rights") from error
+        raise SqError(
+            f"cannot write to {folder}: {error.strerror}; correct results= or the folder's rights"
+        ) from error

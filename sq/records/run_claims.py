@@ -1,10 +1,11 @@
 """Claims: of all launchers that work on a sweep, on any number of machines, one at a time does a run.
 
-A claim is a file of the run's key and a generation, ``claims/KEY.1``, ``claims/KEY.2`` ..., beside the records; the
-highest holds. It appears whole, by a hard link, which file servers make atomically (NFS included), for one of several
-who ask. A holder counts beats in it. Whether it is still alive is told by its process, where that is on this machine
-and shown; else by its beats, timed by the reader's own clock: clocks of machines and file servers differ, so no time
-stamp is looked at. A dead claim is never removed, which two could do at once, but outdone: the first to link the next
+A claim is a file of the run's key and a generation, ``claims/KEY.1``, ``claims/KEY.2`` ..., beside
+the records; the highest holds. It appears whole, by a hard link, which file servers make atomically
+(NFS included), for one of several who ask. A holder counts beats in it. Whether it is still alive
+is told by its process, where that is on this machine and shown; else by its beats, timed by the
+reader's own clock: clocks of machines and file servers differ, so no time stamp is looked at. A
+dead claim is never removed, which two could do at once, but outdone: the first to link the next
 generation holds the run, and whoever holds it reads the record again before it does anything.
 """
 
@@ -26,10 +27,12 @@ from typing import Any
 from sq.errors import SqError
 
 BEAT = 10.0  # seconds between two beats of a holder
-HIDDEN = "hidden"  # a process of another user, of which the system shows only that it is there (hidepid)
+# a process of another user, of which the system shows only that it is there (hidepid)
+HIDDEN = "hidden"
 LEASE = 90.0  # seconds without a beat after which a holder on another machine counts as dead
 
-_watched: dict[tuple[str, int], float] = {}  # (token, beat) of claims of other machines: when it was first read here
+# (token, beat) of claims of other machines: when it was first read here
+_watched: dict[tuple[str, int], float] = {}
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Claim:
     generation: int
     who: dict[str, Any]
     _stop: threading.Event = field(default_factory=threading.Event)
-    _writing: threading.Lock = field(default_factory=threading.Lock)  # no beat may follow the release
+    # no beat may follow the release
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def lost(self) -> bool:
         """Return whether another launcher took this process for dead and holds the run now, or has done it since."""
@@ -52,7 +56,8 @@ class Claim:
         """Give the run back, whatever became of it."""
         with self._writing:
             self._stop.set()
-            for generation in sorted(_generations(self.file)):  # the lowest first: the highest holds to the end
+            # the lowest first: the highest holds to the end
+            for generation in sorted(_generations(self.file)):
                 if generation <= self.generation:
                     with contextlib.suppress(OSError):
                         _place(self.file, generation).unlink()
@@ -80,13 +85,24 @@ def take(file: Path) -> Claim | None:
         (file.parent / "claims").mkdir(parents=True, exist_ok=True)
         generation = max(_generations(file), default=0)
         if generation and ((seen := _read(_place(file, generation))) is None or alive(seen)):
-            return None  # held; or given back since it was listed, so that its number says nothing: ask again
-        who = {**_me(), "token": uuid.uuid4().hex, "beat": 0, "since": time.strftime("%Y-%m-%d %H:%M:%S%z")}
+            # held; or given back since it was listed, so that its number says nothing: ask again
+            return None
+        who = {
+            **_me(),
+            "token": uuid.uuid4().hex,
+            "beat": 0,
+            "since": time.strftime("%Y-%m-%d %H:%M:%S%z"),
+        }
         with _written(file, who) as part:
             if not _link(part, _place(file, generation + 1)):
                 return None
-        if any(alive(_read(_place(file, other))) for other in _generations(file) if other != generation + 1):
-            _place(file, generation + 1).unlink(missing_ok=True)  # two at once, by listings of different age
+        if any(
+            alive(_read(_place(file, other)))
+            for other in _generations(file)
+            if other != generation + 1
+        ):
+            # two at once, by listings of different age
+            _place(file, generation + 1).unlink(missing_ok=True)
             return None
     except OSError as error:
         raise SqError(
@@ -120,9 +136,15 @@ def alive(who: dict[str, Any] | None) -> bool:
 
 
 def _me() -> dict[str, Any]:
-    me = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+    me = {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+    }
     array = [os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK")]
-    job = "_".join(array) if all(array) else os.environ.get("SLURM_JOB_ID")  # as squeue shows it and scancel takes it
+    # as squeue shows it and scancel takes it
+    job = "_".join(array) if all(array) else os.environ.get("SLURM_JOB_ID")
     return {**me, "job": job} if job else me
 
 
@@ -153,7 +175,8 @@ def _started(pid: int) -> str:
             os.kill(pid, 0)
     except ProcessLookupError:
         return ""
-    return HIDDEN if shown else "alive"  # no /proc on this system: an id given to a new process looks like the old one
+    # no /proc on this system: an id given to a new process looks like the old one
+    return HIDDEN if shown else "alive"
 
 
 def _place(file: Path, generation: int) -> Path:
@@ -171,8 +194,8 @@ def _read(place: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        # Half-written, where there are no hard links, or replaced on a file server while it was read: alive until it
-        # has stood so for long.
+        # Half-written, where there are no hard links, or replaced on a file server while it was
+        # read: alive until it has stood so for long.
         if isinstance(error, OSError) and error.errno != errno.ESTALE:
             raise
         return {"host": "?", "machine": "", "pid": 0, "since": "?", "token": str(place), "beat": 0}
@@ -200,9 +223,11 @@ def _link(part: Path, place: Path) -> bool:
     try:
         os.link(part, place)
     except OSError as error:
-        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):  # no hard links here
+        # no hard links here
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             return _create(part, place)
-        # An answer lost on the way is asked for again by NFS, and the second one says that the name exists.
+        # An answer lost on the way is asked for again by NFS, and the second one says that the name
+        # exists.
         if part.stat().st_nlink == 2:
             return True
         if error.errno != errno.EEXIST:

@@ -30,7 +30,9 @@ class Standing:
 
 
 def find(
-    file: Path, parse: Callable[[bytes], Any] | None = None, keep: Callable[[Record], Record] = lambda own: own
+    file: Path,
+    parse: Callable[[bytes], Any] | None = None,
+    keep: Callable[[Record], Record] = lambda own: own,
 ) -> Standing:
     """Return how the run of record `file` stands. A done run stays done if repeating it fails: its figures are there.
 

@@ -28,10 +28,21 @@ def parser(prog: str) -> argparse.ArgumentParser:
         description="Rebuild an experiment's tables, figures and page, and the index over all experiments.",
     )
     parser.add_argument("name", nargs="?", help="the experiment, a folder of results/")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
-    parser.add_argument("--experiments", type=Path, default=FOLDER, help="where the questions are (default: sq's own)")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="also put the table between its marks in FILE")
-    parser.add_argument("--index", action="store_true", help="without a name: rebuild results/index.html, no more")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where records are (default: results)"
+    )
+    parser.add_argument(
+        "--experiments",
+        type=Path,
+        default=FOLDER,
+        help="where the questions are (default: sq's own)",
+    )
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE", help="also put the table between its marks in FILE"
+    )
+    parser.add_argument(
+        "--index", action="store_true", help="without a name: rebuild results/index.html, no more"
+    )
     return parser
 
 
@@ -107,7 +118,9 @@ def index(results: Path, questions: Path = FOLDER) -> Path:
 def _table(folder: Path) -> str:
     file = folder / "table.md"
     if not file.is_file():
-        raise SqError(f"{folder} holds failed runs only: there is no table; run the experiment again")
+        raise SqError(
+            f"{folder} holds failed runs only: there is no table; run the experiment again"
+        )
     return file.read_text()
 
 
@@ -127,7 +140,9 @@ def around(file: Path, name: str) -> tuple[str, str]:
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise SqError(f"{file} cannot be read ({one_line(error)}): it should be a text file, with marks") from error
+        raise SqError(
+            f"{file} cannot be read ({one_line(error)}): it should be a text file, with marks"
+        ) from error
     mark, end = f"<!-- table: {name} -->\n", "<!-- end -->"
     before, found, rest = text.partition(mark)
     _, closed, after = rest.partition(end)
@@ -136,7 +151,9 @@ def around(file: Path, name: str) -> tuple[str, str]:
     return before + mark, end + after
 
 
-def _write(records: list[record.Record], shapes: list[tuple], folder: Path, questions: list[Experiment]) -> list[Path]:
+def _write(
+    records: list[record.Record], shapes: list[tuple], folder: Path, questions: list[Experiment]
+) -> list[Path]:
     from sq.report import claims, experiment, index, page, table
 
     done = [r for r in records if r["status"] == "done"]
@@ -191,7 +208,11 @@ def _figures(own: Contents, folder: Path) -> list[Path]:
     """Draw the figures."""
     from sq.report import figure, style
 
-    return [file for stem, drawn in figure.every(own.rows, own.records) for file in style.save(drawn, folder / stem)]
+    return [
+        file
+        for stem, drawn in figure.every(own.rows, own.records)
+        for file in style.save(drawn, folder / stem)
+    ]
 
 
 def _long(records: list[record.Record]) -> str:
@@ -200,12 +221,23 @@ def _long(records: list[record.Record]) -> str:
 
     lines = []
     for r in records:
-        head = {"key": r["key"], **r["choices"], "bits": r["config"]["bits"], "seed": r["config"]["seed"]}
+        head = {
+            "key": r["key"],
+            **r["choices"],
+            "bits": r["config"]["bits"],
+            "seed": r["config"]["seed"],
+        }
         head.pop("tracker", None)
         lines.append(
-            head | {k: v for k, v in r["results"].items() if k != "bits"} | {"mean_bits": r["results"]["bits"]}
+            head
+            | {k: v for k, v in r["results"].items() if k != "bits"}
+            | {"mean_bits": r["results"]["bits"]}
         )
-    return pandas.DataFrame(lines).sort_values(["quantizer", "bits", "seed", "key"]).to_csv(index=False)
+    return (
+        pandas.DataFrame(lines)
+        .sort_values(["quantizer", "bits", "seed", "key"])
+        .to_csv(index=False)
+    )
 
 
 if __name__ == "__main__":

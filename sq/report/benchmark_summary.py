@@ -43,8 +43,8 @@ def error_ratio(one: Measurement, other: Measurement) -> float | None:
 def totals(measurements: list[Measurement], reference: str) -> list[dict[str, Any]]:
     """Return, for each quantizer and bit-width, seconds over all layers and what they are to the reference's.
 
-    Every shape counts as often as the network has it. Errors and their ratios are geometric means over layers,
-    so that no layer outweighs the others by its size.
+    Every shape counts as often as the network has it. Errors and their ratios are geometric means
+    over layers, so that no layer outweighs the others by its size.
     """
     found = []
     for label in distinct(measurements, "quantizer"):
@@ -60,7 +60,9 @@ def totals(measurements: list[Measurement], reference: str) -> list[dict[str, An
                     "bits": bits,
                     "layers": sum(m["count"] for m in own),
                     "seconds": seconds,
-                    "extrapolated_seconds": sum(m["count"] * m["seconds"] for m in own if m["extrapolated"]),
+                    "extrapolated_seconds": sum(
+                        m["count"] * m["seconds"] for m in own if m["extrapolated"]
+                    ),
                     "fit_seconds": sum(m["count"] * m["fit_seconds"] for m in own),
                     "speedup": their / seconds,
                     "relative_error": _geometric([(m["count"], error(m)) for m in own]),
@@ -73,15 +75,20 @@ def totals(measurements: list[Measurement], reference: str) -> list[dict[str, An
 def exponents(measurements: list[Measurement]) -> list[dict[str, Any]]:
     """Return, for each quantizer, how its seconds grow with rows and columns, and how its operations should.
 
-    Both are power laws fitted to the same layers (those without groups), so that they compare though
-    c^3 + r c^2 is none. Bit-widths are averaged. An exponent is None where layers do not tell.
+    Both are power laws fitted to the same layers (those without groups), so that they compare
+    though c^3 + r c^2 is none. Bit-widths are averaged. An exponent is None where layers do not
+    tell.
     """
     found = []
     for label in distinct(measurements, "quantizer"):
         sizes, seconds = points(measurements, label)
-        choice = next(m["choice"] for m in measurements if m["quantizer"] == label).rsplit("/", 1)[-1]
+        choice = next(m["choice"] for m in measurements if m["quantizer"] == label).rsplit("/", 1)[
+            -1
+        ]
         formula, operations = THEORY.get(choice, ("-", None))
-        expected = power_law(sizes, [operations(*size) for size in sizes]) if operations else (None, None)
+        expected = (
+            power_law(sizes, [operations(*size) for size in sizes]) if operations else (None, None)
+        )
         rows, columns = power_law(sizes, seconds)
         found.append(
             {
@@ -111,8 +118,8 @@ def points(measurements: list[Measurement], label: str) -> tuple[list[Size], lis
 def power_law(sizes: list[Size], seconds: list[float]) -> tuple[float | None, float | None]:
     """Fit seconds = k rows^a columns^b by least squares in logarithms; return a and b.
 
-    An axis along which layers do not differ is left out and its exponent is None. Both are None where layers
-    are too few, or rows and columns change together.
+    An axis along which layers do not differ is left out and its exponent is None. Both are None
+    where layers are too few, or rows and columns change together.
     """
     import numpy as np
 

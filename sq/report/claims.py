@@ -1,8 +1,9 @@
 """Published figures beside our own, only where the settings are the same.
 
-``results/claims.yaml`` holds them: by source, with the full-precision figure they start from. A record is compared
-with a claim if every setting the claim names is the record's, and its full precision is the claim's within
-`SAME_BASELINE`: rows of different checkpoints are never mixed. A claim is a figure, or a range: [20, 200].
+``results/claims.yaml`` holds them: by source, with the full-precision figure they start from. A
+record is compared with a claim if every setting the claim names is the record's, and its full
+precision is the claim's within `SAME_BASELINE`: rows of different checkpoints are never mixed. A
+claim is a figure, or a range: [20, 200].
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     import pandas
 
 FILE = "claims.yaml"
-SAME_BASELINE = {"top1": 0.3, "map": 0.003}  # between the claim's full precision and ours: points, and share
-FIGURES = ("top1", "map", "drop", "speedup")  # what is claimed; "drop" of the record's headline, "speedup" over OBQ
+# between the claim's full precision and ours: points, and share
+SAME_BASELINE = {"top1": 0.3, "map": 0.003}
+# what is claimed; "drop" of the record's headline, "speedup" over OBQ
+FIGURES = ("top1", "map", "drop", "speedup")
 KEYS = {"source", "evidence", "setting", "when", "full", "figures"}
 
 
@@ -31,8 +34,8 @@ def read(results: Path) -> list[dict[str, Any]]:
 
     Returns
     -------
-    each with `source`, `evidence`, `setting` (words), `when` (what a record must have), `full`, `name` and `value`
-    (the figure claimed, or its lowest and highest)
+    each with `source`, `evidence`, `setting` (words), `when` (what a record must have), `full`,
+    `name` and `value` (the figure claimed, or its lowest and highest)
 
     Raises
     ------
@@ -47,25 +50,36 @@ def read(results: Path) -> list[dict[str, Any]]:
         groups = yaml.safe_load(file.read_text())
         return [claim for group in groups for claim in _spread(group)]
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
-        raise SqError(f"{file} is not a list of claims ({one_line(error)}): see its first lines") from error
+        raise SqError(
+            f"{file} is not a list of claims ({one_line(error)}): see its first lines"
+        ) from error
 
 
 def _spread(group: Mapping[str, Any]) -> list[dict[str, Any]]:
     if unknown := {*group} - KEYS:
-        raise ValueError(f"{', '.join(sorted(unknown))}: not a key of a claim; keys: {', '.join(sorted(KEYS))}")
+        raise ValueError(
+            f"{', '.join(sorted(unknown))}: not a key of a claim; keys: {', '.join(sorted(KEYS))}"
+        )
     common = {"source": group["source"], "evidence": group["evidence"], "setting": group["setting"]}
     claims = []
     for figure in group["figures"]:
         when = {**group["when"], **figure}
         claimed = {name: when.pop(name) for name in [*when] if name in FIGURES}
         ((name, value),) = claimed.items()
-        claims.append(common | {"when": when, "full": group["full"][when["model"]], "name": name, "value": value})
+        claims.append(
+            common
+            | {"when": when, "full": group["full"][when["model"]], "name": name, "value": value}
+        )
     return claims
 
 
 def matching(claim: Mapping[str, Any], records: list[Record]) -> list[Record]:
     """Return the finished records whose settings and full precision are the claim's."""
-    return [r for r in records if r["status"] == "done" and _has(r, claim["when"]) and _same_baseline(r, claim)]
+    return [
+        r
+        for r in records
+        if r["status"] == "done" and _has(r, claim["when"]) and _same_baseline(r, claim)
+    ]
 
 
 def _has(record: Record, when: Mapping[str, Any]) -> bool:
@@ -90,7 +104,10 @@ def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFra
 
     rows = []
     choices = [r["choices"] for r in records]
-    used = {name: {own.get(name) for own in choices} for name in dict.fromkeys(name for own in choices for name in own)}
+    used = {
+        name: {own.get(name) for own in choices}
+        for name in dict.fromkeys(name for own in choices for name in own)
+    }
     for claim in claims:
         if any(value not in used.get(name, (value,)) for name, value in claim["when"].items()):
             continue  # of a network or method that none of them has
@@ -124,12 +141,18 @@ def _measured(claim: Mapping[str, Any], same: list[Record], records: list[Record
 
 
 def _words(value: float | list[float], form: str) -> str:
-    return " to ".join(f"{end:{form}}" for end in value) if isinstance(value, list) else f"{value:{form}}"
+    return (
+        " to ".join(f"{end:{form}}" for end in value)
+        if isinstance(value, list)
+        else f"{value:{form}}"
+    )
 
 
 def _gap(mean: float, value: float | list[float], form: str) -> str:
     """Return how far `mean` is from the claim; of a range, from its nearest end outside."""
     if isinstance(value, list):
         low, high = value
-        return "within" if low <= mean <= high else f"{mean - (low if mean < low else high):+{form}}"
+        return (
+            "within" if low <= mean <= high else f"{mean - (low if mean < low else high):+{form}}"
+        )
     return f"{mean - value:+{form}}"

@@ -13,8 +13,8 @@ ABSENT = object()
 def distinct(values: Sequence[Any]) -> tuple[list[Any], list[int]]:
     """Return the distinct among `values`, in the order in which they come, and the place of each value among them.
 
-    The place of `ABSENT` is -1. Values of other types are never equal: 4.0 is not 4, nor is True 1. One object in many
-    places is read once, see `share`.
+    The place of `ABSENT` is -1. Values of other types are never equal: 4.0 is not 4, nor is True 1.
+    One object in many places is read once, see `share`.
     """
     ids = list(map(id, values))  # `values` keeps objects alive, so that ids stay theirs
     places: dict[Hashable, int] = {}
@@ -37,7 +37,8 @@ def columns(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
     Returns
     -------
-    by name ``{"all": value}``, or ``{"values": the distinct ones, "of": place of each run's}``, -1 where it has none
+    by name ``{"all": value}``, or ``{"values": the distinct ones, "of": place of each run's}``, -1
+    where it has none
     """
     made = {}
     for part in dict.fromkeys(name for own in runs for name in own):

@@ -12,8 +12,13 @@ def headers(name: str, found: Iterable[Experiment]) -> list[dict[str, str]]:
 
     Returns
     -------
-    each with `file`, and in small letters the words that a header's parts begin with: `question`, `run`, `cost`,
-    `expect`, `source`
+    each with `file`, and in small letters the words that a header's parts begin with: `question`,
+    `run`, `cost`, `expect`, `source`
     """
-    own = sorted((one for one in found if one.name == name), key=lambda one: (one.stem != name, one.stem))
-    return [{"file": one.file.name, **{word.lower(): text for word, text in one.header.items()}} for one in own]
+    own = sorted(
+        (one for one in found if one.name == name), key=lambda one: (one.stem != name, one.stem)
+    )
+    return [
+        {"file": one.file.name, **{word.lower(): text for word, text in one.header.items()}}
+        for one in own
+    ]

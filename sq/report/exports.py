@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     """Return a line for each row whose runs wrote files, means over seeds; None without any.
 
-    Bytes are those on disk, beside the same network's in 32 bits; figures are of the file, run as its user would, and
-    of the run; outputs are compared on the calibration images, in decibels, and top-1 answers on the evaluation images.
+    Bytes are those on disk, beside the same network's in 32 bits; figures are of the file, run as
+    its user would, and of the run; outputs are compared on the calibration images, in decibels, and
+    top-1 answers on the evaluation images.
     """
     import pandas
 
@@ -29,7 +30,8 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
         own = [told[key] for key in row["keys"] if key in told]
         if own:
             lines.append(
-                {name: plain(value) for name, value in row["labels"].items() if name not in APART} | _line(own)
+                {name: plain(value) for name, value in row["labels"].items() if name not in APART}
+                | _line(own)
             )
     return pandas.DataFrame(lines).fillna("-") if lines else None
 

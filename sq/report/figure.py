@@ -38,9 +38,10 @@ def every(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]
 def methods(rows: list[Row]) -> Figure:
     """Draw accuracy against weight bits, and mean layer error against solve time; a row of panels for each network.
 
-    One line a method, bars for seeds (standard deviation); a panel for each bit-width of activations. The last panel
-    shows the highest of these, for layer errors do not depend on it. Where weight bits are the same throughout,
-    accuracy stands against what does vary. What is too much for one figure is left to the page, and the figure says so.
+    One line a method, bars for seeds (standard deviation); a panel for each bit-width of
+    activations. The last panel shows the highest of these, for layer errors do not depend on it.
+    Where weight bits are the same throughout, accuracy stands against what does vary. What is too
+    much for one figure is left to the page, and the figure says so.
     """
     plt = pyplot()
     along = varied(rows)
@@ -48,7 +49,9 @@ def methods(rows: list[Row]) -> Figure:
     networks = _by(rows, network)
     shown = dict(list(networks.items())[:MOST_NETWORKS])
     inputs = sorted({_panel(row, along) for row in rows}, reverse=True)
-    names = list(dict.fromkeys(line_name(row, along) for own in shown.values() for row in own))[:MOST]
+    names = list(dict.fromkeys(line_name(row, along) for own in shown.values() for row in own))[
+        :MOST
+    ]
     columns = _by(rows, lambda row: _panel(row, along), inputs)
     widths = [2.2 + 0.5 * min(8, len(_places(own, along))) for own in columns.values()]
     with plt.rc_context(STYLE):
@@ -61,7 +64,10 @@ def methods(rows: list[Row]) -> Figure:
             width_ratios=[*widths, 3.6],
         )
         for panels, (name, own) in zip(axes, shown.items(), strict=True):
-            words = {bits: _title(name, bits if len(inputs) > 1 or bits != FLOAT else None) for bits in inputs}
+            words = {
+                bits: _title(name, bits if len(inputs) > 1 or bits != FLOAT else None)
+                for bits in inputs
+            }
             _row(panels, own, words, names, along)
         legend(figure, axes, 6)
         if note := _left_out(networks, names, along):
@@ -79,11 +85,21 @@ def _telling(rows: list[Row], along: str) -> list[Row]:
 def varied(rows: list[Row]) -> str:
     """Return the label that rows differ in along an axis: weight bits, else the number that takes the most values."""
     values = {name: {row["labels"].get(name) for row in rows} for name in rows[0]["labels"]}
-    numbers = {name: own for name, own in values.items() if all(type(v) in (int, float) for v in own) and len(own) > 1}
-    return "bits" if "bits" in numbers or not numbers else max(numbers, key=lambda name: len(numbers[name]))
+    numbers = {
+        name: own
+        for name, own in values.items()
+        if all(type(v) in (int, float) for v in own) and len(own) > 1
+    }
+    return (
+        "bits"
+        if "bits" in numbers or not numbers
+        else max(numbers, key=lambda name: len(numbers[name]))
+    )
 
 
-def _row(panels: Any, rows: list[Row], titles: dict[int, str], names: list[str], along: str) -> None:
+def _row(
+    panels: Any, rows: list[Row], titles: dict[int, str], names: list[str], along: str
+) -> None:
     """Draw the panels of one network, by their bits of activations."""
     groups = _by(rows, lambda row: _panel(row, along), list(titles))
     for panel, (bits, own) in zip(panels, groups.items(), strict=False):
@@ -104,10 +120,14 @@ def _accuracy(axes: Axes, rows: list[Row], names: list[str], along: str) -> None
         own = sorted(own, key=lambda row: row["labels"][along])
         places = [row["labels"][along] + shift for row in own]
         line(axes, places, [row["score"] for row in own], names.index(name), name)
-    full = statistics.fmean([s + d for row in rows for s, d in zip(row["score"], row["drop"], strict=True)])
+    full = statistics.fmean(
+        [s + d for row in rows for s, d in zip(row["score"], row["drop"], strict=True)]
+    )
     axes.axhline(full, color="0.4", linewidth=0.8, label=FULL)
     axes.margins(x=0.06 if len(ticks) > 1 else 0.15)
-    axes.set(xlabel={"bits": "weight bits"}.get(along, along), ylabel=HEADLINES[rows[0]["headline"]][0])
+    axes.set(
+        xlabel={"bits": "weight bits"}.get(along, along), ylabel=HEADLINES[rows[0]["headline"]][0]
+    )
     if wide:
         axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{place:g}" for place in ticks])
@@ -121,8 +141,15 @@ def _tradeoff(axes: Axes, rows: list[Row], names: list[str], along: str) -> None
         line(axes, seconds, [row["relative_error"] for row in own], names.index(name), name)
         for row, x in zip(own, seconds, strict=True):
             point = (x, statistics.fmean(row["relative_error"]))
-            axes.annotate(f"{row['labels'][along]:g}", point, (4, 4), textcoords="offset points", fontsize=7)
-    axes.set(xlabel="solve time (s), all layers", ylabel="mean relative output error", xscale="log", yscale="log")
+            axes.annotate(
+                f"{row['labels'][along]:g}", point, (4, 4), textcoords="offset points", fontsize=7
+            )
+    axes.set(
+        xlabel="solve time (s), all layers",
+        ylabel="mean relative output error",
+        xscale="log",
+        yscale="log",
+    )
     plain_decades(axes.xaxis, axes.yaxis)
     axes.set_title(f"numbers at the points: {along}", fontsize=8, loc="right")
 
@@ -146,7 +173,8 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
         for (y, x), value in _cells(values):
             dark = norm(max(value, floor)) < 0.5
             text = axes.text(x, y, f"{value:.1e}", ha="center", va="center", fontsize=6)
-            text.set(color="white" if dark else "black", in_layout=False)  # inside its cell: costs half the time
+            # inside its cell: costs half the time
+            text.set(color="white" if dark else "black", in_layout=False)
         axes.set_xticks(range(len(cost.columns)), cost.columns)
         axes.set_yticks(range(len(cost)), cost.index, fontsize=7)
         axes.set(xlabel="bits", title=title)
@@ -163,7 +191,11 @@ def _by(rows: list[Row], what: Any, order: list[Any] | None = None) -> dict[Any,
 
 
 def _lines(rows: list[Row], names: list[str], along: str) -> dict[str, list[Row]]:
-    return {name: own for name, own in _by(rows, lambda row: line_name(row, along)).items() if name in names}
+    return {
+        name: own
+        for name, own in _by(rows, lambda row: line_name(row, along)).items()
+        if name in names
+    }
 
 
 def _title(name: str, activation_bits: int | None) -> str:
@@ -193,9 +225,17 @@ def _left_out(networks: dict[str, list[Row]], names: list[str], along: str) -> s
         f"{len(names)} of {len(lines)} lines" if len(lines) > len(names) else "",
         f"{MOST_NETWORKS} of {len(networks)} networks" if len(networks) > MOST_NETWORKS else "",
     ]
-    return " and ".join(part for part in parts if part) + " shown; all: index.html" if any(parts) else ""
+    return (
+        " and ".join(part for part in parts if part) + " shown; all: index.html"
+        if any(parts)
+        else ""
+    )
 
 
 def _cells(values: Any) -> list[tuple[tuple[int, int], float]]:
-    every = (((y, x), float(values[y, x])) for y in range(values.shape[0]) for x in range(values.shape[1]))
+    every = (
+        ((y, x), float(values[y, x]))
+        for y in range(values.shape[0])
+        for x in range(values.shape[1])
+    )
     return [(place, value) for place, value in every if value == value]  # NaN is not

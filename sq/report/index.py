@@ -64,11 +64,18 @@ def best(rows: list[Row]) -> list[dict[str, Any]]:
     found = []
     for (name, headline), own in networks.items():
         title, form = HEADLINES[headline]
-        full = statistics.fmean(s + d for row in own for s, d in zip(row["score"], row["drop"], strict=True))
+        full = statistics.fmean(
+            s + d for row in own for s, d in zip(row["score"], row["drop"], strict=True)
+        )
         tops = []
         for bits in sorted({row["labels"]["bits"] for row in own}, reverse=True):
-            top = max((row for row in own if row["labels"]["bits"] == bits), key=lambda r: statistics.fmean(r["score"]))
-            tops.append([plain(bits), f"{statistics.fmean(top['score']):{form}}", line_name(top, "bits")])
+            top = max(
+                (row for row in own if row["labels"]["bits"] == bits),
+                key=lambda r: statistics.fmean(r["score"]),
+            )
+            tops.append(
+                [plain(bits), f"{statistics.fmean(top['score']):{form}}", line_name(top, "bits")]
+            )
         found.append({"network": name, "figure": title, "full": f"{full:{form}}", "best": tops})
     return found
 
@@ -88,15 +95,32 @@ def _experiment(folder: Path) -> dict[str, Any] | None:
         return None
     own = _told(folder / PAGE)
     if own is None:
-        line: dict[str, Any] = {"name": folder.name, "question": "", "done": None, "failed": 0, "href": "", "files": []}
-        missing = f"{quantity(records, 'record')}, not reported yet: python -m sq.report {folder.name}"
+        line: dict[str, Any] = {
+            "name": folder.name,
+            "question": "",
+            "done": None,
+            "failed": 0,
+            "href": "",
+            "files": [],
+        }
+        missing = (
+            f"{quantity(records, 'record')}, not reported yet: python -m sq.report {folder.name}"
+        )
         return line | {"models": [], "methods": [], "best": [], "commits": [], "note": missing}
     old = own["done"] + own["failed"] != records
     runs = quantity(own["done"] + own["failed"], "run")
     note = f"the page is of {runs}, now there are {records}: report again" if old else ""
-    kept = {name: own[name] for name in ("name", "question", "done", "failed", "models", "methods", "best")}
+    kept = {
+        name: own[name]
+        for name in ("name", "question", "done", "failed", "models", "methods", "best")
+    }
     commits = [commit[:8] for commit in own["commits"]]
-    return kept | {"commits": commits, "href": f"{folder.name}/{PAGE}", "note": note, "files": _links(folder, TEXTS)}
+    return kept | {
+        "commits": commits,
+        "href": f"{folder.name}/{PAGE}",
+        "note": note,
+        "files": _links(folder, TEXTS),
+    }
 
 
 def _told(file: Path) -> dict[str, Any] | None:
@@ -105,14 +129,21 @@ def _told(file: Path) -> dict[str, Any] | None:
         return None
     with file.open(encoding="utf-8") as stream:
         head = stream.read(1 << 18)  # of a page that may be large
-    found = re.search(r'<script type="application/json" id="summary">(.*?)</script>', head, re.DOTALL)
+    found = re.search(
+        r'<script type="application/json" id="summary">(.*?)</script>', head, re.DOTALL
+    )
     return json.loads(found[1]) if found else None
 
 
 def _benchmark(folder: Path, questions: list[Experiment]) -> dict[str, Any]:
     made = read(folder / "bench.json") or {}
-    question = next((own.get("question", "") for own in experiment.headers(folder.name, questions)), "")
-    found, commit = made.get("measurements", []), (made.get("provenance", {}).get("commit") or "")[:8]
+    question = next(
+        (own.get("question", "") for own in experiment.headers(folder.name, questions)), ""
+    )
+    found, commit = (
+        made.get("measurements", []),
+        (made.get("provenance", {}).get("commit") or "")[:8],
+    )
     totals = bench.totals(found, made["config"]["reference"]) if found else []
     most = max((row["bits"] for row in totals), default=0)
     return {
@@ -134,7 +165,13 @@ def _total(row: dict[str, Any]) -> list[str]:
     if speedup is None:
         fast = "-"
     else:
-        fast = "reference" if speedup == 1 else f"{speedup:.0f}x" if speedup >= 100 else f"{speedup:.3g}x"
+        fast = (
+            "reference"
+            if speedup == 1
+            else f"{speedup:.0f}x"
+            if speedup >= 100
+            else f"{speedup:.3g}x"
+        )
     return [row["quantizer"], fast, "" if error is None else f"error {error:.3f}x"]
 
 

@@ -25,10 +25,22 @@ _MINUS = re.compile(r"(?<![\w.)}-])-(?=\d)")  # a hyphen is too short for one
 def tabular(table: pandas.DataFrame) -> str:
     """Return a table of text cells as a tabular with booktabs' rules; columns of numbers are aligned right."""
     columns = [[str(value) for value in table[name]] for name in table.columns]
-    sides = "".join("r" if all(_NUMBER.fullmatch(value) for value in own) else "l" for own in columns)
-    lines = [" & ".join(escape(value) for value in line) + r" \\" for line in zip(*columns, strict=True)]
+    sides = "".join(
+        "r" if all(_NUMBER.fullmatch(value) for value in own) else "l" for own in columns
+    )
+    lines = [
+        " & ".join(escape(value) for value in line) + r" \\" for line in zip(*columns, strict=True)
+    ]
     head = " & ".join(escape(str(name)) for name in table.columns) + r" \\"
-    parts = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+    parts = [
+        rf"\begin{{tabular}}{{{sides}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join(parts) + "\n"
 
 

@@ -28,8 +28,8 @@ PANEL = (*NETWORK, "bits", ACTIVATION)  # labels that have a panel to themselves
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     """Return what the learned quantizers among `rows` took and changed, means over seeds; None without any.
 
-    Steps are of all parts together; CPU seconds are those of one step, without what is done once; of codes, the share
-    that is not as it was at the start.
+    Steps are of all parts together; CPU seconds are those of one step, without what is done once;
+    of codes, the share that is not as it was at the start.
     """
     import pandas
 
@@ -68,8 +68,9 @@ def _told(records: list[Record]) -> dict[str, dict[str, Any]]:
 def against_time(rows: list[Row], told: dict[str, dict[str, Any]]) -> Figure:
     """Draw accuracy against time, a panel for each network and bits and a line for each method, bars for seeds.
 
-    A line joins the runs of one method that differ in their steps. What else differs in a panel is in its name. Time
-    is that of the CPU where something is learned, which other work on a machine does not stretch; else solve time.
+    A line joins the runs of one method that differ in their steps. What else differs in a panel is
+    in its name. Time is that of the CPU where something is learned, which other work on a machine
+    does not stretch; else solve time.
 
     Parameters
     ----------
@@ -77,7 +78,9 @@ def against_time(rows: list[Row], told: dict[str, dict[str, Any]]) -> Figure:
     """
     plt = pyplot()
     settings: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: [rank(name, row["labels"].get(name)) for name in PANEL]):
+    for row in sorted(
+        rows, key=lambda row: [rank(name, row["labels"].get(name)) for name in PANEL]
+    ):
         settings.setdefault(_setting(row["labels"]), []).append(row)
     panels = {setting: _lines(own) for setting, own in settings.items()}
     names = list(dict.fromkeys(name for own in panels.values() for name in own))[:MOST]
@@ -91,12 +94,20 @@ def against_time(rows: list[Row], told: dict[str, dict[str, Any]]) -> Figure:
         for axis, (setting, lines) in zip(axes.flat, panels.items(), strict=False):
             for name in (name for name in lines if name in names):
                 own = sorted(lines[name], key=lambda row: _seconds(row, told))
-                line(axis, [_seconds(row, told) for row in own], [row["score"] for row in own], names.index(name), name)
+                line(
+                    axis,
+                    [_seconds(row, told) for row in own],
+                    [row["score"] for row in own],
+                    names.index(name),
+                    name,
+                )
             shown = [row for name, own in lines.items() if name in names for row in own]
             full = [s + d for row in shown for s, d in zip(row["score"], row["drop"], strict=True)]
             axis.axhline(statistics.fmean(full), color="0.4", linewidth=0.8, label=FULL)
             axis.set(
-                xlabel="CPU time of learning, or solve time (s)", ylabel=HEADLINES[rows[0]["headline"]][0], xscale="log"
+                xlabel="CPU time of learning, or solve time (s)",
+                ylabel=HEADLINES[rows[0]["headline"]][0],
+                xscale="log",
             )
             _floor(axis, shown, told)
             axis.set_title(setting, fontsize=8, loc="left")
@@ -108,7 +119,9 @@ def against_time(rows: list[Row], told: dict[str, dict[str, Any]]) -> Figure:
 def _floor(axis: Axes, rows: list[Row], told: dict[str, dict[str, Any]]) -> None:
     """Cut off what lies far below most, so that they can be told apart; a figure at the edge says where it is."""
     drops = [statistics.fmean(row["drop"]) for row in rows]
-    full = statistics.fmean(statistics.fmean(row["score"]) + drop for row, drop in zip(rows, drops, strict=True))
+    full = statistics.fmean(
+        statistics.fmean(row["score"]) + drop for row, drop in zip(rows, drops, strict=True)
+    )
     least = full - FAR * max(1.0, statistics.median(drops))
     if all(full - drop >= least for drop in drops):
         return
@@ -117,13 +130,22 @@ def _floor(axis: Axes, rows: list[Row], told: dict[str, dict[str, Any]]) -> None
     for row, drop in zip(rows, drops, strict=True):
         if full - drop < least:
             place = (_seconds(row, told), least)
-            axis.annotate(f"{full - drop:.0f} ↓", place, (0, 2), textcoords="offset points", ha="center", fontsize=7)
+            axis.annotate(
+                f"{full - drop:.0f} ↓",
+                place,
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+            )
 
 
 def _setting(labels: dict[str, Any]) -> str:
     network = [plain(labels[name]) for name in NETWORK if name in labels]
     bits = f"weights {plain(labels['bits'])} bits"
-    inputs = [f"inputs {plain(labels[ACTIVATION])}"] if labels.get(ACTIVATION, FLOAT) != FLOAT else []
+    inputs = (
+        [f"inputs {plain(labels[ACTIVATION])}"] if labels.get(ACTIVATION, FLOAT) != FLOAT else []
+    )
     return ", ".join([*network, bits, *inputs])
 
 
@@ -135,8 +157,12 @@ def _lines(rows: list[Row]) -> dict[str, list[Row]]:
         methods.setdefault(" ".join(words), []).append(row)
     found: dict[str, list[Row]] = {}
     for method, own in methods.items():
-        others = dict.fromkeys(name for row in own for name in row["labels"] if name not in ("method", *PANEL))
-        telling = [name for name in others if len({plain(row["labels"].get(name)) for row in own}) > 1]
+        others = dict.fromkeys(
+            name for row in own for name in row["labels"] if name not in ("method", *PANEL)
+        )
+        telling = [
+            name for name in others if len({plain(row["labels"].get(name)) for row in own}) > 1
+        ]
         for row in own:
             words = [method, *(f"{name}={plain(row['labels'].get(name))}" for name in telling)]
             found.setdefault(" ".join(words), []).append(row)
@@ -148,12 +174,16 @@ def _seconds(row: Row, told: dict[str, dict[str, Any]]) -> float:
     if not own or not all("cpu_seconds_per_step" in r for r in own):
         return statistics.fmean(row["solve_seconds"])
     # Records from before the sum was kept have that of steps alone.
-    return statistics.fmean(r.get("cpu_seconds", r["steps"] * r["cpu_seconds_per_step"]) for r in own)
+    return statistics.fmean(
+        r.get("cpu_seconds", r["steps"] * r["cpu_seconds_per_step"]) for r in own
+    )
 
 
 def _mean(own: list[dict[str, Any]], what: str, form: str) -> str:
     """Return the mean of a figure that all have; "-" where one lacks it."""
-    return f"{statistics.fmean(r[what] for r in own):{form}}" if all(what in r for r in own) else "-"
+    return (
+        f"{statistics.fmean(r[what] for r in own):{form}}" if all(what in r for r in own) else "-"
+    )
 
 
 def _ratio(own: list[dict[str, Any]]) -> str:

@@ -56,14 +56,22 @@ def experiment(own: Contents, summary: dict[str, Any]) -> str:
         "runs": runs,
         "groups": page_data.groups(own.rows, runs["key"]),
         "summary": page_data.cells(own.table) if own.table is not None else None,
-        "claims": page_data.cells(own.claims) if own.claims is not None and len(own.claims) else None,
+        "claims": page_data.cells(own.claims)
+        if own.claims is not None and len(own.claims)
+        else None,
         "failures": page_data.failures(records),
         "shapes": own.shapes,
     }
     body = _templates().get_template("experiment.html")
     return _page(
         f"{own.name} - sq",
-        body.render(name=own.name, headers=own.headers, tiles=tiles(summary), finished=bool(own.rows), files=own.files),
+        body.render(
+            name=own.name,
+            headers=own.headers,
+            tiles=tiles(summary),
+            finished=bool(own.rows),
+            files=own.files,
+        ),
         EXPERIMENT,
         head={"summary": embed(summary)},
         blocks={
@@ -84,7 +92,9 @@ def tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return what a page says of all runs together: label, value, note."""
 
     def some(values: list[str], most: int = 3) -> str:
-        return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
+        return ", ".join(values[:most]) + (
+            f" and {len(values) - most} more" if len(values) > most else ""
+        )
 
     failed = f"{summary['failed']} failed" if summary["failed"] else "none failed"
     hours = summary["seconds"] / 3600
@@ -114,11 +124,15 @@ def inert(text: str) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _page(title: str, body: str, scripts: tuple[str, ...], *, head: dict[str, str], blocks: dict[str, str]) -> str:
+def _page(
+    title: str, body: str, scripts: tuple[str, ...], *, head: dict[str, str], blocks: dict[str, str]
+) -> str:
     own = "\n".join(_asset(name) for name in (*COMMON, *scripts))
     script = f'(() => {{\n"use strict";\n{own}\n}})();'
     template = _templates().get_template("page.html")
-    page = template.render(title=title, body=body, css=_asset("page.css"), script=script, head=head, blocks=blocks)
+    page = template.render(
+        title=title, body=body, css=_asset("page.css"), script=script, head=head, blocks=blocks
+    )
     return page.rstrip() + "\n"
 
 
@@ -130,4 +144,6 @@ def _asset(name: str) -> str:
 def _templates() -> jinja2.Environment:
     import jinja2
 
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined)
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
+    )

@@ -29,7 +29,18 @@ FIGURES = {
     "logit_snr_db": ("logit SNR dB", "1f"),
     "same_top1": ("same top-1 %", "2f"),
 }
-APART = {"record", "key", "name", "choices", "config", "results", "seconds", "peak_bytes", "sensitivity", "columns"}
+APART = {
+    "record",
+    "key",
+    "name",
+    "choices",
+    "config",
+    "results",
+    "seconds",
+    "peak_bytes",
+    "sensitivity",
+    "columns",
+}
 APART |= {"error", "traceback"}
 
 
@@ -51,8 +62,8 @@ def runs(records: list[Record], labels: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns
     -------
-    `key`; `labels`, `settings` and `facts`: by name (see `sq.report.distinct.columns`); `figures`: numbers, by name,
-    null where a run has none
+    `key`; `labels`, `settings` and `facts`: by name (see `sq.report.distinct.columns`); `figures`:
+    numbers, by name, null where a run has none
     """
     return {
         "key": [r["key"] for r in records],
@@ -79,7 +90,11 @@ def groups(rows: list[Row], keys: Iterable[str]) -> list[dict[str, Any]]:
 def failures(records: list[Record]) -> list[dict[str, Any]]:
     """Return place, error and traceback of the failed among `records`."""
     return [
-        {"run": place, "error": r.get("error", "no cause was recorded"), "traceback": r.get("traceback", "")}
+        {
+            "run": place,
+            "error": r.get("error", "no cause was recorded"),
+            "traceback": r.get("traceback", ""),
+        }
         for place, r in enumerate(records)
         if r["status"] == "failed"
     ]
@@ -92,7 +107,12 @@ def cells(table: pandas.DataFrame) -> dict[str, Any]:
 
 def look() -> dict[str, Any]:
     """Return the house style of figures, and how each figure is called and shown."""
-    return {"colours": style.COLOURS, "markers": style.MARKERS, "dashes": style.DASHES, "figures": FIGURES}
+    return {
+        "colours": style.COLOURS,
+        "markers": style.MARKERS,
+        "dashes": style.DASHES,
+        "figures": FIGURES,
+    }
 
 
 def numbers(dicts: list[dict[str, float]]) -> dict[str, list[float | None]]:
@@ -103,7 +123,9 @@ def numbers(dicts: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 def _texts(labels: Mapping[str, Any]) -> dict[str, str]:
     """Return labels as text; a run that failed early may have no bits."""
-    return {name: plain(value) for name, value in labels.items() if value is not None or name != "bits"}
+    return {
+        name: plain(value) for name, value in labels.items() if value is not None or name != "bits"
+    }
 
 
 def _each_once(labels: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -118,14 +140,18 @@ def _settings(records: list[Record]) -> dict[str, Any]:
     def science(r: Record, what: str) -> dict[str, Any]:
         return {name: value for name, value in r[what].items() if name not in BOOKKEEPING}
 
-    found = columns([science(r, "config") for r in records]) | columns([science(r, "choices") for r in records])
+    found = columns([science(r, "config") for r in records]) | columns(
+        [science(r, "choices") for r in records]
+    )
     return {name: found[name] for name in sorted(found) if not name.endswith("._partial_")}
 
 
 def _facts(record: Record) -> dict[str, Any]:
     """Return what else is in the record but figures: where it was run, on which data, what was corrected."""
     facts = {name: value for name, value in record.items() if name not in APART}
-    return facts | {name: value for name, value in record.get("results", {}).items() if isinstance(value, str)}
+    return facts | {
+        name: value for name, value in record.get("results", {}).items() if isinstance(value, str)
+    }
 
 
 def _figures(record: Record) -> dict[str, float]:
@@ -134,7 +160,9 @@ def _figures(record: Record) -> dict[str, float]:
     if phases := record.get("seconds"):
         found["seconds"] = sum(phases.values())
         found |= {f"seconds.{name}": value for name, value in phases.items()}
-    return found | {f"peak_bytes.{where}": size for where, size in record.get("peak_bytes", {}).items()}
+    return found | {
+        f"peak_bytes.{where}": size for where, size in record.get("peak_bytes", {}).items()
+    }
 
 
 def _short(value: Any) -> Any:

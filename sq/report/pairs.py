@@ -22,8 +22,8 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     """Return the gain in top-1 of each method over each other in the same setting, in points; None without two.
 
     The better one stands first, on the seeds that both have. The interval is that of
-    `sq.evaluation.paired_tests.gain`, of 95 %: where 0 is in it, other images might turn the two round. Records from
-    before answers were kept are left out.
+    `sq.evaluation.paired_tests.gain`, of 95 %: where 0 is in it, other images might turn the two
+    round. Records from before answers were kept are left out.
     """
     import pandas
 
@@ -31,7 +31,9 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     settings: dict[tuple, list[Row]] = {}
     for row in rows:
         if all(key in told for key in row["keys"]):
-            setting = tuple((name, plain(v)) for name, v in row["labels"].items() if name != "method")
+            setting = tuple(
+                (name, plain(v)) for name, v in row["labels"].items() if name != "method"
+            )
             settings.setdefault((*setting, _images(row, told)), []).append(row)
     lines = []
     for setting, own in settings.items():
@@ -49,12 +51,17 @@ def _images(row: Row, told: dict[str, Record]) -> tuple[str, ...]:
 
 def _line(one: Row, other: Row, told: dict[str, Record]) -> dict[str, Any] | None:
     """Return one line of the table, of the seeds that both have; None if they have none."""
-    ours, theirs = ({told[key]["config"]["seed"]: told[key]["evaluation"] for key in r["keys"]} for r in (one, other))
+    ours, theirs = (
+        {told[key]["config"]["seed"]: told[key]["evaluation"] for key in r["keys"]}
+        for r in (one, other)
+    )
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return None
     right = [[own[seed]["right"] for seed in seeds] for own in (ours, theirs)]
-    gain, low, high = (100 * figure for figure in paired_tests.gain(right[0], right[1], ours[seeds[0]]["images"]))
+    gain, low, high = (
+        100 * figure for figure in paired_tests.gain(right[0], right[1], ours[seeds[0]]["images"])
+    )
     names = [row["labels"]["method"] for row in (one, other)]
     if gain < 0:  # on these seeds, whatever others say
         gain, low, high, names = -gain, -high, -low, names[::-1]

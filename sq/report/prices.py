@@ -13,14 +13,18 @@ from sq.report.labels import SEEDS
 if TYPE_CHECKING:
     import pandas
 
-# What a price follows from, beside the statistics: weights, how they are rounded, and what is asked.
+# What a price follows from, beside the statistics: weights, how they are rounded, and what is
+# asked.
 SETTINGS = ("model", "fold", "ends", "grid", "sensitivity")
-IMAGES = "calibration._target_"  # and how they came to be: drawn, or made by a method; not which of them they were
+# and how they came to be: drawn, or made by a method; not which of them they were
+IMAGES = "calibration._target_"
 
 
 def origin(record: Record) -> str:
     """Return what the prices of a finished run follow from, as text: where that is equal, they are."""
-    return json.dumps([record["choices"]["model"], record["statistics"], _settings(record)], sort_keys=True)
+    return json.dumps(
+        [record["choices"]["model"], record["statistics"], _settings(record)], sort_keys=True
+    )
 
 
 def tables(records: list[Record]) -> dict[str, pandas.DataFrame]:
@@ -28,7 +32,8 @@ def tables(records: list[Record]) -> dict[str, pandas.DataFrame]:
 
     Returns
     -------
-    by name: the model, and those `SETTINGS` in which its runs differ, as ``resnet20 range=mse``; a row a layer. Where
+    by name: the model, and those `SETTINGS` in which its runs differ, as ``resnet20 range=mse``; a
+    row a layer. Where
         inputs are priced, their table has the same name and ``inputs`` after it
     """
     import pandas
@@ -44,7 +49,9 @@ def tables(records: list[Record]) -> dict[str, pandas.DataFrame]:
             inputs = record.get("cost", {}).get("inputs")
             for rows, more in ((record["sensitivity"], []), (inputs, ["inputs"])):
                 if rows:
-                    frames.setdefault(" ".join([model, *words, *more]), []).append(pandas.DataFrame(rows).T)
+                    frames.setdefault(" ".join([model, *words, *more]), []).append(
+                        pandas.DataFrame(rows).T
+                    )
     return {name: _mean(own) for name, own in frames.items()}
 
 
@@ -57,7 +64,11 @@ def _settings(record: Record) -> dict[str, Any]:
     """Return what shapes prices, by dotted name. What a network is expected to reach is no part of it."""
     found = leaves({name: canonical(record["config"].get(name)) for name in SETTINGS})
     found[IMAGES] = (record["config"].get("calibration") or {}).get("_target_")
-    return {name: value for name, value in found.items() if not name.startswith("model.expected") and name not in SEEDS}
+    return {
+        name: value
+        for name, value in found.items()
+        if not name.startswith("model.expected") and name not in SEEDS
+    }
 
 
 def _apart(every: list[dict[str, Any]]) -> list[list[str]]:
@@ -66,7 +77,10 @@ def _apart(every: list[dict[str, Any]]) -> list[list[str]]:
     for own in every:
         for name, value in own.items():
             values.setdefault((_choice(own, name), name), set()).add(str(value))
-    return [[_word(name, v) for name, v in own.items() if len(values[_choice(own, name), name]) > 1] for own in every]
+    return [
+        [_word(name, v) for name, v in own.items() if len(values[_choice(own, name), name]) > 1]
+        for own in every
+    ]
 
 
 def _choice(own: dict[str, Any], name: str) -> Any:

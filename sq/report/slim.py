@@ -1,6 +1,7 @@
 """Records as a report reads them: layers in compact columns, so that 10,000 runs of 60 layers fit in memory and a page.
 
-As parsed they would take gigabytes; kept are 5 figures of each layer, about 15 bytes each in the page.
+As parsed they would take gigabytes; kept are 5 figures of each layer, about 15 bytes each in the
+page.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from sq.report import prices
 from sq.report.distinct import share
 
 SHAPE = ("name", "kind", "groups", "outputs", "inputs", "weights")  # what runs of one network share
-FIGURES = ("bits", "activation_bits", "relative_error", "solve_seconds", "damp_used", "damp_retries", "dead_inputs")
+FIGURES = (
+    "bits",
+    "activation_bits",
+    "relative_error",
+    "solve_seconds",
+    "damp_used",
+    "damp_retries",
+    "dead_inputs",
+)
 NAMES = (*SHAPE, *FIGURES)
 _get = operator.itemgetter(*NAMES)
 
@@ -35,18 +44,25 @@ class Slim:
     def __call__(self, record: Record) -> Record:
         """Return `record` with `columns` (JSON, see `_columns`) for its layers, prices once for those of one origin.
 
-        Bits that an allocation chose stay at hand as `widths`, by layer name. The time when it `started` stands apart
-        from the rest of its provenance, which many runs share.
+        Bits that an allocation chose stay at hand as `widths`, by layer name. The time when it
+        `started` stands apart from the rest of its provenance, which many runs share.
         """
         if "started" in record.get("provenance", {}):
             record["started"] = record["provenance"].pop("started")
         for part in (record.get("config", {}), record):  # what many runs have alike is kept once
             for name, value in part.items():
-                if value.__class__ is dict and name not in ("results", "seconds", "sensitivity", "config"):
+                if value.__class__ is dict and name not in (
+                    "results",
+                    "seconds",
+                    "sensitivity",
+                    "config",
+                ):
                     part[name] = share(value, self._parts)
         if "layers" in record:
             if record.get("allocation"):
-                record["widths"] = share({own["name"]: own["bits"] for own in record["layers"]}, self._parts)
+                record["widths"] = share(
+                    {own["name"]: own["bits"] for own in record["layers"]}, self._parts
+                )
             record["columns"] = self._columns(record.pop("layers"))
         if record["status"] == "done" and "sensitivity" in record:
             priced = prices.origin(record)
@@ -58,8 +74,8 @@ class Slim:
     def _columns(self, layers: list[dict[str, Any]]) -> str:
         """Return ``[shape, bits, activation bits, errors, seconds, rare]``; bits as one number if all are alike.
 
-        `shape` is a place in `shapes`; `rare` has, by name, the layers where a figure is not 0; errors are relative
-        output errors, seconds those of the solver, both with 3 digits.
+        `shape` is a place in `shapes`; `rare` has, by name, the layers where a figure is not 0;
+        errors are relative output errors, seconds those of the solver, both with 3 digits.
         """
         try:
             found = [_get(own) for own in layers]
@@ -75,7 +91,13 @@ class Slim:
             rare["damp_used"] = {i: damps[i] for i in rare["damp_retries"]}
         if any(dead):
             rare["dead_inputs"] = {i: value for i, value in enumerate(dead) if value}
-        parts = _one_or_all(bits), _one_or_all(inputs), _numbers(errors), _numbers(seconds), json.dumps(rare)
+        parts = (
+            _one_or_all(bits),
+            _one_or_all(inputs),
+            _numbers(errors),
+            _numbers(seconds),
+            json.dumps(rare),
+        )
         return f"[{index},{','.join(parts)}]"
 
 

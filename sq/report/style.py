@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, their yellow, which grey print loses, replaced by Tol's wine; marker and dash tell lines
-# apart in grey.
+# Okabe and Ito's colours, their yellow, which grey print loses, replaced by Tol's wine; marker and
+# dash tell lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
@@ -51,7 +51,9 @@ def line(axes: Axes, x: list[float], y: list[list[float]], index: int, name: str
     """Draw means of `y`, whose lists are of seeds, against `x` as the line `index`; bars are standard deviations."""
     mean = [statistics.fmean(values) for values in y]
     spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in y]
-    axes.errorbar(x, mean, yerr=spread if any(spread) else None, capsize=2, label=name, **look(index))
+    axes.errorbar(
+        x, mean, yerr=spread if any(spread) else None, capsize=2, label=name, **look(index)
+    )
 
 
 def legend(figure: Figure, axes: Any, across: int) -> None:
@@ -66,7 +68,9 @@ def legend(figure: Figure, axes: Any, across: int) -> None:
     handles = [lines[name] for name in names]
     widest = NAME + LETTER * max(map(len, names))
     columns = max(1, min(across, len(names), int(figure.get_figwidth() / widest)))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
@@ -83,12 +87,15 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         if (layout := figure.get_layout_engine()) is not None:
             layout.execute(figure)
             figure.set_layout_engine("none")
-            # The layout's last digits differ from process to process, and ids in the file follow from them.
+            # The layout's last digits differ from process to process, and ids in the file follow
+            # from them.
             for axes in figure.axes:
                 axes.set_position(Bbox(axes.get_position(original=True).get_points().round(PLACES)))
         vectors, pages = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.pdf")
         FigureCanvasSVG(figure).print_svg(vectors, metadata={"Date": None, "Creator": None})
-        FigureCanvasPdf(figure).print_pdf(pages, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        FigureCanvasPdf(figure).print_pdf(
+            pages, metadata={"CreationDate": None, "Creator": None, "Producer": None}
+        )
     plt.close(figure)
     return [vectors, pages]
 
@@ -108,7 +115,8 @@ def plain_decades(*axes: Axis) -> None:
 
     class Plain(LogFormatter):
         def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:g}" if super().__call__(x, pos) else ""  # it leaves out what would crowd the axis
+            # it leaves out what would crowd the axis
+            return f"{x:g}" if super().__call__(x, pos) else ""
 
     for axis in axes:
         axis.set_major_formatter(Plain())

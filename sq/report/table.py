@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
-# How tables and figures name the main figure of a record (its "headline"), and how many digits of it mean something.
+# How tables and figures name the main figure of a record (its "headline"), and how many digits of
+# it mean something.
 HEADLINES = {"top1": ("top-1 %", ".2f"), "map": ("mAP", ".4f")}
 YARDSTICK = "obq"  # speed-ups are over this quantizer's runs on the same statistics
 CPU, WALL = "solve_cpu_seconds", "solve_seconds"  # sums over layers
@@ -32,16 +33,21 @@ def rows(records: list[Record]) -> list[Row]:
 
     Returns
     -------
-    `labels`: what tells the groups apart (method, bits, and whatever else varies); `headline`: the name of the main
-    figure; `keys`: those of the records; `runs`: their number; lists with one entry a record: `score`, its `drop`,
-    `relative_error`, `solve_seconds` (of the clock that `clock` names), and, maybe shorter, `interval` (95 %, of the
-    drop) and `speedup`
+    `labels`: what tells the groups apart (method, bits, and whatever else varies); `headline`: the
+    name of the main figure; `keys`: those of the records; `runs`: their number; lists with one
+    entry a record: `score`, its `drop`, `relative_error`, `solve_seconds` (of the clock that
+    `clock` names), and, maybe shorter, `interval` (95 %, of the drop) and `speedup`
     """
     done = [r for r in records if r["status"] == "done"]
     labels, times = Labels(done), yardsticks(done)
     what = clock(done)
-    made = [_row([done[i] for i in members], labels.of(members[0]), times, what) for members in labels.groups()]
-    return sorted(made, key=lambda row: [rank(name, value) for name, value in row["labels"].items()])
+    made = [
+        _row([done[i] for i in members], labels.of(members[0]), times, what)
+        for members in labels.groups()
+    ]
+    return sorted(
+        made, key=lambda row: [rank(name, value) for name, value in row["labels"].items()]
+    )
 
 
 def build(records: list[Record]) -> pandas.DataFrame:
@@ -109,14 +115,23 @@ def for_terminal(table: pandas.DataFrame) -> Table:
     return shown
 
 
-def _row(members: list[Record], labels: dict[str, Any], times: Mapping[str, Times], clock: str) -> Row:
+def _row(
+    members: list[Record], labels: dict[str, Any], times: Mapping[str, Times], clock: str
+) -> Row:
     name = headline(members[0])
-    row: Row = {"labels": labels, "runs": len(members), "headline": name, "keys": [r.get("key") for r in members]}
+    row: Row = {
+        "labels": labels,
+        "runs": len(members),
+        "headline": name,
+        "keys": [r.get("key") for r in members],
+    }
     row["score"] = [r["results"][name] for r in members]
     for what in ("drop", "relative_error"):
         row[what] = [r["results"][what] for r in members]
     row["solve_seconds"] = [r["results"][clock] for r in members]
-    row["interval"] = [(f["drop_low"], f["drop_high"]) for r in members if "drop_low" in (f := r["results"])]
+    row["interval"] = [
+        (f["drop_low"], f["drop_high"]) for r in members if "drop_low" in (f := r["results"])
+    ]
     row["speedup"] = [s for r in members if (s := speedup(r, times)) is not None]
     return row
 
@@ -129,8 +144,9 @@ def headline(record: Record) -> str:
 def clock(records: Iterable[Record]) -> str:
     """Return which figure is the solve time in a table of finished `records`.
 
-    CPU seconds if all have them: they are the solver's own, where seconds on the clock are the machine's other work as
-    well. Records older than these, and those of GPUs, have seconds on the clock alone.
+    CPU seconds if all have them: they are the solver's own, where seconds on the clock are the
+    machine's other work as well. Records older than these, and those of GPUs, have seconds on the
+    clock alone.
     """
     return CPU if all(CPU in r["results"] for r in records) else WALL
 
@@ -138,7 +154,8 @@ def clock(records: Iterable[Record]) -> str:
 def yardsticks(records: Iterable[Record]) -> dict[str, Times]:
     """Return OBQ's solve times in seconds by problem: on each clock that all of its runs have, the mean of them.
 
-    The same problem: equal statistics, bits and grid, and the same machine, by its fingerprint in the record.
+    The same problem: equal statistics, bits and grid, and the same machine, by its fingerprint in
+    the record.
     """
     runs: dict[str, list[dict[str, Any]]] = {}
     for r in records:
@@ -165,7 +182,9 @@ def speedup(record: Record, times: Mapping[str, Times]) -> float | None:
 
 def _problem(record: Record) -> str:
     parts = [canonical(record["config"][part]) for part in ("bits", "grid", "allocation")]
-    return json.dumps([record["statistics"], record["provenance"]["machine"], *parts], sort_keys=True)
+    return json.dumps(
+        [record["statistics"], record["provenance"]["machine"], *parts], sort_keys=True
+    )
 
 
 def _cell(values: list[float], form: str, unit: str = "") -> str:

@@ -60,12 +60,23 @@ def parser(prog: str) -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, with all their parts (default: all)")
-    parser.add_argument("--without", action="append", default=[], metavar="GLOB", help="leave out, such as 'coco*'")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run, and do nothing")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
     parser.add_argument(
-        "--experiments", type=Path, default=experiments.FOLDER, help="the folder of experiments (default: sq's own)"
+        "names", nargs="*", metavar="NAME", help="experiments, with all their parts (default: all)"
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="GLOB", help="leave out, such as 'coco*'"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be run, and do nothing"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where records are (default: results)"
+    )
+    parser.add_argument(
+        "--experiments",
+        type=Path,
+        default=experiments.FOLDER,
+        help="the folder of experiments (default: sq's own)",
     )
     return parser
 
@@ -97,7 +108,9 @@ def reproduce(options: argparse.Namespace, words: list[str]) -> int:
         left[task.experiment] = _run(task, options.results, words)
     whole = _finish(every, left, options)
     if chosen == found:  # else records of parts that were not asked for would look like strangers
-        for line in record.beside({file for task in every if not task.experiment.is_bench for file in task.records}):
+        for line in record.beside(
+            {file for task in every if not task.experiment.is_bench for file in task.records}
+        ):
             say(line)
     return 0 if whole else 1
 
@@ -112,7 +125,9 @@ def select(found: list[Experiment], names: list[str], without: list[str]) -> lis
     known = {one.stem for one in found} | {one.name for one in found}
     if unknown := [name for name in names if name not in known]:
         raise SqError(f"{unknown[0]}: no such experiment; {nearest(unknown[0], known)}")
-    if idle := [glob for glob in without if not any(fnmatch.fnmatch(one.stem, glob) for one in found)]:
+    if idle := [
+        glob for glob in without if not any(fnmatch.fnmatch(one.stem, glob) for one in found)
+    ]:
         raise SqError(f"--without {idle[0]}: fits no experiment; {nearest(idle[0], known)}")
     wanted = [one for one in found if not names or one.stem in names or one.name in names]
     left = [one for one in wanted if not any(fnmatch.fnmatch(one.stem, glob) for glob in without)]
@@ -125,7 +140,9 @@ def listing(todo: list[Task]) -> Table:
     """Return a table of what is to be run, in order, with the questions it answers."""
     shown = Table()
     for title in ("", "experiment", "missing", "about", "question"):
-        shown.add_column(title, overflow="fold", justify="right" if title in ("", "missing", "about") else "left")
+        shown.add_column(
+            title, overflow="fold", justify="right" if title in ("", "missing", "about") else "left"
+        )
     for number, task in enumerate(todo, 1):
         one, of = task.experiment, f"{len(task.missing)} of {len(task.records)}"
         shown.add_row(str(number), one.stem, of, durations.words(task.seconds), one.question)
@@ -150,7 +167,9 @@ def _check(words: list[str]) -> None:
     for word in words:
         setting, equals, _ = word.partition("=")
         if not equals or setting.replace("/", ".").partition(".")[0] not in allowed:
-            raise SqError(f"{word}: after -- only settings that shape no result, NAME=VALUE: {', '.join(allowed)}")
+            raise SqError(
+                f"{word}: after -- only settings that shape no result, NAME=VALUE: {', '.join(allowed)}"
+            )
 
 
 def _line(task: Task) -> str:
@@ -160,7 +179,9 @@ def _line(task: Task) -> str:
 
 def _run(task: Task, results: Path, words: list[str]) -> int:
     """Run what is missing of `task`; return how many of its records are missing then."""
-    outputs = next((Path(w.partition("=")[2]) for w in words if w.startswith("outputs=")), Path("outputs"))
+    outputs = next(
+        (Path(w.partition("=")[2]) for w in words if w.startswith("outputs=")), Path("outputs")
+    )
     log = outputs / "reproduce" / f"{task.experiment.stem}.log"
     start = time.monotonic()
     cause = children.run(task.command, log, task.missing, task.experiment.stem)
@@ -181,7 +202,9 @@ def _finish(every: list[Task], left: dict[Experiment, int], options: argparse.Na
     names = sorted({one.name for one in left})
     results = options.results
     changed, faults = rebuild(names, results, options.experiments)
-    whole = [name for name in names if not any(count for one, count in left.items() if one.name == name)]
+    whole = [
+        name for name in names if not any(count for one, count in left.items() if one.name == name)
+    ]
     page = results.resolve().parent / "README.md"
     if refresh(page, whole, results):
         changed.append(page)
@@ -189,8 +212,12 @@ def _finish(every: list[Task], left: dict[Experiment, int], options: argparse.Na
         say(f"not rebuilt: {fault}")
     short = [task for task in every if left[task.experiment]]
     for task in short:
-        say(f"not complete: {task.experiment.stem}: {left[task.experiment]} of {len(task.records)} missing")
-    say(f"{len(every) - len(short)} of {len(every)} experiments complete; tables and figures changed: {len(changed)}")
+        say(
+            f"not complete: {task.experiment.stem}: {left[task.experiment]} of {len(task.records)} missing"
+        )
+    say(
+        f"{len(every) - len(short)} of {len(every)} experiments complete; tables and figures changed: {len(changed)}"
+    )
     return not short and not faults
 
 

@@ -12,8 +12,11 @@ from sq.core.progress import bar
 from sq.errors import SqError
 
 LOOK = 1.0  # seconds between two looks at what is done
-GRACE = 3.0  # seconds in which a child ends by itself after Ctrl-C, which the terminal sends to it as well
-PATIENCE = 30.0  # seconds in which it ends when it is asked to; then it is killed, which leaves no record half-written
+# seconds in which a child ends by itself after Ctrl-C, which the terminal sends to it as well
+GRACE = 3.0
+# seconds in which it ends when it is asked to; then it is killed, which leaves no record half-
+# written
+PATIENCE = 30.0
 
 
 def run(command: list[str], log: Path, records: list[Path], what: str) -> str:
@@ -37,12 +40,16 @@ def run(command: list[str], log: Path, records: list[Path], what: str) -> str:
     before = [_stamp(file) for file in records]
     with stream, bar() as progress:
         shown = progress.add_task(what, total=len(records))
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+        )
         try:
             while child.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(LOOK)
-                written = sum(_stamp(file) != old for file, old in zip(records, before, strict=True))
+                written = sum(
+                    _stamp(file) != old for file, old in zip(records, before, strict=True)
+                )
                 progress.update(shown, completed=written)
         except BaseException:
             _end(child)
@@ -52,7 +59,12 @@ def run(command: list[str], log: Path, records: list[Path], what: str) -> str:
 
 def _end(child: subprocess.Popen) -> None:
     """Wait for `child` to end, asking with more and more force; a second Ctrl-C does not leave it behind."""
-    for ask, seconds in ((0, GRACE), (signal.SIGINT, PATIENCE), (signal.SIGTERM, GRACE), (signal.SIGKILL, PATIENCE)):
+    for ask, seconds in (
+        (0, GRACE),
+        (signal.SIGINT, PATIENCE),
+        (signal.SIGTERM, GRACE),
+        (signal.SIGKILL, PATIENCE),
+    ):
         until = time.monotonic() + seconds
         if ask:
             child.send_signal(ask)
@@ -66,7 +78,9 @@ def _cause(log: Path, code: int) -> str:
     if code < 0:
         return f"it was ended by signal {-code}"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("failed: ", "sq: ", "launcher: "))] or lines[-1:]
+    told = [line for line in lines if line.startswith(("failed: ", "sq: ", "launcher: "))] or lines[
+        -1:
+    ]
     return told[0] if told else f"exit code {code}"
 
 

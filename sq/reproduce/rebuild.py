@@ -25,7 +25,11 @@ def rebuild(names: list[str], results: Path, questions: Path) -> tuple[list[Path
 
     faults: list[str] = []
     built: list[Path] = []
-    before = {file: _digest(file) for file in results.rglob("*") if file.is_file() and file.suffix != ".json"}
+    before = {
+        file: _digest(file)
+        for file in results.rglob("*")
+        if file.is_file() and file.suffix != ".json"
+    }
     for name in track(names, "tables and figures"):
         if not any((results / name).glob("*.json")):
             continue

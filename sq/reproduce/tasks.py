@@ -48,10 +48,14 @@ def survey(chosen: list[Experiment], results: Path, words: list[str]) -> list[Ta
     jobs = {one: status.jobs_of(one.stem, results, one.file.parent, words) for one in sweeps}
     known = Known([job for own in jobs.values() for job in own])
     tasks = [
-        _bench(one, results) if one.is_bench else _sweep(one, jobs[one], known, _words(one, results, words))
+        _bench(one, results)
+        if one.is_bench
+        else _sweep(one, jobs[one], known, _words(one, results, words))
         for one in chosen
     ]
-    return sorted(tasks, key=lambda task: (task.seconds is None, task.seconds or 0.0, task.experiment.stem))
+    return sorted(
+        tasks, key=lambda task: (task.seconds is None, task.seconds or 0.0, task.experiment.stem)
+    )
 
 
 def left(task: Task, results: Path) -> list[Path]:
@@ -81,21 +85,35 @@ def _sweep(one: Experiment, jobs: list[Job], known: Known, command: list[str]) -
     guess = known.estimate(left)
     seconds: float | None = guess.seconds
     if guess.unknown:  # of the same choices there is no earlier record: the header knows the mean
-        seconds = None if one.seconds is None else guess.seconds + guess.unknown * one.seconds / len(jobs)
+        seconds = (
+            None if one.seconds is None else guess.seconds + guess.unknown * one.seconds / len(jobs)
+        )
     files, missing = ([job.file for job in own] for own in (jobs, left))
-    return Task(one, command, files, missing, seconds, requirements.lacking(job.config for job in left))
+    return Task(
+        one, command, files, missing, seconds, requirements.lacking(job.config for job in left)
+    )
 
 
 def _bench(one: Experiment, results: Path) -> Task:
     own = settings.load(one.stem, [f"results={results}"], one.file.parent)
-    command = [sys.executable, "-m", "sq.bench", one.stem, f"results={results}", "--experiments", str(one.file.parent)]
+    command = [
+        sys.executable,
+        "-m",
+        "sq.bench",
+        one.stem,
+        f"results={results}",
+        "--experiments",
+        str(one.file.parent),
+    ]
     try:
         found = record.read(own.file)
     except SqError as error:
         return Task(one, command, [own.file], [own.file], one.seconds, [str(error)])
     if found is not None and found["key"] == record.key(settings.plain(own)):
         return Task(one, command, [own.file], [], 0.0)
-    seconds = one.seconds if one.seconds is not None or found is None else sum(found["seconds"].values())
+    seconds = (
+        one.seconds if one.seconds is not None or found is None else sum(found["seconds"].values())
+    )
     return Task(one, command, [own.file], [own.file], seconds, requirements.lacking(_parts(own)))
 
 
@@ -104,5 +122,8 @@ def _parts(own: settings.Settings) -> list[dict[str, Any]]:
     words: list[tuple[str, Any]] = [
         (family, own.source[family]) for family in ("model", "dataset") if family in own.source
     ]
-    words += [("quantizer", entry if isinstance(entry, str) else entry["quantizer"]) for entry in own.quantizers]
+    words += [
+        ("quantizer", entry if isinstance(entry, str) else entry["quantizer"])
+        for entry in own.quantizers
+    ]
     return [{family: settings.compose(family, choice, own.seed)} for family, choice in words]

@@ -38,14 +38,20 @@ def tell(folder: Path) -> int:
     claims = (place.name.partition(".")[0] for place in (folder / "claims").glob("[!.]*.*"))
     files = sorted({*folder.glob("*.json"), *(folder / f"{key}.json" for key in claims)})
     if not files:
-        raise SqError(f"{folder} holds no record and no claim: run something with name={folder.name} first")
+        raise SqError(
+            f"{folder} holds no record and no claim: run something with name={folder.name} first"
+        )
     runs = [_left(file) for file in track(files, "records")]
     left = [run for run in runs if run.state != "done"]
     if left:
         out.print(_table(left))
     count = Counter(run.state for run in runs)
-    told = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "ended"))
-    say(f"{folder.name}: {quantity(runs, 'run')}: {told}; no experiment has this name, so nothing says what is missing")
+    told = ", ".join(
+        f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "ended")
+    )
+    say(
+        f"{folder.name}: {quantity(runs, 'run')}: {told}; no experiment has this name, so nothing says what is missing"
+    )
     return 1 if left else 0
 
 
@@ -63,7 +69,9 @@ def _left(file: Path) -> Left:
         return Left(file.stem, "running", words, run_claims.words(who))
     if found is None:
         return Left(
-            file.stem, "ended", cause=f"{run_claims.words(who)}, which is gone" if who else "it was just given back"
+            file.stem,
+            "ended",
+            cause=f"{run_claims.words(who)}, which is gone" if who else "it was just given back",
         )
     return Left(file.stem, found["status"], words, found.get("error", ""))
 

@@ -16,8 +16,8 @@ from sq.errors import SqError
 def any_help() -> Iterator[None]:
     """Let Hydra make its parser while this lasts, on Python 3.14 as well.
 
-    There argparse formats the help of an option when the option is added, and refuses that of Hydra's
-    ``--shell-completion``, which is an object that becomes text when it is shown.
+    There argparse formats the help of an option when the option is added, and refuses that of
+    Hydra's ``--shell-completion``, which is an object that becomes text when it is shown.
     """
     container: Any = argparse._ActionsContainer
     check = getattr(container, "_check_help", None)
@@ -51,8 +51,8 @@ class _Argument(str):
 def options_first(arguments: list[str]) -> list[str]:
     """Return `arguments` with the options before the overrides, each in their own order.
 
-    Hydra reads its arguments with argparse, which takes overrides from one place only: with an option such as ``-m``
-    between them it refuses all that come after it.
+    Hydra reads its arguments with argparse, which takes overrides from one place only: with an
+    option such as ``-m`` between them it refuses all that come after it.
 
     Raises
     ------
@@ -67,7 +67,10 @@ def options_first(arguments: list[str]) -> list[str]:
     words: list[str] = [_Argument(argument) for argument in arguments]
     known, unknown = reader.parse_known_intermixed_args(words)
     if unknown:
-        refuse(f"{next((word for word in unknown if word.startswith('-')), unknown[0])}: no such option")
+        refuse(
+            f"{next((word for word in unknown if word.startswith('-')), unknown[0])}: no such option"
+        )
     overrides = {id(word) for word in known.overrides}
-    ordered = sorted(words, key=lambda word: id(word) in overrides)  # stable: options are False, and come first
+    # stable: options are False, and come first
+    ordered = sorted(words, key=lambda word: id(word) in overrides)
     return [str(word) for word in ordered]

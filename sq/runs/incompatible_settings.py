@@ -19,7 +19,8 @@ DETECTION = {
     "dataset": ("sq.dataset.coco.",),
     "metric": ("sq.metric.coco_map.",),
 }
-LABELLED = ("fisher", "trace", "noise", "grad_l1")  # sensitivities that need labels whatever their settings
+# sensitivities that need labels whatever their settings
+LABELLED = ("fisher", "trace", "noise", "grad_l1")
 TABLES = ("pot", "post", "apot", "lcq")  # grids of a table of levels
 OF_WEIGHTS = ("weight_mse", "mask_kl")  # sensitivities that do not price inputs
 BOUNDS = ("average_bits", "average_input_bits", "bytes", "bops", "latency")
@@ -52,7 +53,9 @@ def _kind(config: Config, family: str) -> bool | None:
 
 
 def _is(config: Config, family: str, *names: str) -> bool:
-    return any(str(config[family].get("_target_")).startswith(f"sq.{family}.{name}.") for name in names)
+    return any(
+        str(config[family].get("_target_")).startswith(f"sq.{family}.{name}.") for name in names
+    )
 
 
 def _asks_for_labels(config: Config) -> bool:
@@ -71,7 +74,9 @@ def _prices_inputs(config: Config) -> bool:
 def _adapts(config: Config) -> bool:
     own = config["quantizer"]
     stages = [own.get(name) or {} for name in ("learn", "then")]
-    return bool(own.get("adaptive")) or any((stage.get("rates") or {}).get("adapter") for stage in stages)
+    return bool(own.get("adaptive")) or any(
+        (stage.get("rates") or {}).get("adapter") for stage in stages
+    )
 
 
 def _onnx(config: Config) -> bool:
@@ -83,13 +88,22 @@ def _widest(config: Config) -> int:
     sensitivity, mixed = config["sensitivity"], not _is(config, "allocation", "uniform")
     weights = [math.ceil(config["bits"]), *(_numbers(sensitivity.get("bits")) if mixed else [])]
     weights += [8] if config["ends"] == "8bit" else []
-    inputs = [*_numbers([config["activation"].get("bits")]), *_numbers(sensitivity.get("input_bits") if mixed else [])]
+    inputs = [
+        *_numbers([config["activation"].get("bits")]),
+        *_numbers(sensitivity.get("input_bits") if mixed else []),
+    ]
     return max(max(weights) + _extra(config), *inputs, 0)
 
 
 def _times_wider(config: Config) -> bool:
     inputs = [width for width in _numbers(config["latency"]["input_bits"]) if width != FLOAT]
-    return max([width + _extra(config) for width in _numbers(config["latency"]["bits"])] + inputs, default=0) > 8
+    return (
+        max(
+            [width + _extra(config) for width in _numbers(config["latency"]["bits"])] + inputs,
+            default=0,
+        )
+        > 8
+    )
 
 
 def _numbers(values: Any) -> list[int]:
@@ -174,11 +188,17 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "allocation.average_input_bits: bits of inputs have no price; set sensitivity.input_bits, or null here",
     ),
     (
-        lambda c: c["allocation"].get("latency") is not None and c["allocation"].get("latency_table") is None,
+        lambda c: (
+            c["allocation"].get("latency") is not None
+            and c["allocation"].get("latency_table") is None
+        ),
         "allocation.latency: allocation.latency_table should name a CSV file of latencies",
     ),
     (
-        lambda c: _is(c, "allocation", "ilp") and all(c["allocation"].get(name) is None for name in BOUNDS),
+        lambda c: (
+            _is(c, "allocation", "ilp")
+            and all(c["allocation"].get(name) is None for name in BOUNDS)
+        ),
         f"allocation=ilp: nothing bounds the bits; set allocation.{', allocation.'.join(BOUNDS)}",
     ),
 )

@@ -27,7 +27,8 @@ from sq.tracker import run_page
 if TYPE_CHECKING:
     from sq.runs.sweep.expand import Job
 
-TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")  # what the user asked for, before sq.cli sets it
+# what the user asked for, before sq.cli sets it
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 POLL = 2.0  # seconds between two looks at a run that another process is doing
 log = logging.getLogger("sq")
 
@@ -48,14 +49,15 @@ def attempt(one: Job, *, wait: bool) -> tuple[record.Record | None, str]:
 def execute(one: Job, *, wait: bool) -> record.Record | None:
     """Return the record of job `one`: the one on disk if that run is done, else that of a new run.
 
-    A run that fails leaves a record too, with status "failed", its error and traceback, and the next call
-    tries again. An interrupt leaves nothing. A run that another process is doing is waited for, or left to it:
-    the result is None then, unless `wait`. An attempt since the job was `seen`, by whomever, is the one wanted: its
-    record is returned.
+    A run that fails leaves a record too, with status "failed", its error and traceback, and the
+    next call tries again. An interrupt leaves nothing. A run that another process is doing is
+    waited for, or left to it: the result is None then, unless `wait`. An attempt since the job was
+    `seen`, by whomever, is the one wanted: its record is returned.
 
     Raises
     ------
-    SqError : no run was possible: settings that make no sense, a damaged record, a folder that cannot be written
+    SqError : no run was possible: settings that make no sense, a damaged record, a folder that
+    cannot be written
     """
     config, file = one.config, one.file
     check(config)
@@ -70,17 +72,22 @@ def execute(one: Job, *, wait: bool) -> record.Record | None:
     if held is None:
         return None
     try:
-        record.probe(file.parent)  # which also makes an NFS client look again for files it did not find before
+        # which also makes an NFS client look again for files it did not find before
+        record.probe(file.parent)
         found = record.read(file)
         if found is not None and record.mark(file) != seen:
             return found
         done = found if found is not None and found["status"] == "done" else None
-        # Trackers are left last: they can take a minute, and whatever happens meanwhile must not cost the result.
+        # Trackers are left last: they can take a minute, and whatever happens meanwhile must not
+        # cost the result.
         with _LogTo(_log(config, file)), ExitStack() as trackers:
             made = _run(config, one.choices, file.stem, done, trackers)
             if held.lost():
-                raise SqError(f"another launcher took this process for dead and is doing {file.stem} again")
-            # A failed attempt at `rerun` must not cost the figures that are there: it is kept beside them.
+                raise SqError(
+                    f"another launcher took this process for dead and is doing {file.stem} again"
+                )
+            # A failed attempt at `rerun` must not cost the figures that are there: it is kept
+            # beside them.
             record.keep(file, made, spare=done is not None)
         return made
     finally:
@@ -105,7 +112,8 @@ def bury(one: Job, cause: str, trace: str) -> bool:
 
     Returns
     -------
-    whether that is settled: not while a process holds the run, be it another launcher's or the one that is dying
+    whether that is settled: not while a process holds the run, be it another launcher's or the one
+    that is dying
 
     Raises
     ------
@@ -199,7 +207,12 @@ def _keep_sheet(config: Mapping[str, Any], key: str, picture: bytes | None) -> N
 
 def _begun(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
     """Return the record of a run that has not come to its end."""
-    made: record.Record = {"record": record.VERSION, "key": key, "name": config["name"], "status": "failed"}
+    made: record.Record = {
+        "record": record.VERSION,
+        "key": key,
+        "name": config["name"],
+        "status": "failed",
+    }
     return made | {"choices": dict(choices), "config": dict(config)}
 
 

@@ -21,7 +21,8 @@ from sq.errors import SqError
 
 CONF = str(paths.CONF)
 SWEEPER = "hydra_plugins.sq_sweeper.Sweeper"  # what conf/config.yaml has sweeps done by
-# Whoever composes imports this module: the schema, and what YAML files interpolate by, are known to Hydra from then on.
+# Whoever composes imports this module: the schema, and what YAML files interpolate by, are known to
+# Hydra from then on.
 schema.register()
 resolvers.register()
 
@@ -52,14 +53,18 @@ class Loader(ConfigLoaderImpl):
 
         Raises
         ------
-        SqError : a choice is no name; Hydra would import or call foreign code, see `sq.core.foreign_code`
+        SqError : a choice is no name; Hydra would import or call foreign code, see
+        `sq.core.foreign_code`
         HydraException, OmegaConfBaseException : an override that Hydra refuses
         """
         parsed = _parsed(overrides)
         for override in parsed:
             self._check_choice(override)
-        # What the command line says of the search path, the user says; it stands in place of the file's.
-        if config_name is not None and all(override.key_or_group != foreign_code.SEARCH_PATH for override in parsed):
+        # What the command line says of the search path, the user says; it stands in place of the
+        # file's.
+        if config_name is not None and all(
+            override.key_or_group != foreign_code.SEARCH_PATH for override in parsed
+        ):
             file = self.repository.load_config(config_name)
             if file is not None and isinstance(file.config, DictConfig):
                 foreign_code.check_search_path(file.config)
@@ -72,9 +77,12 @@ class Loader(ConfigLoaderImpl):
         try:
             config = load(overrides)
         except ConfigCompositionException:
-            # Without the swept choices the defaults stand there, which may not have the settings of those. The sweep
-            # gives them to each of its runs, whose config is composed with the choices made in it.
-            deferred = {str(override.input_line) for override in parsed if _is_setting_of_choice(override)}
+            # Without the swept choices the defaults stand there, which may not have the settings of
+            # those. The sweep gives them to each of its runs, whose config is composed with the
+            # choices made in it.
+            deferred = {
+                str(override.input_line) for override in parsed if _is_setting_of_choice(override)
+            }
             if run_mode != RunMode.MULTIRUN or not deferred:
                 raise
             config = load([word for word in overrides if word not in deferred])
@@ -97,7 +105,9 @@ class Loader(ConfigLoaderImpl):
         if isinstance(value, str) or (override.is_delete() and value is None):
             return
         options = self.get_group_options(group, results_filter=ObjectType.CONFIG)
-        known = f"choices: {', '.join(sorted(options))}" if options else f"there is no group {group}"
+        known = (
+            f"choices: {', '.join(sorted(options))}" if options else f"there is no group {group}"
+        )
         raise SqError(f"{override.input_line}: one choice is made, by its name; {known}")
 
 
@@ -115,7 +125,9 @@ def _check_sweeper(hydra: DictConfig) -> None:
     if choice != "basic":
         raise SqError(other_sweeper(choice))
     if sweeper._target_ != SWEEPER:
-        raise SqError(f"hydra.sweeper._target_={sweeper._target_}: sweeps are done by sq's own; leave it out")
+        raise SqError(
+            f"hydra.sweeper._target_={sweeper._target_}: sweeps are done by sq's own; leave it out"
+        )
     if sweeper.max_batch_size is not None:
         raise SqError(
             f"hydra.sweeper.max_batch_size={sweeper.max_batch_size}: a sweep is not done in batches; "

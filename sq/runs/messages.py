@@ -39,11 +39,22 @@ def explain(error: Exception, words: Sequence[str] = (), file: Path | None = Non
         return _unreadable(error)
     text = f"{error} {error.__cause__ or ''}"
     if found := re.search(r"Additional config directory '([^']+)' not found", text):
-        shipped = "; those that come with sq need no folder: -cn NAME" if Path(found[1]).name == "experiments" else ""
+        shipped = (
+            "; those that come with sq need no folder: -cn NAME"
+            if Path(found[1]).name == "experiments"
+            else ""
+        )
         return f"-cd {found[1]}: no such folder: correct it{shipped}"
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
-        return _no_experiment(found[1], re.findall(r"provider=(?:main|command-line), path=file://(\S+)", text))
-    if explained := _of_sweep(text) or _of_choice(error, text) or _of_name(text, words, file) or _of_value(text):
+        return _no_experiment(
+            found[1], re.findall(r"provider=(?:main|command-line), path=file://(\S+)", text)
+        )
+    if (
+        explained := _of_sweep(text)
+        or _of_choice(error, text)
+        or _of_name(text, words, file)
+        or _of_value(text)
+    ):
         return explained
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; free space or correct what names it, outputs= or results="
@@ -60,7 +71,9 @@ def _no_experiment(name: str, folders: list[str]) -> str:
 
 def _of_sweep(text: str) -> str:
     """Return what `text` of Hydra's says of several values where one belongs, "" if it is about something else."""
-    if found := re.search(r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' requires", text):
+    if found := re.search(
+        r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' requires", text
+    ):
         return (
             f"{found[1] or found[2]}: several values are a sweep: add -m; as one value, write a list [...], "
             "or text '...' in quotes that the shell leaves"
@@ -99,12 +112,16 @@ def _of_name(text: str, words: Sequence[str], file: Path | None) -> str:
 
 def _of_value(text: str) -> str:
     """Return what `text` of OmegaConf's says of a value of the wrong type, "" if it is about something else."""
-    if found := re.search(r"(?:is not Optional|Incompatible value 'None' for .*)\s+full_key: (\S+)", text):
+    if found := re.search(
+        r"(?:is not Optional|Incompatible value 'None' for .*)\s+full_key: (\S+)", text
+    ):
         return f"{found[1]}=null: should be {kind(found[1])}; it may not be null"
     wrong = r"In '(.+?)':.*\sValue '(.*?)' .*(?:could not be converted to|is not a valid) .*\s+full_key: (\S+)"
     if found := re.search(wrong, text, re.DOTALL):
         return f"{found[1]}.yaml: {found[3]}={found[2]}: should be {kind(found[3])}"
-    wrong = r"Error merging override (.+?) Value '.* (?:could not be converted to|is not a valid) (\w+)"
+    wrong = (
+        r"Error merging override (.+?) Value '.* (?:could not be converted to|is not a valid) (\w+)"
+    )
     if found := re.search(wrong, text, re.DOTALL):
         kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
         return f"{found[1]}: should be {kinds.get(found[2], found[2])}"
@@ -113,8 +130,16 @@ def _of_value(text: str) -> str:
 
 def _unreadable(error: OverrideParseException) -> str:
     """Return why Hydra's grammar does not have an override."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("See https://")]
-    reason = " ".join(lines).removeprefix(f"Error parsing override '{error.override}' ").partition(" expecting {")[0]
+    lines = [
+        line
+        for line in str(error).splitlines()
+        if line.strip() and not line.startswith("See https://")
+    ]
+    reason = (
+        " ".join(lines)
+        .removeprefix(f"Error parsing override '{error.override}' ")
+        .partition(" expecting {")[0]
+    )
     if found := re.match(r"\w+ while evaluating '.*?': (.*)", reason):
         return f"{error.override}: {found[1]}"
     return f"{error.override}: not NAME=VALUE as Hydra reads it ({reason}); quote text that has other signs than names"
@@ -129,8 +154,12 @@ def _unknown_of_hydra(name: str) -> str:
         return f"{name}: no such setting of Hydra"
     files = Path(loader.CONF, "hydra", "launcher").glob("*.yaml")
     known = {file.stem: {*yaml.safe_load(file.read_text())} - {"defaults"} for file in files}
-    near = nearest(own, {setting for knobs in known.values() for setting in knobs if setting[0] != "_"})
-    whose = sorted(launcher for launcher, knobs in known.items() if near.removeprefix("nearest: ") in knobs)
+    near = nearest(
+        own, {setting for knobs in known.values() for setting in knobs if setting[0] != "_"}
+    )
+    whose = sorted(
+        launcher for launcher, knobs in known.items() if near.removeprefix("nearest: ") in knobs
+    )
     of = f", of hydra/launcher={' and '.join(whose)}" if whose else ""
     return f"{name}: no such setting of the launcher in use; {near}{of}"
 
@@ -152,22 +181,36 @@ def _unknown(name: str, words: Sequence[str], file: Path | None) -> str:
 def _names(words: Sequence[str] = (), file: Path | None = None) -> dict[str, list[str]]:
     """Return the dotted names of all settings, for each of the choices that a sweep goes through.
 
-    The names go by words for that choice, " of quantizer=rtn"; without a sweep there is one list, of no words.
+    The names go by words for that choice, " of quantizer=rtn"; without a sweep there is one list,
+    of no words.
     """
-    folder, name = (Path(loader.CONF), "config") if file is None else (file.parent.absolute(), file.stem)
+    folder, name = (
+        (Path(loader.CONF), "config") if file is None else (file.parent.absolute(), file.stem)
+    )
     holds = (folder / f"{name}.yaml").is_file()
     main = str(folder if holds else loader.CONF)  # where Hydra reads the first config from
     base = [plugins.search_path(*([] if holds else [folder]))]
     with hydra.initialize_config_dir(main, version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        params = hydra.compose(name, base, return_hydra_config=True).hydra.sweeper.get("params") or {}
+        params = (
+            hydra.compose(name, base, return_hydra_config=True).hydra.sweeper.get("params") or {}
+        )
         given = [f"{setting}={value}" for setting, value in params.items()] + [*words]
         overrides = [o for o in map(parser.parse_override, given) if o.key_or_group in FAMILIES]
         choices = {str(o.key_or_group): _values(o) for o in overrides if not o.is_delete()}
         first = {family: options[0] for family, options in choices.items()}
-        swept = {f" of {f}={option}": {**first, f: option} for f, own in choices.items() if own[1:] for option in own}
+        swept = {
+            f" of {f}={option}": {**first, f: option}
+            for f, own in choices.items()
+            if own[1:]
+            for option in own
+        }
         return {
-            choice: _paths(expand.resolve(hydra.compose(name, [*base, *(f"{f}={own}" for f, own in chosen.items())])))
+            choice: _paths(
+                expand.resolve(
+                    hydra.compose(name, [*base, *(f"{f}={own}" for f, own in chosen.items())])
+                )
+            )
             for choice, chosen in (swept or {"": first}).items()
         }
 

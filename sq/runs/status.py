@@ -34,8 +34,12 @@ def parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of its command line."""
     parser = argparse.ArgumentParser(prog=prog, description="How the runs of an experiment stand.")
     parser.add_argument("name", help="the experiment: what its records are kept under in results/")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
-    parser.add_argument("--experiments", type=Path, default=experiments.FOLDER, help="where the questions are")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where records are (default: results)"
+    )
+    parser.add_argument(
+        "--experiments", type=Path, default=experiments.FOLDER, help="where the questions are"
+    )
     return parser
 
 
@@ -54,13 +58,19 @@ def main(words: list[str] | None = None, prog: str = "python -m sq status") -> i
         return 1
     left = [run for run in runs if run.state != "done"]
     if shown := [run for run in runs if run.state != "done" or run.cause]:
-        out.print(plan.listing(shown, left, f"python -m sq.report {options.name} lists all that failed"))
+        out.print(
+            plan.listing(shown, left, f"python -m sq.report {options.name} lists all that failed")
+        )
     count = Counter(run.state for run in runs)
-    told = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "missing"))
+    told = ", ".join(
+        f"{count[state]} {state}" for state in ("done", "running", "failed", "damaged", "missing")
+    )
     if repeats := sum(run.state == "done" and bool(run.cause) for run in runs):
         told += f", {repeats} of the done could not be repeated"
     guess = known.estimate([run.job for run in left])
-    time = f"; the rest takes {guess.words(len(left))}" if left and guess.unknown < len(left) else ""
+    time = (
+        f"; the rest takes {guess.words(len(left))}" if left and guess.unknown < len(left) else ""
+    )
     say(f"{options.name}: {quantity(runs, 'run')} of {', '.join(parts)}: {told}{time}")
     for line in record.beside({job.file for job in jobs}):
         say(line)
@@ -85,7 +95,9 @@ def _named(run: Run) -> Run:
     return replace(run, state="missing") if run.state == "new" else run
 
 
-def expected(name: str, results: Path, folder: Path = experiments.FOLDER) -> tuple[list[Job], list[str]]:
+def expected(
+    name: str, results: Path, folder: Path = experiments.FOLDER
+) -> tuple[list[Job], list[str]]:
     """Return the jobs of all experiments that keep their records under `name`, and the names of those experiments.
 
     Raises
@@ -96,7 +108,9 @@ def expected(name: str, results: Path, folder: Path = experiments.FOLDER) -> tup
     found = [one for one in experiments.read(folder) if not one.is_bench]
     parts = [one.stem for one in found if one.name == name]
     if not parts:
-        raise NoQuestion(f"no experiment {name} in {folder}; {nearest(name, {one.name for one in found})}")
+        raise NoQuestion(
+            f"no experiment {name} in {folder}; {nearest(name, {one.name for one in found})}"
+        )
     jobs: dict[Path, Job] = {}
     for stem in parts:
         for job in jobs_of(stem, results, folder):
@@ -104,7 +118,9 @@ def expected(name: str, results: Path, folder: Path = experiments.FOLDER) -> tup
     return list(jobs.values()), parts
 
 
-def jobs_of(stem: str, results: Path, folder: Path = experiments.FOLDER, more: Sequence[str] = ()) -> list[Job]:
+def jobs_of(
+    stem: str, results: Path, folder: Path = experiments.FOLDER, more: Sequence[str] = ()
+) -> list[Job]:
     """Return the jobs of the experiment in file `stem`.yaml of `folder`, with records under `results`.
 
     Parameters
@@ -121,7 +137,9 @@ def jobs_of(stem: str, results: Path, folder: Path = experiments.FOLDER, more: S
             own = hydra.compose(stem, overrides=words, return_hydra_config=True)
             return expand.expand(GlobalHydra.instance().config_loader(), own)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SqError(f"{folder / stem}.yaml: {messages.explain(error, more, folder / f'{stem}.yaml')}") from error
+        raise SqError(
+            f"{folder / stem}.yaml: {messages.explain(error, more, folder / f'{stem}.yaml')}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """How many CPU threads work is worth: several where operations are large, one elsewhere; items side by side, one each.
 
-An operation on several threads ends when the slowest of them does. On cores shared with other processes a thread waits
-for its turn, some milliseconds, so that an operation of a tenth of that takes many times as long as on one thread
-(results/LOG.md, 2026-12-01). Work that consists of many small operations is therefore not split operation by operation:
-each layer is one piece of work, with one thread, and several layers run side by side, which wait for nobody.
+An operation on several threads ends when the slowest of them does. On cores shared with other
+processes a thread waits for its turn, some milliseconds, so that an operation of a tenth of that
+takes many times as long as on one thread (results/LOG.md, 2026-12-01). Work that consists of many
+small operations is therefore not split operation by operation: each layer is one piece of work,
+with one thread, and several layers run side by side, which wait for nobody.
 
-PyTorch's number of threads belongs to the thread that sets it, but threads that begin later get the number that was set
-last by any of them. Here it is set for the calling thread alone: threads of the caller's that begin meanwhile have the
-number that they would have without sq, in whichever order blocks of several threads end.
+PyTorch's number of threads belongs to the thread that sets it, but threads that begin later get the
+number that was set last by any of them. Here it is set for the calling thread alone: threads of the
+caller's that begin meanwhile have the number that they would have without sq, in whichever order
+blocks of several threads end.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ from sq.types.problem import Model
 T = TypeVar("T")
 R = TypeVar("R")
 
-SMALL = 2**18  # elements: below, a pass over them is faster on one thread (measured with threads that sleep)
-# Multiply-adds of one operation. On 2 cores shared with 8 other processes two threads took, as a multiple of the time
-# of one (means of many repeats in turns): convolutions of 19, 75, 151 and 302 million 3.1, 1.3, 1.15 and 0.87;
-# products of matrices of 33, 64, 134 and 262 million 2.4, 1.3, 0.9 and 0.93. From here on several
-# threads lose nothing in company; what they gain on idle cores was not measured.
+# elements: below, a pass over them is faster on one thread (measured with threads that sleep)
+SMALL = 2**18
+# Multiply-adds of one operation. On 2 cores shared with 8 other processes two threads took, as a
+# multiple of the time of one (means of many repeats in turns): convolutions of 19, 75, 151 and 302
+# million 3.1, 1.3, 1.15 and 0.87; products of matrices of 33, 64, 134 and 262 million 2.4, 1.3, 0.9
+# and 0.93. From here on several threads lose nothing in company; what they gain on idle cores was
+# not measured.
 LARGE = 2**27
-STOPPING = 30.0  # seconds for running items to end after an interrupt; one long operation cannot be stopped within
+# seconds for running items to end after an interrupt; one long operation cannot be stopped within
+STOPPING = 30.0
 
 _allowed: ContextVar[int | None] = ContextVar("allowed", default=None)
 _setting = threading.Lock()
@@ -51,7 +56,9 @@ class _Blas:
         """Limit it for the block."""
         with self.lock:
             if self.blocks == 0:
-                self.limits.enter_context(ThreadpoolController().select(internal_api="openblas").limit(limits=1))
+                self.limits.enter_context(
+                    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+                )
             self.blocks += 1
         try:
             yield
@@ -73,8 +80,8 @@ def allowed() -> int:
 def _set(number: int) -> None:
     """Set the number of this thread; threads that begin later get what they would have got before.
 
-    That number can be read, and put back, by a thread alone that has just begun. One that begins while this function
-    runs, less than a millisecond, may still get `number`.
+    That number can be read, and put back, by a thread alone that has just begun. One that begins
+    while this function runs, less than a millisecond, may still get `number`.
     """
     if torch.get_num_threads() == number:
         return
@@ -123,9 +130,10 @@ def suited_to(elements: int) -> Iterator[int]:
 def phases() -> Iterator[None]:
     """Let the block set its number of threads by `set_for` as it goes on, one at first; restore it afterwards.
 
-    NumPy's products are small wherever sq uses them: they have one thread throughout. OpenBLAS would have its threads
-    spin meanwhile (22.8 ms of CPU in place of 2.7 for the columns of a block with 8,192 rows). OpenBLAS has one number
-    for the process: it is restored by the last of several blocks that run side by side.
+    NumPy's products are small wherever sq uses them: they have one thread throughout. OpenBLAS
+    would have its threads spin meanwhile (22.8 ms of CPU in place of 2.7 for the columns of a block
+    with 8,192 rows). OpenBLAS has one number for the process: it is restored by the last of several
+    blocks that run side by side.
     """
     with _blas.limited(), use(1):
         yield
@@ -159,8 +167,9 @@ def each(
 ) -> list[R]:
     """Return ``[function(item) for item in items]``, computed by `allowed` threads side by side.
 
-    Every item is computed on one thread, so that results do not depend on how many there are, or on which ends first.
-    Context variables are those of the caller, such as the packages that `sq.core.plugins.allowing` allows.
+    Every item is computed on one thread, so that results do not depend on how many there are, or on
+    which ends first. Context variables are those of the caller, such as the packages that
+    `sq.core.plugins.allowing` allows.
 
     Parameters
     ----------
@@ -171,7 +180,8 @@ def each(
 
     Raises
     ------
-    BaseException : that of the first item, in the order of `items`, which raises one; items before it are computed
+    BaseException : that of the first item, in the order of `items`, which raises one; items before
+    it are computed
     """
     workers = min(allowed(), len(items))
     if workers <= 1:
@@ -193,7 +203,14 @@ class _Stopped(SystemExit):
 class _Crew(Generic[T, R]):
     """Threads that compute items, each item on one of them."""
 
-    def __init__(self, function: Callable[[T], R], items: Sequence[T], order: list[int], sizes: list[int], room: float):
+    def __init__(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        order: list[int],
+        sizes: list[int],
+        room: float,
+    ):
         self.function, self.items, self.sizes, self.room = function, items, sizes, room
         self.pending = order
         self.held: dict[int, int] = {}  # bytes by item that is being computed
@@ -207,7 +224,9 @@ class _Crew(Generic[T, R]):
     def at_work(self, workers: int) -> Iterator[None]:
         """Have `workers` threads for the block; those still at work when it is left by an exception are stopped."""
         self.threads = [
-            threading.Thread(target=copy_context().run, args=(self._work,), name=f"sq-{i}", daemon=True)
+            threading.Thread(
+                target=copy_context().run, args=(self._work,), name=f"sq-{i}", daemon=True
+            )
             for i in range(workers)
         ]
         try:
@@ -255,7 +274,8 @@ class _Crew(Generic[T, R]):
         return [self.results[i] for i in range(len(self.items))]
 
     def _work(self) -> None:
-        _allowed.set(None)  # what the caller may use is spent on the workers: within them, one thread each
+        # what the caller may use is spent on the workers: within them, one thread each
+        _allowed.set(None)
         with suppress(_Stopped):
             _set(1)
             with torch.set_grad_enabled(self.gradients):
@@ -286,7 +306,9 @@ class _Crew(Generic[T, R]):
                         return number
                 self.changed.wait()
 
-    def _end(self, number: int, *, result: R | None = None, error: BaseException | None = None) -> None:
+    def _end(
+        self, number: int, *, result: R | None = None, error: BaseException | None = None
+    ) -> None:
         with self.changed:
             del self.held[number]
             if error is None:

@@ -12,11 +12,14 @@ import numpy as np
 from sq.core.progress import track
 
 
-def race(entrants: Mapping[str, Callable[[], object]], rounds: int, warmup: int, what: str) -> dict[str, np.ndarray]:
+def race(
+    entrants: Mapping[str, Callable[[], object]], rounds: int, warmup: int, what: str
+) -> dict[str, np.ndarray]:
     """Return the milliseconds (rounds,) that each entrant took in each round.
 
-    In every round each runs once, in an order drawn anew where there are more than two, of which the first was not the
-    last of the round before: what runs twice in a row finds its memory as it left it, and is faster for it.
+    In every round each runs once, in an order drawn anew where there are more than two, of which
+    the first was not the last of the round before: what runs twice in a row finds its memory as it
+    left it, and is faster for it.
 
     Parameters
     ----------

@@ -10,7 +10,8 @@ from sq.errors import SqError
 from sq.types.problem import Layer
 
 NUMBER = 8  # bytes of a float64
-# While a layer is solved its H is held four times more: damped, in the weight's precision, factored, permuted.
+# While a layer is solved its H is held four times more: damped, in the weight's precision,
+# factored, permuted.
 SOLVING = 4
 GIB = 2**30
 

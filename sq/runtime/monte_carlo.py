@@ -14,10 +14,13 @@ from sq.core.progress import track
 LEAST = 4  # draws before one may stop: a spread seen in fewer says little
 
 
-def average(draw: Callable[[int], Tensor], draws: int, tolerance: float) -> tuple[Tensor, Tensor, int]:
+def average(
+    draw: Callable[[int], Tensor], draws: int, tolerance: float
+) -> tuple[Tensor, Tensor, int]:
     """Return the mean of ``draw(0)``, ``draw(1)``, ..., its standard error, and how many draws that took.
 
-    It stops when the standard error of each of them is at most `tolerance` of the mean's size, or after `draws`.
+    It stops when the standard error of each of them is at most `tolerance` of the mean's size, or
+    after `draws`.
 
     Parameters
     ----------
@@ -28,7 +31,9 @@ def average(draw: Callable[[int], Tensor], draws: int, tolerance: float) -> tupl
     made: list[Tensor] = []
     for number in track(range(draws), "sensitivity"):
         made.append(draw(number).double().cpu())
-        if len(made) >= LEAST and bool((standard_error(made) <= tolerance * torch.stack(made).mean(0).abs()).all()):
+        if len(made) >= LEAST and bool(
+            (standard_error(made) <= tolerance * torch.stack(made).mean(0).abs()).all()
+        ):
             break
     return torch.stack(made).mean(0), standard_error(made), len(made)
 
@@ -57,7 +62,8 @@ def average_each(
 
     Parameters
     ----------
-    draw : ``draw(number, places)`` gives draw `number` of the estimates at `places`, which are still wanted
+    draw : ``draw(number, places)`` gives draw `number` of the estimates at `places`, which are
+    still wanted
     """
     made: list[list[float]] = [[] for _ in range(count)]
     wanted = list(range(count))

@@ -15,11 +15,17 @@ from sq.errors import SqError
 
 T = TypeVar("T")
 
-# How libraries below PyTorch say it: its own allocator raises an OutOfMemoryError, but cuBLAS, cuDNN, cuSOLVER (as
-# CUBLAS_STATUS_ALLOC_FAILED) and the CUDA driver take memory beside it.
-WORDS = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")
+# How libraries below PyTorch say it: its own allocator raises an OutOfMemoryError, but cuBLAS,
+# cuDNN, cuSOLVER (as CUBLAS_STATUS_ALLOC_FAILED) and the CUDA driver take memory beside it.
+WORDS = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "_ALLOC_FAILED",
+)
 
-halved: dict[str, int] = {}  # of the run in this process: work that did not fit in memory, and the size at which it did
+# of the run in this process: work that did not fit in memory, and the size at which it did
+halved: dict[str, int] = {}
 
 
 def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
@@ -28,7 +34,8 @@ def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
     Parameters
     ----------
     what : the work, for `halved`; the same work starts at the size that fitted last
-    attempt : what it returns must not depend on `size` (beyond rounding), and nothing of a failed call may stay
+    attempt : what it returns must not depend on `size` (beyond rounding), and nothing of a failed
+    call may stay
 
     Raises
     ------
@@ -57,7 +64,9 @@ def forward(what: str, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def is_out(error: BaseException) -> bool:
     """Return whether `error` says that memory, a GPU's or the machine's, did not suffice."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in WORDS)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        word in str(error) for word in WORDS
+    )
 
 
 @contextmanager

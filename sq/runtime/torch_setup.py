@@ -18,12 +18,13 @@ _threads = 0  # PyTorch's own number, once it is known
 def import_torch() -> None:
     """Import torch, with the settings that it reads once.
 
-    Not torchvision: a run that needs none of it would spend as long on its import as on that of torch.
+    Not torchvision: a run that needs none of it would spend as long on its import as on that of
+    torch.
     """
     # Both are read once, when the libraries start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Threads that wait by spinning stand in each other's way where cores are shared: OBQ took 185 s beside one
-    # other busy process, 10 s with threads that sleep (results/LOG.md).
+    # Threads that wait by spinning stand in each other's way where cores are shared: OBQ took 185 s
+    # beside one other busy process, 10 s with threads that sleep (results/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     malloc.keep()
     import torch  # noqa: F401
@@ -62,7 +63,9 @@ def prepare(config: Mapping[str, Any]) -> Any:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition(". ")[0]
-        raise SqError(f"device={config['device']}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
+        raise SqError(
+            f"device={config['device']}: {reason}; allowed: auto, cpu, cuda, cuda:N"
+        ) from error
     global _threads
     _threads = _threads or torch.get_num_threads()  # before anything has changed it
     torch.set_num_threads(config["threads"] or _threads)
@@ -78,10 +81,12 @@ def _be_repeatable() -> None:
     import torch
 
     torch.backends.cudnn.benchmark = False
-    # As `use_deterministic_algorithms(True, warn_only=True)`, which would import PyTorch's compiler first, for seconds.
+    # As `use_deterministic_algorithms(True, warn_only=True)`, which would import PyTorch's compiler
+    # first, for seconds.
     torch.set_deterministic_debug_mode("warn")
-    # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward pass. It would only
-    # make the reading of memory never written repeatable, which is a fault wherever it happens.
+    # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward
+    # pass. It would only make the reading of memory never written repeatable, which is a fault
+    # wherever it happens.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -106,14 +111,15 @@ def exactly() -> Iterator[None]:
         before = torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory
         mode = torch.get_deterministic_debug_mode()
         try:
-            # Not by `allow_tf32`, which raises where the caller has set these; PyTorch's exporters raise where these
-            # differ from it, so that a run, which exports, does it the other way.
+            # Not by `allow_tf32`, which raises where the caller has set these; PyTorch's exporters
+            # raise where these differ from it, so that a run, which exports, does it the other way.
             for part in _precisions():
                 part.fp32_precision = "ieee"
             _be_repeatable()
             yield
         finally:
             for part, precision in zip(_precisions(), precisions, strict=True):
-                part.fp32_precision = "none" if precision == every.fp32_precision else precision  # as all have it
+                # as all have it
+                part.fp32_precision = "none" if precision == every.fp32_precision else precision
             torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory = before
             torch.set_deterministic_debug_mode(mode)

@@ -17,7 +17,8 @@ from sq.types.problem import Problem
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
     """Price each layer at each width by 1/2 sum_w E_n[g_n^2] D^2, g_n the gradient of image n's own loss.
 
-    The square is taken of every image's gradient, not of their mean, which is near zero at a trained network.
+    The square is taken of every image's gradient, not of their mean, which is near zero at a
+    trained network.
 
     Parameters
     ----------
@@ -34,8 +35,8 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
 
     Source
     ------
-    Li et al. 2021 (BRECQ), arXiv 2102.05426, section 3.2 (the Fisher matrix in the Hessian's place, its diagonal, at
-    activations); by weights as in Theis et al. 2018, arXiv 1801.05787.
+    Li et al. 2021 (BRECQ), arXiv 2102.05426, section 3.2 (the Fisher matrix in the Hessian's place,
+    its diagonal, at activations); by weights as in Theis et al. 2018, arXiv 1801.05787.
     """
     x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "fisher")
 
@@ -52,13 +53,19 @@ def diagonal(sites: Sites, x: Tensor, y: Tensor) -> list[Tensor]:
     def own_loss(outputs: Tensor, label: Tensor) -> Tensor:
         return losses.cross_entropy(outputs, label).sum()
 
-    return list(per_sample_gradients.mean(sites.model.net, weights, x, own_loss, lambda place: y[place]).values())
+    return list(
+        per_sample_gradients.mean(
+            sites.model.net, weights, x, own_loss, lambda place: y[place]
+        ).values()
+    )
 
 
 def _weights(sites: Sites, x: Tensor, y: Tensor) -> Rows:
     squares = dict(zip(sites.modules, diagonal(sites, x, y), strict=True))
     moved = ((layer, sites.error(layer, bits, weight(layer))) for layer, bits in sites.choices())
-    return sites.rows([float((squares[s.name] * d.square()).sum(dtype=torch.float64)) / 2 for s, d in moved])
+    return sites.rows(
+        [float((squares[s.name] * d.square()).sum(dtype=torch.float64)) / 2 for s, d in moved]
+    )
 
 
 def _inputs(sites: Sites, x: Tensor, y: Tensor) -> Rows:
@@ -66,7 +73,9 @@ def _inputs(sites: Sites, x: Tensor, y: Tensor) -> Rows:
         own = run(part)
         gradients = own.gradients(losses.cross_entropy(own.outputs, y[place]).sum())
         errors = (own.errors(bits) for bits in sites.bits)
-        moved = [[(g * d).square() for g, d in zip(gradients, some, strict=True)] for some in errors]
+        moved = [
+            [(g * d).square() for g, d in zip(gradients, some, strict=True)] for some in errors
+        ]
         return [torch.stack([own.sums(some) for some in moved], 1)]
 
     with watched(sites) as run:

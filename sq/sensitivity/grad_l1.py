@@ -15,8 +15,9 @@ from sq.types.problem import Layer, Problem
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
     """Price each layer at each width by sum_w Delta / 2 |g_w|, Delta the distance of grid values, g the gradient.
 
-    Rounding moves a weight by at most Delta / 2 (but for those beyond the grid), which changes the loss at most by
-    that to first order: the dual norm. The gradient by weights is that of the mean loss, by inputs every image's own.
+    Rounding moves a weight by at most Delta / 2 (but for those beyond the grid), which changes the
+    loss at most by that to first order: the dual norm. The gradient by weights is that of the mean
+    loss, by inputs every image's own.
 
     Parameters
     ----------
@@ -33,9 +34,10 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
 
     Source
     ------
-    Alizadeh et al. 2020, Gradient l1 Regularization for Quantization Robustness, arXiv 2002.07520: Delta / 2 times the
-    l1 norm of the gradient, by weights and by activations. A Delta for each channel, as grids here have, is ours, and
-    so is one for each weight where grid values are not equally far apart.
+    Alizadeh et al. 2020, Gradient l1 Regularization for Quantization Robustness, arXiv 2002.07520:
+    Delta / 2 times the l1 norm of the gradient, by weights and by activations. A Delta for each
+    channel, as grids here have, is ours, and so is one for each weight where grid values are not
+    equally far apart.
     """
     x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "grad_l1")
 
@@ -43,17 +45,24 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
         def of(part: Tensor, place: slice) -> list[Tensor]:
             own = run(part)
             gradients = own.gradients(losses.cross_entropy(own.outputs, y[place]).sum())
-            return gradients if sites.kind == "weights" else [own.sums([g.abs() for g in gradients])]
+            return (
+                gradients if sites.kind == "weights" else [own.sums([g.abs() for g in gradients])]
+            )
 
         with watched(sites) as run:
             found = total(x, of)
         if sites.kind == "weights":
-            sizes = [g.abs().reshape(s.groups, s.outputs, -1) for s, g in zip(sites.layers, found, strict=True)]
+            sizes = [
+                g.abs().reshape(s.groups, s.outputs, -1)
+                for s, g in zip(sites.layers, found, strict=True)
+            ]
         else:
             sizes = list(found[0])
         held = dict(zip(sites.modules, sizes, strict=True))
         halves = ((layer, _most(sites, layer, width)) for layer, width in sites.choices())
-        return sites.rows([float((half * held[s.name].to(half)).sum()) / len(x) for s, half in halves])
+        return sites.rows(
+            [float((half * held[s.name].to(half)).sum()) / len(x) for s, half in halves]
+        )
 
     return Cost(*price(problem, bits, input_bits, one), unit="loss")
 

@@ -4,9 +4,10 @@ With D the rounding errors of all layers at one width, g the gradient of the los
 
     l(w + D) - l(w) = sum_i (g_i . D_i + 1/2 D_i . (H D)_i) + ...
 
-is a sum over layers in which H D, one product for all of them, has what each layer's error does to the others. That is
-the share of a layer where all have one width. With "pairs" every two layers have a term of their own, so that an
-allocation sees what any mix of widths does: see `sq.sensitivity.logit_curvature`.
+is a sum over layers in which H D, one product for all of them, has what each layer's error does to
+the others. That is the share of a layer where all have one width. With "pairs" every two layers
+have a term of their own, so that an allocation sees what any mix of widths does: see
+`sq.sensitivity.logit_curvature`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from sq.sensitivity.logit_curvature import Answers
 from sq.types.costs import Cost
 from sq.types.problem import Layer, Problem
 
-Losses = Callable[[Tensor, slice], Tensor]  # losses(outputs, place) -> (B,), `place` saying which images these are
+# losses(outputs, place) -> (B,), `place` saying which images these are
+Losses = Callable[[Tensor, slice], Tensor]
 Variant = Literal["share", "gradient", "both_ways", "pairs"]
 
 
@@ -49,19 +51,24 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     ----------
     bits, input_bits : widths to price, of weights and of inputs
     images : of the calibration batch, of which the first so many are used; all, if there are fewer
-    variant : "pairs" u_i . S u_i / 2 and, for each pair of layers, u_i . S u_j (`Cost.pairs`, weights only), with u
-        how far rounding one layer moves the logits and S the curvature of KL divergence at `temperature`; needs no
-        labels; "share" |g_i . D_i + 1/2 D_i . (H D)_i|, by one Hessian-vector product a width for all layers;
-        "gradient" |g_i(w + D) . D_i|, by one gradient a width at the rounded network; "both_ways" the measured
-        increase of the loss by layer i at that width, the mean of two: with all other layers in full precision, and
-        with all at the lowest width, or the one they are settled at
-    temperature : of "pairs": logits are divided by it. Above 1, images that the network is sure of count as well
-    linear : keep the term g . D of "share". At a trained network g is small, and that of a few images is mostly their
+    variant : "pairs" u_i . S u_i / 2 and, for each pair of layers, u_i . S u_j (`Cost.pairs`,
+    weights only), with u
+        how far rounding one layer moves the logits and S the curvature of KL divergence at
+        `temperature`; needs no labels; "share" |g_i . D_i + 1/2 D_i . (H D)_i|, by one
+        Hessian-vector product a width for all layers; "gradient" |g_i(w + D) . D_i|, by one
+        gradient a width at the rounded network; "both_ways" the measured increase of the loss by
+        layer i at that width, the mean of two: with all other layers in full precision, and with
+        all at the lowest width, or the one they are settled at
+    temperature : of "pairs": logits are divided by it. Above 1, images that the network is sure of
+    count as well
+    linear : keep the term g . D of "share". At a trained network g is small, and that of a few
+    images is mostly their
         own: False leaves it out
 
     Returns
     -------
-    cost : in nats an image, at `temperature` for "pairs". "share" and "gradient" are magnitudes; the shares with
+    cost : in nats an image, at `temperature` for "pairs". "share" and "gradient" are magnitudes;
+    the shares with
         their signs, which add up to the change of the loss, are in `about`
 
     Raises
@@ -70,8 +77,9 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 
     Source
     ------
-    Lee et al. 2021, arXiv 2103.10051: **our reading**, for only the abstract (task loss, interaction with other
-    layers, labelled data) was available: "share" is V1, "gradient" V2, "both_ways" V3. "pairs" is our extension.
+    Lee et al. 2021, arXiv 2103.10051: **our reading**, for only the abstract (task loss,
+    interaction with other layers, labelled data) was available: "share" is V1, "gradient" V2,
+    "both_ways" V3. "pairs" is our extension.
     """
     x = problem.batch.x[:images]
     if variant == "pairs":
@@ -85,18 +93,25 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
         return loss.cross_entropy(outputs, y[place])
 
     if variant == "both_ways":
-        weights, inputs = price(problem, bits, input_bits, lambda sites: sites.rows(both_ways(sites, x, losses)))
+        weights, inputs = price(
+            problem, bits, input_bits, lambda sites: sites.rows(both_ways(sites, x, losses))
+        )
         return Cost(weights, inputs, "loss")
     estimate = partial(shares, linear=linear) if variant == "share" else slopes
     signed = price(problem, bits, input_bits, lambda sites: sites.rows(estimate(sites, x, losses)))
-    weights, inputs = ({n: {b: abs(v) for b, v in row.items()} for n, row in rows.items()} for rows in signed)
-    return Cost(weights, inputs, "loss", about={"signed_weights": signed[0], "signed_inputs": signed[1]})
+    weights, inputs = (
+        {n: {b: abs(v) for b, v in row.items()} for n, row in rows.items()} for rows in signed
+    )
+    return Cost(
+        weights, inputs, "loss", about={"signed_weights": signed[0], "signed_inputs": signed[1]}
+    )
 
 
 def shares(sites: Sites, x: Tensor, losses: Losses, linear: bool = True) -> list[float]:
     """Return g_i . D_i + 1/2 D_i . (H D)_i for every layer and width, D of all layers at that width; mean over `x`.
 
-    Of a loss that is quadratic in all of them together, those at one width add up to l(w + D) - l(w) exactly.
+    Of a loss that is quadratic in all of them together, those at one width add up to l(w + D) -
+    l(w) exactly.
     """
 
     def of(part: Tensor, place: slice) -> list[Tensor]:
@@ -107,7 +122,9 @@ def shares(sites: Sites, x: Tensor, losses: Losses, linear: bool = True) -> list
             moved = own.errors(bits)
             curved = own.product(gradients, moved)
             slopes = [g if linear else torch.zeros_like(g) for g in gradients]
-            found.append(own.sums([d * (g + h / 2) for d, g, h in zip(moved, slopes, curved, strict=True)]))
+            found.append(
+                own.sums([d * (g + h / 2) for d, g, h in zip(moved, slopes, curved, strict=True)])
+            )
         return [torch.stack(found, 1)]
 
     with watched(sites) as run:
@@ -132,7 +149,8 @@ def slopes(sites: Sites, x: Tensor, losses: Losses) -> list[float]:
 def both_ways(sites: Sites, x: Tensor, losses: Losses) -> list[float]:
     """Return the measured increase of the loss by each layer at each width; mean over `x`.
 
-    It is the mean of two: with every other layer in full precision, and with every other at the lowest width.
+    It is the mean of two: with every other layer in full precision, and with every other at the
+    lowest width.
     """
 
     def figure(outputs: Tensor, reference: Tensor, place: slice) -> Tensor:

@@ -18,7 +18,8 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
 
     Returns
     -------
-    cost : in nats an image. It is the loss increase expected of labels drawn from what the network itself says
+    cost : in nats an image. It is the loss increase expected of labels drawn from what the network
+    itself says
 
     Raises
     ------
@@ -26,12 +27,17 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
 
     Source
     ------
-    Cai et al. 2020 (ZeroQ), arXiv 2001.00281: Omega_i(b) = 1/N sum_n KL(f(x_n) || f_(i at b)(x_n)). Inputs are ours.
+    Cai et al. 2020 (ZeroQ), arXiv 2001.00281: Omega_i(b) = 1/N sum_n KL(f(x_n) || f_(i at b)(x_n)).
+    Inputs are ours.
     """
     x = problem.batch.x[:images]
 
     def one(sites: Sites) -> Rows:
         changes = single_layer_changes.rounding(sites)
-        return sites.rows(single_layer_changes.measure(problem.model, changes, x, lambda y, y0, _: losses.kl(y, y0)))
+        return sites.rows(
+            single_layer_changes.measure(
+                problem.model, changes, x, lambda y, y0, _: losses.kl(y, y0)
+            )
+        )
 
     return Cost(*price(problem, bits, input_bits, one), unit="kl")

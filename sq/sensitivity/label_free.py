@@ -1,8 +1,8 @@
 """Label-free: how much rounding moves the network's raw outputs, by a Jacobian estimated with random vectors.
 
-At a trained network the Hessian of any loss of the outputs f is about J^T L J, J = df/dw and L the loss's own second
-derivative by f. Where L <= c I, as for cross-entropy (c = 1/2), J^T J bounds it up to a factor that all layers
-share, and no label is looked at. With E[v v^T] = I,
+At a trained network the Hessian of any loss of the outputs f is about J^T L J, J = df/dw and L the
+loss's own second derivative by f. Where L <= c I, as for cross-entropy (c = 1/2), J^T J bounds it
+up to a factor that all layers share, and no label is looked at. With E[v v^T] = I,
 
     diag(J^T J) = E_v[(J^T v)^2].
 """
@@ -35,8 +35,8 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 ) -> Cost:
     """Price each layer at each width by 1/2 sum_w h_w D_w^2, h = diag(J^T J), the mean over images, D = Q(w) - w.
 
-    Images that go `together` get independent v, so the square of their common gradient has the expectation of the
-    sum of their own squares: one backward pass serves them all.
+    Images that go `together` get independent v, so the square of their common gradient has the
+    expectation of the sum of their own squares: one backward pass serves them all.
 
     Parameters
     ----------
@@ -49,14 +49,17 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 
     Returns
     -------
-    cost : half the mean squared change of the outputs, errors of weights taken as independent. Not in nats: of
-        a detector's raw outputs it has their unit, squared; of logits, half of it bounds the loss, as c = 1/2
+    cost : half the mean squared change of the outputs, errors of weights taken as independent. Not
+    in nats: of
+        a detector's raw outputs it has their unit, squared; of logits, half of it bounds the loss,
+        as c = 1/2
 
     Source
     ------
-    Gordon et al. 2023 (EPTQ), arXiv 2309.11531, label-free Hessian bound, for weights (Hmse) and activations (SLA).
-    They score an activation by its largest channel; that its elements are weighed one by one with their own squared
-    error, that v is Rademacher for weights too, and one gradient for several images, are ours.
+    Gordon et al. 2023 (EPTQ), arXiv 2309.11531, label-free Hessian bound, for weights (Hmse) and
+    activations (SLA). They score an activation by its largest channel; that its elements are
+    weighed one by one with their own squared error, that v is Rademacher for weights too, and one
+    gradient for several images, are ours.
     """
     x = problem.batch.x[:images]
     about: dict[str, Any] = {}
@@ -94,8 +97,12 @@ def _weights(sites: Sites, x: Tensor, together: int, generator: torch.Generator)
     with watched(sites) as run:
         squares = total(x, of, together)
     moved = (sites.error(layer, bits, weight(layer)).square() for layer, bits in sites.choices())
-    held = (square for s, square in zip(sites.layers, squares, strict=True) for _ in sites.widths(s))
-    return torch.stack([(h * d).sum(dtype=torch.float64) / 2 for h, d in zip(held, moved, strict=True)])
+    held = (
+        square for s, square in zip(sites.layers, squares, strict=True) for _ in sites.widths(s)
+    )
+    return torch.stack(
+        [(h * d).sum(dtype=torch.float64) / 2 for h, d in zip(held, moved, strict=True)]
+    )
 
 
 def _inputs(sites: Sites, x: Tensor, together: int, generator: torch.Generator) -> Tensor:

@@ -2,14 +2,15 @@
 
 With f the logits and u_i(b) = f with layer i at b bits, less f, answers at temperature T move by
 
-    KL(softmax(f / T) || softmax((f + sum_i u_i) / T)) = 1/2 sum_ij u_i . S u_j / T^2 + ...,   S = diag(p) - p p^T
+    KL(softmax(f / T) || softmax((f + sum_i u_i) / T)) = 1/2 sum_ij u_i . S u_j / T^2 + ...,   S =
+    diag(p) - p p^T
 
-with p = softmax(f / T): a sum over layers, and over pairs of them; being one of squares, it is never below 0. u is
-measured, by one forward pass each, so that no derivative has to hold over the long way from full precision to two bits;
-all pairs are one matrix product then.
+with p = softmax(f / T): a sum over layers, and over pairs of them; being one of squares, it is
+never below 0. u is measured, by one forward pass each, so that no derivative has to hold over the
+long way from full precision to two bits; all pairs are one matrix product then.
 
-A trained network is sure of the images it was trained on, and S vanishes where p is 0 or 1: at T = 1 most images say
-nothing, and a few say it all. A higher temperature lets all of them speak.
+A trained network is sure of the images it was trained on, and S vanishes where p is 0 or 1: at T =
+1 most images say nothing, and a few say it all. A higher temperature lets all of them speak.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Answers:
 
     def __init__(self, x: Tensor, temperature: float):
         self.x, self.temperature = x, temperature
-        self.gram: np.ndarray | None = None  # u_i . S u_j / T^2 of the weights, once these have been asked for
+        # u_i . S u_j / T^2 of the weights, once these have been asked for
+        self.gram: np.ndarray | None = None
         self.pairs: np.ndarray | None = None  # the same, 0 within a layer
 
     def rows(self, sites: Sites) -> Rows:
@@ -68,7 +70,8 @@ def products(sites: Sites, x: Tensor, temperature: float) -> Tensor:
             reference = seen.reference.double() / temperature
             u = seen.outputs.double() / temperature - reference
             p = reference.softmax(1)
-            # sqrt(p) times what is left of u without its mean under p: products of two are their covariance.
+            # sqrt(p) times what is left of u without its mean under p: products of two are their
+            # covariance.
             moved.append((p.sqrt() * (u - (p * u).sum(1, keepdim=True))).flatten())
             if len(moved) == len(changes):
                 every = torch.stack(moved)

@@ -31,17 +31,23 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
 
     Source
     ------
-    Huang et al. 2023 (OHQ), arXiv 2309.01945: part of a layer's weights masked, KL of the outputs. **Our reading**: its
-    formula was not available. Which weights are masked, and that this is how bits enter, is ours.
+    Huang et al. 2023 (OHQ), arXiv 2309.01945: part of a layer's weights masked, KL of the outputs.
+    **Our reading**: its formula was not available. Which weights are masked, and that this is how
+    bits enter, is ours.
     """
     refuse_inputs("mask_kl", input_bits)
 
     def one(sites: Sites) -> Rows:
         changes = [
-            single_layer_changes.Change("weights", layer, _masked(sites, layer, b)) for layer, b in sites.choices()
+            single_layer_changes.Change("weights", layer, _masked(sites, layer, b))
+            for layer, b in sites.choices()
         ]
         x = problem.batch.x[:images]
-        return sites.rows(single_layer_changes.measure(problem.model, changes, x, lambda y, y0, _: losses.kl(y, y0)))
+        return sites.rows(
+            single_layer_changes.measure(
+                problem.model, changes, x, lambda y, y0, _: losses.kl(y, y0)
+            )
+        )
 
     return Cost(*price(problem, bits, [], one), unit="kl")
 

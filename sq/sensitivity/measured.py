@@ -13,17 +13,24 @@ from sq.types.problem import Problem
 
 
 def score(
-    problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count, loss: Literal["cross_entropy", "kl"]
+    problem: Problem,
+    *,
+    bits: Widths,
+    input_bits: InputWidths,
+    images: Count,
+    loss: Literal["cross_entropy", "kl"],
 ) -> Cost:
     """Price each layer at each width by l(that layer rounded to nearest, all else as it is) - l(full precision).
 
-    One forward pass for each layer and width, of which what comes before the layer is not computed again.
+    One forward pass for each layer and width, of which what comes before the layer is not computed
+    again.
 
     Parameters
     ----------
     bits, input_bits : widths to price, of weights and of inputs
     images : of the calibration batch, of which the first so many are used; all, if there are fewer
-    loss : "cross_entropy" with the images' labels, or "kl" divergence from full precision, which needs none
+    loss : "cross_entropy" with the images' labels, or "kl" divergence from full precision, which
+    needs none
 
     Returns
     -------
@@ -43,7 +50,9 @@ def score(
 
     def one(sites: Sites) -> Rows:
         return sites.rows(
-            single_layer_changes.measure(problem.model, single_layer_changes.rounding(sites), x, increase)
+            single_layer_changes.measure(
+                problem.model, single_layer_changes.rounding(sites), x, increase
+            )
         )
 
     return Cost(*price(problem, bits, input_bits, one), unit="kl" if y is None else "loss")

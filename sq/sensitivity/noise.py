@@ -31,8 +31,9 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 ) -> Cost:
     """Price each layer at each width by E_eps[l(w + eps Delta)] - l(w), that layer alone being noisy.
 
-    eps is drawn from the histogram of (Q(w) - w) / Delta over the layer's weights within the grid; weights beyond
-    it are clipped, and get no noise. Inputs alike, from the histogram of what is fed in that pass.
+    eps is drawn from the histogram of (Q(w) - w) / Delta over the layer's weights within the grid;
+    weights beyond it are clipped, and get no noise. Inputs alike, from the histogram of what is fed
+    in that pass.
 
     Parameters
     ----------
@@ -53,8 +54,9 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 
     Source
     ------
-    Shin et al. 2023 (NIPQ), arXiv 2206.00820: noise in the place of rounding while training, from a histogram of 256
-    bins. The price E[l(w + eps Delta)] - l is our reading of it for trained networks.
+    Shin et al. 2023 (NIPQ), arXiv 2206.00820: noise in the place of rounding while training, from a
+    histogram of 256 bins. The price E[l(w + eps Delta)] - l is our reading of it for trained
+    networks.
     """
     x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "noise")
     about: dict[str, Any] = {}
@@ -68,12 +70,16 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 
         def draw(number: int, places: list[int]) -> list[float]:
             def change(layer: Layer, width: int) -> Change:
-                own = hashlib.sha256(f"{seed} {number} {sites.kind} {layer.name} {width}".encode()).digest()
+                own = hashlib.sha256(
+                    f"{seed} {number} {sites.kind} {layer.name} {width}".encode()
+                ).digest()
                 put = _on_weight if sites.kind == "weights" else _on_inputs
                 noise = put(sites.grid(layer, width), layer, bins, int.from_bytes(own[:7], "big"))
                 return Change(sites.kind, layer, noise)
 
-            return measure(problem.model, [change(*choices[place]) for place in places], x, increase)
+            return measure(
+                problem.model, [change(*choices[place]) for place in places], x, increase
+            )
 
         mean, error, made = random.average_each(draw, len(choices), draws, tolerance)
         about[f"draws_{sites.kind}"] = sum(made) / len(made)
@@ -88,7 +94,9 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 def _on_weight(grid: Grid, layer: Layer, bins: int, seed: int) -> Callable[[Tensor], Tensor]:
     def put(weight: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)  # the same noise for all images
-        made = noisy(weight.reshape(layer.groups, layer.outputs, layer.inputs), grid, bins, generator)
+        made = noisy(
+            weight.reshape(layer.groups, layer.outputs, layer.inputs), grid, bins, generator
+        )
         return torch.empty_like(weight).copy_(made.view(weight.shape))
 
     return put

@@ -41,10 +41,15 @@ def _weights(sites: Sites, problem: Problem) -> Rows:
     def row(layer: Layer) -> dict[int, float]:
         W = geometry.weight(layer.module)
         H = problem.statistics.layers[layer.name].hessian
-        return {b: layer_statistics.relative_error(W, sites.grid(layer, b).nearest(W), H) for b in sites.widths(layer)}
+        return {
+            b: layer_statistics.relative_error(W, sites.grid(layer, b).nearest(W), H)
+            for b in sites.widths(layer)
+        }
 
     if problem.batch.x.device.type == "cpu":
-        rows = cpu_threads.each(row, sites.layers, "sensitivity", cost=lambda layer: layer.weights * layer.inputs)
+        rows = cpu_threads.each(
+            row, sites.layers, "sensitivity", cost=lambda layer: layer.weights * layer.inputs
+        )
     else:
         rows = [row(layer) for layer in track(sites.layers, "sensitivity", len(sites.layers))]
     return {layer.name: own for layer, own in zip(sites.layers, rows, strict=True)}
@@ -71,6 +76,10 @@ def _inputs(sites: Sites, problem: Problem) -> Rows:
 
     errors, positions = total(problem.batch.x, of)
     # H = 2 X X^T / N, so that half of the loss of W is ||W X||^2 for each position.
-    own = ((geometry.weight(s.module), problem.statistics.layers[s.name].hessian) for s in sites.layers)
+    own = (
+        (geometry.weight(s.module), problem.statistics.layers[s.name].hessian) for s in sites.layers
+    )
     outputs = torch.tensor([[layer_statistics.loss(W, H) / 2] for W, H in own], dtype=torch.float64)
-    return sites.rows(sites.flat(torch.where(outputs > 0, errors / positions / outputs, 0.0)).tolist())
+    return sites.rows(
+        sites.flat(torch.where(outputs > 0, errors / positions / outputs, 0.0)).tolist()
+    )

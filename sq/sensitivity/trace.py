@@ -29,10 +29,11 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 ) -> Cost:
     """Price each layer at each width by Tr(H_i) / n_i ||D_i||^2, with Tr(H_i) = E_v[v . H_i v], v Rademacher.
 
-    H_i is the Hessian of the mean cross-entropy by one layer's weights, and the mean of the Hessians of a few
-    images each, of which every one can have a vector of its own: more of them in one pass. Every image has its own
-    Hessian by its inputs, of which the traces are averaged. One gradient serves all layers, then each has its
-    product: a common one would add the noise of all other layers (8 times as many draws on ResNet-20, measured).
+    H_i is the Hessian of the mean cross-entropy by one layer's weights, and the mean of the
+    Hessians of a few images each, of which every one can have a vector of its own: more of them in
+    one pass. Every image has its own Hessian by its inputs, of which the traces are averaged. One
+    gradient serves all layers, then each has its product: a common one would add the noise of all
+    other layers (8 times as many draws on ResNet-20, measured).
 
     Parameters
     ----------
@@ -45,7 +46,8 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 
     Returns
     -------
-    cost : twice the loss expected of errors that point anywhere, in nats an image. A trace may be negative
+    cost : twice the loss expected of errors that point anywhere, in nats an image. A trace may be
+    negative
 
     Raises
     ------
@@ -53,8 +55,8 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
 
     Source
     ------
-    Dong et al. 2020 (HAWQ-V2), arXiv 1911.03852: Omega_i(b) = Tr(H_i) / n_i ||Q_b(w_i) - w_i||^2. A vector for
-    every few images is ours; so are inputs, by the same formula.
+    Dong et al. 2020 (HAWQ-V2), arXiv 1911.03852: Omega_i(b) = Tr(H_i) / n_i ||Q_b(w_i) - w_i||^2. A
+    vector for every few images is ours; so are inputs, by the same formula.
     """
     x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "trace")
     about: dict[str, Any] = {}

@@ -2,11 +2,15 @@
 
 Fairness, in both directions:
 
-* H: brevitas would sum 2 X X^T / N itself; its buffer gets our H instead, damped already, and its own
+* H: brevitas would sum 2 X X^T / N itself; its buffer gets our H instead, damped already, and its
+own
   damping is 0.
-* Grid: brevitas' weight quantizer rounds, clamps and rescales as it always does, but its scale and zero point
-  are ours, constants. That spares it the statistics that its own quantizers would repeat for each column.
-* Time: building its layer and copying H in is `prepare`; what the benchmark counts is the solve. A layer
+* Grid: brevitas' weight quantizer rounds, clamps and rescales as it always does, but its scale and
+zero point
+  are ours, constants. That spares it the statistics that its own quantizers would repeat for each
+  column.
+* Time: building its layer and copying H in is `prepare`; what the benchmark counts is the solve. A
+layer
   without groups is a linear one to brevitas, whose columns it slices faster than a convolution's.
 """
 
@@ -24,12 +28,15 @@ from sq.config.constraints import Count
 from sq.errors import SqError
 from sq.types.problem import Grid
 
-GAVE_UP = "Failed to compute the inverse of the Hessian"  # brevitas warns so, and leaves the weights alone
+# brevitas warns so, and leaves the weights alone
+GAVE_UP = "Failed to compute the inverse of the Hessian"
 
 _alone = threading.Lock()
 
 
-def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], blocks: Count) -> Tensor:
+def solve(
+    W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], blocks: Count
+) -> Tensor:
     """Minimise tr((W - Q) H (W - Q)^T) greedily over Q on the grid, by brevitas' GPTQ.
 
     Parameters
@@ -62,7 +69,9 @@ def prepare(
     """Return a function, to be called once, that does what `solve` does after all is set up."""
     layer_of, optimizer = _brevitas()
     layer = layer_of(W, grid)
-    update = optimizer(layer, "layer", order == "act", 1, False, blocks, device="same", dtype=W.dtype)
+    update = optimizer(
+        layer, "layer", order == "act", 1, False, blocks, device="same", dtype=W.dtype
+    )
     update.H.copy_(H)
 
     def run() -> Tensor:
@@ -97,7 +106,9 @@ def _brevitas() -> tuple[Callable[[Tensor, Grid], Any], Any]:
             warnings.simplefilter("ignore")
             from brevitas import nn as quantized
             from brevitas.graph.gptq import GPTQ
-            from brevitas.quant.shifted_scaled_int import ShiftedUint8WeightPerChannelFloat as Affine
+            from brevitas.quant.shifted_scaled_int import (
+                ShiftedUint8WeightPerChannelFloat as Affine,
+            )
     except ImportError as error:
         raise SqError(
             f"quantizer peer/brevitas_gptq needs brevitas ({error}): python -m pip install 'brevitas>=0.13.4'"
@@ -115,7 +126,8 @@ def _brevitas() -> tuple[Callable[[Tensor, Grid], Any], Any]:
             layer = quantized.QuantConv1d(G * I, G * O, 1, groups=G, **knobs)
         layer.weight.data.copy_(W.reshape(layer.weight.shape))
         each = (G * O, *([1] * (layer.weight.ndim - 1)))
-        # brevitas: code = round(w / scale + zero), clamped to 0 .. 2^bits - 1; ours: the same for zero = -low.
+        # brevitas: code = round(w / scale + zero), clamped to 0 .. 2^bits - 1; ours: the same for
+        # zero = -low.
         quantizer = layer.weight_quant.tensor_quant
         quantizer.int_scaling_impl = _Given(torch.ones((), dtype=W.dtype, device=W.device))
         quantizer.scaling_impl = _Given(scale.reshape(each))

@@ -1,8 +1,9 @@
 """Sequential quantization with compensation: the engine under GPTQ, SensiQuant and OBQ.
 
-All three quantize a column, then move the columns still free to where they best make up for the error.
-They differ in the order only: known beforehand (`sweep`), revised now and then (`ranked`), or chosen anew for
-every column (sq/solver/greedy_elimination.py). All minimise tr((W - Q) H (W - Q)^T) greedily.
+All three quantize a column, then move the columns still free to where they best make up for the
+error. They differ in the order only: known beforehand (`sweep`), revised now and then (`ranked`),
+or chosen anew for every column (sq/solver/greedy_elimination.py). All minimise tr((W - Q) H (W -
+Q)^T) greedily.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from sq.types.problem import Grid
 
-# rank(error, diagonal): the order (G, A) of the free columns, from their rounding errors (G, O, A) and the
-# diagonal of the inverse Hessian (G, A).
+# rank(error, diagonal): the order (G, A) of the free columns, from their rounding errors (G, O, A)
+# and the diagonal of the inverse Hessian (G, A).
 Rank = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -48,20 +49,24 @@ def inverse_diagonal(H: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower, eye, upper=False).square_().sum(-2)
 
 
-def sweep(W: Tensor, H: Tensor, grid: Grid, order: Tensor | None, *, block: int) -> tuple[Tensor, Tensor]:
+def sweep(
+    W: Tensor, H: Tensor, grid: Grid, order: Tensor | None, *, block: int
+) -> tuple[Tensor, Tensor]:
     """Quantize the columns of `W` in a given order, all rows at once, each error compensated.
 
     Parameters
     ----------
     W : (G, O, I)
     H : (G, I, I), positive definite
-    order : (G, I), a permutation for each group, shared by its rows; None keeps the columns as they are
+    order : (G, I), a permutation for each group, shared by its rows; None keeps the columns as they
+    are
     block : columns compensated one by one before the rest catches up in one matrix product;
         changes speed, not results (beyond rounding)
 
     Returns
     -------
-    Q : (G, O, I), values on the grid; loss : (G, O), each row's (w - q) H (w - q)^T as predicted on the way
+    Q : (G, O, I), values on the grid; loss : (G, O), each row's (w - q) H (w - q)^T as predicted on
+    the way
 
     Raises
     ------
@@ -76,16 +81,18 @@ def sweep(W: Tensor, H: Tensor, grid: Grid, order: Tensor | None, *, block: int)
 def chain(W: Tensor, R: Tensor, grid: Grid, *, block: int) -> tuple[Tensor, Tensor]:
     """Quantize the columns of `W` from left to right, given R, upper triangular, with H = R R^T.
 
-    The loss is the squared length of (W - Q) R, whose entry j depends on columns 0 .. j only. What column j
-    should be after the errors made so far is w_j + sum_{i<j} (w_i - q_i) R_ij / R_jj, the very value that
-    GPTQ and SensiQuant reach by downdating the inverse Hessian, here without an inverse.
+    The loss is the squared length of (W - Q) R, whose entry j depends on columns 0 .. j only. What
+    column j should be after the errors made so far is w_j + sum_{i<j} (w_i - q_i) R_ij / R_jj, the
+    very value that GPTQ and SensiQuant reach by downdating the inverse Hessian, here without an
+    inverse.
 
     Returns `Q` and `loss` as `sweep` does.
     """
     assert block >= 1, f"block={block}"
     diagonal = R.diagonal(dim1=-2, dim2=-1)  # (G, I)
     feedback = (R / diagonal.unsqueeze(1)).transpose(1, 2).contiguous()  # [g, j, i] = R_ij / R_jj
-    # Rows are the last axis here, so that one column of all rows is one contiguous piece (if G = 1).
+    # Rows are the last axis here, so that one column of all rows is one contiguous piece (if G =
+    # 1).
     weights = W.transpose(1, 2).contiguous()  # (G, I, O)
     by_column = grid.map(lambda t: t.transpose(1, 2).contiguous())
     target, error = weights.clone(), torch.zeros_like(weights)
@@ -93,17 +100,26 @@ def chain(W: Tensor, R: Tensor, grid: Grid, *, block: int) -> tuple[Tensor, Tens
         now = slice(start, min(start + block, W.shape[2]))
         if start:  # all earlier errors, in one product
             target[:, now].baddbmm_(feedback[:, now, :start], error[:, :start])
-        _one_by_one(target[:, now], weights[:, now], error[:, now], feedback[:, now, now].contiguous(), by_column)
+        _one_by_one(
+            target[:, now],
+            weights[:, now],
+            error[:, now],
+            feedback[:, now, now].contiguous(),
+            by_column,
+        )
     Q = by_column.nearest(target)
     loss = ((target - Q) * diagonal.unsqueeze(-1)).square_().sum(1)
     return Q.transpose(1, 2).contiguous(), loss
 
 
-def _one_by_one(target: Tensor, weights: Tensor, error: Tensor, feedback: Tensor, grid: Grid) -> None:
+def _one_by_one(
+    target: Tensor, weights: Tensor, error: Tensor, feedback: Tensor, grid: Grid
+) -> None:
     """Compensate the columns (G, B, O) of one block in turn, filling `target` and `error` (zero at first).
 
-    A column's arithmetic is a few hundred numbers, so the time goes into starting operations. NumPy starts
-    one in a fraction of the time that PyTorch takes: on the CPU this loop is four times faster with it.
+    A column's arithmetic is a few hundred numbers, so the time goes into starting operations. NumPy
+    starts one in a fraction of the time that PyTorch takes: on the CPU this loop is four times
+    faster with it.
     """
     if target.device.type == "cpu":
         nearest = grid.on_numpy()
@@ -119,12 +135,15 @@ def _one_by_one(target: Tensor, weights: Tensor, error: Tensor, feedback: Tensor
         torch.sub(weight, grid.nearest(column), out=own)
 
 
-def ranked(W: Tensor, inverse: Tensor, grid: Grid, rank: Rank, *, stride: int, block: int) -> tuple[Tensor, Tensor]:
+def ranked(
+    W: Tensor, inverse: Tensor, grid: Grid, rank: Rank, *, stride: int, block: int
+) -> tuple[Tensor, Tensor]:
     """Quantize the `stride` columns ranked first, compensate all others, rank those again, and so on.
 
-    Between a fixed order (`stride` = I) and one chosen anew for every column (`stride` = 1): with P the
-    columns ranked first and F the rest, inv_PP = L L^T gives both the chain through P (its Hessian, F being
-    free to compensate, is inv_PP^-1) and V = L^-1 inv_PF with inv_FF <- inv_FF - V^T V.
+    Between a fixed order (`stride` = I) and one chosen anew for every column (`stride` = 1): with P
+    the columns ranked first and F the rest, inv_PP = L L^T gives both the chain through P (its
+    Hessian, F being free to compensate, is inv_PP^-1) and V = L^-1 inv_PF with inv_FF <- inv_FF -
+    V^T V.
 
     Parameters
     ----------
@@ -136,7 +155,8 @@ def ranked(W: Tensor, inverse: Tensor, grid: Grid, rank: Rank, *, stride: int, b
 
     Returns
     -------
-    Q : (G, O, I), values on the grid; loss : (G, O), each row's (w - q) H (w - q)^T as predicted on the way
+    Q : (G, O, I), values on the grid; loss : (G, O), each row's (w - q) H (w - q)^T as predicted on
+    the way
     """
     G, O, I = W.shape
     Q, loss = torch.empty_like(W), W.new_zeros(G, O)

@@ -9,7 +9,9 @@ from sq.solver import column_elimination
 from sq.types.problem import Grid
 
 
-def solve(W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], block: Count) -> Tensor:
+def solve(
+    W: Tensor, H: Tensor, grid: Grid, *, order: Literal["natural", "act"], block: Count
+) -> Tensor:
     """Minimise tr((W - Q) H (W - Q)^T) greedily over Q on the grid, columns in a fixed order.
 
     Parameters

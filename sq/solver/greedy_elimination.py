@@ -1,10 +1,11 @@
 """Greedy elimination: the column to quantize next is chosen anew for every column (OBQ, if rows stand alone).
 
-Each step is Lemma 1 of OBQ: quantize column p, subtract (w_p - q_p) / [H^-1]_pp times row p of H^-1 from the
-free columns, remove p from H^-1 by a rank-1 downdate H^-1 - u u^T. Done at once that reads and writes A^2
-numbers for every set and step, and memory is what the textbook form waits for. Here the vectors u are kept
-and applied a block at a time as one matrix product; between, only row p and the diagonal are brought up to
-date. Quantized columns are dropped now and then. The choices are those of the textbook form.
+Each step is Lemma 1 of OBQ: quantize column p, subtract (w_p - q_p) / [H^-1]_pp times row p of H^-1
+from the free columns, remove p from H^-1 by a rank-1 downdate H^-1 - u u^T. Done at once that reads
+and writes A^2 numbers for every set and step, and memory is what the textbook form waits for. Here
+the vectors u are kept and applied a block at a time as one matrix product; between, only row p and
+the diagonal are brought up to date. Quantized columns are dropped now and then. The choices are
+those of the textbook form.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from torch import Tensor
 from sq.runtime import cpu_threads
 from sq.types.problem import Grid
 
-# pick(error, diagonal, taken): the position (R,) to quantize next, from the rounding errors (R, O, A), the
-# diagonal of the inverse Hessian (R, A) and `taken` (R, A): 0 where a column is free, infinite where not.
+# pick(error, diagonal, taken): the position (R,) to quantize next, from the rounding errors (R, O,
+# A), the diagonal of the inverse Hessian (R, A) and `taken` (R, A): 0 where a column is free,
+# infinite where not.
 Pick = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-DROP = 0.8  # columns are dropped when fewer than this share of those held are free: copying is not free
+# columns are dropped when fewer than this share of those held are free: copying is not free
+DROP = 0.8
 
 
-def eliminate(W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int) -> tuple[Tensor, Tensor]:
+def eliminate(
+    W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int
+) -> tuple[Tensor, Tensor]:
     """Quantize the columns of `W` in an order chosen on the way; rows that share an inverse share the order.
 
     Parameters
@@ -37,7 +42,8 @@ def eliminate(W: Tensor, inverse: Tensor, grid: Grid, pick: Pick, *, block: int)
 
     Returns
     -------
-    Q : (R, O, I), values on the grid; loss : (R, O), each row's (w - q) H (w - q)^T as predicted on the way
+    Q : (R, O, I), values on the grid; loss : (R, O), each row's (w - q) H (w - q)^T as predicted on
+    the way
     """
     sets, rows, width = W.shape
     every = torch.arange(sets, device=W.device)
@@ -103,7 +109,10 @@ class _Inverse:
         """Drop all columns but `columns` (R, B)."""
         every = torch.arange(len(columns), device=columns.device)
         self.kept = self.kept.gather(2, columns.unsqueeze(1).expand(-1, self.kept.shape[1], -1))
-        self.base, self.borrowed = submatrices(self.base, every, columns, in_place=not self.borrowed), False
+        self.base, self.borrowed = (
+            submatrices(self.base, every, columns, in_place=not self.borrowed),
+            False,
+        )
 
     def apply(self) -> None:
         """Bring all of the inverses up to date."""
@@ -119,10 +128,12 @@ def submatrices(M: Tensor, which: Tensor, chosen: Tensor, *, in_place: bool) -> 
     R, B = chosen.shape
     if M.device.type != "cpu":
         return M[which.view(-1, 1, 1), chosen.unsqueeze(2), chosen.unsqueeze(1)]
-    if M.stride(2) != 1:  # LAPACK leaves columns whole, and NumPy would copy all of such a matrix for every row
+    # LAPACK leaves columns whole, and NumPy would copy all of such a matrix for every row
+    if M.stride(2) != 1:
         M = M.mT
-    # Rows are whole pieces of memory, and NumPy takes columns from a matrix still in the cache three times as
-    # fast as PyTorch gathers from all. Matrices move towards the front, so none is written over before it is read.
+    # Rows are whole pieces of memory, and NumPy takes columns from a matrix still in the cache
+    # three times as fast as PyTorch gathers from all. Matrices move towards the front, so none is
+    # written over before it is read.
     source, places = M.numpy(), chosen.numpy()
     out = M.view(-1)[: R * B * B].view(R, B, B) if in_place else M.new_empty(R, B, B)
     target = out.numpy()

@@ -14,11 +14,14 @@ from sq.solver import column_elimination, greedy_elimination
 from sq.solver.argmin import lowest
 from sq.types.problem import Grid, Layer, Plan
 
-# An error must exceed half a step by this much to be an outlier's: rounding alone puts it at half a step.
+# An error must exceed half a step by this much to be an outlier's: rounding alone puts it at half a
+# step.
 TOLERANCE = 1 + 1e-5
 
 
-def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Positive, block: Count) -> Tensor:
+def solve(
+    W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Positive, block: Count
+) -> Tensor:
     """Minimise tr((W - Q) H (W - Q)^T) greedily over Q on the grid, every row in its own order.
 
     Parameters
@@ -27,7 +30,8 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
     H : (G, I, I), positive definite
     outliers : quantize a weight that lies outside the grid (error beyond half a step) at once, the
         worst first, while others can still make up for it
-    memory_gib : for the inverse Hessians of the rows in flight, I^2 numbers a row. Changes speed, not
+    memory_gib : for the inverse Hessians of the rows in flight, I^2 numbers a row. Changes speed,
+    not
         results (beyond rounding)
     block : rank-1 downdates applied together; changes speed, not results (beyond rounding)
 
@@ -55,10 +59,14 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, memory_gib: Posit
         part = row_grid.map(partial(torch.index_select, dim=0, index=some))
         own = inverse.expand(len(some), I, I) if G == 1 else inverse[group[some]]
         limit = part.half_step().squeeze(2) * TOLERANCE if outliers else None  # (R, 1)
-        return greedy_elimination.eliminate(rows[some], own, part, partial(pick, limit=limit), block=block)[0]
+        return greedy_elimination.eliminate(
+            rows[some], own, part, partial(pick, limit=limit), block=block
+        )[0]
 
     def every(in_flight: int) -> Tensor:
-        return torch.cat([solved(some) for some in torch.arange(G * O, device=W.device).split(in_flight)])
+        return torch.cat(
+            [solved(some) for some in torch.arange(G * O, device=W.device).split(in_flight)]
+        )
 
     Q = out_of_memory.fitting(
         f"rows of {I} columns", every, min(G * O, rows_in_flight(I, memory_gib, W.element_size()))

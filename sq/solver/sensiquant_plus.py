@@ -1,8 +1,9 @@
 """SensiQuant plus: OBQ's layer error, or better, from one shared order and a search in the codes.
 
-Where SensiQuant loses to OBQ, three things are missing, and each has a cheap cure for all rows at once:
-weights beyond the grid are clipped before anything is quantized, and the others make up for it; codes are
-revised when all columns are quantized, several of a row at a time; the grid's scales follow the codes.
+Where SensiQuant loses to OBQ, three things are missing, and each has a cheap cure for all rows at
+once: weights beyond the grid are clipped before anything is quantized, and the others make up for
+it; codes are revised when all columns are quantized, several of a row at a time; the grid's scales
+follow the codes.
 """
 
 from torch import Tensor
@@ -31,13 +32,18 @@ def solve(
     ----------
     W : (G, O, I)
     H : (G, I, I), positive definite
-    revisions : of the set of weights clipped at the start; see `local_search.inside`. 0 clips nothing
-    hold : share of a row's weights that may be clipped so; the others are clipped without anything making up for it
+    revisions : of the set of weights clipped at the start; see `local_search.inside`. 0 clips
+    nothing
+    hold : share of a row's weights that may be clipped so; the others are clipped without anything
+    making up for it
     effort : changes of codes tried in each row, as a share of its weights
-    least : changes tried in a row at least: narrow rows are cheap to revise, and a sweep over the nine weights of a
-        depthwise kernel can leave ten times the error that revising reaches (measured: results/LOG.md)
+    least : changes tried in a row at least: narrow rows are cheap to revise, and a sweep over the
+    nine weights of a
+        depthwise kernel can leave ten times the error that revising reaches (measured:
+        results/LOG.md)
     depth : codes of a row that may change together; see `local_search.descend`
-    refits : how often scales are refitted, evenly spread over the search; 0 leaves the grid as given
+    refits : how often scales are refitted, evenly spread over the search; 0 leaves the grid as
+    given
     block : columns compensated together; changes speed, not results (beyond rounding)
 
     Returns
@@ -51,12 +57,15 @@ def solve(
 
     Source
     ------
-    Ours. It starts from our reading of Zheng et al. 2025, arXiv:2509.05576 (static order, saliency, sum).
+    Ours. It starts from our reading of Zheng et al. 2025, arXiv:2509.05576 (static order, saliency,
+    sum).
     """
     inverse = column_elimination.inverse(H)
     V = local_search.inside(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
     saliency = (V - grid.nearest(V)).square().sum(1) / inverse.diagonal(dim1=-2, dim2=-1)
-    Q, _ = column_elimination.sweep(V, H, grid, saliency.argsort(dim=-1, descending=True, stable=True), block=block)
+    Q, _ = column_elimination.sweep(
+        V, H, grid, saliency.argsort(dim=-1, descending=True, stable=True), block=block
+    )
     codes = grid.encode(Q)
     rounds, stages = max(effort * W.shape[2], least) / depth, max(1, refits)
     for stage in range(stages):

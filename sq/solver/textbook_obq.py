@@ -1,6 +1,7 @@
 """OBQ as it stands in the textbook: a copy of the inverse Hessian for each row, downdated in full at every step.
 
-Kept for two uses: the codes of sq/solver/obq.py must equal these, and its speed is measured against this.
+Kept for two uses: the codes of sq/solver/obq.py must equal these, and its speed is measured against
+this.
 """
 
 import torch
@@ -19,7 +20,8 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, rows: Count) -> T
     ----------
     W : (G, O, I)
     H : (G, I, I), positive definite
-    outliers : quantize a weight that lies outside the grid (error beyond half a step) at once, the worst first
+    outliers : quantize a weight that lies outside the grid (error beyond half a step) at once, the
+    worst first
     rows : in flight at a time, each with its copy of the inverse; changes speed, not results
 
     Returns
@@ -32,7 +34,8 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, rows: Count) -> T
 
     Source
     ------
-    Frantar et al. 2022 (OBC), arXiv:2208.11580, Lemma 1 and Section 5; 32 rows at a time as in their experiments.
+    Frantar et al. 2022 (OBC), arXiv:2208.11580, Lemma 1 and Section 5; 32 rows at a time as in
+    their experiments.
     """
     Q = torch.empty_like(W)
     for g, inverse in enumerate(column_elimination.inverse(H)):

@@ -16,7 +16,9 @@ def digest() -> str:
     packages = sorted(plugins.allowed())
     if not packages:
         return _own()
-    return hashlib.sha256(repr([_own(), *((p, plugins.digest(p)) for p in packages)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        repr([_own(), *((p, plugins.digest(p)) for p in packages)]).encode()
+    ).hexdigest()[:16]
 
 
 @functools.cache  # what was read first is what runs

@@ -1,6 +1,7 @@
 """Long optimisation, taken up where it was left: its state on disk, written whole or not at all, bit by bit.
 
-The file is named by all that the result follows from, so another run never takes it up; it is removed at the end.
+The file is named by all that the result follows from, so another run never takes it up; it is
+removed at the end.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Resume:
     buffers : tensors beside them that change too, in place, as statistics of BatchNorm do
     """
 
-    def __init__(self, values: nn.Module, place: Place | None, buffers: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self, values: nn.Module, place: Place | None, buffers: Mapping[str, Tensor] | None = None
+    ):
         self.values, self.place, self.buffers = values, place, dict(buffers or {})
         self.stage, self.step = -1, 0  # where the state on disk was; no stage is done yet
         self.rows: list[dict[str, Any]] = []  # of the curves, up to there
@@ -75,9 +78,14 @@ class Resume:
             made = optimizer.state_dict()
             for place in range(len(_parameters(optimizer))):
                 start = f"optimizer.{number}.{place}."
-                if found := {k.removeprefix(start): v for k, v in self._moments.items() if k.startswith(start)}:
+                if found := {
+                    k.removeprefix(start): v
+                    for k, v in self._moments.items()
+                    if k.startswith(start)
+                }:
                     made["state"][place] = found
-            optimizer.load_state_dict(made)  # which puts each on the device that its kind of optimiser wants it on
+            # which puts each on the device that its kind of optimiser wants it on
+            optimizer.load_state_dict(made)
         return self.step
 
     def save(self, stage: int, step: int, optimizers: list[Steps]) -> bool:
@@ -88,13 +96,19 @@ class Resume:
         from safetensors.torch import save_file
 
         file = self.place.file
-        state: dict[str, Tensor] = {f"value.{name}": own for name, own in self.values.named_parameters()}
+        state: dict[str, Tensor] = {
+            f"value.{name}": own for name, own in self.values.named_parameters()
+        }
         state |= {f"buffer.{name}": own for name, own in self.buffers.items()}
         for number, optimizer in enumerate(optimizers):
             for place, own in enumerate(_parameters(optimizer)):
                 moments = optimizer.state.get(own, {})
-                state |= {f"optimizer.{number}.{place}.{name}": value for name, value in moments.items()}
-        about = json.dumps({"stage": stage, "step": step, "rows": self.rows, "spent": asdict(self.spent)})
+                state |= {
+                    f"optimizer.{number}.{place}.{name}": value for name, value in moments.items()
+                }
+        about = json.dumps(
+            {"stage": stage, "step": step, "rows": self.rows, "spent": asdict(self.spent)}
+        )
         part = file.with_name(f".{file.stem}.{os.getpid()}.part")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +118,9 @@ class Resume:
                 raise OSError(f"it takes {size} bytes, and cache_gib allows {self.place.limit}")
             part.replace(file)
         except (OSError, SafetensorError) as error:
-            say(f"the state after step {step} cannot be kept in {file.parent} ({one_line(error)}); going on")
+            say(
+                f"the state after step {step} cannot be kept in {file.parent} ({one_line(error)}); going on"
+            )
             return False
         finally:
             with suppress(OSError):
@@ -131,7 +147,12 @@ class Resume:
             known, found = {**own, **self.buffers}, {**values, **buffers}
             if wrong := [name for name, value in found.items() if value.shape != known[name].shape]:
                 raise ValueError(f"{wrong[0]} is of another shape")
-            stage, step, rows, spent = about["stage"], about["step"], about["rows"], Spent(**about["spent"])
+            stage, step, rows, spent = (
+                about["stage"],
+                about["step"],
+                about["rows"],
+                Spent(**about["spent"]),
+            )
         except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
             say(f"{file} cannot be used ({one_line(error)}): beginning anew")
             return
@@ -139,7 +160,9 @@ class Resume:
         for name, buffer in buffers.items():
             self.buffers[name].copy_(buffer)
         self.stage, self.step, self.rows, self.spent = stage, step, rows, spent
-        self._moments = {name: moment for name, moment in state.items() if name.startswith("optimizer.")}
+        self._moments = {
+            name: moment for name, moment in state.items() if name.startswith("optimizer.")
+        }
         say(f"going on from step {self.step} of stage {self.stage + 1}")
 
 

@@ -28,5 +28,15 @@ def place(problem: Problem, settings: list[Any], values: nn.Module) -> Place | N
     words = json.dumps(settings, sort_keys=True, default=repr)
     code, state = store.describe(problem.model)
     begun, images = digest(values.state_dict().values()), digest([problem.batch.x])
-    name = store.name([code_hash.digest(), *code, *state, words, begun, images, store.place(problem.batch.x.device)])
+    name = store.name(
+        [
+            code_hash.digest(),
+            *code,
+            *state,
+            words,
+            begun,
+            images,
+            store.place(problem.batch.x.device),
+        ]
+    )
     return Place(Path(problem.scratch), name, int(problem.scratch_gib * store.GIB))

@@ -1,7 +1,7 @@
 """Results on disk, for other runs: tensors and a note, in a file named by all that they follow from.
 
-So an entry is never stale, and nothing has to be told apart by hand. Whatever goes wrong with the folder costs
-time, never a run: what was wanted is made then, and a line says so.
+So an entry is never stale, and nothing has to be told apart by hand. Whatever goes wrong with the
+folder costs time, never a run: what was wanted is made then, and a line says so.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Kind:
     what: str  # "statistics"
     making: str  # "collecting them"
     names: Sequence[str]  # of the tensors, in their order
-    fits: Callable[[Note], bool] = lambda note: True  # tells whether that is the note of such an entry; may raise
+    # tells whether that is the note of such an entry; may raise
+    fits: Callable[[Note], bool] = lambda note: True
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Store:
     Parameters
     ----------
     folder : where entries are kept; None keeps none
-    limit_gib : for all entries; the least recently used ones make room. One larger than this is not kept
-    origin : the config that a network was loaded by; what its weights do not show (a setting of `forward`) is there
+    limit_gib : for all entries; the least recently used ones make room. One larger than this is not
+    kept
+    origin : the config that a network was loaded by; what its weights do not show (a setting of
+    `forward`) is there
     """
 
     folder: str | None
@@ -92,7 +95,8 @@ def name(parts: Iterable[str]) -> str:
 
 def describe(model: Model) -> tuple[list[str], list[str]]:
     """Return all that the outputs of a network depend on, to the last bit: its code, and what it is made of."""
-    state = model.net.state_dict() | dict(model.net.named_buffers())  # some buffers are not part of the state
+    # some buffers are not part of the state
+    state = model.net.state_dict() | dict(model.net.named_buffers())
     kinds = sorted({source(type(module)) for module in model.net.modules()})  # type: ignore[arg-type] # hashable
     code = [*kinds, repr(model.net), repr([module.training for module in model.net.modules()])]
     return code, [repr([*state]), digest(state.values())]
@@ -103,7 +107,8 @@ def place(device: torch.device) -> str:
     return f"{device.type} {torch.__version__} {torch.get_num_threads()}"
 
 
-@functools.cache  # what was read first is what runs: an edit must not name what the old code computes
+# what was read first is what runs: an edit must not name what the old code computes
+@functools.cache
 def source(kind: type | Callable[..., Any]) -> str:
     """Return the code of the file a class or function is in; "" where none can be read, or torch's version tells it.
 
@@ -155,7 +160,15 @@ def _read(file: Path, kind: Kind, device: torch.device) -> tuple[Tensors, Note] 
         found = {own: _tensor(file, own, device) for own in kind.names}
         if digest(found.values()) != note.pop("digest") or not kind.fits(note):
             raise ValueError("its content is not what was written")
-    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         if not file.exists():  # another run has just made room: torch says so by a RuntimeError
             return None
         say(f"{kind.what}: {file} cannot be used ({one_line(error)}); {kind.making} again")
@@ -166,8 +179,9 @@ def _read(file: Path, kind: Kind, device: torch.device) -> tuple[Tensors, Note] 
 def _tensor(file: Path, own: str, device: torch.device) -> Tensor:
     """Return one tensor of `file`, in memory of its own.
 
-    The library's is mapped to the file: were that cut, or removed on a network drive, using it would end the
-    process. Opening the file for each tensor lets go of its pages, so no more than one is held twice.
+    The library's is mapped to the file: were that cut, or removed on a network drive, using it
+    would end the process. Opening the file for each tensor lets go of its pages, so no more than
+    one is held twice.
     """
     from safetensors import safe_open
 
@@ -186,12 +200,16 @@ def _write(file: Path, kind: Kind, made: tuple[Tensors, Note], limit: int) -> No
     about = json.dumps(note | {"digest": digest(tensors[own] for own in kind.names)})
     part = file.with_name(f".{file.stem}.{os.getpid()}.part")
     try:
-        save_file({own: tensor.contiguous() for own, tensor in tensors.items()}, part, {"sq": about})
+        save_file(
+            {own: tensor.contiguous() for own, tensor in tensors.items()}, part, {"sq": about}
+        )
         if part.stat().st_size > limit:  # by its header
             return
         part.replace(file)
     except (OSError, SafetensorError) as error:
-        say(f"{kind.what}: cannot be kept in {file.parent} ({one_line(error)}); the run goes on without")
+        say(
+            f"{kind.what}: cannot be kept in {file.parent} ({one_line(error)}); the run goes on without"
+        )
     else:
         eviction.make(file.parent, file, kind.what, limit)
     finally:

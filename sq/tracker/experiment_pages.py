@@ -33,9 +33,11 @@ class Experiment:
     Parameters
     ----------
     folder : its own
-    records : by key, as reports read them (`sq.report.slim`): thousands of whole ones would take gigabytes
+    records : by key, as reports read them (`sq.report.slim`): thousands of whole ones would take
+    gigabytes
     failures : by key, a line for each run that failed, is damaged or could not be repeated
-    digests : by key, of a record's bytes and those of its failed repetition; records known before have none
+    digests : by key, of a record's bytes and those of its failed repetition; records known before
+    have none
     damaged : by key, what is wrong with a file that is no record
     """
 
@@ -68,7 +70,9 @@ class Experiment:
         ----------
         also : failures known from elsewhere, by key; of those here too, these lines are shown
         """
-        return run_page.summary(self.folder.name, self.done, {**(also or {}), **self.failures, **(also or {})})
+        return run_page.summary(
+            self.folder.name, self.done, {**(also or {}), **self.failures, **(also or {})}
+        )
 
 
 def read(folder: Path, known: Mapping[str, Record] | None = None) -> Experiment:
@@ -113,7 +117,9 @@ def _draw(file: Path) -> Page:
     own = run_state.find(file)
     if own.record is None:
         raise SqError(own.cause or f"{file} is gone")
-    return run_page.run(_own(run_page.kept(own.repeat, own.record) if own.repeat else own.record, file))
+    return run_page.run(
+        _own(run_page.kept(own.repeat, own.record) if own.repeat else own.record, file)
+    )
 
 
 def _own(record: Record, file: Path) -> Record:

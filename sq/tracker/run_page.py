@@ -1,7 +1,7 @@
 """What a tracker shows of a record and of a whole experiment, as plain data: names, tags, figures, tables, pictures.
 
-No client is needed here. A page has the same id whenever it is made of the same run, so that what is sent again (a run
-repeated, a job requeued, an upload later) takes the place of what was there.
+No client is needed here. A page has the same id whenever it is made of the same run, so that what
+is sent again (a run repeated, a job requeued, an upload later) takes the place of what was there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ class Page:
 def run(record: Record) -> Page:
     """Return the page of one run, done, failed or just begun (which is a failure as long as nothing else is known)."""
     done, config = record["status"] == "done", record["config"]
-    own = {"choices": record["choices"], "key": record["key"], "provenance": record.get("provenance", {})}
+    own = {
+        "choices": record["choices"],
+        "key": record["key"],
+        "provenance": record.get("provenance", {}),
+    }
     return Page(
         id=identity(record["name"], record["key"]),
         title=title(record),
@@ -85,7 +89,8 @@ def summary(name: str, records: Sequence[Record], failures: Mapping[str, str]) -
     Parameters
     ----------
     records : those of runs that are done
-    failures : by key, a line each, with the cause; a run that is done and has one could not be repeated
+    failures : by key, a line each, with the cause; a run that is done and has one could not be
+    repeated
     """
     commits = sorted({str(record.get("provenance", {}).get("commit")) for record in records})
     keys = sorted(record["key"] for record in records)
@@ -143,7 +148,8 @@ def tags(record: Record) -> list[str]:
 def kept(made: Record, earlier: Record | None) -> Record:
     """Return what a tracker is to show of a run `made` where the record of an `earlier` one may be there.
 
-    Where repeating a done run failed, the earlier record is kept, and so are its figures; the failure is said beside.
+    Where repeating a done run failed, the earlier record is kept, and so are its figures; the
+    failure is said beside.
     """
     if earlier is None or made["status"] == "done":
         return made
@@ -157,7 +163,11 @@ def _figures(record: Record) -> dict[str, Any]:
 
 
 def _cause(record: Record) -> dict[str, Any]:
-    return {"status": "failed", "error": record.get("error", ""), "traceback": record.get("traceback", "")}
+    return {
+        "status": "failed",
+        "error": record.get("error", ""),
+        "traceback": record.get("traceback", ""),
+    }
 
 
 def _layers(record: Record) -> Table:
@@ -172,20 +182,30 @@ def _sensitivity(record: Record) -> Table:
 
 
 def _tables(record: Record) -> dict[str, Table]:
-    return {"layers": _layers(record), "sensitivity": _sensitivity(record)} | _curves(record) | _scores(record)
+    return (
+        {"layers": _layers(record), "sensitivity": _sensitivity(record)}
+        | _curves(record)
+        | _scores(record)
+    )
 
 
 def _scores(record: Record) -> dict[str, Table]:
     """Return what weighed each layer while it was learned, {} where nothing did."""
     scores: Mapping[str, float] = record.get("learning", {}).get("scores", {})
-    return {"scores": Table(["layer", "score"], [[*row] for row in scores.items()])} if scores else {}
+    return (
+        {"scores": Table(["layer", "score"], [[*row] for row in scores.items()])} if scores else {}
+    )
 
 
 def _curves(record: Record) -> dict[str, Table]:
     """Return the terms of the loss, hardness and flipped codes by step, {} where nothing was learned."""
     rows: list[Mapping[str, Any]] = record.get("learning", {}).get("curves", [])
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    return {"curves": Table(columns, [[row.get(name) for name in columns] for row in rows])} if rows else {}
+    return (
+        {"curves": Table(columns, [[row.get(name) for name in columns] for row in rows])}
+        if rows
+        else {}
+    )
 
 
 def _sheet(record: Record) -> dict[str, bytes]:

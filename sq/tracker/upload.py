@@ -1,11 +1,12 @@
 """Upload an experiment's records to Weights & Biases: ``python -m sq track NAME``.
 
-Every record becomes one W&B run, failed ones with their cause, and the experiment one more: its table, figures and
-failures. A run's id follows from experiment and key (`sq.tracker.run_page`), so that nothing is ever there twice: what
-a tracker sent while the run was on, ``wandb sync`` of offline files, and this command all write the same W&B run. What
-this command has sent is noted (`sq.tracker.upload_log`) with a digest of the record, and sent again only when the
-record has changed. What a tracker sent is not noted, for only W&B knows whether it arrived: it is sent once more, to
-no harm.
+Every record becomes one W&B run, failed ones with their cause, and the experiment one more: its
+table, figures and failures. A run's id follows from experiment and key (`sq.tracker.run_page`), so
+that nothing is ever there twice: what a tracker sent while the run was on, ``wandb sync`` of
+offline files, and this command all write the same W&B run. What this command has sent is noted
+(`sq.tracker.upload_log`) with a digest of the record, and sent again only when the record has
+changed. What a tracker sent is not noted, for only W&B knows whether it arrived: it is sent once
+more, to no harm.
 """
 
 from __future__ import annotations
@@ -30,15 +31,32 @@ from sq.tracker.upload_log import Ledger
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of its command line."""
-    parser = argparse.ArgumentParser(prog=prog, description="Upload an experiment's records to Weights & Biases.")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Upload an experiment's records to Weights & Biases."
+    )
     parser.add_argument("name", help="the experiment, a folder of results/")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where records are (default: results)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="for W&B's files (default: outputs)")
-    parser.add_argument("--mode", choices=("online", "offline"), default="online", help="offline: for `wandb sync`")
-    parser.add_argument("--project", help="default: that of the runs, else the one in conf/tracker/wandb.yaml")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where records are (default: results)"
+    )
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="for W&B's files (default: outputs)"
+    )
+    parser.add_argument(
+        "--mode", choices=("online", "offline"), default="online", help="offline: for `wandb sync`"
+    )
+    parser.add_argument(
+        "--project", help="default: that of the runs, else the one in conf/tracker/wandb.yaml"
+    )
     parser.add_argument("--entity", help="default: that of the runs, else your own")
-    parser.add_argument("--timeout", type=int, metavar="SECONDS", help="for W&B's answers (default: as for --project)")
-    parser.add_argument("--force", action="store_true", help="upload again what was uploaded as it is")
+    parser.add_argument(
+        "--timeout",
+        type=int,
+        metavar="SECONDS",
+        help="for W&B's answers (default: as for --project)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="upload again what was uploaded as it is"
+    )
     return parser
 
 
@@ -77,13 +95,21 @@ def upload(options: argparse.Namespace) -> bool:
     failed = list(found.damaged.values())
     if todo:
         adapter.check(where)
-        time_told = f", about {durations.words(len(todo) * ledger.seconds)} by the last time" if ledger.seconds else ""
-        say(f"{name}: {len(todo)} of {len(items)} to upload to {place} (records, and a summary){time_told}")
+        time_told = (
+            f", about {durations.words(len(todo) * ledger.seconds)} by the last time"
+            if ledger.seconds
+            else ""
+        )
+        say(
+            f"{name}: {len(todo)} of {len(items)} to upload to {place} (records, and a summary){time_told}"
+        )
         failed += _send(todo, where, ledger)
     for line in failed:
         say(f"not uploaded: {line}")
     sent = len(todo) - (len(failed) - len(found.damaged))
-    say(f"{name}: {sent} uploaded, {len(items) - len(todo)} were there as they are, {len(failed)} not uploaded")
+    say(
+        f"{name}: {sent} uploaded, {len(items) - len(todo)} were there as they are, {len(failed)} not uploaded"
+    )
     return not failed
 
 
@@ -103,13 +129,17 @@ def destination(options: argparse.Namespace, records: Sequence[Record]) -> Desti
             return given
         named = {own.get("config", {}).get("tracker", {}).get(knob) for own in records} - {None}
         if len(named) > 1:
-            raise SqError(f"the runs name {len(named)} W&B {knob}s, {', '.join(sorted(named))}: choose with --{knob}")
+            raise SqError(
+                f"the runs name {len(named)} W&B {knob}s, {', '.join(sorted(named))}: choose with --{knob}"
+            )
         return named.pop() if named else defaults[knob]
 
     wait = defaults["timeout"] if options.timeout is None else options.timeout
     if wait < 1:
         raise SqError(f"--timeout {wait}: seconds, 1 or more")
-    return Destination(options.mode, agreed("project"), agreed("entity"), str(options.outputs), wait)
+    return Destination(
+        options.mode, agreed("project"), agreed("entity"), str(options.outputs), wait
+    )
 
 
 def _send(todo: Sequence[Item], where: Destination, ledger: Ledger) -> list[str]:
@@ -148,14 +178,18 @@ def _lost(where: Destination) -> str:
     return ""
 
 
-def summarise(records: Mapping[Path, Record], failures: Mapping[Path, str], config: Mapping[str, Any]) -> None:
+def summarise(
+    records: Mapping[Path, Record], failures: Mapping[Path, str], config: Mapping[str, Any]
+) -> None:
     """Leave the page of a whole experiment where its runs were tracked; whatever goes wrong, the sweep does not fail.
 
     Parameters
     ----------
-    records : of the sweep that ends, by file; its folder may hold more, of other sweeps and launchers, which are shown
+    records : of the sweep that ends, by file; its folder may hold more, of other sweeps and
+    launchers, which are shown
         too
-    failures : by file, a line for each run of the sweep that left no good record or could not be repeated
+    failures : by file, a line for each run of the sweep that left no good record or could not be
+    repeated
     config : of one of its runs
     """
     from sq.config.instantiate import build

@@ -1,7 +1,8 @@
 """What was sent of an experiment, where to, and as it was then: outputs/tracked/NAME.json.
 
-A note saves work, nothing more: without one a page is sent again, to the id it has already. So nothing is locked here,
-and of two processes that write at once the one may lose the other's last notes.
+A note saves work, nothing more: without one a page is sent again, to the id it has already. So
+nothing is locked here, and of two processes that write at once the one may lose the other's last
+notes.
 """
 
 from __future__ import annotations
@@ -71,12 +72,18 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
         if found["ledger"] != VERSION:
             raise ValueError(f"version {found['ledger']}")
         for own in found["places"].values():
-            if not isinstance(own["sent"], dict) or not isinstance(own["seconds"], int | float | None):
+            if not isinstance(own["sent"], dict) or not isinstance(
+                own["seconds"], int | float | None
+            ):
                 raise TypeError("notes of another shape")
         return found["places"]
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise SqError(f"cannot read {file}: {error.strerror}; correct --outputs or its rights") from error
+        raise SqError(
+            f"cannot read {file}: {error.strerror}; correct --outputs or its rights"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SqError(f"{file} is not a whole list of what was uploaded ({error}): {cure}") from error
+        raise SqError(
+            f"{file} is not a whole list of what was uploaded ({error}): {cure}"
+        ) from error

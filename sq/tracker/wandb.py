@@ -1,7 +1,8 @@
 """Weights & Biases: one W&B run for each run of sq, offline unless asked. The record stays the truth.
 
-Nothing that a run calls here may stop or fail it: whatever the client does, it is logged and the run goes on.
-`python -m sq track` sends records later, through the same code, and is told what went wrong.
+Nothing that a run calls here may stop or fail it: whatever the client does, it is logged and the
+run goes on. `python -m sq track` sends records later, through the same code, and is told what went
+wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ ANSWER = 10  # seconds at most for the server's first answer
 log = logging.getLogger("sq")
 
 
-def open(record: dict[str, Any], *, mode: Mode, project: str, entity: str | None, dir: str, timeout: int) -> Tracker:
+def open(
+    record: dict[str, Any], *, mode: Mode, project: str, entity: str | None, dir: str, timeout: int
+) -> Tracker:
     """Start a W&B run for the run whose record has begun.
 
     Parameters
@@ -38,7 +41,13 @@ def open(record: dict[str, Any], *, mode: Mode, project: str, entity: str | None
 
 
 def summarise(
-    draw: Callable[[], Page], *, mode: Mode, project: str, entity: str | None, dir: str, timeout: int
+    draw: Callable[[], Page],
+    *,
+    mode: Mode,
+    project: str,
+    entity: str | None,
+    dir: str,
+    timeout: int,
 ) -> None:
     """Leave the page of a whole experiment when its sweep ends; `draw` is called if there is anywhere to leave it."""
     if mode != "disabled":
@@ -66,7 +75,9 @@ class Tracker:
     def close(self, record: dict[str, Any]) -> None:
         """Send the figures of a finished run, or mark a failed one as failed."""
         if self.run is not None:
-            _guarded("finish", lambda: _finish(self.run, run_page.run(record), self.config), self.timeout)
+            _guarded(
+                "finish", lambda: _finish(self.run, run_page.run(record), self.config), self.timeout
+            )
 
 
 def place(where: Destination) -> str:
@@ -118,7 +129,9 @@ def upload(page: Page, where: Destination) -> None:
     except Exception as error:  # the client may raise anything
         if "previously created and deleted" in str(error):
             cure = "restore it there (it can be for 7 days), or upload to another --project"
-            raise SqError(f"run {page.id} was deleted in W&B, which keeps its id: {cure}") from error
+            raise SqError(
+                f"run {page.id} was deleted in W&B, which keeps its id: {cure}"
+            ) from error
         raise SqError(_reason(error)) from error
 
 
@@ -137,7 +150,8 @@ def _start(page: Page, where: Destination) -> Any:
         entity=where.entity,
         dir=where.dir,
         mode=where.mode,
-        # An id without `resume`: what is sent takes the place of what that id had. Resumed, it would be added to.
+        # An id without `resume`: what is sent takes the place of what that id had. Resumed, it
+        # would be added to.
         id=page.id,
         group=page.group,
         job_type=page.job_type,
@@ -158,8 +172,12 @@ def _finish(run: Any, page: Page, begun: dict[str, Any] | None = None) -> None:
         if begun is not None and begun != page.config:
             run.config.update(page.config, allow_val_change=True)
         run.summary.update(page.summary)
-        shown: dict[str, Any] = {name: wandb.Table(columns=t.columns, data=t.rows) for name, t in page.tables.items()}
-        shown |= {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in page.pictures.items()}
+        shown: dict[str, Any] = {
+            name: wandb.Table(columns=t.columns, data=t.rows) for name, t in page.tables.items()
+        }
+        shown |= {
+            name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in page.pictures.items()
+        }
         if shown:
             run.log(shown)
     finally:  # whatever was refused, the run must not stay open
@@ -181,7 +199,9 @@ def _guarded(what: str, action: Callable[[], None], timeout: int) -> None:
 @functools.cache
 def _tell(failure: str) -> None:
     """Say once in a process what keeps runs from being mirrored: a sweep would say it of each of its runs."""
-    say(f"{failure}; runs go on without it, their records are whole (tracker=none asks for no mirror)")
+    say(
+        f"{failure}; runs go on without it, their records are whole (tracker=none asks for no mirror)"
+    )
 
 
 def _reason(error: Exception) -> str:

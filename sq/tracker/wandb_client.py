@@ -1,7 +1,7 @@
 """W&B's client: loaded when it is needed, kept quiet, and never waited for without end.
 
-It works through a service, a process of its own, and waits for that one's end without a limit: where a server cannot
-be reached, that can be forever.
+It works through a service, a process of its own, and waits for that one's end without a limit:
+where a server cannot be reached, that can be forever.
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ def load(where: Destination) -> Any:
     # Tables wait here for `wandb sync`; by default they would wait in the user's home.
     os.environ.setdefault("WANDB_DATA_DIR", str(Path(where.dir).absolute()))
     wandb = module()
-    logging.raiseExceptions = False  # each line that its logs have no room for would leave a traceback on the terminal
+    # each line that its logs have no room for would leave a traceback on the terminal
+    logging.raiseExceptions = False
     _end_with_us()
     if where.mode == "online":
         quiet = wandb.Settings(silent=True)  # for what is asked before a run begins
         try:
             within(lambda: wandb.setup(quiet), START)
         except TimeoutError as error:
-            raise SqError(f"W&B's service does not begin: {error}; upload with --mode offline") from error
+            raise SqError(
+                f"W&B's service does not begin: {error}; upload with --mode offline"
+            ) from error
     return wandb
 
 
@@ -57,7 +60,9 @@ def module() -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise SqError(f"W&B's client cannot be loaded ({error}): python -m pip install 'wandb>=0.30'") from error
+        raise SqError(
+            f"W&B's client cannot be loaded ({error}): python -m pip install 'wandb>=0.30'"
+        ) from error
     return wandb
 
 
@@ -69,7 +74,9 @@ def log_in(wandb: Any) -> None:
     SqError : there is none
     """
     if wandb.run is None and not wandb.login(prompt=False, verify=False):
-        raise SqError("there is no key (run `wandb login`, or set WANDB_API_KEY), or WANDB_MODE says offline")
+        raise SqError(
+            "there is no key (run `wandb login`, or set WANDB_API_KEY), or WANDB_MODE says offline"
+        )
 
 
 def settings(wandb: Any, timeout: int) -> Any:
@@ -104,7 +111,8 @@ def end(wandb: Any, seconds: float = LEAVE) -> None:
 def _end_with_us() -> None:
     """Stop the service if it outlives the main thread's work, once for a process.
 
-    W&B waits for it as the interpreter ends, when no thread can be started any more: so this one is started now.
+    W&B waits for it as the interpreter ends, when no thread can be started any more: so this one is
+    started now.
     """
 
     def wait() -> None:

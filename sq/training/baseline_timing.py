@@ -14,7 +14,9 @@ from sq.network.copies import copied
 from sq.network.forward import forward
 from sq.storage.resume import Spent
 
-SAMPLES = 8  # steps in full precision, spread over the run, so that whatever else a machine does falls on both kinds
+# steps in full precision, spread over the run, so that whatever else a machine does falls on both
+# kinds
+SAMPLES = 8
 
 
 @contextmanager
@@ -53,7 +55,8 @@ class Plain:
             self.optimizer.zero_grad()
             F.cross_entropy(forward(self.net, x), y).backward()
             self.optimizer.step()
-        self.first = self.first or self.spent.cpu  # makes what the others find: counts only if it is the only one
+        # makes what the others find: counts only if it is the only one
+        self.first = self.first or self.spent.cpu
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds of a step; 0 if none was taken."""

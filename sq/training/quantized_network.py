@@ -22,7 +22,8 @@ from sq.network.rounding_sites import counterparts, lending
 from sq.training.weight_projection import Weight
 from sq.types.problem import Problem, QuantizedLayer, QuantizedModel, digest
 
-Group = tuple[nn.Parameter, float, bool]  # what is trained, what its gradient is multiplied with, whether it decays
+# what is trained, what its gradient is multiplied with, whether it decays
+Group = tuple[nn.Parameter, float, bool]
 
 
 class Trainee:
@@ -31,12 +32,14 @@ class Trainee:
     Parameters
     ----------
     problem : grids are fitted to its weights and inputs, to start from
-    adaptive : the step of each input adapts to the sample, see `sq.learning.adaptive_step`; or "static", see `Adapter`
+    adaptive : the step of each input adapts to the sample, see `sq.learning.adaptive_step`; or
+    "static", see `Adapter`
     seed : of adapters
 
     Raises
     ------
-    SqError : inputs are in full precision with `adaptive`; a grid of inputs that is not uniform, or of an addition
+    SqError : inputs are in full precision with `adaptive`; a grid of inputs that is not uniform, or
+    of an addition
     """
 
     def __init__(self, problem: Problem, adaptive: Adaptive, seed: int):
@@ -48,7 +51,9 @@ class Trainee:
             self.weights[layer.name] = Weight(layer, grid)
         self._holders = counterparts(problem.model, self.net)
         self.inputs = inputs(problem, seed if adaptive else None, adaptive == "static")
-        self.quantizers = nn.ModuleList([*self.weights.values(), *self.inputs.values()]).to(problem.batch.x.device)
+        self.quantizers = nn.ModuleList([*self.weights.values(), *self.inputs.values()]).to(
+            problem.batch.x.device
+        )
         self._seen: dict[str, int] = {}  # how many numbers a layer was fed, in the last pass
 
     @contextmanager
@@ -60,7 +65,11 @@ class Trainee:
             return self.inputs[name](x)
 
         weights = {name: own() for name, own in self.weights.items()}
-        given = ((module, "weight", weights[name]) for name, own in self._holders.items() for module in own)
+        given = (
+            (module, "weight", weights[name])
+            for name, own in self._holders.items()
+            for module in own
+        )
         fed = {name: self.net.get_submodule(name) for name in self.inputs}
         with lending(given), hooks.replacing(fed, see):
             yield
@@ -70,15 +79,19 @@ class Trainee:
 
         Source
         ------
-        Esser et al. 2020 (LSQ), arXiv 1902.08153, section 2.2: gradients of steps are multiplied with 1 / sqrt(p n), p
-        the largest unit and n the numbers quantized. `Input` learns a factor of its step s, so 1 / s^2 beside it.
+        Esser et al. 2020 (LSQ), arXiv 1902.08153, section 2.2: gradients of steps are multiplied
+        with 1 / sqrt(p n), p the largest unit and n the numbers quantized. `Input` learns a factor
+        of its step s, so 1 / s^2 beside it.
         """
-        held = {id(m.weight) for own in self._holders.values() for m in own}  # replaced by those of `weights`
+        # replaced by those of `weights`
+        held = {id(m.weight) for own in self._holders.values() for m in own}
         found: list[Group] = [(p, 1.0, True) for p in self.net.parameters() if id(p) not in held]
         for weight in self.weights.values():
             found += [(weight.value, 1.0, True), (weight.scale, weight.slower, False)]
         if missing := [name for name in self.inputs if name not in self._seen]:
-            raise SqError(f"layer {missing[0]} is not called by every batch, so it cannot be trained: choose eptq")
+            raise SqError(
+                f"layer {missing[0]} is not called by every batch, so it cannot be trained: choose eptq"
+            )
         for name, own in self.inputs.items():
             step, largest = float(own.scale), float(torch.maximum(-own.low, own.high))
             found.append((own.sigma, 1 / (math.sqrt(largest * self._seen[name]) * step**2), False))
@@ -97,7 +110,11 @@ class Trainee:
     def tell_floored(self) -> None:
         """Say which scales ended as low as they may."""
         low = [name for name, own in self.weights.items() if own.floored()]
-        low += [f"what {name} is fed" for name, own in self.inputs.items() if bool((own.sigma <= FLOOR).any())]
+        low += [
+            f"what {name} is fed"
+            for name, own in self.inputs.items()
+            if bool((own.sigma <= FLOOR).any())
+        ]
         if low:
             say(
                 f"scales of {len(low)} tensors ended at {FLOOR:g} of the first, the least allowed "
@@ -114,8 +131,11 @@ class Trainee:
             report = {
                 "fit_seconds": 0.0,
                 "solve_seconds": seconds / len(self.weights),
-                # Of the weights it started from, which training has left: not what accuracy goes by.
-                "relative_error": relative_error(geometry.weight(own.layer.module), grid.decode(codes), hessian),
+                # Of the weights it started from, which training has left: not what accuracy goes
+                # by.
+                "relative_error": relative_error(
+                    geometry.weight(own.layer.module), grid.decode(codes), hessian
+                ),
                 "codes": digest([codes]),
             }
             if codes.device.type == "cpu":

@@ -64,21 +64,25 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
 
     Parameters
     ----------
-    epochs : times that every image is seen, but for those that do not fill a batch, which are others each time; 0
+    epochs : times that every image is seen, but for those that do not fill a batch, which are
+    others each time; 0
         trains nothing
     batch : images in a step
     rate : learning rate at first, which falls to 0 as a cosine
     momentum, decay : of SGD; steps of grids do not decay
-    crop : least and largest share of an image that is taken at random and resized, images being read anew each epoch
+    crop : least and largest share of an image that is taken at random and resized, images being
+    read anew each epoch
         (ImageNet); None reads them once, whole, and keeps them in memory
     move : pixels that an image is moved by at most, each way
     mirror : half of the images are turned left to right
-    distill : share of the loss that is the divergence from full precision's answers, the rest is cross-entropy
+    distill : share of the loss that is the divergence from full precision's answers, the rest is
+    cross-entropy
     temperature : of both answers in that divergence
 
     Raises
     ------
-    SqError : fewer images than a batch, see `sq.dataset.training_feed.choose`; a loss, a gradient or what is
+    SqError : fewer images than a batch, see `sq.dataset.training_feed.choose`; a loss, a gradient
+    or what is
         trained that is NaN or infinite: step and epoch are named
     """
     feed = choose(trainee.problem, wanted.images, crop, wanted.seed)
@@ -91,7 +95,9 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     augmented = Augment(trainee.problem.model, move, mirror)
     own = _Steps(trainee, _Loss(trainee, distill, temperature), batch, rate, momentum, decay)
     minutes = own.forecast() * total / 60
-    say(f"{quantity(epochs, 'epoch')} of {quantity(steps, 'step')}: about {minutes:.1f} minutes, by one pass")
+    say(
+        f"{quantity(epochs, 'epoch')} of {quantity(steps, 'step')}: about {minutes:.1f} minutes, by one pass"
+    )
     plain = Plain(trainee.problem.model.net, total)
     first = kept.resume.begin(0, [own.optimizer]) or 0
     trainee.net.train()
@@ -131,7 +137,9 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
 class _Steps:
     """SGD over all that is trained, a step at a time."""
 
-    def __init__(self, trainee: Trainee, loss: _Loss, batch: int, rate: float, momentum: float, decay: float):
+    def __init__(
+        self, trainee: Trainee, loss: _Loss, batch: int, rate: float, momentum: float, decay: float
+    ):
         self.trainee, self.loss, self.rate = trainee, loss, rate
         x = trainee.problem.batch.x
         start = time.perf_counter()
@@ -141,18 +149,25 @@ class _Steps:
         self.pass_seconds = time.perf_counter() - start
         groups = trainee.groups()
         parts = [
-            {"params": [p for p, _, decays in groups if decays is wanted], "weight_decay": decay if wanted else 0.0}
+            {
+                "params": [p for p, _, decays in groups if decays is wanted],
+                "weight_decay": decay if wanted else 0.0,
+            }
             for wanted in (True, False)
         ]
         self.trained = [parameter.requires_grad_() for parameter, _, _ in groups]
-        self.optimizer = torch.optim.SGD([part for part in parts if part["params"]], lr=rate, momentum=momentum)
+        self.optimizer = torch.optim.SGD(
+            [part for part in parts if part["params"]], lr=rate, momentum=momentum
+        )
         self.factors = [(parameter, factor) for parameter, factor, _ in groups if factor != 1]
 
     def forecast(self) -> float:
         """Return about how many seconds a step takes: a pass forward, and two as long back."""
         return 3 * self.pass_seconds
 
-    def take(self, x: Tensor, y: Tensor, share: float, place: tuple[int, int]) -> tuple[float, float]:
+    def take(
+        self, x: Tensor, y: Tensor, share: float, place: tuple[int, int]
+    ) -> tuple[float, float]:
         """Take the step at an epoch and `place`, with a share of the rate; return loss and share of right answers."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * share
@@ -199,7 +214,11 @@ class _Loss:
     def __call__(self, logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, int]:
         """Return the loss, and how many answers are right."""
         right = int((logits.detach().argmax(1) == y).sum())
-        loss = (1 - self.share) * F.cross_entropy(logits, y) if self.share < 1 else logits.new_zeros(())
+        loss = (
+            (1 - self.share) * F.cross_entropy(logits, y)
+            if self.share < 1
+            else logits.new_zeros(())
+        )
         if self.share:
             with torch.no_grad():
                 wanted = (forward(self.teacher, x) / self.temperature).log_softmax(1)

@@ -2,7 +2,8 @@
 
     W' = nearest value to W of the grid  {s u : u a unit},    s learned for each channel
 
-Gradients pass the projection as if it were not there (straight-through), and what lies beyond the grid not at all.
+Gradients pass the projection as if it were not there (straight-through), and what lies beyond the
+grid not at all.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Projected(torch.autograd.Function):
 
     Source
     ------
-    Esser et al. 2020, Learned Step Size Quantization, arXiv 1902.08153, equations 2 and 3; Zhou et al. 2025 (ASQ and
-    POST), arXiv 2504.17263, as its published code projects weights on levels.
+    Esser et al. 2020, Learned Step Size Quantization, arXiv 1902.08153, equations 2 and 3; Zhou et
+    al. 2025 (ASQ and POST), arXiv 2504.17263, as its published code projects weights on levels.
     """
 
     @staticmethod
@@ -51,7 +52,8 @@ class Weight(nn.Module):
     Parameters
     ----------
     layer : of the full-precision network, whose weight it starts from
-    grid : whose scales it starts from; published code starts at 2 mean|w| / sqrt(p), a fitted grid is our reading
+    grid : whose scales it starts from; published code starts at 2 mean|w| / sqrt(p), a fitted grid
+    is our reading
     """
 
     def __init__(self, layer: Layer, grid: Grid):
@@ -66,8 +68,8 @@ class Weight(nn.Module):
 
         Source
         ------
-        Esser et al. 2020, arXiv 1902.08153, section 2.2; n is of a channel, as each has a scale, and p the larger end's
-        size (8 for -8 to 7): our reading.
+        Esser et al. 2020, arXiv 1902.08153, section 2.2; n is of a channel, as each has a scale,
+        and p the larger end's size (8 for -8 to 7): our reading.
         """
         low, high = self.first.bounds()
         largest = float((torch.maximum(-low, high) / self.first.scale).max())

@@ -20,11 +20,13 @@ Quantize = Callable[[Problem], QuantizedModel]
 class Mixture:
     """Every layer solved at every bit-width that is priced, to be put together at will.
 
-    Layers are solved for what full precision feeds them, so that none of them depends on the others' bits.
+    Layers are solved for what full precision feeds them, so that none of them depends on the
+    others' bits.
 
     Parameters
     ----------
-    problem : `bits` are those of the allocation; layers that `rows` do not price keep theirs, and those whose bits are
+    problem : `bits` are those of the allocation; layers that `rows` do not price keep theirs, and
+    those whose bits are
         settled can be set to these, priced or not
     quantize : the quantizer; called once for each bit-width
     rows : by layer name, the bit-widths to choose from

@@ -18,15 +18,18 @@ def measure(trial: Trial, *, images: Count) -> dict[str, Any]:
 
     Returns
     -------
-    `front`: of each point `bits` (mean of weights), `cost` (predicted), `loss` (nats an image) and `top1` (%), in the
-    order of the allocation's; `loss_full` and `top1_full` are those of full precision
+    `front`: of each point `bits` (mean of weights), `cost` (predicted), `loss` (nats an image) and
+    `top1` (%), in the order of the allocation's; `loss_full` and `top1_full` are those of full
+    precision
 
     Raises
     ------
     SqError : the allocation found no front; see `sq.trials.measurement.losses` for others
     """
     if not trial.front:
-        raise SqError("trials=front measures a front, and the allocation found none: set allocation=pareto")
+        raise SqError(
+            "trials=front measures a front, and the allocation found none: set allocation=pareto"
+        )
     found = losses(trial, [(point["widths"], point["inputs"]) for point in trial.front], images)
     points = [
         {"bits": point["bits"], "cost": point["cost"], "loss": loss, "top1": top1}

@@ -53,8 +53,8 @@ class Losses:
 def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
     """Measure what `mixes` of bits lose, without any correction, unless another run has.
 
-    They follow from the quantized weights of each width: runs that differ in what priced the bits, or in images that
-    the quantizer makes no use of, measure them once.
+    They follow from the quantized weights of each width: runs that differ in what priced the bits,
+    or in images that the quantizer makes no use of, measure them once.
 
     Parameters
     ----------
@@ -62,20 +62,25 @@ def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
 
     Raises
     ------
-    SqError : the evaluation images have no labels of classes; layers are solved for quantized inputs
+    SqError : the evaluation images have no labels of classes; layers are solved for quantized
+    inputs
     """
     if not isinstance(trial.images.y, Tensor):
         raise SqError("trials measure cross-entropy, which a detector has none of: set trials=none")
     every = len(trial.images.ids)
     places = torch.linspace(0, every - 1, min(images, every)).round().long().tolist()
     assignments = quantity(mixes, "bit assignment")
-    say(f"trials: {assignments} on {quantity(places, 'image')}, unless another run has measured them")
+    say(
+        f"trials: {assignments} on {quantity(places, 'image')}, unless another run has measured them"
+    )
     batch = reading.load(trial.images, places, trial.problem.model.prepare, "trial images")
     mixture = Mixture(trial.problem, trial.quantize, trial.cost.weights)
     parts = [code_hash.digest(), trial.store.origin, *_content(trial, mixture, batch), mixes]
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {"losses": torch.tensor(_measure(trial, mixture, batch, mixes), dtype=torch.float64)}, {}
+        return {
+            "losses": torch.tensor(_measure(trial, mixture, batch, mixes), dtype=torch.float64)
+        }, {}
 
     kept, _, cached = trial.store.kept(name([json.dumps(parts)]), KIND, make, torch.device("cpu"))
     full, *found = [(loss, top1) for loss, top1 in kept["losses"].tolist()]
@@ -92,11 +97,26 @@ def _content(trial: Trial, mixture: Mixture, batch: Batch) -> list[Any]:
     values = digest(weight for row in mixture.values.values() for weight in row.values())
     levels = digest(grid.decode(torch.arange(grid.levels)) for grid in grids.values())
     code, state = describe(problem.model)
-    others = [w for name, w in mixture.net.state_dict().items() if name.removesuffix(".weight") not in mixture.values]
-    return [code, state, digest(others), values, list(grids), levels, digest([batch.x, batch.y]), place(batch.x.device)]
+    others = [
+        w
+        for name, w in mixture.net.state_dict().items()
+        if name.removesuffix(".weight") not in mixture.values
+    ]
+    return [
+        code,
+        state,
+        digest(others),
+        values,
+        list(grids),
+        levels,
+        digest([batch.x, batch.y]),
+        place(batch.x.device),
+    ]
 
 
-def _measure(trial: Trial, mixture: Mixture, batch: Batch, mixes: list[Mix]) -> list[tuple[float, float]]:
+def _measure(
+    trial: Trial, mixture: Mixture, batch: Batch, mixes: list[Mix]
+) -> list[tuple[float, float]]:
     """Return loss and accuracy of full precision, then those of each of `mixes`."""
     found = [_loss(trial.problem.model.net, batch, trial.batch_size)]
     for weights, inputs in track(mixes, "trials", len(mixes)):

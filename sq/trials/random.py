@@ -15,20 +15,23 @@ from sq.types.costs import Rows
 def measure(trial: Trial, *, count: Count, images: Count, seed: int) -> dict[str, Any]:
     """Measure the loss of `count` random bit assignments, and how well their prices put them in order.
 
-    Each assignment has a mix of bit-widths of its own: shares drawn uniformly from all there are (a flat Dirichlet),
-    then each layer's bits by these shares. So their means lie apart, and so do assignments of one mean.
+    Each assignment has a mix of bit-widths of its own: shares drawn uniformly from all there are (a
+    flat Dirichlet), then each layer's bits by these shares. So their means lie apart, and so do
+    assignments of one mean.
 
     Parameters
     ----------
     count : assignments
-    images : of the evaluation split that the loss is measured on, at most; see `sq.trials.measurement.losses`
+    images : of the evaluation split that the loss is measured on, at most; see
+    `sq.trials.measurement.losses`
     seed : of the assignments
 
     Returns
     -------
-    `spearman` and `kendall` with their intervals (see `sq.trials.rank_correlation`), and `list`: of each assignment
-    its `bits` and `input_bits` in the order of layers, the cost `predicted` (in units of the metric) and the loss
-    `measured` (mean cross-entropy in nats); `loss_full` is that of full precision
+    `spearman` and `kendall` with their intervals (see `sq.trials.rank_correlation`), and `list`: of
+    each assignment its `bits` and `input_bits` in the order of layers, the cost `predicted` (in
+    units of the metric) and the loss `measured` (mean cross-entropy in nats); `loss_full` is that
+    of full precision
 
     Raises
     ------
@@ -36,8 +39,8 @@ def measure(trial: Trial, *, count: Count, images: Count, seed: int) -> dict[str
 
     Source
     ------
-    Lee et al. 2021, arXiv:2103.10051: our reading of how its metric was judged, of which the abstract says no more
-    than that it "better represents" sensitivity.
+    Lee et al. 2021, arXiv:2103.10051: our reading of how its metric was judged, of which the
+    abstract says no more than that it "better represents" sensitivity.
     """
     cost = trial.cost
     inputs = _draw(cost.inputs, count, seed + 1) if cost.inputs else [{}] * count
@@ -49,7 +52,12 @@ def measure(trial: Trial, *, count: Count, images: Count, seed: int) -> dict[str
         {"bits": _line(weights), "input_bits": _line(inputs), "predicted": p, "measured": m}
         for (weights, inputs), p, m in zip(mixes, predicted, measured, strict=True)
     ]
-    about = {"images": found.images, "loss_full": found.full[0], "cached": found.cached, "list": listed}
+    about = {
+        "images": found.images,
+        "loss_full": found.full[0],
+        "cached": found.cached,
+        "list": listed,
+    }
     return rank_correlation.correlation(predicted, measured, seed) | about
 
 

@@ -10,11 +10,13 @@ RESAMPLES = 2000  # of the bootstrap; its own error is then a fiftieth of the in
 LEVEL = 95.0  # % of resamples inside
 
 
-def correlation(predicted: Sequence[float], measured: Sequence[float], seed: int) -> dict[str, float]:
+def correlation(
+    predicted: Sequence[float], measured: Sequence[float], seed: int
+) -> dict[str, float]:
     """Return Spearman's rho and Kendall's tau-b of two lists, each with its 95 % interval.
 
-    Intervals are percentiles of a bootstrap over the pairs. Equal values share their mean rank. A list without two
-    different values has no order: nothing is returned then.
+    Intervals are percentiles of a bootstrap over the pairs. Equal values share their mean rank. A
+    list without two different values has no order: nothing is returned then.
 
     Parameters
     ----------
@@ -32,7 +34,11 @@ def correlation(predicted: Sequence[float], measured: Sequence[float], seed: int
 
 
 def _with_interval(
-    name: str, of: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray, y: np.ndarray, draws: np.ndarray
+    name: str,
+    of: Callable[[np.ndarray, np.ndarray], float],
+    x: np.ndarray,
+    y: np.ndarray,
+    draws: np.ndarray,
 ) -> dict[str, float]:
     again = np.array([of(x[own], y[own]) for own in draws])
     low, high = np.nanpercentile(again, [50 - LEVEL / 2, 50 + LEVEL / 2])

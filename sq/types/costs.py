@@ -23,18 +23,24 @@ Rows = dict[str, dict[int, float]]  # by layer name, then bits
 class Cost:
     """How much the task suffers when a layer's weights, or its inputs, have so many bits.
 
-    The whole network's is the sum over layers, and half of ``pairs`` over all pairs of choices where there are any.
+    The whole network's is the sum over layers, and half of ``pairs`` over all pairs of choices
+    where there are any.
     """
 
     weights: Rows
-    inputs: Rows = field(default_factory=dict)  # of what layers are fed; {} where that is not priced
-    unit: str = ""  # "loss" in nats an image, "kl" in nats an image, "share" of a layer's output, ...
-    errors: Rows = field(default_factory=dict)  # standard errors of `weights`, where these are random estimates
+    # of what layers are fed; {} where that is not priced
+    inputs: Rows = field(default_factory=dict)
+    # "loss" in nats an image, "kl" in nats an image, "share" of a layer's output, ...
+    unit: str = ""
+    # standard errors of `weights`, where these are random estimates
+    errors: Rows = field(default_factory=dict)
     pairs: np.ndarray | None = None  # (n, n) symmetric, 0 within a layer; places as in `choices`
     gram: np.ndarray | None = (
-        None  # (n, n): `pairs` with blocks within layers that leave no negative eigenvalue, if known
+        # (n, n): `pairs` with blocks within layers that leave no negative eigenvalue, if known
+        None
     )
-    about: dict[str, Any] = field(default_factory=dict)  # what else the record should say of how it came about
+    # what else the record should say of how it came about
+    about: dict[str, Any] = field(default_factory=dict)
 
     def choices(self) -> list[tuple[str, int]]:
         """Return every (layer, bits) of the weights, in the order of the rows of `pairs`."""
@@ -43,9 +49,13 @@ class Cost:
     def of(self, weights: Mapping[str, int], inputs: Mapping[str, int] | None = None) -> float:
         """Return what the whole network costs with these bits by layer name; bits that have no price cost nothing."""
         total = sum(self.weights.get(name, {}).get(bits, 0.0) for name, bits in weights.items())
-        total += sum(self.inputs.get(name, {}).get(bits, 0.0) for name, bits in (inputs or {}).items())
+        total += sum(
+            self.inputs.get(name, {}).get(bits, 0.0) for name, bits in (inputs or {}).items()
+        )
         if self.pairs is not None:
-            chosen = np.array([weights.get(name) == bits for name, bits in self.choices()], dtype=float)
+            chosen = np.array(
+                [weights.get(name) == bits for name, bits in self.choices()], dtype=float
+            )
             total += float(chosen @ self.pairs @ chosen) / 2
         return total
 
@@ -66,7 +76,11 @@ class Cost:
 
     def unruly(self) -> list[str]:
         """Return a line for each cost that is negative, or higher than that of fewer bits: noise, or a layer apart."""
-        lines = [f"{name}: {bits} bits of {what} cost {v:.3g}" for what, name, bits, v in self._entries() if v < 0]
+        lines = [
+            f"{name}: {bits} bits of {what} cost {v:.3g}"
+            for what, name, bits, v in self._entries()
+            if v < 0
+        ]
         for what, rows in (("weights", self.weights), ("inputs", self.inputs)):
             for name, row in rows.items():
                 widths = sorted(row)
@@ -88,11 +102,16 @@ class Budget:
     """What an allocation has to keep to, whatever its own bounds are."""
 
     bits: float  # as asked for: of every weight, or their mean
-    fixed: dict[str, int] = field(default_factory=dict)  # layers whose weights' and inputs' bits are settled
-    inputs: dict[str, int] = field(default_factory=dict)  # bits of layers' inputs where the allocation leaves them
-    rest: dict[str, int] = field(default_factory=dict)  # "bytes" and "bops" of all that no decision changes
-    kept: tuple[str, ...] = ()  # layers that stay in full precision, by name: a table of latency has their time too
-    size: Callable[[Layer, int], int] | None = None  # bytes of a layer's codes and grid at some bits; None: codes alone
+    # layers whose weights' and inputs' bits are settled
+    fixed: dict[str, int] = field(default_factory=dict)
+    # bits of layers' inputs where the allocation leaves them
+    inputs: dict[str, int] = field(default_factory=dict)
+    # "bytes" and "bops" of all that no decision changes
+    rest: dict[str, int] = field(default_factory=dict)
+    # layers that stay in full precision, by name: a table of latency has their time too
+    kept: tuple[str, ...] = ()
+    # bytes of a layer's codes and grid at some bits; None: codes alone
+    size: Callable[[Layer, int], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,4 +120,5 @@ class Widths:
 
     weights: dict[str, int]
     inputs: dict[str, int] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)  # for the record: seconds, gap, the front, ...
+    # for the record: seconds, gap, the front, ...
+    report: dict[str, Any] = field(default_factory=dict)

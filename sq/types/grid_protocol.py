@@ -1,6 +1,7 @@
 """Grid: what every set of values that a weight or an input may take can tell and do.
 
-A grid's values are ``scale * unit``: a scale for each channel or tensor, and units in rising order, numbered by codes.
+A grid's values are ``scale * unit``: a scale for each channel or tensor, and units in rising order,
+numbered by codes.
 """
 
 from __future__ import annotations

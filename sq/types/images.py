@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-# prepare(image, resized) -> (C, H, W) float32: an image as the network takes it; `resized` as in `Images`
+# prepare(image, resized) -> (C, H, W) float32: an image as the network takes it; `resized` as in
+# `Images`
 Prepare = Callable[[Image.Image, bool], Tensor]
 
 
@@ -25,7 +26,8 @@ class Objects:
 
     boxes: Tensor  # (n, 4) float32: left, top, right, bottom, in pixels of the image as it is read
     classes: Tensor  # (n,) int64
-    crowd: Tensor  # (n,) bool: a region of many objects, which a prediction may match any number of times
+    # (n,) bool: a region of many objects, which a prediction may match any number of times
+    crowd: Tensor
     size: tuple[int, int]  # (height, width) of the image as it is read
 
 
@@ -36,9 +38,12 @@ class Images:
     ids: list[str]  # unique, and the same on every machine
     y: Tensor | list[Objects]  # labels (B,) int64, or the objects in each image
     read: Callable[[int], Image.Image]  # the image at a place; can be pickled, for worker processes
-    resized: bool = False  # shorter side is what a centre crop is taken from: the network's resize is left out
-    skip_corrupt: bool = False  # leave out an image that cannot be read, and say so; otherwise that is an error
-    workers: int | None = 0  # processes that read and prepare; None: one a core, up to 8; 0: this one
+    # shorter side is what a centre crop is taken from: the network's resize is left out
+    resized: bool = False
+    # leave out an image that cannot be read, and say so; otherwise that is an error
+    skip_corrupt: bool = False
+    # processes that read and prepare; None: one a core, up to 8; 0: this one
+    workers: int | None = 0
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class Batch:
 class Calibration(Batch):
     """The calibration images, and which inputs of a layer a solver's statistics are of.
 
-    `inputs` is "reference", what the full-precision network feeds the layer, or "quantized", what it is fed once
-    the layers before it are quantized.
+    `inputs` is "reference", what the full-precision network feeds the layer, or "quantized", what
+    it is fed once the layers before it are quantized.
     """
 
     inputs: str = "reference"
     left_out: tuple[str, ...] = ()  # ids of images that were drawn but could not be read
-    made: dict[str, Any] = field(default_factory=dict)  # of images made rather than drawn: what that took, and figures
+    # of images made rather than drawn: what that took, and figures
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,5 +81,7 @@ class Dataset:
 
     def read_by(self, workers: int | None) -> Dataset:
         """Return this dataset with `workers` processes reading what leaves that open."""
-        train, test = (s if s.workers == 0 else replace(s, workers=workers) for s in (self.train, self.test))
+        train, test = (
+            s if s.workers == 0 else replace(s, workers=workers) for s in (self.train, self.test)
+        )
         return replace(self, train=train, test=test)

@@ -1,8 +1,9 @@
 """What flows between the families: plain data, no behaviour beyond a few derived figures.
 
-Axis letters, everywhere in `sq`: G groups, O outputs of a group, I inputs of a group (input channels
-of the group times kernel taps), N positions (images times output pixels). Weights are (G, O, I),
-inputs (G, I, N), so a layer is ``weight @ inputs`` whether dense, grouped, depthwise or linear.
+Axis letters, everywhere in `sq`: G groups, O outputs of a group, I inputs of a group (input
+channels of the group times kernel taps), N positions (images times output pixels). Weights are (G,
+O, I), inputs (G, I, N), so a layer is ``weight @ inputs`` whether dense, grouped, depthwise or
+linear.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from sq.types.grid_protocol import Grid
 from sq.types.images import Calibration, Images, Prepare
 
-# decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and scores (B, N, classes)
+# decode(raw) -> boxes (B, N, 4), left, top, right, bottom in pixels of the network's input, and
+# scores (B, N, classes)
 Decode = Callable[[Tensor], "tuple[Tensor, Tensor]"]
-Span = tuple[tuple[float, ...], tuple[float, ...]]  # of an image, its lowest and highest values: one, or one a channel
+# of an image, its lowest and highest values: one, or one a channel
+Span = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,10 @@ class Layer:
     groups: int
     outputs: int  # of one group
     inputs: int  # of one group, times kernel taps
-    positions: int = 0  # output pixels of one image, all calls; 0 as long as the network has not been traced
-    fed: str = ""  # the first layer that is fed the same tensor, itself if none before it is; "" until traced
+    # output pixels of one image, all calls; 0 as long as the network has not been traced
+    positions: int = 0
+    # the first layer that is fed the same tensor, itself if none before it is; "" until traced
+    fed: str = ""
 
     @property
     def weights(self) -> int:
@@ -51,7 +56,8 @@ class Layer:
 class Model:
     """A trained network, what of it can be quantized, and what it expects as input."""
 
-    net: nn.Module  # maps a batch of images to one tensor: logits (B, K), or raw predictions (B, boxes, ...)
+    # maps a batch of images to one tensor: logits (B, K), or raw predictions (B, boxes, ...)
+    net: nn.Module
     layers: list[Layer]
     input: tuple[int, ...]  # (C, H, W) of one image
     checkpoint: str  # sha256 of the weights file, in hex
@@ -61,11 +67,16 @@ class Model:
         default_factory=dict
     )  # by image set; see `expected_accuracy`
     decode: Decode | None = None  # of a detector
-    ends: tuple[str, ...] = ()  # names of the first and last layers; () takes the first and last that are called
-    span: Span = ((-2.0,), (2.0,))  # black and white as `net` takes them; by default, of standardised values
-    classes: tuple[str, ...] = ()  # names, in the order of its outputs, where the checkpoint tells them
-    rewritten: tuple[str, ...] = ()  # modules that are plain layers now, see `sq.network.plain_layers`
-    refused: tuple[tuple[str, str], ...] = ()  # modules that could not be made plain layers, and why
+    # names of the first and last layers; () takes the first and last that are called
+    ends: tuple[str, ...] = ()
+    # black and white as `net` takes them; by default, of standardised values
+    span: Span = ((-2.0,), (2.0,))
+    # names, in the order of its outputs, where the checkpoint tells them
+    classes: tuple[str, ...] = ()
+    # modules that are plain layers now, see `sq.network.plain_layers`
+    rewritten: tuple[str, ...] = ()
+    # modules that could not be made plain layers, and why
+    refused: tuple[tuple[str, str], ...] = ()
     folded: tuple[
         tuple[str, str], ...
     ] = ()  # layer and BatchNorm that is in its weight now, see `sq.network.batchnorm_folding`
@@ -91,7 +102,8 @@ class Statistics:
         return digest(s.hessian for s in self.layers.values())
 
 
-Fit = Callable[..., Grid]  # fit(W, bits) -> Grid, or fit(W, bits, h) where the grid asks for h, see `weight_importance`
+# fit(W, bits) -> Grid, or fit(W, bits, h) where the grid asks for h, see `weight_importance`
+Fit = Callable[..., Grid]
 # solve(W, H, grid) -> codes, or codes and the grid they are of where the solver moved it
 Solve = Callable[[Tensor, Tensor, Grid], "Tensor | tuple[Tensor, Grid]"]
 
@@ -113,7 +125,8 @@ class Plan:
 class Inputs:
     """What layers are fed, and operands of additions, that a grid may be put on: at any bit-width, by name."""
 
-    bits: dict[str, int] = field(default_factory=dict)  # of each, unless an allocation decides; {} leaves all as is
+    # of each, unless an allocation decides; {} leaves all as is
+    bits: dict[str, int] = field(default_factory=dict)
     fit: Callable[[str, int], Grid] | None = None  # fit(name, bits) -> Grid
 
     def grid(self, name: str, bits: int) -> Grid:
@@ -123,7 +136,9 @@ class Inputs:
 
     def grids(self, bits: Mapping[str, int] | None = None) -> dict[str, Grid]:
         """Return the grid of each name, with `bits` in place of its own where that has it."""
-        return {name: self.grid(name, width) for name, width in (self.bits | dict(bits or {})).items()}
+        return {
+            name: self.grid(name, width) for name, width in (self.bits | dict(bits or {})).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -135,12 +150,17 @@ class Problem:
     statistics: Statistics
     fit: Fit
     bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
-    activations: dict[str, Grid] = field(default_factory=dict)  # grids of layer inputs; none stay full precision
-    inputs: Inputs = field(default_factory=Inputs)  # what `activations` are chosen from, for metrics that price them
-    fixed: dict[str, int] = field(default_factory=dict)  # bits of weights and inputs that are settled, by layer name
-    importance: dict[str, Tensor] = field(default_factory=dict)  # h (G, O, I) of weights, if `fit` asks for it
+    # grids of layer inputs; none stay full precision
+    activations: dict[str, Grid] = field(default_factory=dict)
+    # what `activations` are chosen from, for metrics that price them
+    inputs: Inputs = field(default_factory=Inputs)
+    # bits of weights and inputs that are settled, by layer name
+    fixed: dict[str, int] = field(default_factory=dict)
+    # h (G, O, I) of weights, if `fit` asks for it
+    importance: dict[str, Tensor] = field(default_factory=dict)
     train: Images | None = None  # the training split, for what trains the network
-    scratch: str | None = None  # a folder for the state of what takes long, to be taken up where it was left
+    # a folder for the state of what takes long, to be taken up where it was left
+    scratch: str | None = None
     scratch_gib: float = 1.0  # for all that is kept there
 
     def grid(self, name: str, W: Tensor, bits: int) -> Grid:
@@ -163,7 +183,8 @@ class QuantizedModel:
 
     net: nn.Module
     layers: dict[str, QuantizedLayer]
-    report: dict[str, Any] = field(default_factory=dict)  # of how it was learned, if it was; see `sq.learning.setup`
+    # of how it was learned, if it was; see `sq.learning.setup`
+    report: dict[str, Any] = field(default_factory=dict)
     trained: bool = False  # on labels: not to be brought back to what full precision returns
 
     def digest(self) -> str:
@@ -176,5 +197,8 @@ def digest(tensors: Iterable[Tensor]) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
         data = tensor.detach().cpu().contiguous()
-        sha.update(f"{data.dtype}{tuple(data.shape)}".encode() + data.flatten().view(torch.uint8).numpy().tobytes())
+        sha.update(
+            f"{data.dtype}{tuple(data.shape)}".encode()
+            + data.flatten().view(torch.uint8).numpy().tobytes()
+        )
     return sha.hexdigest()[:16]

@@ -14,9 +14,22 @@ from sq.config.instantiate import build
 from sq.errors import SqError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "activation"
-PARTS = {path.stem: compose(f"activation={path.stem}")[0]["activation"] for path in sorted(CONF.glob("*.yaml"))}
+PARTS = {
+    path.stem: compose(f"activation={path.stem}")[0]["activation"]
+    for path in sorted(CONF.glob("*.yaml"))
+}
 FITS = {name: part for name, part in PARTS.items() if "fit" in part}
-INPUTS = ["normal", "relu", "relu6", "silu", "negative", "shifted", "constant", "negative constant", "zero"]
+INPUTS = [
+    "normal",
+    "relu",
+    "relu6",
+    "silu",
+    "negative",
+    "shifted",
+    "constant",
+    "negative constant",
+    "zero",
+]
 
 
 def fitting(name, **changes):
@@ -51,7 +64,8 @@ def test_grid(see, inputs, name, symmetric, kind):
         elif symmetric or float(x.min()) >= 0:
             assert low == 0
         reach = max(-float(x.min()), float(x.max()), 1e-30)
-        assert grid.scale * (2**bits - 1) <= max(2 * reach, 1) * (1 + 1e-5)  # no wider than what was seen
+        # no wider than what was seen
+        assert grid.scale * (2**bits - 1) <= max(2 * reach, 1) * (1 + 1e-5)
         for values in (x, x.view(-1, 5, 2), x.view(-1, 5, 2, 1), x.double()):
             assert grid.nearest(values).shape == values.shape
             assert grid.nearest(values).dtype == values.dtype
@@ -82,7 +96,9 @@ def test_bits(see, inputs, name):
 def test_more_bits_err_less(see, inputs, name):
     for kind in ("normal", "relu", "silu", "shifted"):
         x = inputs[kind]
-        errors = [float((x - fitting(name)(see(x), bits).nearest(x)).square().sum()) for bits in (2, 4, 6)]
+        errors = [
+            float((x - fitting(name)(see(x), bits).nearest(x)).square().sum()) for bits in (2, 4, 6)
+        ]
         assert errors[0] > errors[1] > errors[2], kind
 
 
@@ -90,14 +106,18 @@ def test_more_bits_err_less(see, inputs, name):
 def test_scale_of_the_values_does_not_matter(see, inputs, name):
     x = inputs["silu"]
     one, other = (fitting(name)(see(factor * x), 5) for factor in (1, 2.0**20))
-    assert float(other.scale) == pytest.approx(float(one.scale * 2**20), rel=relative(2, torch.float32))
+    assert float(other.scale) == pytest.approx(
+        float(one.scale * 2**20), rel=relative(2, torch.float32)
+    )
     assert torch.equal(other.low, one.low)
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_from_yaml_to_a_network(name):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    ).eval()
     net.requires_grad_(False)
     x = torch.randn(40, 1, 8, 8)
     plain = net(x)

@@ -44,7 +44,11 @@ def test_batches_order_and_pieces_do_not_matter(monkeypatch):
     x = values(10, 3, 8, 8)
     whole = collect(x)
     monkeypatch.setattr(histogram, "CHUNK", 7)
-    for parts in (x.split(3), reversed(x.split(1)), [x.contiguous(memory_format=torch.channels_last)]):
+    for parts in (
+        x.split(3),
+        reversed(x.split(1)),
+        [x.contiguous(memory_format=torch.channels_last)],
+    ):
         found = collect(*parts)
         assert (found.low, found.high) == (whole.low, whole.high)
         assert torch.equal(found.counts, whole.counts)
@@ -53,7 +57,12 @@ def test_batches_order_and_pieces_do_not_matter(monkeypatch):
 def test_layouts_do_not_matter():
     x = values(2, 6, 4, 5)
     whole = collect(x)
-    for view in (x.transpose(1, 3), x.mT, x.contiguous(memory_format=torch.channels_last), x.double()):
+    for view in (
+        x.transpose(1, 3),
+        x.mT,
+        x.contiguous(memory_format=torch.channels_last),
+        x.double(),
+    ):
         assert torch.equal(collect(view).counts, whole.counts)
     assert torch.equal(collect(x[:, ::2], x[:, 1::2]).counts, whole.counts)
 

@@ -44,7 +44,9 @@ def images(count, seed=0):
 
 
 def observe(net, names, x, **changes):
-    return insertion.observe(net, names, x, **dict(images=1000, batch_size=4, bins=32, adds=False) | changes)
+    return insertion.observe(
+        net, names, x, **dict(images=1000, batch_size=4, bins=32, adds=False) | changes
+    )
 
 
 def fit(histogram, bits):
@@ -53,7 +55,13 @@ def fit(histogram, bits):
 
 def quantize(net, x, bits_of=None, *, names=NAMES, bits=8, **changes):
     return insertion.quantize(
-        net, names, x, bits_of, bits=bits, observe=lambda *given: observe(*given, **changes), fit=fit
+        net,
+        names,
+        x,
+        bits_of,
+        bits=bits,
+        observe=lambda *given: observe(*given, **changes),
+        fit=fit,
     ).grids()
 
 
@@ -96,7 +104,10 @@ def test_batch_size_changes_no_count_of_the_images(tiny):
 
 def test_only_so_many_images_are_used(tiny):
     few = observe(tiny, NAMES, images(10), images=4)
-    assert all(torch.equal(few[n].counts, h.counts) for n, h in observe(tiny, NAMES, images(10)[:4]).items())
+    assert all(
+        torch.equal(few[n].counts, h.counts)
+        for n, h in observe(tiny, NAMES, images(10)[:4]).items()
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -141,13 +152,17 @@ def test_attach_quantizes_what_is_named_and_nothing_else(tiny):
         for name, module in tiny.named_modules():
             plain[name] = []
             module.register_forward_hook(
-                lambda m, args, named, y, name=name: plain[name].append(args[0] if args else named["input"]),
+                lambda m, args, named, y, name=name: plain[name].append(
+                    args[0] if args else named["input"]
+                ),
                 with_kwargs=True,
             )
         found = tiny(x)
         with torch.no_grad():
             near = {name: grid.nearest for name, grid in grids.items()}
-            y = F.relu(tiny.norm(F.conv2d(near["conv"](x), tiny.conv.weight, tiny.conv.bias, padding=1)))
+            y = F.relu(
+                tiny.norm(F.conv2d(near["conv"](x), tiny.conv.weight, tiny.conv.bias, padding=1))
+            )
             z = y
             for _ in range(2):
                 z = F.conv2d(near["twice"](z), tiny.twice.weight, tiny.twice.bias)
@@ -198,8 +213,14 @@ def test_copies_keep_and_can_lose_their_grids(tiny):
 
 def test_bits_of_some_names(tiny):
     x = images(6)
-    grids = quantize(tiny, x, {"conv": 8, "head": 0, "add.0.left": 0, "add.0.right": 2}, bits=4, adds=True)
-    assert {name: grid.levels for name, grid in grids.items()} == {"conv": 256, "twice": 16, "add.0.right": 4}
+    grids = quantize(
+        tiny, x, {"conv": 8, "head": 0, "add.0.left": 0, "add.0.right": 2}, bits=4, adds=True
+    )
+    assert {name: grid.levels for name, grid in grids.items()} == {
+        "conv": 256,
+        "twice": 16,
+        "add.0.right": 4,
+    }
     with pytest.raises(SqError, match="input of norm, which is not observed"):
         quantize(tiny, x, {"norm": 4})
 
@@ -246,7 +267,9 @@ def test_every_layer_of_a_network_sees_grid_values(resnet):
     insertion.attach(net, grids)
     seen = {}
     for layer in geometry.find(net)[0]:
-        layer.module.register_forward_hook(lambda m, args, y, name=layer.name: seen.update({name: args[0]}))
+        layer.module.register_forward_hook(
+            lambda m, args, y, name=layer.name: seen.update({name: args[0]})
+        )
     net(x)
     assert seen.keys() == grids.keys()
     assert all(len(values.unique()) <= 4 for values in seen.values())

@@ -20,7 +20,9 @@ def divergence(seen, low, high, bits, signed=False):
 
 
 def histogram(*counts, low=0.0, high=None):
-    return Histogram(low, float(len(counts)) if high is None else high, torch.tensor(counts, dtype=torch.float64))
+    return Histogram(
+        low, float(len(counts)) if high is None else high, torch.tensor(counts, dtype=torch.float64)
+    )
 
 
 def by_definition(P, Q):
@@ -44,7 +46,10 @@ def slowly(seen, low, high, bits, signed=False):
     P[-1] += sum(counts[inside[-1] + 1 :])
     step, first = grid.scale.item(), grid.low.item()
     # A centre on the border of two codes has the upper one, whichever side rounding puts it on.
-    codes = [min(max(math.floor(centres[i] / step + 0.5 + 1e-9), first), first + 2**bits - 1) for i in inside]
+    codes = [
+        min(max(math.floor(centres[i] / step + 0.5 + 1e-9), first), first + 2**bits - 1)
+        for i in inside
+    ]
     Q = []
     for code, p in zip(codes, P, strict=True):
         mass = sum(counts[i] for i, c in zip(inside, codes, strict=True) if c == code)
@@ -84,7 +89,9 @@ def test_divergence_equals_the_definition(seed, bits, signed):
     for factor in (1.0, 0.83, 0.61, 0.4):
         lower = -3.1 * factor if signed else low * factor
         wanted = slowly(seen, lower, 3.1 * factor, bits, signed)
-        assert divergence(seen, lower, 3.1 * factor, bits, signed) == pytest.approx(wanted, rel=0, abs=ROUNDING)
+        assert divergence(seen, lower, 3.1 * factor, bits, signed) == pytest.approx(
+            wanted, rel=0, abs=ROUNDING
+        )
 
 
 @pytest.mark.parametrize("chunk", [1, 2**20])
@@ -102,8 +109,10 @@ def test_fit_is_the_best_of_all_ranges(monkeypatch, low, chunk):
         if sum(ends[0] <= c < ends[1] for c in seen.centres().tolist()) >= 8:
             tried[ends] = slowly(plain, *ends, 3)
     least = min(tried.values())
-    best = next(ends for ends, value in tried.items() if value <= least * (1 + 1e-9))  # the widest of equals
-    assert tried[best] < tried[next(iter(tried))]  # a test that can fail: the widest is not the best
+    # the widest of equals
+    best = next(ends for ends, value in tried.items() if value <= least * (1 + 1e-9))
+    # a test that can fail: the widest is not the best
+    assert tried[best] < tried[next(iter(tried))]
     found = kl.fit(seen, 3, symmetric=False)
     wanted = spanning(column(best[0]), column(best[1]), 3, False)
     assert float(found.scale) == pytest.approx(wanted.scale.item(), rel=relative(2, torch.float32))
@@ -124,7 +133,9 @@ def test_zeros_do_not_decide(see, inputs, zeros):
     x = torch.cat([x[x > 0], torch.zeros(zeros + 1)])
     one = kl.fit(see(torch.cat([x[x > 0], torch.zeros(1000)])), 6, symmetric=False)
     # how near two searches come, not how they round
-    assert float(kl.fit(see(x), 6, symmetric=False).scale) == pytest.approx(float(one.scale), rel=0.05)
+    assert float(kl.fit(see(x), 6, symmetric=False).scale) == pytest.approx(
+        float(one.scale), rel=0.05
+    )
 
 
 def test_fewer_bins_than_values_are_refused(see, inputs):

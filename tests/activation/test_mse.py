@@ -18,7 +18,11 @@ def lost(x, grid, norm=2.0):
 
 
 def every(low, high, steps):
-    ends = [(low * i / steps, high * j / steps) for i in range(1, steps + 1) for j in range(1, steps + 1)]
+    ends = [
+        (low * i / steps, high * j / steps)
+        for i in range(1, steps + 1)
+        for j in range(1, steps + 1)
+    ]
     return sorted(set(ends))
 
 
@@ -52,7 +56,10 @@ def test_error_equals_sums_over_many_points(norm, bits):
     random = torch.Generator().manual_seed(bits)
     counts = torch.randint(0, 9, (7,), generator=random).double()
     seen = Histogram(-1.3, 2.9, counts)
-    lows, highs = torch.tensor([[-1.3], [-0.4], [-0.2]]).double(), torch.tensor([[2.9], [2.0], [0.1]]).double()
+    lows, highs = (
+        torch.tensor([[-1.3], [-0.4], [-0.2]]).double(),
+        torch.tensor([[2.9], [2.0], [0.1]]).double(),
+    )
     grid = spanning(lows, highs, bits, False)
     points = 20000
     within = (torch.arange(points, dtype=torch.float64) + 0.5) / points

@@ -13,7 +13,9 @@ def test_quantile_is_that_of_numpy(see, inputs, kind, share):
     seen = see(inputs[kind])
     width = (seen.high - seen.low) / 2048
     gap = 30 / 20000  # where values lie far apart, numpy's quantile lies between two of them
-    near = [np.quantile(inputs[kind].numpy(), np.clip(share + d, 0, 1)) for d in (-gap / 30, gap / 30)]
+    near = [
+        np.quantile(inputs[kind].numpy(), np.clip(share + d, 0, 1)) for d in (-gap / 30, gap / 30)
+    ]
     found = percentile.quantile(seen, share)
     assert near[0] - width <= found <= near[1] + width
 
@@ -37,10 +39,14 @@ def test_ranges(see, inputs, kept):
             low, high = 0.0, percentile.quantile(seen, 1 - cut)
         found = percentile.fit(seen, 6, symmetric=False, percentile=kept)
         wanted = per_tensor(low, high, 6, False)
-        assert float(found.scale) == pytest.approx(float(wanted.scale), rel=relative(2, torch.float32)), kind
+        assert float(found.scale) == pytest.approx(
+            float(wanted.scale), rel=relative(2, torch.float32)
+        ), kind
         assert torch.equal(found.low, wanted.low)
         lowest, highest = found.bounds()
-        inside = ((x >= lowest - found.half_step()) & (x <= highest + found.half_step())).double().mean()
+        inside = (
+            ((x >= lowest - found.half_step()) & (x <= highest + found.half_step())).double().mean()
+        )
         assert inside >= kept / 100 - 0.01
 
 
@@ -56,7 +62,9 @@ def test_hundred_percent_is_minmax(see, inputs):
 def test_signed_grid_takes_the_further_end(see, inputs):
     seen = see(inputs["silu"])
     grid = percentile.fit(seen, 8, symmetric=True, percentile=98.0)
-    assert float(grid.scale) * 255 == pytest.approx(2 * percentile.quantile(seen, 0.99), rel=relative(2, torch.float32))
+    assert float(grid.scale) * 255 == pytest.approx(
+        2 * percentile.quantile(seen, 0.99), rel=relative(2, torch.float32)
+    )
 
 
 def test_a_tensor_with_few_values_below_zero_stays_signed(see):

@@ -31,7 +31,9 @@ def knobs_of(limits):
 
 def between(cost, layers, budget, names, shares, **rules):
     """Return limits that lie at `shares` of the range that choices use."""
-    taken = [used(layers, w, i, budget.rest) for w, i in every_choice(cost, layers, budget, **rules)]
+    taken = [
+        used(layers, w, i, budget.rest) for w, i in every_choice(cost, layers, budget, **rules)
+    ]
     found = {}
     for name, share in zip(names, shares, strict=True):
         low, high = min(t[name] for t in taken), max(t[name] for t in taken)
@@ -48,7 +50,10 @@ def agrees(case, names, shares, ties="fed", same=False, **knobs):
     inputs = {each.name: made.inputs.get(each.name, budget.inputs[each.name]) for each in layers}
     taken = used(layers, made.weights, inputs, budget.rest)
     assert all(taken[name] <= limit * (1 + 1e-12) for name, limit in limits.items())
-    assert any((made.weights, inputs) == choice for choice in every_choice(cost, layers, budget, ties, same))
+    assert any(
+        (made.weights, inputs) == choice
+        for choice in every_choice(cost, layers, budget, ties, same)
+    )
     assert price(cost, made.weights, inputs) == pytest.approx(oracle[0], rel=1e-9, abs=1e-12)
     assert made.report["objective"] == pytest.approx(oracle[0], rel=1e-9, abs=1e-12)
     assert made.report["gap"] == 0
@@ -65,7 +70,8 @@ SHARE = st.floats(0, 1)
 @given(networks(), SHARE, st.sampled_from(["fed", "none"]))
 def test_average_bits_against_every_choice(case, share, ties):
     taken, oracle = agrees(case, ["bits"], [share], ties)
-    assert taken["bits"] == pytest.approx(oracle[1], rel=1e-9)  # of what costs the same, the smallest
+    # of what costs the same, the smallest
+    assert taken["bits"] == pytest.approx(oracle[1], rel=1e-9)
 
 
 @given(networks(), SHARE, SHARE, SHARE)
@@ -104,7 +110,9 @@ def test_search_keeps_to_the_budget_and_its_gap_is_true(case, share):
 
 @settings(max_examples=10)
 @given(networks(), st.lists(SHARE, min_size=2, max_size=3), st.randoms())
-def test_cost_never_rises_with_the_budget_nor_changes_with_the_order_of_prices(case, shares, random):
+def test_cost_never_rises_with_the_budget_nor_changes_with_the_order_of_prices(
+    case, shares, random
+):
     cost, layers, budget = case
     costs = []
     for share in sorted(shares):
@@ -114,16 +122,18 @@ def test_cost_never_rises_with_the_budget_nor_changes_with_the_order_of_prices(c
         names = list(cost.weights)
         random.shuffle(names)
         shuffled = Cost({name: dict(reversed(cost.weights[name].items())) for name in names})
-        assert allocate(shuffled, layers, budget, average_bits=limits["bits"]).weights == made.weights
+        assert (
+            allocate(shuffled, layers, budget, average_bits=limits["bits"]).weights == made.weights
+        )
     assert all(after <= before + 1e-9 * abs(before) for before, after in itertools.pairwise(costs))
 
 
-# HAWQ-V3's ResNet-18 (its notebook ILP.ipynb): normalised traces, ||dW||^2 at 8 and at 4 bits, weights, MACs.
+# HAWQ-V3's ResNet-18 (its notebook ILP.ipynb): normalised traces, ||dW||^2 at 8 and at 4 bits,
+# weights, MACs.
 TRACE = """.06857826 .03162379 .03298575 .01205663 .02222431 .00596336 .06931772 .00807129 .00372905 .00530698 .00209011
 .00737569 .00210454 .00151197 .00158041 .00078146 .00451841 .00098745 .00072944"""
-AT_8 = (
-    ".0235 .0125 .0102 .0082 .0145 .0344 .0023 .0287 .0148 .0333 .0682 .0027 .0448 .0336 .0576 .1130 .0102 .0947 .0532"
-)
+AT_8 = """.0235 .0125 .0102 .0082 .0145 .0344 .0023 .0287 .0148 .0333 .0682 .0027 .0448 .0336 .0576
+.1130 .0102 .0947 .0532"""
 AT_4 = """6.7430 3.9691 3.3281 2.6796 4.7277 10.5966 .6827 9.0942 4.8857 10.7599 21.7546 .8603 14.5324 10.9651 18.7706
 36.4044 3.1572 29.6994 17.4016"""
 WEIGHTS = [36864] * 4 + [73728, 147456, 8192, 147456, 147456, 294912, 589824, 32768, 589824, 589824]
@@ -182,7 +192,10 @@ def large(count, seed, mixed=False):
         drops = np.sort(random.exponential(size=len(widths)))[::-1] * np.exp(2 * random.normal())
         return dict(zip(widths.tolist(), np.cumsum(drops[::-1])[::-1].tolist(), strict=True))
 
-    layers = [layer(f"{k}", int(random.integers(1, 5000)) * 144, int(random.integers(1, 1000))) for k in range(count)]
+    layers = [
+        layer(f"{k}", int(random.integers(1, 5000)) * 144, int(random.integers(1, 1000)))
+        for k in range(count)
+    ]
     rows = {each.name: row() for each in layers}
     return Cost(rows, {name: row() for name in rows} if mixed else {}), layers, Budget(3.0)
 
@@ -220,12 +233,21 @@ PRICES = Cost({"a": {2: 4.0, 3: 2.0, 8: 0.0}, "b": {2: 9.0, 3: 3.0, 8: 0.0}})
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"average_bits": 1.5}, r"^bits=1\.5: with candidates 2,3,8 the mean can be 2\.00 to 8\.00$"),
-        ({"average_bits": 8.5}, r"^bits=8\.5: with candidates 2,3,8 the mean can be 2\.00 to 8\.00$"),
+        (
+            {"average_bits": 1.5},
+            r"^bits=1\.5: with candidates 2,3,8 the mean can be 2\.00 to 8\.00$",
+        ),
+        (
+            {"average_bits": 8.5},
+            r"^bits=8\.5: with candidates 2,3,8 the mean can be 2\.00 to 8\.00$",
+        ),
         ({"bytes": 99}, r"^allocation\.bytes=99: it can be 100 to 400$"),
         ({"bops": 10}, r"^allocation\.bops=10: it can be 25600 to 102400$"),
         ({}, r"nothing bounds the bits; set allocation\.average_bits or"),
-        ({"average_input_bits": 4.0}, r"average_input_bits=4: .*no price; set sensitivity\.input_bits"),
+        (
+            {"average_input_bits": 4.0},
+            r"average_input_bits=4: .*no price; set sensitivity\.input_bits",
+        ),
         ({"inputs": "weights"}, r"inputs=weights: .*no price; set sensitivity\.input_bits"),
         ({"latency": 1.0}, r"allocation\.latency=1: allocation\.latency_table should name"),
     ],
@@ -241,7 +263,9 @@ def test_more_than_enough_is_no_mistake_where_it_is_no_mean():
 
 
 def test_range_counts_settled_layers_but_not_as_candidates():
-    with pytest.raises(SqError, match=r"bits=3: with candidates 2,3 the mean can be 6\.50 to 6\.75$"):
+    with pytest.raises(
+        SqError, match=r"bits=3: with candidates 2,3 the mean can be 6\.50 to 6\.75$"
+    ):
         allocate(Cost({"b": {2: 1.0, 3: 0.0}}), TWO, Budget(3.0, {"a": 8}), average_bits=3.0)
 
 
@@ -250,7 +274,14 @@ def test_bounds_that_exclude_each_other_are_each_given_a_range(tmp_path):
     file.write_text(TABLE + "c,2,32,5\nc,8,32,1\n")
     cost = Cost(PRICES.weights | {"c": {2: 1.0, 8: 0.0}})
     with pytest.raises(SqError) as caught:
-        allocate(cost, [*TWO, layer("c", 600)], Budget(3.0), average_bits=2.5, latency=4.0, latency_table=str(file))
+        allocate(
+            cost,
+            [*TWO, layer("c", 600)],
+            Budget(3.0),
+            average_bits=2.5,
+            latency=4.0,
+            latency_table=str(file),
+        )
     assert str(caught.value) == (
         "bits=2.5 allocation.latency=4: no choice of bits keeps to all of them together, though to each alone. "
         "bits: with candidates 2,3,8 the mean can be 2.00 to 8.00; allocation.latency: it can be 3.2 to 13.8"
@@ -275,12 +306,19 @@ def test_settled_layers_are_tied_to_none():
 
 def test_equal_costs_go_to_the_smallest_and_then_to_the_first_layers():
     layers = [layer(name, 10) for name in "abcd"]
-    made = allocate(Cost({name: {2: 1.0, 4: 0.0, 8: 0.0} for name in "abcd"}), layers, Budget(3.0), average_bits=3.0)
+    made = allocate(
+        Cost({name: {2: 1.0, 4: 0.0, 8: 0.0} for name in "abcd"}),
+        layers,
+        Budget(3.0),
+        average_bits=3.0,
+    )
     assert made.weights == {"a": 4, "b": 4, "c": 2, "d": 2}
 
 
 TABLE = "layer,bits,input_bits,ms\n" + "".join(
-    f"{name},{bits},32,{bits * scale}\n" for name, scale in (("a", 0.1), ("b", 1.0)) for bits in (2, 3, 8)
+    f"{name},{bits},32,{bits * scale}\n"
+    for name, scale in (("a", 0.1), ("b", 1.0))
+    for bits in (2, 3, 8)
 )
 
 
@@ -309,7 +347,9 @@ def test_latency_of_layers_left_in_full_precision_counts(tmp_path):
 def test_latency_table_that_misses_something(tmp_path):
     file = tmp_path / "table.csv"
     file.write_text("".join(line for line in TABLE.splitlines(True) if not line.startswith("b,8")))
-    with pytest.raises(SqError, match=r"no line for layer b with 8 bits of weights and 32 of inputs; add .*ends of"):
+    with pytest.raises(
+        SqError, match=r"no line for layer b with 8 bits of weights and 32 of inputs; add .*ends of"
+    ):
         allocate(PRICES, TWO, Budget(3.0), latency=3.8, latency_table=str(file))
     file.write_text("".join(line for line in TABLE.splitlines(True) if not line.startswith("b")))
     with pytest.raises(SqError, match=r"no line for layer b, and 2 more; add"):
@@ -323,7 +363,13 @@ def test_time_that_does_not_suffice_is_said():
 
 @pytest.mark.parametrize("ends", ["8bit", "keep"])
 def test_a_run_uses_what_its_allocation_says(ends, tmp_path):
-    words = ["allocation=ilp", "bits=3.3", "sensitivity.bits=[2,3,4,8]", f"ends={ends}", "activation=minmax"]
+    words = [
+        "allocation=ilp",
+        "bits=3.3",
+        "sensitivity.bits=[2,3,4,8]",
+        f"ends={ends}",
+        "activation=minmax",
+    ]
     done = call(tmp_path, *words, "allocation.bops=200_000_000")
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path)

@@ -17,14 +17,18 @@ def programme(costs, uses, limit, size=None):
     """Return a programme from costs and uses of each group's options."""
     groups = np.repeat(np.arange(len(costs)), [len(row) for row in costs])
     flat = np.concatenate([np.asarray(row) for row in uses])
-    made = Programme(np.concatenate(costs).astype(float), groups, flat if size is None else size, {"use": flat})
+    made = Programme(
+        np.concatenate(costs).astype(float), groups, flat if size is None else size, {"use": flat}
+    )
     return Programme(**{**vars(made), "limits": {"use": limit}})
 
 
 def brute(case):
     starts = [np.flatnonzero(case.groups == g) for g in range(case.groups[-1] + 1)]
     choices = (np.array(c) for c in itertools.product(*starts))
-    return min(case.costs[c].sum() for c in choices if case.uses["use"][c].sum() <= case.limits["use"])
+    return min(
+        case.costs[c].sum() for c in choices if case.uses["use"][c].sum() <= case.limits["use"]
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))

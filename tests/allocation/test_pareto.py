@@ -22,7 +22,9 @@ def allocate(case, **knobs):
 @given(networks(most=4))
 def test_front_is_monotone_true_and_optimal(case):
     cost, layers, budget = case
-    widest = {each.name: budget.fixed.get(each.name) or max(cost.weights[each.name]) for each in layers}
+    widest = {
+        each.name: budget.fixed.get(each.name) or max(cost.weights[each.name]) for each in layers
+    }
     made = allocate(case, average_bits=used(layers, widest, budget.inputs)["bits"])
     front = made.report["front"]
     for before, after in itertools.pairwise(front):
@@ -38,7 +40,8 @@ def test_front_is_monotone_true_and_optimal(case):
             best(cost, layers, budget, {"bits": point["bits"]})[0], rel=1e-9, abs=1e-12
         )
     least = min(point["cost"] for point in front)
-    assert made.report["objective"] == pytest.approx(least, rel=1e-9, abs=1e-12)  # nothing bounds it
+    # nothing bounds it
+    assert made.report["objective"] == pytest.approx(least, rel=1e-9, abs=1e-12)
 
 
 LAYERS = [layer("a", 300), layer("b", 100)]

@@ -26,16 +26,28 @@ def test_ties():
 def test_untraced_layers_are_tied_to_none():
     from dataclasses import replace
 
-    assert names(tied([replace(each, fed="") for each in LAYERS], Budget(4.0), FREE)) == [["a"], ["b"], ["c"], ["d"]]
+    assert names(tied([replace(each, fed="") for each in LAYERS], Budget(4.0), FREE)) == [
+        ["a"],
+        ["b"],
+        ["c"],
+        ["d"],
+    ]
 
 
 def test_options_are_what_all_tied_layers_have():
     cost = Cost({"b": {8: 0.0, 2: 1.0, 3: 0.5}, "c": {2: 1.0, 8: 0.0}}, {"b": {4: 0.1, 8: 0.0}})
     pair = LAYERS[1:3]
-    assert offered(pair, cost, Budget(4.0), FREE) == [Option(2, 4), Option(2, 8), Option(8, 4), Option(8, 8)]
+    assert offered(pair, cost, Budget(4.0), FREE) == [
+        Option(2, 4),
+        Option(2, 8),
+        Option(8, 4),
+        Option(8, 8),
+    ]
     assert offered(pair, cost, Budget(4.0), Rules("fed", "weights")) == [Option(8, 8)]
     with pytest.raises(SqError, match=r"no bits of layer a are priced for both"):
-        offered(LAYERS[:1], Cost({"a": {2: 1.0}}, {"a": {4: 1.0}}), Budget(4.0), Rules("fed", "weights"))
+        offered(
+            LAYERS[:1], Cost({"a": {2: 1.0}}, {"a": {4: 1.0}}), Budget(4.0), Rules("fed", "weights")
+        )
 
 
 def test_costs_of_tied_and_settled_pairs_are_those_of_the_network():
@@ -72,6 +84,8 @@ def test_bytes_are_those_of_codes_and_of_grids_where_their_size_is_known():
     known = Budget(4.0, rest={"bytes": 100}, size=lambda layer, bits: 1000 * layer.weights + bits)
     whole = mix(cost, LAYERS, known, Rules("none", "free"))
     chosen = np.array([0, 3, 4, 7])  # 2, 8, 2 and 8 bits
-    codes = sum(-(-each.weights * bits // 8) for each, bits in zip(LAYERS, (2, 8, 2, 8), strict=True))
+    codes = sum(
+        -(-each.weights * bits // 8) for each, bits in zip(LAYERS, (2, 8, 2, 8), strict=True)
+    )
     assert alone.used(chosen)["bytes"] == codes + 100
     assert whole.used(chosen)["bytes"] == sum(1000 * each.weights for each in LAYERS) + 20 + 100

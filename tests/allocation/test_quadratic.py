@@ -39,11 +39,14 @@ def every(case):
 
 def written_out(case, chosen):
     states = case.states[chosen]
-    return case.costs[chosen].sum() + sum(case.pairs[a, b] for a, b in itertools.combinations(states, 2))
+    return case.costs[chosen].sum() + sum(
+        case.pairs[a, b] for a, b in itertools.combinations(states, 2)
+    )
 
 
 def rounding(case):
-    # costs of a choice are sums over all costs and pairs at most; the eigenvalues taken off are such sums as well
+    # costs of a choice are sums over all costs and pairs at most; the eigenvalues taken off are
+    # such sums as well
     size = np.abs(case.costs).sum() + np.abs(case.pairs).sum()
     return 2 * gamma(case.pairs.size, torch.float64) * float(size)
 
@@ -76,7 +79,9 @@ def squares(seed, groups=6, options=4, shared=False):
     random = np.random.default_rng(seed)
     home = np.zeros(len(case.pairs), dtype=int)
     home[case.states] = case.groups
-    vectors = random.normal(size=(home[-1] + 1, 8))[home] * random.exponential(size=len(home))[:, None]
+    vectors = (
+        random.normal(size=(home[-1] + 1, 8))[home] * random.exponential(size=len(home))[:, None]
+    )
     vectors += 0.2 * random.normal(size=vectors.shape)
     gram = vectors @ vectors.T
     pairs = np.where(home[:, None] == home, 0, gram)
@@ -91,7 +96,10 @@ def test_bound_of_squares_is_below_every_choice_and_never_below_zero(seed, share
     tangent = convex_bound.of_squares(case, steps)
     costs = [float(np.square(vectors[case.states[c]].sum(0)).sum() / 2) for c in every(case)]
     assert costs == pytest.approx([written_out(case, c) for c in every(case)])
-    excess = [cost - tangent.costs[c].sum() - tangent.constant for cost, c in zip(costs, every(case), strict=True)]
+    excess = [
+        cost - tangent.costs[c].sum() - tangent.constant
+        for cost, c in zip(costs, every(case), strict=True)
+    ]
     assert min(excess) >= -rounding(case)
     assert -rounding(case) <= tangent.bound <= min(costs) + rounding(case)
 
@@ -100,7 +108,9 @@ def test_search_of_squares_has_a_better_bound_and_ends_where_it_did():
     gaps = []
     for seed in range(4):
         case, _ = squares(seed, groups=8)
-        with_gram, without = (quadratic.search(c, Effort(steps=50)) for c in (case, replace(case, gram=None)))
+        with_gram, without = (
+            quadratic.search(c, Effort(steps=50)) for c in (case, replace(case, gram=None))
+        )
         assert with_gram.chosen.tolist() == without.chosen.tolist()
         assert with_gram.bound >= max(without.bound, 0)
         gaps.append((with_gram.gap, without.gap))
@@ -123,7 +133,11 @@ def test_search_reports_a_bound_that_holds_and_ends_in_a_local_minimum(seed):
     assert found.bound <= least + rounding(case)
     assert case.keeps(found.chosen)
     assert found.cost == pytest.approx(choices[tuple(found.chosen)])
-    near = [cost for c, cost in choices.items() if sum(a != b for a, b in zip(c, found.chosen, strict=True)) <= 2]
+    near = [
+        cost
+        for c, cost in choices.items()
+        if sum(a != b for a, b in zip(c, found.chosen, strict=True)) <= 2
+    ]
     assert found.cost <= min(near) + rounding(case)
 
 

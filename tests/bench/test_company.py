@@ -22,25 +22,43 @@ def runs(slower=1.2, codes="c", load=0.5):
                 cpu = CPU[name] * factor
                 made.append(
                     {
-                        **{"repeat": repeat, "beside": beside, "code": "this", "quantizer": name, "threads": threads},
+                        **{
+                            "repeat": repeat,
+                            "beside": beside,
+                            "code": "this",
+                            "quantizer": name,
+                            "threads": threads,
+                        },
                         **{"load": load, "solve_seconds": 2 * cpu, "solve_cpu_seconds": cpu},
                         **{"quantize_seconds": 2 * CPU[name] * more, "quantize_cpu_seconds": cpu},
-                        **{"run_seconds": 9.0, "run_cpu_seconds": 4.0, "codes": name + codes, "relative_error": 0.1},
-                        **{"seconds": {"load": 0.01, "quantize": cpu}, "cpu_seconds": {"load": 0.01, "quantize": cpu}},
+                        **{
+                            "run_seconds": 9.0,
+                            "run_cpu_seconds": 4.0,
+                            "codes": name + codes,
+                            "relative_error": 0.1,
+                        },
+                        **{
+                            "seconds": {"load": 0.01, "quantize": cpu},
+                            "cpu_seconds": {"load": 0.01, "quantize": cpu},
+                        },
                     }
                 )
     return made
 
 
 def report(made):
-    return company.report({"repeats": 2, "provenance": {"processor": "p", "threads": 2}, "runs": made})
+    return company.report(
+        {"repeats": 2, "provenance": {"processor": "p", "threads": 2}, "runs": made}
+    )
 
 
 def test_report_says_what_holds():
     text, holds = report(runs())
     assert holds
     assert "FAILS" not in text
-    assert "| sensiquant | beside loops | 0.240 | 1.20 | 0.480 | 0.800 | 2.00 | 20.0 | 20.0 |" in text
+    assert (
+        "| sensiquant | beside loops | 0.240 | 1.20 | 0.480 | 0.800 | 2.00 | 20.0 | 20.0 |" in text
+    )
     assert "| obq | alone | quantize | 4.000 | 4.000 | 4.000 | 4.000 |" in text
     assert "| load |" not in text  # too short to say anything
     assert "code before" not in text
@@ -89,14 +107,23 @@ def children():
 
 def test_a_run_is_measured_in_a_process_of_its_own():
     with company.serving(PACKAGE.parent) as ask:
-        told = ask(["quantizer=rtn", "threads=2", "sensitivity=weight_mse", "calibration.images=16"])
-    assert told["seconds"].keys() == told["cpu_seconds"].keys() >= {"statistics", "quantize", "correct"}
+        told = ask(
+            ["quantizer=rtn", "threads=2", "sensitivity=weight_mse", "calibration.images=16"]
+        )
+    assert (
+        told["seconds"].keys()
+        == told["cpu_seconds"].keys()
+        >= {"statistics", "quantize", "correct"}
+    )
     assert 0 < told["solve_cpu_seconds"] <= told["quantize_cpu_seconds"] <= told["run_cpu_seconds"]
     assert told["run_seconds"] == pytest.approx(sum(told["seconds"].values()))
 
 
 def test_mistakes_are_refused(capsys):
-    for words, said in ((["--repeats", "0"], "1 or more"), (["--before", "/nowhere"], "no checkout of sq")):
+    for words, said in (
+        (["--repeats", "0"], "1 or more"),
+        (["--before", "/nowhere"], "no checkout of sq"),
+    ):
         with pytest.raises(SystemExit):
             company.main(words)
         assert said in capsys.readouterr().err
@@ -105,7 +132,10 @@ def test_mistakes_are_refused(capsys):
 def test_help_needs_no_torch():
     code = "import sys; from sq.bench import company\ntry: company.main(['--help'])\nexcept SystemExit: pass\n"
     told = subprocess.run(
-        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert told.stdout.endswith("False\n")
 

@@ -29,7 +29,16 @@ def test_at_least_forty_families_of_timm_and_torchvisions_kinds():
     families = {own.family for own in coverage.NETWORKS if own.library == "timm"}
     assert len(families) >= 40
     others = {own.name for own in coverage.NETWORKS if own.library == "torchvision"}
-    for kind in ("resnet", "deeplabv3", "fcn", "lraspp", "retinanet", "fasterrcnn", "ssdlite", "fcos"):
+    for kind in (
+        "resnet",
+        "deeplabv3",
+        "fcn",
+        "lraspp",
+        "retinanet",
+        "fasterrcnn",
+        "ssdlite",
+        "fcos",
+    ):
         assert any(name.startswith(kind) for name in others), kind
 
 
@@ -57,14 +66,20 @@ def test_committed_table_keeps_the_bounds(committed):
         assert line["unaccounted"] == "0"
         if share < 100 * coverage.LEAST:
             largest = line["left out, by reason"].split("; ")[0]
-            assert re.fullmatch(r"[\d.]+ % (.*)", largest)[1] in coverage.ARITHMETIC, line["network"]
+            assert re.fullmatch(r"[\d.]+ % (.*)", largest)[1] in coverage.ARITHMETIC, line[
+                "network"
+            ]
 
 
 def test_markdown_holds_the_lines_of_the_csv(committed):
     text = (COMMITTED / "table.md").read_text()
     for line in committed:
         assert "| " + " | ".join(line.values()) + " |" in text
-    below = [line["network"] for line in committed if float(line["quantized %"]) < 100 * coverage.LEAST]
+    below = [
+        line["network"] for line in committed if float(line["quantized %"]) < 100 * coverage.LEAST
+    ]
     summary = text.partition("\n")[0]
-    assert summary.startswith(f"{len(committed)} networks: median {percent(1.0)} of the weights quantized")
+    assert summary.startswith(
+        f"{len(committed)} networks: median {percent(1.0)} of the weights quantized"
+    )
     assert all(name in summary for name in below)

@@ -14,7 +14,14 @@ from sq.quantizer import layerwise
 from sq.records import record
 from sq.solver import gptq, obq
 
-CHEAP = ["source.inputs=36", "source.outputs=12", "source.maps.side=6", "bits=[4,3]", "repeats=2", "threads=1"]
+CHEAP = [
+    "source.inputs=36",
+    "source.outputs=12",
+    "source.maps.side=6",
+    "bits=[4,3]",
+    "repeats=2",
+    "threads=1",
+]
 SAMPLED = 'quantizers=[rtn,gptq,"gptq solve.order=act",{quantizer: obq,sample_rows: 4,above: 30}]'
 
 
@@ -45,7 +52,9 @@ def test_record_holds_every_measurement(made):
         assert set(m["errors"]) == ({"2", "4"} if m["quantizer"] == "obq" else {"2", "4", "12"})
         assert set(m["solved"]) == ({"2", "4"} if m["quantizer"] == "obq" else {"12"})
     sampled = next(m for m in rows if m["quantizer"] == "obq")
-    for total, large, small in zip(sampled["seconds_all"], *(sampled["solved"][n] for n in ("4", "2")), strict=True):
+    for total, large, small in zip(
+        sampled["seconds_all"], *(sampled["solved"][n] for n in ("4", "2")), strict=True
+    ):
         assert total == pytest.approx(measure.extrapolated((4, large), (2, small), 12))
 
 
@@ -59,18 +68,28 @@ def test_errors_are_those_of_the_solvers(made, fit):
     H = layerwise.damped(hessian, 0.01).float()
     some = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:4]
     grid = fit(W, 3)
-    found = {m["quantizer"]: m["errors"] for m in record.read(made)["measurements"] if m["bits"] == 3}
+    found = {
+        m["quantizer"]: m["errors"] for m in record.read(made)["measurements"] if m["bits"] == 3
+    }
     Q = grid.decode(gptq.solve(W, H, grid, order="natural", block=64))
     assert found["gptq"]["12"] == pytest.approx(relative_error(W, Q, hessian), rel=1e-5)
-    assert found["gptq"]["4"] == pytest.approx(relative_error(W[:, some], Q[:, some], hessian), rel=1e-5)
-    assert found["rtn"]["12"] == pytest.approx(relative_error(W, grid.nearest(W), hessian), rel=1e-5)
+    assert found["gptq"]["4"] == pytest.approx(
+        relative_error(W[:, some], Q[:, some], hessian), rel=1e-5
+    )
+    assert found["rtn"]["12"] == pytest.approx(
+        relative_error(W, grid.nearest(W), hessian), rel=1e-5
+    )
     part = grid.map(lambda t: t[:, some])
     Q = part.decode(obq.solve(W[:, some], H, part, outliers=True, memory_gib=1.0, block=32))
     assert found["obq"]["4"] == pytest.approx(relative_error(W[:, some], Q, hessian), rel=1e-5)
 
 
 def digests(folder):
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir() if f.name != "bench.json"}
+    return {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in folder.iterdir()
+        if f.name != "bench.json"
+    }
 
 
 def test_report_comes_from_the_record_alone_and_is_the_same_each_time(made, tmp_path, capsys):
@@ -123,7 +142,9 @@ def test_progress_shows_on_a_terminal(monkeypatch, fit):
     from sq.bench import settings
     from sq.core import progress
 
-    monkeypatch.setattr(progress, "err", Console(force_terminal=True, file=io.StringIO(), width=100))
+    monkeypatch.setattr(
+        progress, "err", Console(force_terminal=True, file=io.StringIO(), width=100)
+    )
     own = settings.load("synthetic", [*CHEAP, "quantizers=[rtn]", "reference=rtn"])
     cases = build(own.source, "source")(0, torch.device("cpu"))
     found = list(measure.run(cases, settings.methods(own), fit, [3], 1, torch.device("cpu")))

@@ -11,7 +11,14 @@ from sq.hessian import layer_statistics
 from sq.network import geometry
 
 CPU = torch.device("cpu")
-KNOBS = {"positions": 4.0, "side": 8, "decay": 1.0, "smoothness": 1.0, "shift": 0.5, "heterogeneity": 0.5}
+KNOBS = {
+    "positions": 4.0,
+    "side": 8,
+    "decay": 1.0,
+    "smoothness": 1.0,
+    "shift": 0.5,
+    "heterogeneity": 0.5,
+}
 
 
 def cases(name, *overrides, seed=0):
@@ -93,7 +100,11 @@ def test_spectrum_decays_and_neighbours_are_alike():
     module = nn.Conv2d(32, 8, 1)
 
     def top(decay):
-        x = draw(module, positions=50.0, decay=decay, shift=0.0, heterogeneity=0.0).transpose(0, 1).flatten(1)
+        x = (
+            draw(module, positions=50.0, decay=decay, shift=0.0, heterogeneity=0.0)
+            .transpose(0, 1)
+            .flatten(1)
+        )
         eigenvalues = torch.linalg.eigvalsh(x.cov())
         return eigenvalues[-1] / eigenvalues.sum()
 
@@ -110,14 +121,22 @@ def test_spectrum_decays_and_neighbours_are_alike():
 
 def test_weights_have_heavy_tails():
     def kurtosis(tail):
-        W = features.heavy_tailed(torch.Size([400, 400]), torch.Generator().manual_seed(0), tail=tail)
+        W = features.heavy_tailed(
+            torch.Size([400, 400]), torch.Generator().manual_seed(0), tail=tail
+        )
         return (W**4).mean() / (W**2).mean() ** 2
 
     assert kurtosis(5) > 1.5 * kurtosis(100) > 4
 
 
 def test_bad_knobs_and_layers():
-    for name, value in (("side", 0), ("decay", -1.0), ("smoothness", -1.0), ("heterogeneity", -0.1), ("shift", -1.0)):
+    for name, value in (
+        ("side", 0),
+        ("decay", -1.0),
+        ("smoothness", -1.0),
+        ("heterogeneity", -0.1),
+        ("shift", -1.0),
+    ):
         with pytest.raises(SqError, match=r"source\.inputs"):
             draw(nn.Conv2d(2, 2, 1), **{name: value})
     with pytest.raises(SqError, match="side=2: too few pixels"):

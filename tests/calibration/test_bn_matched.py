@@ -15,13 +15,23 @@ from sq.network import batchnorm, batchnorm_folding
 from sq.storage.store import NOWHERE, Store
 from sq.types.problem import Model
 
-SEARCH = {"batch": 32, "steps": 80, "lr": 0.1, "slope": 1.0, "grey": 0.0, "contrast": 0.25, "jitter": 0.0}
+SEARCH = {
+    "batch": 32,
+    "steps": 80,
+    "lr": 0.1,
+    "slope": 1.0,
+    "grey": 0.0,
+    "contrast": 0.25,
+    "jitter": 0.0,
+}
 SEARCH |= {"flips": False, "tries": 1}
 
 
 def draw(model, store=NOWHERE, steps=80, images=32, seed=0):
     search = partial(inversion.search, **SEARCH | {"steps": steps})
-    return bn_matched.draw(model, None, store, images=images, seed=seed, inputs="reference", search=search)
+    return bn_matched.draw(
+        model, None, store, images=images, seed=seed, inputs="reference", search=search
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +82,9 @@ def test_images_differ_from_each_other(made):
 def test_detectors_too():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
-    model = Model(net, [], (3, 16, 16), "", None, decode=lambda raw: (raw, raw), span=((0.0,), (1.0,)))
+    model = Model(
+        net, [], (3, 16, 16), "", None, decode=lambda raw: (raw, raw), span=((0.0,), (1.0,))
+    )
     found = draw(model, images=4, steps=20)
     assert found.x.shape == (4, 3, 16, 16)
     assert found.made["bn_distance"] < distance(model, torch.rand(4, 3, 16, 16))
@@ -83,6 +95,8 @@ def test_networks_without_batchnorm_are_refused_with_the_way_out():
     batchnorm_folding.fold(folded.net, torch.zeros(1, 1, 8, 8))
     plain = Model(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), [], (1, 2, 2), "", None)
     for model in (folded, plain, replace(folded, decode=lambda raw: (raw, raw))):
-        with pytest.raises(SqError, match=r"calibration=bn_matched .* has none .* calibration=generated") as refused:
+        with pytest.raises(
+            SqError, match=r"calibration=bn_matched .* has none .* calibration=generated"
+        ) as refused:
             draw(model)
         assert "\n" not in str(refused.value)

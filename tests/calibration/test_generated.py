@@ -21,9 +21,25 @@ def _few_steps_suffice(monkeypatch):
     monkeypatch.setattr(image_request, "WRONG", 1.0)
 
 
-SEARCH = {"batch": 20, "steps": 60, "lr": 0.1, "slope": 1.0, "grey": 0.0, "contrast": 0.25, "jitter": 0.0}
+SEARCH = {
+    "batch": 20,
+    "steps": 60,
+    "lr": 0.1,
+    "slope": 1.0,
+    "grey": 0.0,
+    "contrast": 0.25,
+    "jitter": 0.0,
+}
 SEARCH |= {"flips": False, "tries": 4}
-KNOBS = {"images": 50, "seed": 0, "inputs": "quantized", "confidence": 0.8, "tv": 0.0, "l2": 0.0, "bn_weight": 0.0}
+KNOBS = {
+    "images": 50,
+    "seed": 0,
+    "inputs": "quantized",
+    "confidence": 0.8,
+    "tv": 0.0,
+    "l2": 0.0,
+    "bn_weight": 0.0,
+}
 
 
 def draw(model, store=NOWHERE, steps=60, tries=4, **knobs):
@@ -66,7 +82,9 @@ def test_the_network_is_not_over_confident(resnet, made):
 
 
 def test_nor_is_it_where_images_are_moved_meanwhile(resnet):
-    search = partial(inversion.search, **SEARCH | {"jitter": 0.125, "flips": True, "batch": 30, "tries": 1})
+    search = partial(
+        inversion.search, **SEARCH | {"jitter": 0.125, "flips": True, "batch": 30, "tries": 1}
+    )
     moved = generated.draw(resnet, None, search=search, **KNOBS | {"images": 30})
     own = probabilities(resnet, moved).gather(1, moved.y[:, None])
     assert float(own.median()) == pytest.approx(0.8, abs=0.02)
@@ -101,7 +119,9 @@ def test_images_that_miss_their_class_are_begun_anew(resnet, made):
     assert once.made["agreement"] < made.made["agreement"]
     reached = probabilities(resnet, once).argmax(1) == once.y
     assert torch.equal(once.x[reached], made.x[reached])
-    assert not any(torch.equal(a, b) for a, b in zip(once.x[~reached], made.x[~reached], strict=True))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(once.x[~reached], made.x[~reached], strict=True)
+    )
 
 
 def test_batches_stand_for_themselves(resnet):
@@ -131,12 +151,22 @@ def test_kept_for_other_runs(resnet, tmp_path, monkeypatch):
     assert (first.made["cached"], again.made["cached"]) == (False, True)
     assert {**first.made, "cached": True} == again.made, "what it took is told again"
     assert again.made["seconds"] > 0
-    assert draw(resnet, kept, steps=2, inputs="reference").made["cached"], "which does not shape an image"
+    assert draw(resnet, kept, steps=2, inputs="reference").made["cached"], (
+        "which does not shape an image"
+    )
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"steps": 1}, {"images": 30}, {"confidence": 0.5}, {"tv": 1.0}, {"l2": 1.0}, {"bn_weight": 1.0}],
+    [
+        {"seed": 1},
+        {"steps": 1},
+        {"images": 30},
+        {"confidence": 0.5},
+        {"tv": 1.0},
+        {"l2": 1.0},
+        {"bn_weight": 1.0},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_shapes_images_makes_other_ones(resnet, tmp_path, change):
@@ -157,8 +187,14 @@ def test_another_network_or_origin_makes_other_ones(resnet, tmp_path):
 @pytest.mark.one_arithmetic("a search of many steps: its loss and gradient are tested alone")
 def test_weights_do_what_they_are_for(resnet):
     few = {"images": 20, "steps": 30, "tries": 1}
-    plain, smooth, faint = draw(resnet, **few), draw(resnet, tv=10.0, **few), draw(resnet, l2=10.0, **few)
-    assert generated.total_variation(smooth.x).mean() < 0.8 * generated.total_variation(plain.x).mean()
+    plain, smooth, faint = (
+        draw(resnet, **few),
+        draw(resnet, tv=10.0, **few),
+        draw(resnet, l2=10.0, **few),
+    )
+    assert (
+        generated.total_variation(smooth.x).mean() < 0.8 * generated.total_variation(plain.x).mean()
+    )
     assert faint.x.square().mean() < 0.8 * plain.x.square().mean()
 
 
@@ -172,7 +208,8 @@ def test_both_together_keeps_classes_and_matches_statistics(resnet, made):
 
 
 def test_total_variation_of_known_images():
-    stripes = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 1, 4, 4)  # every horizontal neighbour differs by 1
+    # every horizontal neighbour differs by 1
+    stripes = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 1, 4, 4)
     ramp = 0.5 * torch.arange(4.0).view(1, 1, 4, 1).expand(1, 2, 4, 6)
     assert generated.total_variation(stripes).tolist() == [1.0]
     assert generated.total_variation(ramp).tolist() == [0.5]
@@ -180,7 +217,9 @@ def test_total_variation_of_known_images():
 
 
 def test_log_odds_are_those_of_the_probability_and_keep_their_gradient():
-    logits = torch.tensor([[9.0, -9.0, 0.0], [0.5, 0.2, -1.0]], dtype=torch.float64, requires_grad=True)
+    logits = torch.tensor(
+        [[9.0, -9.0, 0.0], [0.5, 0.2, -1.0]], dtype=torch.float64, requires_grad=True
+    )
     y = torch.tensor([0, 2])
     own = generated.log_odds(logits, y)
     assert own.tolist() == pytest.approx(torch.logit(logits.softmax(1)[[0, 1], y]).tolist())
@@ -191,13 +230,20 @@ def test_log_odds_are_those_of_the_probability_and_keep_their_gradient():
 
 def test_the_loss_is_its_formula():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    x, y = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1])
+    x, y = (
+        torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 0, 1]),
+    )
     own = generated.Labelled(net, 0.7, 2.0, 3.0, 0.0).loss(x, y).detach()
     expected = 0.0
     for image, label in zip(x.double(), y, strict=True):
         p = net.double()(image[None]).softmax(1)[0, label]
-        tv = (image[0, 1] - image[0, 0]).abs().mean() + (image[0, :, 1] - image[0, :, 0]).abs().mean()
-        expected += (math.log(0.7 / 0.3) - torch.logit(p)).abs() + 2 * tv + 3 * image.square().mean()
+        tv = (image[0, 1] - image[0, 0]).abs().mean() + (
+            image[0, :, 1] - image[0, :, 0]
+        ).abs().mean()
+        expected += (
+            (math.log(0.7 / 0.3) - torch.logit(p)).abs() + 2 * tv + 3 * image.square().mean()
+        )
     assert float(own) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
@@ -214,7 +260,9 @@ def test_no_operation_is_relied_on():
 
 
 def test_statistics_that_are_not_there():
-    with pytest.raises(SqError, match=r"calibration\.bn_weight.*Sequential has none.*calibration=subset") as refused:
+    with pytest.raises(
+        SqError, match=r"calibration\.bn_weight.*Sequential has none.*calibration=subset"
+    ) as refused:
         draw(Model(plain(), [], (3, 8, 8), "", None), bn_weight=1.0)
     assert "\n" not in str(refused.value)
 
@@ -224,7 +272,9 @@ def test_detectors_are_refused_with_the_way_out(resnet):
         replace(resnet, decode=lambda raw: (raw, raw)),
         Model(nn.Conv2d(3, 4, 3).eval(), [], (3, 8, 8), "", None),
     ):
-        with pytest.raises(SqError, match=r"calibration=generated .* choose calibration=bn_matched") as refused:
+        with pytest.raises(
+            SqError, match=r"calibration=generated .* choose calibration=bn_matched"
+        ) as refused:
             draw(model)
         assert "\n" not in str(refused.value)
 

@@ -69,12 +69,26 @@ def objects(*sizes):
 
 
 def test_images_with_objects_are_balanced_over_their_largest():
-    y = [objects((3, 0), (9, 1)), objects((5, 1)), objects((8, 1), (2, 0)), objects((4, 0)), objects()]
+    y = [
+        objects((3, 0), (9, 1)),
+        objects((5, 1)),
+        objects((8, 1), (2, 0)),
+        objects((4, 0)),
+        objects(),
+    ]
     split = Images([f"i/{n}" for n in range(5)], y, lambda place: Image.new("L", (2, 2), place))
     dataset = Dataset(split, split, 2, "made up")
-    model = Model(None, [], (1, 2, 2), "", lambda image, resized: torch.tensor(image.getpixel((0, 0))).view(1, 1, 1))
+    model = Model(
+        None,
+        [],
+        (1, 2, 2),
+        "",
+        lambda image, resized: torch.tensor(image.getpixel((0, 0))).view(1, 1, 1),
+    )
     for seed in range(5):
         batch = subset.draw(model, dataset, images=3, seed=seed, inputs="reference")
-        assert {"i/3", "i/4"} <= set(batch.ids), "the only image of class 0 and the only one without objects"
+        assert {"i/3", "i/4"} <= set(batch.ids), (
+            "the only image of class 0 and the only one without objects"
+        )
         assert all(batch.y[n] is y[int(name[2:])] for n, name in enumerate(batch.ids))
         assert batch.x.flatten().tolist() == [int(name[2:]) for name in batch.ids]

@@ -34,7 +34,10 @@ def test_overview_is_one_screen_and_names_every_command(words, capsys):
 def test_overview_loads_neither_torch_nor_hydra_nor_rich(tmp_path):
     code = "import sys; from sq.commands import main; main([]); print({'torch', 'hydra', 'rich'} & {*sys.modules})"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path, PYTHONPATH=str(ROOT)), capture_output=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(tmp_path, PYTHONPATH=str(ROOT)),
+        capture_output=True,
     )
     assert done.stdout.splitlines()[-1] == b"set()", done.stderr
 
@@ -64,7 +67,9 @@ def test_what_is_no_command_is_refused_in_one_line(words, said, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["report", "status", "bench", "track", "reproduce", "doctor", "completion"])
+@pytest.mark.parametrize(
+    "name", ["report", "status", "bench", "track", "reproduce", "doctor", "completion"]
+)
 def test_every_command_has_a_parser_that_knows_what_it_is_called(name, capsys):
     with pytest.raises(SystemExit) as end:
         commands.main(["help", name])
@@ -73,13 +78,22 @@ def test_every_command_has_a_parser_that_knows_what_it_is_called(name, capsys):
 
 
 def test_a_package_that_is_missing_is_one_line(tmp_path):
-    (tmp_path / "hydra.py").write_text("raise ModuleNotFoundError(\"No module named 'hydra'\", name='hydra')\n")
+    (tmp_path / "hydra.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'hydra'\", name='hydra')\n"
+    )
     env = environment(tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
     done = subprocess.run(
-        [sys.executable, "-m", "sq", "status", "quickstart"], cwd=ROOT, env=env, capture_output=True, text=True
+        [sys.executable, "-m", "sq", "status", "quickstart"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
-    assert done.stderr == "sq: hydra is not installed: install sq with pip, which brings what it needs\n"
+    assert (
+        done.stderr
+        == "sq: hydra is not installed: install sq with pip, which brings what it needs\n"
+    )
 
 
 def test_run_and_sweep_are_those_of_run_py(tmp_path, monkeypatch, capsys):
@@ -119,7 +133,10 @@ def test_a_folder_of_ones_own_comes_before_what_comes_with_sq(tmp_path):
             ["-cn", "quickstar"],
             r"sq: -cn quickstar: no quickstar\.yaml in \S+/experiments or \S+/conf; nearest: quickst",
         ),
-        (["-cd", "experiments", "-cn", "quickstart"], r"sq: -cd \S+/experiments: no such folder.* need no folder: -cn"),
+        (
+            ["-cd", "experiments", "-cn", "quickstart"],
+            r"sq: -cd \S+/experiments: no such folder.* need no folder: -cn",
+        ),
         (["-cd", "mine", "-cn", "quickstart"], r"sq: -cd \S+/mine: no such folder: correct it$"),
     ],
 )
@@ -129,7 +146,8 @@ def test_experiments_that_are_not_there(words, said, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "word", ["hydra/launcher=slurm", "hydra/launcher=local", "hydra/sweeper=basic", "hydra.sweep.dir=x"]
+    "word",
+    ["hydra/launcher=slurm", "hydra/launcher=local", "hydra/sweeper=basic", "hydra.sweep.dir=x"],
 )
 def test_settings_of_a_sweep_are_refused_of_one_run(word, tmp_path):
     line = error_line(call(tmp_path, word))
@@ -144,6 +162,8 @@ def test_settings_of_hydra_that_a_single_run_has_are_not_refused(tmp_path):
 @pytest.mark.parametrize("name", ["status", "track", "report", "bench", "reproduce"])
 def test_commands_are_modules_as_well(name):
     """As they were called before there was `sq`."""
-    result = subprocess.run([sys.executable, "-m", f"sq.{name}", "--help"], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", f"sq.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"usage: python -m sq.{name} ")

@@ -24,7 +24,10 @@ QUANTIZERS = sorted(f"quantizer={file.stem}" for file in (CONF / "quantizer").gl
         ("sq run quantizer=sens", ["quantizer=sensiquant", "quantizer=sensiquant_plus"]),
         ("sq run quan", ["quantizer.", "quantizer="]),
         ("sq sweep bits=3,4 quantizer=rtn,gp", ["quantizer=rtn,gptq"]),
-        ("sq run quantizer=gptq quantizer.solve.", ["quantizer.solve.block=", "quantizer.solve.order="]),
+        (
+            "sq run quantizer=gptq quantizer.solve.",
+            ["quantizer.solve.block=", "quantizer.solve.order="],
+        ),
         ("sq run model=resnet20 model.dep", ["model.depth="]),
         ("sq run hydra/launcher=l", ["hydra/launcher=local"]),
         ("sq run -cn quicks", ["quickstart"]),
@@ -74,7 +77,11 @@ def in_shell(folder, shell, script):
 
 @pytest.mark.parametrize(
     ("line", "found"),
-    [("sq do", ["doctor"]), ("sq run quantizer=gp", ["gptq"]), ("sq sweep quantizer=rtn,gp", ["rtn,gptq"])],
+    [
+        ("sq do", ["doctor"]),
+        ("sq run quantizer=gp", ["gptq"]),
+        ("sq sweep quantizer=rtn,gp", ["rtn,gptq"]),
+    ],
 )
 def test_bash_completes(line, found, tmp_path):
     script = f"""eval "$(sq completion bash)"
@@ -93,5 +100,7 @@ def test_fish_completes(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
 def test_script_for_zsh_is_taken(tmp_path):
-    script = 'autoload -Uz compinit; compinit -u -d dump; eval "$(sq completion zsh)"; print $_comps[sq]'
+    script = (
+        'autoload -Uz compinit; compinit -u -d dump; eval "$(sq completion zsh)"; print $_comps[sq]'
+    )
     assert in_shell(tmp_path, ["zsh", "-f", "-c"], script) == ["_sq"]

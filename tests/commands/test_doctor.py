@@ -51,7 +51,9 @@ def test_json_says_the_same(folder, capsys, monkeypatch):
     assert {*found["extras"]} == {*installation.requirements()} - {""}
 
 
-@pytest.mark.parametrize(("given", "mode"), [(None, "offline"), ("online", "online"), ("dryrun", "offline")])
+@pytest.mark.parametrize(
+    ("given", "mode"), [(None, "offline"), ("online", "online"), ("dryrun", "offline")]
+)
 def test_mode_of_the_tracker_is_that_of_a_run(given, mode, monkeypatch):
     if given:
         monkeypatch.setenv("WANDB_MODE", given)
@@ -87,15 +89,21 @@ def test_what_is_missing_is_told_with_its_command(folder, capsys, monkeypatch):
     code, out = told(capsys)
     assert code == 0  # extras are extra
     assert re.search(r"^extra export: lacks onnx >=\S+: python -m pip install ", out, re.MULTILINE)
-    assert re.search(r"^extra slurm: lacks submitit >=\S+ \(here 0\.1\): python -m pip", out, re.MULTILINE)
+    assert re.search(
+        r"^extra slurm: lacks submitit >=\S+ \(here 0\.1\): python -m pip", out, re.MULTILINE
+    )
 
 
 def test_without_a_package_of_the_core_sq_cannot_run(folder, capsys, monkeypatch):
     real = installation.metadata.version
-    monkeypatch.setattr(installation.metadata, "version", lambda name: "1.0" if name == "timm" else real(name))
+    monkeypatch.setattr(
+        installation.metadata, "version", lambda name: "1.0" if name == "timm" else real(name)
+    )
     code, out = told(capsys)
     assert code == 1
-    assert re.search(r"^problem: timm 1\.0: python -m pip install 'timm>=[\d.]+\S*'$", out, re.MULTILINE)
+    assert re.search(
+        r"^problem: timm 1\.0: python -m pip install 'timm>=[\d.]+\S*'$", out, re.MULTILINE
+    )
     assert out.splitlines()[-1] == "sq cannot run its default here"
 
 

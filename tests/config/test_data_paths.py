@@ -42,12 +42,16 @@ def test_what_is_in_the_working_directory_comes_first(data, monkeypatch):
 @pytest.mark.parametrize("value", [None, ""])
 def test_variable_that_is_not_set(data, monkeypatch, value):
     monkeypatch.delenv("SQ_DATA") if value is None else monkeypatch.setenv("SQ_DATA", value)
-    with pytest.raises(SqError, match=r"model\.weights=weights/net\.pth: .*SQ_DATA is not set: set SQ_DATA to"):
+    with pytest.raises(
+        SqError, match=r"model\.weights=weights/net\.pth: .*SQ_DATA is not set: set SQ_DATA to"
+    ):
         find("weights/net.pth", "model.weights")
 
 
 def test_file_that_is_in_neither(data):
-    with pytest.raises(SqError, match=r"dataset\.root=cifar10: neither .* nor in SQ_DATA=.*data: set SQ_DATA"):
+    with pytest.raises(
+        SqError, match=r"dataset\.root=cifar10: neither .* nor in SQ_DATA=.*data: set SQ_DATA"
+    ):
         find("cifar10", "dataset.root")
 
 

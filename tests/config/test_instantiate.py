@@ -19,7 +19,12 @@ from sq.errors import SqError
 KNOBS = {"images": 8, "seed": 0, "inputs": "reference"}
 SUBSET = {"_target_": "sq.calibration.subset.draw", "_partial_": True, **KNOBS}
 SOLVE = {"_target_": "sq.solver.gptq.solve", "_partial_": True, "order": "natural", "block": 64}
-LAYERWISE = {"_target_": "sq.quantizer.layerwise.quantize", "_partial_": True, "damp": 0.01, "solve": SOLVE}
+LAYERWISE = {
+    "_target_": "sq.quantizer.layerwise.quantize",
+    "_partial_": True,
+    "damp": 0.01,
+    "solve": SOLVE,
+}
 UNIFORM = compose()[0]["grid"]
 
 
@@ -32,7 +37,10 @@ def test_function_that_is_built_does_the_work():
     from sq.model import digits_resnet
 
     data = digits.load(name="digits", every=3)
-    assert len(build(SUBSET, "calibration")(digits_resnet.load(weights=None, expected=None), data).ids) == 8
+    assert (
+        len(build(SUBSET, "calibration")(digits_resnet.load(weights=None, expected=None), data).ids)
+        == 8
+    )
 
 
 def test_nested_function_is_bound_too():
@@ -47,7 +55,10 @@ def test_nested_function_is_bound_too():
         ({"bits": []}, r"^sensitivity\.bits=\[\]: List should have at least 1 item"),
         ({"bits": [2, 3, 3]}, r"^sensitivity\.bits=\[2, 3, 3\]: should name each value once$"),
         ({"bits": [0]}, r"^sensitivity\.bits=\[0\]: should be greater"),
-        ({"input_bits": [4, 4]}, r"^sensitivity\.input_bits=\[4, 4\]: should name each value once$"),
+        (
+            {"input_bits": [4, 4]},
+            r"^sensitivity\.input_bits=\[4, 4\]: should name each value once$",
+        ),
     ],
 )
 def test_widths_to_price_are_each_named_once(knobs, said):
@@ -65,20 +76,35 @@ def test_partial_is_not_the_users_to_forget(partial):
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "subprocess.run", "sqlite3.connect", "sq", "builtins.eval", "", None, 3, "torch.load", " sq.x.y"],
+    [
+        "os.system",
+        "subprocess.run",
+        "sqlite3.connect",
+        "sq",
+        "builtins.eval",
+        "",
+        None,
+        3,
+        "torch.load",
+        " sq.x.y",
+    ],
 )
 def test_only_names_under_sq_are_imported(target):
     with pytest.raises(SqError, match=r"quantizer\._target_=.*only names under sq\. are imported"):
         check({"_target_": target}, "quantizer")
 
 
-@pytest.mark.parametrize("target", ["sq.no_such.solve", "sq.quantizer.layerwise.no_such", "sq.quantizer.layerwise."])
+@pytest.mark.parametrize(
+    "target", ["sq.no_such.solve", "sq.quantizer.layerwise.no_such", "sq.quantizer.layerwise."]
+)
 def test_name_that_does_not_exist(target):
     with pytest.raises(SqError, match=rf"quantizer\._target_={re.escape(target)}: "):
         check({**LAYERWISE, "_target_": target}, "quantizer")
 
 
-@pytest.mark.parametrize("target", ["sq.quantizer.layerwise", "sq.runs.job.os", "sq.quantizer.layerwise.LAST"])
+@pytest.mark.parametrize(
+    "target", ["sq.quantizer.layerwise", "sq.runs.job.os", "sq.quantizer.layerwise.LAST"]
+)
 def test_name_that_is_no_function(target):
     with pytest.raises(SqError, match=r"quantizer\._target_="):
         check({**LAYERWISE, "_target_": target}, "quantizer")
@@ -91,14 +117,18 @@ def test_part_without_a_target():
 
 def test_missing_knob():
     part = {k: v for k, v in SUBSET.items() if k != "seed"}
-    with pytest.raises(SqError, match=r"calibration: no value for seed, which sq\.calibration\.subset\.draw needs"):
+    with pytest.raises(
+        SqError, match=r"calibration: no value for seed, which sq\.calibration\.subset\.draw needs"
+    ):
         check(part, "calibration")
 
 
 def test_unknown_knob_and_the_nearest():
     with pytest.raises(SqError, match=r"calibration\.image: not a setting of .*; nearest: images"):
         check({**SUBSET, "image": 8}, "calibration")
-    with pytest.raises(SqError, match=r"calibration\.zzz: not a setting of .*; choices: images, inputs, seed"):
+    with pytest.raises(
+        SqError, match=r"calibration\.zzz: not a setting of .*; choices: images, inputs, seed"
+    ):
         check({**SUBSET, "zzz": 8}, "calibration")
 
 
@@ -119,7 +149,9 @@ def test_whole_number_serves_where_any_number_does():
 
 
 def test_unknown_choice_and_the_nearest():
-    with pytest.raises(SqError, match=r"grid\.range=mes: should be 'minmax', 'mse' or 'hmse'; nearest: mse"):
+    with pytest.raises(
+        SqError, match=r"grid\.range=mes: should be 'minmax', 'mse' or 'hmse'; nearest: mse"
+    ):
         check({**UNIFORM, "range": "mes"}, "grid")
 
 
@@ -134,9 +166,15 @@ def test_lists_are_checked_inside(bits):
     ("change", "message"),
     [
         ({"order": "natrual"}, r"quantizer\.solve\.order=natrual: .*nearest: natural"),
-        ({"blok": 1}, r"quantizer\.solve\.blok: not a setting of sq\.solver\.gptq\.solve; nearest: block"),
+        (
+            {"blok": 1},
+            r"quantizer\.solve\.blok: not a setting of sq\.solver\.gptq\.solve; nearest: block",
+        ),
         ({"block": "all"}, r"quantizer\.solve\.block=all"),
-        ({"_target_": "os.system"}, r"quantizer\.solve\._target_=os\.system: only names under sq\."),
+        (
+            {"_target_": "os.system"},
+            r"quantizer\.solve\._target_=os\.system: only names under sq\.",
+        ),
     ],
 )
 def test_nested_function_is_checked_too(change, message):
@@ -173,7 +211,9 @@ def test_families_are_folders_of_conf_and_of_sq_and_of_the_default():
     assert {family for family, _ in CHOICES} == set(FAMILIES)
     assert all((ROOT / "sq" / family / "__init__.py").is_file() for family in FAMILIES)
     defaults = OmegaConf.load(CONF / "config.yaml").defaults
-    assert {name for line in defaults if not isinstance(line, str) for name in line} >= set(FAMILIES)
+    assert {name for line in defaults if not isinstance(line, str) for name in line} >= set(
+        FAMILIES
+    )
 
 
 @pytest.mark.parametrize(("family", "option"), CHOICES, ids=lambda word: word)
@@ -187,9 +227,13 @@ def test_choice_builds_and_holds_to_the_contract(family, option):
         assert part["_target_"].startswith("sq.")
         assert part["_partial_"] is True
         module, function = function_of(part)
-        knobs = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        knobs = [
+            p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
         assert {k.name for k in knobs} == set(part) - {"_target_", "_partial_"}
-        assert [k.name for k in knobs if k.default is not k.empty] == [], "defaults belong in the YAML file"
+        assert [k.name for k in knobs if k.default is not k.empty] == [], (
+            "defaults belong in the YAML file"
+        )
         assert [k.name for k in knobs if k.annotation is k.empty] == []
         assert inspect.getdoc(module)
         assert inspect.getdoc(function)
@@ -204,25 +248,38 @@ def test_settings_whose_keys_are_the_users_take_any_key(family, option):
     hints = typing.get_type_hints(function)
     union = (typing.Union, types.UnionType)
     kinds = {
-        name: typing.get_args(kind) if typing.get_origin(kind) in union else [kind] for name, kind in hints.items()
+        name: typing.get_args(kind) if typing.get_origin(kind) in union else [kind]
+        for name, kind in hints.items()
     }
-    free = [name for name in part if any(typing.get_origin(kind) is dict for kind in kinds.get(name, []))]
+    free = [
+        name
+        for name in part
+        if any(typing.get_origin(kind) is dict for kind in kinds.get(name, []))
+    ]
     closed = [name for name in free if OmegaConf.is_struct(part[name])]
     assert closed == [], f"add /any_keys@{closed} to the defaults list of its YAML"
     assert OmegaConf.is_struct(part)
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+@pytest.mark.parametrize(
+    "file", sorted(CONF.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}"
+)
 def test_knobs_stand_in_the_order_of_the_signature(file):
     for part in targets(OmegaConf.to_container(OmegaConf.load(file), resolve=False)):
         _, function = function_of(part)
-        order = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        order = [
+            p.name
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        ]
         apart = ("_target_", "_partial_", "defaults")
         given = [name for name in part if name not in apart and not isinstance(part[name], dict)]
         assert given == [name for name in order if name in given]
 
 
-QUANTIZERS = [OmegaConf.to_container(OmegaConf.load(file)) for file in (CONF / "quantizer").rglob("*.yaml")]
+QUANTIZERS = [
+    OmegaConf.to_container(OmegaConf.load(file)) for file in (CONF / "quantizer").rglob("*.yaml")
+]
 NAMED = {part["_target_"] for quantizer in QUANTIZERS for part in targets(quantizer)}
 SOLVERS = sorted(name.split(".")[2] for name in NAMED if name.startswith("sq.solver."))
 
@@ -278,18 +335,27 @@ def imports(file):
         ("pycocotools", "sq/evaluation/detection/coco_eval.py"),
         ("faster_coco_eval", "sq/evaluation/detection/coco_eval.py"),
         ("onnx", ("sq/export", "sq/latency")),
-        ("onnxruntime", ("sq/latency/onnxruntime.py", "sq/export/onnx_export.py", "sq/export/onnx_session.py")),
+        (
+            "onnxruntime",
+            ("sq/latency/onnxruntime.py", "sq/export/onnx_export.py", "sq/export/onnx_session.py"),
+        ),
         ("onnxscript", "sq/export/onnx_export.py"),
     ],
 )
 def test_optional_packages_are_imported_in_their_one_place(package, home):
-    users = {str(f.relative_to(ROOT)) for f in MODULES if any(n.split(".")[0] == package for n in imports(f))}
+    users = {
+        str(f.relative_to(ROOT))
+        for f in MODULES
+        if any(n.split(".")[0] == package for n in imports(f))
+    }
     assert all(user.startswith(home) for user in users)
 
 
 def test_nothing_is_printed_but_through_the_console():
     def prints(file):
-        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        calls = [
+            node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+        ]
         return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
     assert {f for f in MODULES if prints(f)} <= {SCRIPT}

@@ -15,8 +15,11 @@ from sq.errors import SqError
 from sq.export import container
 from sq.records import record
 
-RECORDS = sorted(file for file in (ROOT / "results").glob("*/*.json") if re.fullmatch("[0-9a-f]{16}", file.stem))
-# A function that moved from one module to another and then to where it is: two lines for one first name.
+RECORDS = sorted(
+    file for file in (ROOT / "results").glob("*/*.json") if re.fullmatch("[0-9a-f]{16}", file.stem)
+)
+# A function that moved from one module to another and then to where it is: two lines for one first
+# name.
 MOVED_TWICE = {
     "sq.compensation.solve": "sq.obs.solve",
     "sq.solver.gptq.solve": "sq.obs.solve",
@@ -75,7 +78,11 @@ def test_names_of_the_table_are_there_today_and_no_first_name_is():
 def test_key_is_that_of_the_first_name(name, moved, monkeypatch):
     key = record.key(with_solver(name))
     monkeypatch.undo()
-    assert key == record.key(with_solver("sq.obs.solve")) != record.key(with_solver("sq.solver.gptq.solve"))
+    assert (
+        key
+        == record.key(with_solver("sq.obs.solve"))
+        != record.key(with_solver("sq.solver.gptq.solve"))
+    )
 
 
 @pytest.mark.parametrize("name", EARLIER)
@@ -83,7 +90,9 @@ def test_part_with_an_earlier_name_is_built(name, moved):
     part = with_solver(name)["quantizer"]
     before = copy.deepcopy(part)
     check(part, "quantizer")
-    assert build(part, "quantizer").keywords["solve"].func is plugins.find("sq.solver.gptq.solve", "")
+    assert build(part, "quantizer").keywords["solve"].func is plugins.find(
+        "sq.solver.gptq.solve", ""
+    )
     assert part == before
 
 
@@ -91,7 +100,9 @@ def test_part_with_an_earlier_name_is_built(name, moved):
 def test_record_with_an_earlier_name_is_read_with_todays(name, moved, tmp_path):
     config, choices = compose("quantizer=gptq")
     file = tmp_path / "ab.json"
-    record.write(file, {"record": 1, "status": "done", "config": with_solver(name), "choices": choices})
+    record.write(
+        file, {"record": 1, "status": "done", "config": with_solver(name), "choices": choices}
+    )
     before = file.read_bytes()
     assert record.read(file)["config"] == config
     assert file.read_bytes() == before
@@ -101,7 +112,9 @@ def test_name_of_a_later_setting_is_todays(moved, monkeypatch):
     config, choices = compose("trials=none")
     names = renamed_targets.RENAMED | {"sq.trials.none.measure": "sq.nothing.measure"}
     monkeypatch.setattr(renamed_targets, "RENAMED", names)
-    monkeypatch.setitem(record.migrations.SETTINGS, "trials", {"_target_": "sq.nothing.measure", "_partial_": True})
+    monkeypatch.setitem(
+        record.migrations.SETTINGS, "trials", {"_target_": "sq.nothing.measure", "_partial_": True}
+    )
     earlier = {name: value for name, value in config.items() if name != "trials"}
     assert record.key(config) == record.key(earlier)
     written = {"config": earlier, "choices": choices}

@@ -134,12 +134,17 @@ def test_nearest():
 
 def test_leaves():
     assert leaves({}) == {}
-    assert leaves({"a": 1, "b": {"c": {"d": 2}, "e": [3, 4]}}) == {"a": 1, "b.c.d": 2, "b.e": [3, 4]}
+    assert leaves({"a": 1, "b": {"c": {"d": 2}, "e": [3, 4]}}) == {
+        "a": 1,
+        "b.c.d": 2,
+        "b.e": [3, 4],
+    }
     assert leaves({1: {2: 3}}) == {"1.2": 3}
 
 
 @pytest.mark.parametrize(
-    "words", ["bits=3 seed=7", "quantizer=obq quantizer.solve.outliers=false", "calibration.images=8"]
+    "words",
+    ["bits=3 seed=7", "quantizer=obq quantizer.solve.outliers=false", "calibration.images=8"],
 )
 def test_overrides_arrive(words):
     flat = leaves(compose(*words.split())[0])
@@ -157,7 +162,9 @@ def test_one_seed_serves_all():
 # Experiments.
 
 # Benchmarks (bench_*.yaml) are no sweeps; tests/bench checks them.
-NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if not file.stem.startswith("bench_"))
+NAMES = sorted(
+    file.stem for file in EXPERIMENTS.glob("*.yaml") if not file.stem.startswith("bench_")
+)
 
 
 @functools.cache
@@ -183,11 +190,15 @@ def test_experiment_is_what_its_header_says(name):
 def test_experiment_makes_sense(name):
     jobs = expanded(name)
     (own,) = {job.config["name"] for job in jobs}
-    assert own == name or (own in NAMES and name.startswith(f"{own}_")), "a second part goes beside the first"
+    assert own == name or (own in NAMES and name.startswith(f"{own}_")), (
+        "a second part goes beside the first"
+    )
     assert [p for job in jobs for p in problems(job.config)] == []
     assert len({record.key(job.config) for job in jobs}) == len(jobs)
     seeds = {job.config["seed"] for job in jobs}
-    assert len(seeds) >= 3 or "Seeds" in header(EXPERIMENTS / f"{name}.yaml"), "fewer than 3, and no word on why"
+    assert len(seeds) >= 3 or "Seeds" in header(EXPERIMENTS / f"{name}.yaml"), (
+        "fewer than 3, and no word on why"
+    )
     for job in jobs:
         assert set(job.choices) == set(FAMILIES)
     for family in FAMILIES:
@@ -199,7 +210,9 @@ def test_experiment_makes_sense(name):
 def test_sweeping_an_experiment_by_hand_gives_the_same_job():
     first, *_ = expanded("quickstart")
     config, choices = compose(
-        "name=quickstart", "correction=none", *(w for w in first.overrides if not w.startswith("hydra."))
+        "name=quickstart",
+        "correction=none",
+        *(w for w in first.overrides if not w.startswith("hydra.")),
     )
     assert config == first.config
     assert choices == first.choices
@@ -210,9 +223,17 @@ def test_sweeping_an_experiment_by_hand_gives_the_same_job():
     [
         (["model=timm", "model.data.crop_pct=1.0"], "data", {"crop_pct": 1.0}),
         (["model=timm", "model.data={crop_pct: 1.0}"], "data", {"crop_pct": 1.0}),
-        (["model=timm", "model.expected={mine: {top1: 3, within: 1}}"], "expected", {"mine": {"top1": 3, "within": 1}}),
+        (
+            ["model=timm", "model.expected={mine: {top1: 3, within: 1}}"],
+            "expected",
+            {"mine": {"top1": 3, "within": 1}},
+        ),
         (["model=timm", "model.expected.mine=null"], "expected", {"mine": None}),
-        (["model=checkpoint", "model.arguments={num_classes: 10}"], "arguments", {"num_classes": 10}),
+        (
+            ["model=checkpoint", "model.arguments={num_classes: 10}"],
+            "arguments",
+            {"num_classes": 10},
+        ),
         (["model=checkpoint", "model.arguments.num_classes=10"], "arguments", {"num_classes": 10}),
         (["model=resnet44", "model.expected.mine.top1=3"], "expected", {"mine": {"top1": 3}}),
     ],
@@ -223,6 +244,6 @@ def test_keys_that_are_the_users_are_set_as_any_other_setting(words, knob, value
 
 def test_data_of_a_checkpoint_keeps_what_is_not_set():
     data = compose("model=checkpoint")[0]["model"]["data"]
-    assert compose("model=checkpoint", "model.data.crop_mode=squash")[0]["model"]["data"] == data | {
-        "crop_mode": "squash"
-    }
+    assert compose("model=checkpoint", "model.data.crop_mode=squash")[0]["model"][
+        "data"
+    ] == data | {"crop_mode": "squash"}

@@ -31,7 +31,9 @@ def closed():
 def start(folder, words, **streams):
     # Buffered, as by default: else argparse itself passes over a write that fails.
     env = environment(folder, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="")
-    return subprocess.run([sys.executable, *words], cwd=folder, env=env, timeout=PATIENCE, **streams)
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=env, timeout=PATIENCE, **streams
+    )
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -39,7 +41,9 @@ def test_programs_end_quietly_where_nobody_reads(name, tmp_path):
     writing = closed()
     done = start(tmp_path, PROGRAMS[name], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
-    told = [line for line in done.stderr.decode().splitlines() if not line.startswith("quickstart: ")]
+    told = [
+        line for line in done.stderr.decode().splitlines() if not line.startswith("quickstart: ")
+    ]
     assert told == []
     assert done.returncode == closed_pipe.EXIT
 

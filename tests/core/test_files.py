@@ -24,6 +24,8 @@ def test_what_was_there_survives_and_the_setting_is_named(tmp_path, monkeypatch)
     file = tmp_path / "picture.png"
     files.write_bytes(file, b"before", "outputs")
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(SqError, match=r"picture\.png: No space left on device; free space or correct outputs="):
+    with pytest.raises(
+        SqError, match=r"picture\.png: No space left on device; free space or correct outputs="
+    ):
         files.write_bytes(file, b"after", "outputs")
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {"picture.png": b"before"}

@@ -31,7 +31,11 @@ def wheel(monkeypatch):
 
 def test_requirements_of_a_wheel_by_extra(wheel):
     found = {part: [one.name for one in own] for part, own in installation.requirements().items()}
-    assert found == {"": ["packaging"], "here": ["packaging"], "absent": ["no-such-package", "packaging"]}
+    assert found == {
+        "": ["packaging"],
+        "here": ["packaging"],
+        "absent": ["no-such-package", "packaging"],
+    }
 
 
 def test_what_is_missing_is_absent_or_too_old(wheel):

@@ -106,11 +106,15 @@ def folder(tmp_path_factory):
         package / "widths.py": "WIDTH = 8\n",
         package / "conf" / "dataset" / "noise.yaml": DATASET,
         folder / "myconf" / "quantizer" / "mine.yaml": QUANTIZER.replace("SHIFT", "1.0"),
-        folder / "myconf" / "trusting.yaml": "defaults: [config, _self_]\nname: trusting\nplugins: [myplug]\n",
+        folder
+        / "myconf"
+        / "trusting.yaml": "defaults: [config, _self_]\nname: trusting\nplugins: [myplug]\n",
     }.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    subprocess.run([sys.executable, "-c", TRAIN], cwd=folder, env=outside(folder), check=True, timeout=PATIENCE)
+    subprocess.run(
+        [sys.executable, "-c", TRAIN], cwd=folder, env=outside(folder), check=True, timeout=PATIENCE
+    )
     return folder
 
 
@@ -121,15 +125,25 @@ def outside(folder: Path, *more: Path, **env: str) -> dict[str, str]:
 
 
 NETWORK = ("model=checkpoint", "model.constructor=myplug.parts.MyNet", "model.weights=net.pth")
-IMAGES = ("model.data.input_size=[3,16,16]", "model.data.crop_pct=1.0", "dataset=noise", "calibration.images=16")
+IMAGES = (
+    "model.data.input_size=[3,16,16]",
+    "model.data.crop_pct=1.0",
+    "dataset=noise",
+    "calibration.images=16",
+)
 CHEAP = ("tracker=none", "threads=1", "correction=none", "sensitivity.bits=[4]")
 MINE = ("quantizer=mine", "-cd", "myconf")
 
 
 def call(cwd: Path, results: Path, *words: str, path: tuple[Path, ...] = (), **env: str):
     places = [f"results={results / 'results'}", f"outputs={results / 'outputs'}"]
-    first = [i for i, word in enumerate(words) if word[0] == "-" or (i and words[i - 1] in ("-cd", "-cn"))]
-    order = [words[i] for i in first] + [word for i, word in enumerate(words) if i not in first]  # as argparse wants it
+    first = [
+        i
+        for i, word in enumerate(words)
+        if word[0] == "-" or (i and words[i - 1] in ("-cd", "-cn"))
+    ]
+    # as argparse wants it
+    order = [words[i] for i in first] + [word for i, word in enumerate(words) if i not in first]
     order += [*CHEAP, *places]
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *order],
@@ -164,7 +178,8 @@ def test_network_solver_and_dataset_of_a_plugin(first):
     assert made["choices"]["quantizer"] == "mine"
     assert made["config"]["plugins"] == ["myplug"]
     assert [layer["name"] for layer in made["layers"]] == ["body.0", "body.2", "head"]
-    # Its codes are one below the nearest: a step of the grid wrong, where rounding is half a step wrong at most.
+    # Its codes are one below the nearest: a step of the grid wrong, where rounding is half a step
+    # wrong at most.
     assert made["results"]["relative_error"] > 0.01
     told = made["provenance"]["plugins"]
     assert told.keys() == {"myplug"}
@@ -173,17 +188,29 @@ def test_network_solver_and_dataset_of_a_plugin(first):
 
 
 def test_example_of_the_readme(tmp_path):
-    text = (ROOT / "README.md").read_text().partition("## Your own network")[2].partition("\n## ")[0]
-    code, solver, dataset, commands = re.findall(r"^```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    text = (
+        (ROOT / "README.md").read_text().partition("## Your own network")[2].partition("\n## ")[0]
+    )
+    code, solver, dataset, commands = re.findall(
+        r"^```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    )
     names = re.findall(r"`(myconf/\S+)`", text)
     for name, content in zip(("mynet.py", *names), (code, solver, dataset), strict=True):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     for line in commands.splitlines():
-        words = line.replace("python run.py", f"python {ROOT / 'run.py'}").replace("python", sys.executable, 1)
+        words = line.replace("python run.py", f"python {ROOT / 'run.py'}").replace(
+            "python", sys.executable, 1
+        )
         words += " tracker=none threads=1" if "run.py" in words else ""
         done = subprocess.run(
-            words, shell=True, cwd=tmp_path, env=outside(tmp_path), capture_output=True, text=True, timeout=PATIENCE
+            words,
+            shell=True,
+            cwd=tmp_path,
+            env=outside(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr
     made = only(tmp_path)
@@ -218,7 +245,14 @@ def test_entry_point_allows_it_in_every_folder(folder, first, tmp_path):
 
 
 def test_processes_of_a_launcher_allow_it_too(folder, tmp_path):
-    words = (*NETWORK, *IMAGES, *MINE, "plugins=[myplug]", "hydra/launcher=local", "hydra.launcher.processes=2")
+    words = (
+        *NETWORK,
+        *IMAGES,
+        *MINE,
+        "plugins=[myplug]",
+        "hydra/launcher=local",
+        "hydra.launcher.processes=2",
+    )
     done = call(folder, tmp_path, "-m", *words, "bits=3,4")
     assert done.returncode == 0, done.stderr
     assert "2 of 2 runs done, 0 failed" in done.stderr
@@ -240,7 +274,10 @@ def test_task_of_a_cluster_that_hands_no_environment_on_allows_it(folder, monkey
 
 def test_choices_of_a_plugin_are_listed(folder, tmp_path):
     done = call(folder, tmp_path, "plugins=[myplug]", "--help")
-    assert "dataset: cifar10, coco, coco_sample, digits, image_folder, imagenet, imagenet_sample, noise" in done.stdout
+    assert (
+        "dataset: cifar10, coco, coco_sample, digits, image_folder, imagenet, imagenet_sample, noise"
+        in done.stdout
+    )
     line = error_line(call(folder, tmp_path, "plugins=[myplug]", "dataset=nois"))
     assert "dataset=nois: no such choice; nearest: noise" in line
 
@@ -274,7 +311,12 @@ def test_record_of_a_plugin_read_again_without_it(folder, first):
 def test_report_on_records_of_a_plugin_needs_it_not(folder, first, tmp_path):
     command = [sys.executable, "-m", "sq.report", "runs", "--results", str(first / "results")]
     done = subprocess.run(
-        command, cwd=tmp_path, env=outside(tmp_path), capture_output=True, text=True, timeout=PATIENCE
+        command,
+        cwd=tmp_path,
+        env=outside(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "mine" in (first / "results" / "runs" / "table.md").read_text()
@@ -286,7 +328,9 @@ def test_packed_file_imports_nothing_that_the_caller_does_not_allow(folder, firs
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(plugins, "_named", [])
     for _ in range(2):
-        with pytest.raises(SqError, match=rf"{file.name}: model\.constructor=myplug\.parts\.MyNet: {REFUSED}"):
+        with pytest.raises(
+            SqError, match=rf"{file.name}: model\.constructor=myplug\.parts\.MyNet: {REFUSED}"
+        ):
             sq.load(file)
         assert "myplug" not in sys.modules
     try:
@@ -309,8 +353,17 @@ INJECTED = {
 
 @pytest.mark.parametrize("case", INJECTED)
 def test_config_file_allows_nothing(case, folder, tmp_path):
-    (tmp_path / "theirs.yaml").write_text(f"defaults: [config, _self_]\nname: theirs\n{INJECTED[case]}\n")
-    options = ("-cd", str(tmp_path), "-cn", "theirs", "model=checkpoint", "model.constructor=myplug.parts.MyNet")
+    (tmp_path / "theirs.yaml").write_text(
+        f"defaults: [config, _self_]\nname: theirs\n{INJECTED[case]}\n"
+    )
+    options = (
+        "-cd",
+        str(tmp_path),
+        "-cn",
+        "theirs",
+        "model=checkpoint",
+        "model.constructor=myplug.parts.MyNet",
+    )
     line = error_line(call(folder, tmp_path, *options))
     assert REFUSED in line
     assert HOW in line
@@ -339,7 +392,9 @@ OF_HYDRA = {
 
 @pytest.mark.parametrize("case", OF_HYDRA)
 def test_config_file_has_hydra_call_nothing(case, tmp_path):
-    (tmp_path / "theirs.py").write_text("from pathlib import Path\nPath('called').touch()\nCall = print\n")
+    (tmp_path / "theirs.py").write_text(
+        "from pathlib import Path\nPath('called').touch()\nCall = print\n"
+    )
     (tmp_path / "theirs.yaml").write_text(
         f"defaults: [config, _self_]\nname: ext://theirs.Call\n"
         "quantizer: {theirs: {own: {_target_: theirs.Call}}}\n"
@@ -355,7 +410,9 @@ def test_config_file_has_hydra_call_nothing(case, tmp_path):
 def test_config_file_chooses_no_programs(name, tmp_path):
     text = f"defaults: [config, _self_]\nhydra: {{job: {{env_set: {{{name}: {tmp_path}, PYTHONHASHSEED: '0'}}}}}}\n"
     (tmp_path / "theirs.yaml").write_text(text)
-    line = error_line(call(tmp_path, tmp_path, "-cd", str(tmp_path), "-cn", "theirs", "sweep.dry_run=true"))
+    line = error_line(
+        call(tmp_path, tmp_path, "-cd", str(tmp_path), "-cn", "theirs", "sweep.dry_run=true")
+    )
     assert f"hydra.job.env_set.{name}: a config may not choose which programs run" in line
 
 
@@ -367,7 +424,16 @@ def test_what_the_user_allows_or_hydra_has_is_no_foreign_code(tmp_path):
         "defaults: [config, override hydra/job_logging: default, override hydra/hydra_logging: default, _self_]\n"
         "hydra: {callbacks: {mine: {_target_: theirs.Call}}, searchpath: ['pkg://theirs', 'file://more']}\n"
     )
-    done = call(tmp_path, tmp_path, "-cd", str(tmp_path), "-cn", "mine", "plugins=[theirs]", "sweep.dry_run=true")
+    done = call(
+        tmp_path,
+        tmp_path,
+        "-cd",
+        str(tmp_path),
+        "-cn",
+        "mine",
+        "plugins=[theirs]",
+        "sweep.dry_run=true",
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -375,7 +441,10 @@ def test_sweep_of_a_config_file_allows_nothing(folder, tmp_path):
     params = "hydra: {sweeper: {params: {plugins: '[myplug]', bits: '3,4'}}, mode: MULTIRUN}"
     (tmp_path / "theirs.yaml").write_text(f"defaults: [config, _self_]\nname: theirs\n{params}\n")
     line = error_line(call(folder, tmp_path, "-cd", str(tmp_path), "-cn", "theirs"))
-    assert "nothing was run; 2 of 2 runs make no sense: plugins=[myplug] stands in a config file" in line
+    assert (
+        "nothing was run; 2 of 2 runs make no sense: plugins=[myplug] stands in a config file"
+        in line
+    )
 
 
 def test_config_file_may_name_what_the_command_allows(folder, tmp_path):
@@ -406,7 +475,10 @@ SOLVE = {"_target_": "myplug.parts.solve", "_partial_": True, "shift": 0.5}
         ("subprocess.run", REFUSED),
         ("torch.load", "if you trust torch, add plugins="),
         ("myplug.parts.os.system", "No module named 'myplug.parts.os'"),
-        ("myplug.parts.run", "of subprocess, not a function or class of sq or of a package you allow"),
+        (
+            "myplug.parts.run",
+            "of subprocess, not a function or class of sq or of a package you allow",
+        ),
         ("myplug.parts.nn", "not a function or class of sq or of a package you allow"),
         ("myplug.parts.MyNet", "not a function"),
         ("myplug.parts.solv", "has no attribute 'solv'"),
@@ -426,8 +498,14 @@ def test_only_a_plugins_own_functions_are_named(allowed, target, message):
     ("change", "message"),
     [
         ({"shift": "much"}, r"quantizer\.solve\.shift=much: should be a valid number"),
-        ({"shif": 1.0}, r"quantizer\.solve\.shif: not a setting of myplug\.parts\.solve; nearest: shift"),
-        ({"shift": [{"_target_": "os.system"}]}, r"quantizer\.solve\.shift\.0\._target_: a function is not wanted"),
+        (
+            {"shif": 1.0},
+            r"quantizer\.solve\.shif: not a setting of myplug\.parts\.solve; nearest: shift",
+        ),
+        (
+            {"shift": [{"_target_": "os.system"}]},
+            r"quantizer\.solve\.shift\.0\._target_: a function is not wanted",
+        ),
     ],
 )
 def test_knobs_of_a_plugin_are_checked_as_those_of_sq(allowed, change, message):
@@ -440,19 +518,27 @@ def test_knobs_of_a_plugin_are_checked_as_those_of_sq(allowed, change, message):
 def test_function_hidden_in_a_setting_is_never_called():
     arguments = {"x": {"_target_": "os.system", "command": "exit"}}
     part = compose("model=checkpoint")[0]["model"] | {"arguments": arguments}
-    with pytest.raises(SqError, match=r"model\.arguments\.x\._target_: a function is not wanted here"):
+    with pytest.raises(
+        SqError, match=r"model\.arguments\.x\._target_: a function is not wanted here"
+    ):
         build(part, "model")
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("raise RuntimeError('no\\nsuch GPU')", r"importing broken fails \(RuntimeError: no such GPU\)"),
+        (
+            "raise RuntimeError('no\\nsuch GPU')",
+            r"importing broken fails \(RuntimeError: no such GPU\)",
+        ),
         (
             "def solve(W, H, grid, *, knob): return W",
             r"quantizer\.solve\.knob: broken\.solve does not say of what type",
         ),
-        ("def solve(W, H, grid, *, knob: 'Tensr'): return W", "a type of its parameters cannot be read"),
+        (
+            "def solve(W, H, grid, *, knob: 'Tensr'): return W",
+            "a type of its parameters cannot be read",
+        ),
         ("def solve(: pass", r"importing broken fails \(SyntaxError"),
     ],
 )
@@ -516,7 +602,8 @@ def test_names_on_the_command_line(word, wanted):
 
 
 @pytest.mark.parametrize(
-    "word", ["plugins=mynet", "plugins=[a],[b]", "plugins=a,b", "plugins=[1]", "plugins=", "plugins=["]
+    "word",
+    ["plugins=mynet", "plugins=[a],[b]", "plugins=a,b", "plugins=[1]", "plugins=", "plugins=["],
 )
 def test_anything_but_a_list_of_names_is_refused(word):
     with pytest.raises(SqError, match=r"should be a list of names of packages, plugins=\[mynet\]"):
@@ -601,12 +688,19 @@ def test_every_setting_of_one_package_is_told_in_one_line():
     config["grid"]["_target_"] = "os.system"
     mine = [line for line in find(config, choices) if "mynet" in line.partition(":")[0]]
     assert len(mine) == 1
-    assert mine[0].startswith("model._target_=mynet.load, quantizer.solve._target_=mynet.solve: only names under sq.")
-    assert any(line.startswith("grid._target_=os.system: only names under sq.") for line in find(config, choices))
+    assert mine[0].startswith(
+        "model._target_=mynet.load, quantizer.solve._target_=mynet.solve: only names under sq."
+    )
+    assert any(
+        line.startswith("grid._target_=os.system: only names under sq.")
+        for line in find(config, choices)
+    )
 
 
 def test_choice_of_a_plugin_in_an_experiment_is_composed_by_status(allowed, tmp_path):
-    (tmp_path / "mine.yaml").write_text("defaults: [config, {override dataset: noise}, _self_]\nname: mine\n")
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [config, {override dataset: noise}, _self_]\nname: mine\n"
+    )
     (job,) = status.jobs_of("mine", tmp_path / "results", tmp_path)
     assert job.config["dataset"]["_target_"] == "myplug.parts.load"
 

@@ -72,7 +72,9 @@ def test_loops_of_two_threads_share_the_one_place_for_a_bar(screen):
 
 
 def test_loop_within_a_loop_shows_nothing(screen):
-    assert [list(progress.track([1, 2], "inner loop")) for _ in progress.track([1, 2], "outer loop")] == [[1, 2]] * 2
+    assert [
+        list(progress.track([1, 2], "inner loop")) for _ in progress.track([1, 2], "outer loop")
+    ] == [[1, 2]] * 2
     assert "outer loop" in screen.file.getvalue()
     assert "inner loop" not in screen.file.getvalue()
 

@@ -34,7 +34,9 @@ def test_every_field_is_there():
         "machine",
     }
     maybe = ("commit", "dirty", "vnni")  # None where it is unknown
-    assert all(value is not None and value != "" for name, value in found.items() if name not in maybe)
+    assert all(
+        value is not None and value != "" for name, value in found.items() if name not in maybe
+    )
     assert json.loads(json.dumps(found)) == found
     assert found["device"] == "cpu"
     assert found["threads"] == torch.get_num_threads()
@@ -71,7 +73,9 @@ def test_machine_is_the_same_each_time_differs_with_threads_and_hides_the_host()
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
 def test_commit_is_the_checkouts():
-    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    head = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    )
     found = provenance.collect(CPU)
     assert found["commit"] == head.stdout.strip()
     assert isinstance(found["dirty"], bool)

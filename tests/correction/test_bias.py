@@ -20,7 +20,9 @@ def images(x):
 
 
 def error_of(net, reference, x, batch_size):
-    return layer_by_layer.output_error(net, layer_by_layer.outputs(reference, x, batch_size), x, batch_size)
+    return layer_by_layer.output_error(
+        net, layer_by_layer.outputs(reference, x, batch_size), x, batch_size
+    )
 
 
 def same(a, b):
@@ -32,7 +34,9 @@ def round_weights(net, bits, range="minmax"):
     net = copy.deepcopy(net)
     for layer in geometry.find(net)[0]:
         W = geometry.weight(layer.module)
-        grid = uniform.fit(W, bits, symmetric=False, range=range, norm=2.4, steps=20, shrink=0.2, hessian=None)
+        grid = uniform.fit(
+            W, bits, symmetric=False, range=range, norm=2.4, steps=20, shrink=0.2, hessian=None
+        )
         geometry.set_weight(layer.module, grid.nearest(W))
     return net
 
@@ -56,7 +60,11 @@ def resnet(request, batch):
 def small():
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 2, bias=False), nn.Flatten(), nn.Linear(27, 5)
+        nn.Conv2d(2, 4, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 3, 2, bias=False),
+        nn.Flatten(),
+        nn.Linear(27, 5),
     )
     return net.double().eval(), torch.randn(40, 2, 6, 6, dtype=torch.float64)
 
@@ -73,7 +81,8 @@ def test_a_constant_shift_is_taken_off_exactly(small, place, batch_size):
     rounding = 3 * relative(640 + 18, x.dtype)
     for name, parameter in reference.named_parameters():
         assert_within(net.get_parameter(name), parameter, rounding, name)
-    if (made := net[2].bias) is not None:  # what rounding has left of the shift is corrected as well
+    # what rounding has left of the shift is corrected as well
+    if (made := net[2].bias) is not None:
         assert made.abs().max() < rounding
     assert report["layers"] == 3
     assert report["kept"] >= 1
@@ -99,7 +108,10 @@ def test_a_constant_shift_is_taken_off_exactly(small, place, batch_size):
 def test_one_layer_equals_the_formula(make, shape, batch_size, has_bias):
     # y_q - y_r = E x, so the mean shift is E times the mean input
     torch.manual_seed(1)
-    reference, x = nn.Sequential(make(bias=has_bias)).double().eval(), torch.randn(shape, dtype=torch.float64) + 0.7
+    reference, x = (
+        nn.Sequential(make(bias=has_bias)).double().eval(),
+        torch.randn(shape, dtype=torch.float64) + 0.7,
+    )
     net = copy.deepcopy(reference)
     net[0].weight.data += 0.3 * torch.randn_like(net[0].weight)
     E = geometry.weight(net[0]) - geometry.weight(reference[0])
@@ -120,7 +132,8 @@ def test_later_layers_see_what_was_corrected_before_them(small):
         bias.correct(net, reference, images(x), images=512, batch_size=40)
     with torch.no_grad():
         wanted = reference[:4](x)
-    # one image to count calls, all of them to measure the error, then the pass, then the error again
+    # one image to count calls, all of them to measure the error, then the pass, then the error
+    # again
     assert [len(t) for t in fed] == [1, 40, 40, 40]
     assert_near(fed[2], wanted, of_layers(net, x.dtype) + relative(40 * 16, x.dtype))
     assert not torch.allclose(fed[1], wanted, atol=0.1)
@@ -131,7 +144,13 @@ def test_unquantized_network_is_left_as_it_was(resnet, batch):
     report = bias.correct(net, resnet, batch, images=512, batch_size=50)
     assert same(net, resnet)
     found = geometry.find(net)[0]
-    assert report == {"layers": len(found), "kept": 0, "left_alone": [], "error_before": 0, "error_after": 0}
+    assert report == {
+        "layers": len(found),
+        "kept": 0,
+        "left_alone": [],
+        "error_before": 0,
+        "error_after": 0,
+    }
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -143,8 +162,12 @@ def test_logit_error_falls(resnet, batch, bits):
     assert error_of(net, resnet, batch.x, 64) == report["error_after"]  # the same code twice
     assert report["kept"] > 0
     assert same(reference, resnet)
-    assert all(torch.equal(net.get_submodule(name).weight, weight) for name, weight in weights.items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*net.modules(), *reference.modules()])
+    assert all(
+        torch.equal(net.get_submodule(name).weight, weight) for name, weight in weights.items()
+    )
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks for m in [*net.modules(), *reference.modules()]
+    )
 
 
 def test_only_a_quantized_layer_is_corrected(resnet, batch):
@@ -159,9 +182,14 @@ def test_only_a_quantized_layer_is_corrected(resnet, batch):
 
 
 def test_a_network_it_does_not_help_is_restored(resnet, batch):
-    # on these grids weights shrink, and the mean shift makes up for some of what that does to the logits
+    # on these grids weights shrink, and the mean shift makes up for some of what that does to the
+    # logits
     net = round_weights(resnet, 4, range="mse")
-    before, forced, parameters = copy.deepcopy(net), copy.deepcopy(net), dict(net.named_parameters())
+    before, forced, parameters = (
+        copy.deepcopy(net),
+        copy.deepcopy(net),
+        dict(net.named_parameters()),
+    )
     report = bias.correct(net, resnet, batch, images=512, batch_size=64)
     assert same(net, before)
     assert all(p is parameters[name] for name, p in net.named_parameters())
@@ -197,7 +225,9 @@ def test_shifts_that_cancel_are_left():
     net[0].bias.data += 3
     net[1].bias.data -= net[1].weight.data.sum(1) * 3
     before = copy.deepcopy(net)
-    report = bias.correct(net, reference, images(torch.randint(-5, 6, (16, 3)).float()), images=512, batch_size=16)
+    report = bias.correct(
+        net, reference, images(torch.randint(-5, 6, (16, 3)).float()), images=512, batch_size=16
+    )
     assert (report["error_before"], report["error_after"], report["kept"]) == (0, 0, 0)
     assert same(net, before)
 

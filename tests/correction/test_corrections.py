@@ -18,7 +18,9 @@ from sq.network import geometry, hooks
 from sq.types.images import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "correction"
-PARTS = {p.stem: compose(f"correction={p.stem}")[0]["correction"] for p in sorted(CONF.glob("*.yaml"))}
+PARTS = {
+    p.stem: compose(f"correction={p.stem}")[0]["correction"] for p in sorted(CONF.glob("*.yaml"))
+}
 
 # of means over at most 640 values, each a sum of 18 products; variances are means of squares
 MEANS = relative(640 + 18, torch.float64)
@@ -28,13 +30,17 @@ def round_weights(net, bits):
     net = copy.deepcopy(net)
     for layer in geometry.find(net)[0]:
         W = geometry.weight(layer.module)
-        grid = uniform.fit(W, bits, symmetric=False, range="mse", norm=2.4, steps=20, shrink=0.2, hessian=None)
+        grid = uniform.fit(
+            W, bits, symmetric=False, range="mse", norm=2.4, steps=20, shrink=0.2, hessian=None
+        )
         geometry.set_weight(layer.module, grid.nearest(W))
     return net
 
 
 def error_of(net, reference, x, batch_size):
-    return layer_by_layer.output_error(net, layer_by_layer.outputs(reference, x, batch_size), x, batch_size)
+    return layer_by_layer.output_error(
+        net, layer_by_layer.outputs(reference, x, batch_size), x, batch_size
+    )
 
 
 def same(a, b):
@@ -62,7 +68,9 @@ def resnet():
 def small():
     # running statistics are those of the images exactly, so a recovered network is the reference
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).double()
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+    ).double()
     nn.init.uniform_(net[1].weight, 0.5, 2)
     nn.init.normal_(net[1].bias)
     x = torch.randn(40, 2, 6, 6, dtype=torch.float64)
@@ -86,7 +94,9 @@ def test_every_choice_repairs_the_network_alone(name, resnet, batch):
     for key, value in net.state_dict().items():
         assert torch.isfinite(value).all(), key
         assert key.endswith(may_change) or torch.equal(value, before.state_dict()[key]), key
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in [*net.modules(), *reference.modules()])
+    assert not any(
+        m._forward_pre_hooks or m._forward_hooks for m in [*net.modules(), *reference.modules()]
+    )
     assert same(net, before) is (report["kept"] == 0)
 
 
@@ -101,14 +111,23 @@ def test_unquantized_network_is_left_as_it_was(resnet, batch):
     net = copy.deepcopy(resnet)
     report = batchnorm.correct(net, resnet, batch, images=512, batch_size=50)
     assert same(net, resnet)
-    assert report == {"layers": len(bn.find(net)), "kept": 0, "left_alone": [], "error_before": 0, "error_after": 0}
+    assert report == {
+        "layers": len(bn.find(net)),
+        "kept": 0,
+        "left_alone": [],
+        "error_before": 0,
+        "error_after": 0,
+    }
 
 
 @pytest.mark.parametrize("batch_size", [13, 40])
 def test_shift_is_recovered(small, batch_size):
     reference, x = small
     net = copy.deepcopy(reference)
-    gain, shift = torch.tensor([1.5, 0.4, 1.0, 3.0]).double(), torch.tensor([0.5, -2.0, 1.0, 0.0]).double()
+    gain, shift = (
+        torch.tensor([1.5, 0.4, 1.0, 3.0]).double(),
+        torch.tensor([0.5, -2.0, 1.0, 0.0]).double(),
+    )
     with torch.no_grad():
         net[0].weight.mul_(gain.view(-1, 1, 1, 1))
         net[0].bias.mul_(gain).add_(shift)
@@ -165,10 +184,16 @@ def test_statistics_move_as_the_input_moved():
 
 
 def test_later_layers_are_measured_beside_the_corrections_before_them():
-    # two layers, the first of which is shifted: once that is corrected, nothing is left for the second
+    # two layers, the first of which is shifted: once that is corrected, nothing is left for the
+    # second
     torch.manual_seed(0)
     reference = nn.Sequential(
-        nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3), nn.Flatten()
+        nn.Conv2d(2, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 1),
+        nn.BatchNorm2d(3),
+        nn.Flatten(),
     )
     reference = reference.double().eval()
     x = torch.randn(12, 2, 4, 4, dtype=torch.float64)
@@ -194,7 +219,9 @@ def test_logit_error_never_rises(resnet, batch, bits):
 def test_harm_is_undone(resnet, batch, monkeypatch):
     # a rule that makes everything worse: nothing of it may stay
     monkeypatch.setattr(
-        batchnorm.Statistics, "shifted", lambda self: (self.ours.running_mean + 9, self.ours.running_var)
+        batchnorm.Statistics,
+        "shifted",
+        lambda self: (self.ours.running_mean + 9, self.ours.running_var),
     )
     net = round_weights(resnet, 4)
     before = copy.deepcopy(net)
@@ -213,14 +240,18 @@ def test_reestimate_is_one_step_of_training(resnet, batch):
         module.momentum = None  # a plain mean over batches
         module.reset_running_stats()
     trained.train()
-    with torch.no_grad(), hooks.feeding(modules, lambda name, _, x: count.update({name: x.numel() // x.shape[1]})):
+    with (
+        torch.no_grad(),
+        hooks.feeding(modules, lambda name, _, x: count.update({name: x.numel() // x.shape[1]})),
+    ):
         trained(batch.x)
     report = reestimate.correct(net, resnet, batch, batch_size=len(batch.x), guard=False)
     assert report["layers"] == report["kept"] == len(modules) > 10
     for name, module in bn.find(net).items():
         rounding = of_layers(net, torch.float64) + relative(count[name], torch.float64)
         assert_near(module.running_mean, modules[name].running_mean, rounding, name)
-        biased = modules[name].running_var * (1 - 1 / count[name])  # training stores the unbiased variance
+        # training stores the unbiased variance
+        biased = modules[name].running_var * (1 - 1 / count[name])
         assert_near(module.running_var, biased, 2 * rounding, name)
 
 
@@ -241,14 +272,21 @@ def test_logit_error_equals_the_definition(small, batch_size):
     net = round_weights(reference, 3)
     with torch.no_grad():
         wanted = float((net(x) - reference(x)).square().sum() / reference(x).square().sum())
-    assert error_of(net, reference, x, batch_size) == pytest.approx(wanted, rel=of_error(net, wanted, x.dtype))
+    assert error_of(net, reference, x, batch_size) == pytest.approx(
+        wanted, rel=of_error(net, wanted, x.dtype)
+    )
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_network_without_batchnorm(name):
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
     before = copy.deepcopy(net)
-    assert build(PARTS[name], "correction")(net, copy.deepcopy(net), images(torch.randn(8, 1, 2, 2)))["kept"] == 0
+    assert (
+        build(PARTS[name], "correction")(net, copy.deepcopy(net), images(torch.randn(8, 1, 2, 2)))[
+            "kept"
+        ]
+        == 0
+    )
     assert same(net, before)
 
 
@@ -257,7 +295,11 @@ def test_a_layer_called_twice_is_left_alone_and_named(name):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.norm, self.once = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+            self.conv, self.norm, self.once = (
+                nn.Conv2d(1, 1, 1),
+                nn.BatchNorm2d(1),
+                nn.BatchNorm2d(1),
+            )
 
         def forward(self, x):
             return self.norm(self.once(self.norm(self.conv(x)))).flatten(1)

@@ -29,7 +29,12 @@ def test_each_image_is_moved_by_whole_pixels_with_black_coming_in():
     moved = augmentation.move(x, 2, BLACK, generator())
     seen = set()
     for before, after in zip(x, moved, strict=True):
-        found = [(d, r) for d in range(-2, 3) for r in range(-2, 3) if torch.equal(shifted(before, d, r), after)]
+        found = [
+            (d, r)
+            for d in range(-2, 3)
+            for r in range(-2, 3)
+            if torch.equal(shifted(before, d, r), after)
+        ]
         assert len(found) == 1
         seen |= set(found)
     assert len(seen) > 12, "they go many ways"
@@ -49,6 +54,9 @@ def test_about_half_are_mirrored():
 
 
 def test_the_same_draws_are_the_same_images():
-    for draw in (lambda g: augmentation.move(images(), 2, BLACK, g), lambda g: augmentation.mirror(images(), g)):
+    for draw in (
+        lambda g: augmentation.move(images(), 2, BLACK, g),
+        lambda g: augmentation.mirror(images(), g),
+    ):
         assert torch.equal(draw(generator(3)), draw(generator(3)))
         assert not torch.equal(draw(generator(3)), draw(generator(4)))

@@ -116,7 +116,10 @@ def a_loop(folder):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (no_split, r"no folder .*test; .* holds train, val; expected test/CLASS/\*\.png in dataset\.root"),
+        (
+            no_split,
+            r"no folder .*test; .* holds train, val; expected test/CLASS/\*\.png in dataset\.root",
+        ),
         (nine_classes, r"train holds 9 class folders \(airplane, .*\), CIFAR-10 has 10"),
         (no_class, r"train holds no class folders but nothing; expected train/CLASS/\*\.png"),
         (another_name, r"train and test differ in cat, kitten"),
@@ -146,9 +149,13 @@ def test_unusable_folder_is_named(folder, spoil, says):
 )
 def test_corrupt_image_is_named_or_left_out(folder, spoil, says):
     spoil(folder)
-    with pytest.raises(SqError, match=rf"1 of 10 images cannot be read \(cifar10/test/cat/0003\.png: .*{says}"):
+    with pytest.raises(
+        SqError, match=rf"1 of 10 images cannot be read \(cifar10/test/cat/0003\.png: .*{says}"
+    ):
         read(load(folder).test)
-    assert read(load(folder, skip_corrupt=True).test).ids == [i for i in load(folder).test.ids if "cat" not in i]
+    assert read(load(folder, skip_corrupt=True).test).ids == [
+        i for i in load(folder).test.ids if "cat" not in i
+    ]
 
 
 def test_folder_that_there_is_not(tmp_path, monkeypatch):
@@ -172,13 +179,21 @@ def test_real_splits(cifar10):
 
 
 def test_no_image_is_in_both_splits(cifar10):
-    train, test = ({x.numpy().tobytes() for x in read(split).x} for split in (cifar10.train, cifar10.test))
+    train, test = (
+        {x.numpy().tobytes() for x in read(split).x} for split in (cifar10.train, cifar10.test)
+    )
     assert not train & test
 
 
 def test_a_run_from_the_command_line(tmp_path, needs_data):
     data = Path(os.environ["SQ_DATA"]).resolve()
-    words = ("model=resnet20", "dataset=cifar10", "quantizer=rtn", "calibration.images=100", "correction=batchnorm")
+    words = (
+        "model=resnet20",
+        "dataset=cifar10",
+        "quantizer=rtn",
+        "calibration.images=100",
+        "correction=batchnorm",
+    )
     done = run(tmp_path, *words, SQ_DATA=str(data))
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "results" / "runs").glob("*.json")

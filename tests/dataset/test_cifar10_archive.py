@@ -27,12 +27,43 @@ def by_python_2(pixels, labels):
         return b"U" + bytes([len(own)]) + own
 
     raw = pixels.tobytes()
-    empty = b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + b"K\0\x85" + text(b"b") + b"\x87R"
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R" + b"(K\3" + text(b"|") + b"NNN" + 2 * b"J\xff\xff\xff\xff"
+    empty = (
+        b"cnumpy.core.multiarray\n_reconstruct\n"
+        + b"cnumpy\nndarray\n"
+        + b"K\0\x85"
+        + text(b"b")
+        + b"\x87R"
+    )
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + text(b"u1")
+        + b"K\0K\1\x87R"
+        + b"(K\3"
+        + text(b"|")
+        + b"NNN"
+        + 2 * b"J\xff\xff\xff\xff"
+    )
     shape = b"".join(b"M" + struct.pack("<H", n) for n in pixels.shape) + b"\x86"
-    array = empty + b"(K\1" + shape + dtype + b"K\0tb" + b"\x89T" + struct.pack("<I", len(raw)) + raw + b"tb"
+    array = (
+        empty
+        + b"(K\1"
+        + shape
+        + dtype
+        + b"K\0tb"
+        + b"\x89T"
+        + struct.pack("<I", len(raw))
+        + raw
+        + b"tb"
+    )
     numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-    items = (text(b"batch_label"), text(b"training batch 1 of 5"), text(b"labels"), numbers, text(b"data"), array)
+    items = (
+        text(b"batch_label"),
+        text(b"training batch 1 of 5"),
+        text(b"labels"),
+        numbers,
+        text(b"data"),
+        array,
+    )
     return b"\x80\2}(" + b"".join(items) + b"u."
 
 
@@ -41,7 +72,10 @@ def archive(tmp_path):
     random = np.random.default_rng(0)
     made = {}
     for name in NAMES:
-        pixels, labels = random.integers(0, 256, (4, 3072), dtype=np.uint8), random.integers(0, 10, 4).tolist()
+        pixels, labels = (
+            random.integers(0, 256, (4, 3072), dtype=np.uint8),
+            random.integers(0, 10, 4).tolist(),
+        )
         (tmp_path / name).write_bytes(pickled(pixels, labels))
         made[name] = pixels, labels
     return tmp_path, made
@@ -57,7 +91,8 @@ def test_images_and_labels(archive):
     assert (len(data.train.ids), len(data.test.ids), data.classes) == (20, 4, 10)
     assert data.name == "cifar10_4"
     assert data.train.y.tolist() == [label for name in NAMES[:5] for label in made[name][1]]
-    image = np.asarray(data.train.read(6))  # the third of the second batch: planes of red, green, blue, row by row
+    # the third of the second batch: planes of red, green, blue, row by row
+    image = np.asarray(data.train.read(6))
     assert np.array_equal(image.transpose(2, 0, 1).ravel(), made["data_batch_2"][0][2])
     assert data.test.read(0).mode == "RGB"
     assert not set(data.train.ids) & set(data.test.ids)
@@ -75,20 +110,36 @@ def test_batches_that_python_2_wrote(archive):
 
 
 def test_folders_and_archive_give_the_same_images(archive, tmp_path_factory):
-    # airplane .. truck: an image's label in the archive is the place of its folder among the sorted names
-    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    # airplane .. truck: an image's label in the archive is the place of its folder among the sorted
+    # names
+    names = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
     folder, _ = archive
     pixels = np.random.default_rng(1).integers(0, 256, (10, 3072), dtype=np.uint8)
     pngs = tmp_path_factory.mktemp("pngs")
     for use in ("train", "test"):
         for label, name in enumerate(names):
             (pngs / use / name).mkdir(parents=True)
-            Image.fromarray(pixels[label].reshape(3, 32, 32).transpose(1, 2, 0)).save(pngs / use / name / "0.png")
+            Image.fromarray(pixels[label].reshape(3, 32, 32).transpose(1, 2, 0)).save(
+                pngs / use / name / "0.png"
+            )
     order = [3, 9, 0, 1, 8, 2, 7, 4, 6, 5]
     for name in NAMES:
         (folder / name).write_bytes(pickled(pixels[order], order))
     prepare = Normalise((32, 32), (0.5,) * 3, (0.25,) * 3)
-    stored, listed = (loading.load(load(root).test, range(10), prepare, "x") for root in (folder, pngs))
+    stored, listed = (
+        loading.load(load(root).test, range(10), prepare, "x") for root in (folder, pngs)
+    )
     assert stored.y.tolist() == order
     assert listed.y.tolist() == list(range(10))
     assert torch.equal(stored.x, listed.x[order])
@@ -104,7 +155,9 @@ class Trap:
 
 def test_pickle_that_wants_code_is_refused_and_not_run(archive):
     folder, _ = archive
-    (folder / "data_batch_3").write_bytes(pickle.dumps({b"data": Trap(folder / "sprung")}, protocol=2))
+    (folder / "data_batch_3").write_bytes(
+        pickle.dumps({b"data": Trap(folder / "sprung")}, protocol=2)
+    )
     with pytest.raises(SqError, match=r"wants posix\.mkdir, which could run foreign code"):
         load(folder)
     assert not (folder / "sprung").exists()
@@ -131,7 +184,9 @@ def label_too_few(file):
 
 
 def in_floats(file):
-    file.write_bytes(pickle.dumps({b"data": np.zeros((4, 3072)), b"labels": [0, 1, 2, 3]}, protocol=2))
+    file.write_bytes(
+        pickle.dumps({b"data": np.zeros((4, 3072)), b"labels": [0, 1, 2, 3]}, protocol=2)
+    )
 
 
 def of_another_size(file):

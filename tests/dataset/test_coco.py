@@ -44,7 +44,13 @@ def yolo(tmp_path):
 
 
 def load_yolo(root, **knobs):
-    own = {"name": "mine", "train": "train", "test": "val", "annotations": "coco.yaml", "skip_corrupt": False}
+    own = {
+        "name": "mine",
+        "train": "train",
+        "test": "val",
+        "annotations": "coco.yaml",
+        "skip_corrupt": False,
+    }
     return coco.load(root=str(root), **own | knobs)
 
 
@@ -84,7 +90,11 @@ IMAGES = [
 
 
 def load_official(root, **knobs):
-    own = {"train": "images/train2017", "test": "images/val2017", "annotations": "annotations/instances_*.json"}
+    own = {
+        "train": "images/train2017",
+        "test": "images/val2017",
+        "annotations": "annotations/instances_*.json",
+    }
     return coco.load(root=str(root), **{"name": "coco", "skip_corrupt": False} | own | knobs)
 
 
@@ -101,14 +111,26 @@ def test_data_yaml(yolo):
     first, second = data.test.y
     assert first.boxes.tolist() == [[15, 5, 25, 15], [0, 0, 10, 20]]
     assert first.boxes.dtype == torch.float32
-    assert (first.classes.tolist(), first.crowd.tolist(), first.size) == ([2, 0], [False, False], (20, 40))
-    assert (second.boxes.shape, second.classes.dtype, second.size) == ((0, 4), torch.int64, (20, 40))
+    assert (first.classes.tolist(), first.crowd.tolist(), first.size) == (
+        [2, 0],
+        [False, False],
+        (20, 40),
+    )
+    assert (second.boxes.shape, second.classes.dtype, second.size) == (
+        (0, 4),
+        torch.int64,
+        (20, 40),
+    )
 
 
 def test_images_are_read_in_colour_also_by_other_processes(yolo):
     images = load_yolo(yolo).test
     read = pickle.loads(pickle.dumps(images.read))
-    assert (read(1).mode, read(1).size, read(1).getpixel((0, 0))) == ("RGB", (40, 20), (200, 200, 200))
+    assert (read(1).mode, read(1).size, read(1).getpixel((0, 0))) == (
+        "RGB",
+        (40, 20),
+        (200, 200, 200),
+    )
     assert read.paths[1].endswith("val_b.PNG")
 
 
@@ -145,7 +167,9 @@ def test_exif_orientation_is_followed_beside_labels_of_yolo(yolo, orientation, c
     height, width = seen.shape[:2]
     assert data.test.y[0].boxes.tolist() == [[0, 0, width / 2, height / 2]]
     said = capsys.readouterr().err
-    assert ("1 of 2 images of val are turned as their EXIF orientation says" in said) == (orientation != 1)
+    assert ("1 of 2 images of val are turned as their EXIF orientation says" in said) == (
+        orientation != 1
+    )
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -218,7 +242,9 @@ def test_outline_gives_the_box_around_it(yolo):
 def test_malformed_label_line(yolo, line):
     label = yolo / "labels" / "val" / "val_a.txt"
     label.write_text(f"1 0.5 0.5 0.2 0.2\n{line}\n")
-    with pytest.raises(SqError, match=r"val_a\.txt:2: got '.*', expected 'class x y width height'.*remove") as error:
+    with pytest.raises(
+        SqError, match=r"val_a\.txt:2: got '.*', expected 'class x y width height'.*remove"
+    ) as error:
         load_yolo(yolo)
     assert line in one_line(error)
 
@@ -234,7 +260,9 @@ def test_class_beyond_the_names(yolo):
 def test_root_without_the_files(tmp_path, load):
     for name in "gfedcba":
         (tmp_path / name).mkdir()
-    with pytest.raises(SqError, match=r"but a, b, c, d, e \.\.\.: .*labels/SPLIT.*instances_SPLIT\.json") as error:
+    with pytest.raises(
+        SqError, match=r"but a, b, c, d, e \.\.\.: .*labels/SPLIT.*instances_SPLIT\.json"
+    ) as error:
         load(tmp_path)
     one_line(error)
 
@@ -262,13 +290,31 @@ def test_root_that_is_a_file(yolo):
             "path: coco\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n",
             "no folder path=coco: .*write path: .",
         ),
-        ("train: images/train\nval: images/val\nnc: 2\nnames: [a, b, c]\n", "nc=2, but names has 3 classes"),
-        ("train: images/train\nval: images/val\nnames: {1: a, 2: b, 3: c}\n", "number the classes from 0"),
-        ("train: images/train\nval: images/dev\nnames: [a, b, c]\n", "no image folder or .txt list .*dev"),
+        (
+            "train: images/train\nval: images/val\nnc: 2\nnames: [a, b, c]\n",
+            "nc=2, but names has 3 classes",
+        ),
+        (
+            "train: images/train\nval: images/val\nnames: {1: a, 2: b, 3: c}\n",
+            "number the classes from 0",
+        ),
+        (
+            "train: images/train\nval: images/dev\nnames: [a, b, c]\n",
+            "no image folder or .txt list .*dev",
+        ),
         ("train: images/train\nval: empty\nnames: [a, b, c]\n", "empty holds no images"),
-        ("train: images/train\nval: bare/images\nnames: [a, b, c]\n", "no image of val has a label file such as"),
-        ("train: images/train\nval: [images/val, images/val]\nnames: [a, b, c]\n", "names 2 images more than once"),
-        ("train: images/train\nval: images/train\nnames: [a, b, c]\n", "share 2 images .*two disjoint splits"),
+        (
+            "train: images/train\nval: bare/images\nnames: [a, b, c]\n",
+            "no image of val has a label file such as",
+        ),
+        (
+            "train: images/train\nval: [images/val, images/val]\nnames: [a, b, c]\n",
+            "names 2 images more than once",
+        ),
+        (
+            "train: images/train\nval: images/train\nnames: [a, b, c]\n",
+            "share 2 images .*two disjoint splits",
+        ),
         (
             "train: images/train\nval: gone.txt\nnames: [a, b, c]\n",
             "4 of 5 images .* are missing .*0.jpg.*2.jpg ...\\)",
@@ -278,7 +324,9 @@ def test_root_that_is_a_file(yolo):
 def test_data_yaml_that_is_wrong(yolo, text, message):
     (yolo / "empty").mkdir()
     image(yolo / "bare" / "images" / "1.jpg")
-    (yolo / "gone.txt").write_text("".join(f"images/val/{i}.jpg\n" for i in range(4)) + "images/val/val_a.jpg\n")
+    (yolo / "gone.txt").write_text(
+        "".join(f"images/val/{i}.jpg\n" for i in range(4)) + "images/val/val_a.jpg\n"
+    )
     (yolo / "coco.yaml").write_text(text)
     with pytest.raises(SqError, match=message) as error:
         load_yolo(yolo)
@@ -302,16 +350,23 @@ def test_json(official):
     assert data.train.ids == ["coco/train2017/1.jpg", "coco/train2017/2.jpg"]
     first, second = data.test.y
     assert first.boxes.tolist() == [[1.5, 2, 11.5, 6], [0, 0, 40, 20], [3, 3, 3, 5]]
-    assert (first.classes.tolist(), first.crowd.tolist(), first.size) == ([1, 2, 0], [False, True, False], (20, 40))
+    assert (first.classes.tolist(), first.crowd.tolist(), first.size) == (
+        [1, 2, 0],
+        [False, True, False],
+        (20, 40),
+    )
     assert second.boxes.shape == (0, 4)
     assert data.test.read(0).size == (40, 20)
 
 
 def test_json_whose_images_are_missing(official):
-    images = [{"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 40} for i in (1, 11, 12, 13, 14)]
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 40} for i in (1, 11, 12, 13, 14)
+    ]
     write_json(official, "val2017", images=images, annotations=[])
     with pytest.raises(
-        SqError, match=r"4 of 5 images .*instances_val2017\.json names are missing \(.*13\.jpg \.\.\.\)"
+        SqError,
+        match=r"4 of 5 images .*instances_val2017\.json names are missing \(.*13\.jpg \.\.\.\)",
     ):
         load_official(official)
 
@@ -334,22 +389,43 @@ def test_json_whose_images_are_missing(official):
         ({"categories": None}, "has no list of objects `categories`"),
         ({"annotations": {}}, "has no list of objects `annotations`"),
         ({"annotations": []}, "none of the 2 images of images/val2017 holds an object"),
-        ({"annotations": [BOX | {"iscrowd": 1}]}, "none of the 2 images of images/val2017 holds an object"),
+        (
+            {"annotations": [BOX | {"iscrowd": 1}]},
+            "none of the 2 images of images/val2017 holds an object",
+        ),
         (
             {"annotations": [{**BOX, "bbox": [1, 1, -1, 2]}]},
             r"annotation 1 has bbox \[1, 1, -1, 2\], .*sides 0 or more",
         ),
-        ({"annotations": [{**BOX, "bbox": [1, 1, float("nan"), 2]}]}, "annotation 1 has bbox .*nan"),
+        (
+            {"annotations": [{**BOX, "bbox": [1, 1, float("nan"), 2]}]},
+            "annotation 1 has bbox .*nan",
+        ),
         ({"annotations": [{**BOX, "bbox": None}]}, "annotation 1 has bbox None"),
-        ({"annotations": [{"image_id": 9, "category_id": 1, "id": 44}]}, "annotation 44 has no bbox"),
-        ({"annotations": [{"image_id": 9, "bbox": [1, 1, 1, 1]}]}, "annotation 1 has no category_id"),
-        ({"annotations": [{**BOX, "bbox": [0.1, 0.1, 0.5, 0.5]}]}, "all 1 boxes lie within the first pixel .* shares"),
+        (
+            {"annotations": [{"image_id": 9, "category_id": 1, "id": 44}]},
+            "annotation 44 has no bbox",
+        ),
+        (
+            {"annotations": [{"image_id": 9, "bbox": [1, 1, 1, 1]}]},
+            "annotation 1 has no category_id",
+        ),
+        (
+            {"annotations": [{**BOX, "bbox": [0.1, 0.1, 0.5, 0.5]}]},
+            "all 1 boxes lie within the first pixel .* shares",
+        ),
         (
             {"annotations": [{**BOX, "bbox": [30, 5, 39, 15]}]},
             r"1 of 1 boxes reach beyond .* not \[left, top, right, b",
         ),
         (
-            {"categories": [{"id": 1, "name": "a"}, {"id": 13, "name": "b"}, {"id": 13, "name": "c"}]},
+            {
+                "categories": [
+                    {"id": 1, "name": "a"},
+                    {"id": 13, "name": "b"},
+                    {"id": 13, "name": "c"},
+                ]
+            },
             "the categories b, c have one id, 13: .*give each category an id of its own",
         ),
         (
@@ -357,7 +433,10 @@ def test_json_whose_images_are_missing(official):
             "class 1 is b in .*, c in",
         ),
         ({"categories": [{"name": "a"}]}, "category 1 has no id"),
-        ({"categories": [{"id": "1", "name": "a"}]}, "'1' is no whole number, as ids of categories are"),
+        (
+            {"categories": [{"id": "1", "name": "a"}]},
+            "'1' is no whole number, as ids of categories are",
+        ),
         (
             {"images": [*IMAGES, {**IMAGES[0], "file_name": "3.jpg"}]},
             "the images 2.jpg, 3.jpg have one id, 7: .*give each image an id of its own",
@@ -367,13 +446,19 @@ def test_json_whose_images_are_missing(official):
             r"instances_val2017\.json names 1 image more than once \(coco/val2017/2.jpg\)",
         ),
         ({"images": [{"id": 9, "height": 20, "width": 40}]}, "image 9 has no file_name"),
-        ({"images": [IMAGES[0], {**IMAGES[1], "width": 4.5}]}, "image 1.jpg has height 20 and width 4.5, not pixels"),
+        (
+            {"images": [IMAGES[0], {**IMAGES[1], "width": 4.5}]},
+            "image 1.jpg has height 20 and width 4.5, not pixels",
+        ),
         (
             {"images": [IMAGES[0], {**IMAGES[1], "height": 40, "width": 20}]},
             "1 of 2 images have another width and height than it says .1.jpg: 20x40 there, 40x20 in the file",
         ),
         ({"images": [], "annotations": []}, "names no images"),
-        ({"categories": [{"id": i} for i in (1, 13, 90, 91)]}, "has 3 categories, images/val2017 4"),
+        (
+            {"categories": [{"id": i} for i in (1, 13, 90, 91)]},
+            "has 3 categories, images/val2017 4",
+        ),
     ],
 )
 def test_json_that_is_wrong(official, changes, message):
@@ -394,7 +479,9 @@ def test_json_without_sizes_takes_those_of_the_files(official):
 def test_sizes_of_the_training_split_are_compared_when_it_is_read(official):
     write_json(official, "train2017", images=[IMAGES[0], {**IMAGES[1], "height": 40, "width": 20}])
     train = load_official(official, skip_corrupt=True).train
-    with pytest.raises(SqError, match=r"^coco/train2017/1\.jpg: the file is 40x20, its boxes are of .* 20x40") as error:
+    with pytest.raises(
+        SqError, match=r"^coco/train2017/1\.jpg: the file is 40x20, its boxes are of .* 20x40"
+    ) as error:
         reading.load(replace(train, workers=0), [0, 1], lambda image, resized: torch.zeros(1), "x")
     one_line(error)
 
@@ -403,7 +490,10 @@ def test_annotation_given_twice_counts_once(official, capsys):
     twice = [BOX, BOX | {"category_id": 1}, BOX | {"id": 3}, BOX | {"iscrowd": 1}]
     write_json(official, "val2017", annotations=twice)
     assert load_official(official).test.y[0].classes.tolist() == [1, 0, 1]
-    assert "instances_val2017.json: 1 of 4 annotations are there twice: each counts once" in capsys.readouterr().err
+    assert (
+        "instances_val2017.json: 1 of 4 annotations are there twice: each counts once"
+        in capsys.readouterr().err
+    )
 
 
 def test_boxes_beyond_their_image_are_counted(official, capsys):
@@ -415,7 +505,9 @@ def test_boxes_beyond_their_image_are_counted(official, capsys):
 
 def test_file_names_of_windows(official):
     (official / "images" / "val2017" / "sub").mkdir()
-    (official / "images" / "val2017" / "1.jpg").rename(official / "images" / "val2017" / "sub" / "1.jpg")
+    (official / "images" / "val2017" / "1.jpg").rename(
+        official / "images" / "val2017" / "sub" / "1.jpg"
+    )
     write_json(official, "val2017", images=[IMAGES[0], {**IMAGES[1], "file_name": "sub\\1.jpg"}])
     assert load_official(official).test.ids == ["coco/val2017/2.jpg", "coco/val2017/sub/1.jpg"]
 
@@ -428,7 +520,9 @@ def test_json_with_a_byte_order_mark(official):
 
 @pytest.mark.parametrize("load", [load_yolo, load_official])
 def test_names_of_the_classes_are_known(official, yolo, load):
-    (official / "coco.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n")
+    (official / "coco.yaml").write_text(
+        "path: .\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n"
+    )
     assert load(official).class_names == ("a", "b", "c")
 
 
@@ -445,14 +539,18 @@ def test_text_in_latin_1_is_named(yolo, file):
     (yolo / "coco.yaml").write_text("train: images/train\nval: val.txt\nnames: [a, b, c]\n")
     (yolo / "val.txt").write_text("images/val/val_a.jpg\n")
     (yolo / file).write_bytes((yolo / file).read_bytes() + "# à peu près\n".encode("latin-1"))
-    with pytest.raises(SqError, match=rf"{file}:\d: byte 0xe0 is not UTF-8: save the file as UTF-8") as error:
+    with pytest.raises(
+        SqError, match=rf"{file}:\d: byte 0xe0 is not UTF-8: save the file as UTF-8"
+    ) as error:
         load_yolo(yolo)
     one_line(error)
 
 
 def test_label_line_given_twice_counts_once(yolo, capsys):
     label = yolo / "labels" / "val" / "val_a.txt"
-    label.write_text("2 0.5 0.5 0.25 0.5\n2 0.50 0.5 0.25 0.5\n1 0.5 0.5 0.25 0.5\n" + 2 * "0 0 0 1 0 1 1\n")
+    label.write_text(
+        "2 0.5 0.5 0.25 0.5\n2 0.50 0.5 0.25 0.5\n1 0.5 0.5 0.25 0.5\n" + 2 * "0 0 0 1 0 1 1\n"
+    )
     assert load_yolo(yolo).test.y[0].classes.tolist() == [2, 1, 0]
     assert "2 of 5 label lines of val are there twice: each counts once" in capsys.readouterr().err
 
@@ -476,17 +574,26 @@ def test_images_without_labels_are_counted_where_they_are_most(yolo, capsys):
     assert capsys.readouterr().err == "", "one of two"
     image(yolo / "images" / "val" / "val_c.jpg")
     load_yolo(yolo)
-    assert "2 of 3 images of val have no label file: taken for images without objects" in capsys.readouterr().err
+    assert (
+        "2 of 3 images of val have no label file: taken for images without objects"
+        in capsys.readouterr().err
+    )
 
 
 def test_hidden_files_and_folders_with_the_names_of_images_are_none(yolo):
     (yolo / "images" / "val" / "._val_a.jpg").write_bytes(b"x")
     image(yolo / "images" / "val" / "deep.jpg" / "c.jpg")
-    assert load_yolo(yolo).test.ids == ["coco/val/deep.jpg/c.jpg", "coco/val/val_a.jpg", "coco/val/val_b.PNG"]
+    assert load_yolo(yolo).test.ids == [
+        "coco/val/deep.jpg/c.jpg",
+        "coco/val/val_a.jpg",
+        "coco/val/val_b.PNG",
+    ]
 
 
 def test_folders_as_exports_of_roboflow_name_them(yolo):
-    (yolo / "coco.yaml").write_text("train: ../images/train\nval: ../images/val\nnc: 3\nnames: [a, b, c]\n")
+    (yolo / "coco.yaml").write_text(
+        "train: ../images/train\nval: ../images/val\nnc: 3\nnames: [a, b, c]\n"
+    )
     assert load_yolo(yolo).test.ids == ["coco/val/val_a.jpg", "coco/val/val_b.PNG"]
 
 
@@ -505,14 +612,18 @@ def test_empty_image_is_named_or_left_out(yolo, official, load):
         test = replace(load(yolo, **knobs).test, workers=0)
         return reading.load(test, range(len(test.ids)), lambda image, resized: torch.zeros(1), "x")
 
-    with pytest.raises(SqError, match=rf"1 of 2 images cannot be read \(coco/{name}: it is empty \(0 bytes\)\)"):
+    with pytest.raises(
+        SqError, match=rf"1 of 2 images cannot be read \(coco/{name}: it is empty \(0 bytes\)\)"
+    ):
         read()
     assert len(read(skip_corrupt=True).ids) == 1
 
 
 def test_file_that_is_no_json(official):
     (official / "annotations" / "instances_val2017.json").write_text("{")
-    with pytest.raises(SqError, match=r"instances_val2017\.json is not COCO instances JSON: .* \(JSONDecodeError"):
+    with pytest.raises(
+        SqError, match=r"instances_val2017\.json is not COCO instances JSON: .* \(JSONDecodeError"
+    ):
         load_official(official)
 
 
@@ -529,7 +640,9 @@ def test_both_layouts_give_the_same_objects(official):
         label = official / "labels" / split / "1.txt"
         label.parent.mkdir(parents=True)
         label.write_text("\n".join(lines))
-    (official / "coco.yaml").write_text(f"train: images/train2017\nval: images/val2017\nnames: {NAMES}\n")
+    (official / "coco.yaml").write_text(
+        f"train: images/train2017\nval: images/val2017\nnames: {NAMES}\n"
+    )
     by_yaml, by_json = load_yolo(official).test, load_official(official).test
     assert by_yaml.ids[:2] == by_json.ids
     plain = ~by_json.y[0].crowd
@@ -542,14 +655,21 @@ def test_config_fits_and_names_its_set(choice):
     config, choices = compose(f"dataset={choice}")
     part = config["dataset"]
     assert choices["metric"] == "coco_map"
-    assert compose("metric=top1", f"dataset={choice}")[1]["metric"] == "top1", "what is typed goes first"
+    assert compose("metric=top1", f"dataset={choice}")[1]["metric"] == "top1", (
+        "what is typed goes first"
+    )
     assert part["name"] == choice
     build(part, "dataset")
 
 
 def test_sample(needs_data):
     data = build(compose("dataset=coco_sample")[0]["dataset"], "dataset")()
-    assert (len(data.train.ids), len(data.test.ids), data.classes, data.name) == (128, 128, 80, "coco_sample")
+    assert (len(data.train.ids), len(data.test.ids), data.classes, data.name) == (
+        128,
+        128,
+        80,
+        "coco_sample",
+    )
     assert data.test.ids[0] == "coco/val/000000000139.jpg"
     assert sum(len(o.classes) for o in data.test.y) == 898
     assert not any(os.environ["SQ_DATA"] in own for own in data.test.ids)

@@ -30,7 +30,8 @@ def test_split_is_stratified(digits):
 
 
 def test_split_is_fixed(digits):
-    # a changed split makes every stored result incomparable: this hash may change with a reason only
+    # a changed split makes every stored result incomparable: this hash may change with a reason
+    # only
     found = hashlib.sha256("\n".join(digits.test.ids).encode()).hexdigest()[:16]
     assert found == "24d71dcd045d4133"
 
@@ -41,7 +42,9 @@ def test_images_are_those_of_the_source(digits_train, digits_test):
         assert split.x.shape == (len(split.ids), 1, 8, 8)
         assert split.x.dtype == torch.float32
         chosen = [int(name.removeprefix("digits/")) for name in split.ids]
-        assert np.array_equal(split.x[:, 0].numpy(), source.images[chosen].astype("float32") / 8 - 1)
+        assert np.array_equal(
+            split.x[:, 0].numpy(), source.images[chosen].astype("float32") / 8 - 1
+        )
         assert np.array_equal(split.y.numpy(), source.target[chosen])
     assert digits_train.x.min() == -1
     assert digits_train.x.max() == 1

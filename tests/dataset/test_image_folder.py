@@ -69,11 +69,14 @@ def test_what_is_resized_is_the_evaluation_split(folder):
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "png"), ("LA", "png"), ("RGBA", "webp"), ("1", "png")]
+    ("mode", "suffix"),
+    [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "png"), ("LA", "png"), ("RGBA", "webp"), ("1", "png")],
 )
 def test_images_become_rgb(folder, mode, suffix):
     (folder / "val" / "bee" / "0.JPEG").unlink()
-    Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode).save(folder / "val" / "bee" / f"0.{suffix}")
+    Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode).save(
+        folder / "val" / "bee" / f"0.{suffix}"
+    )
     data = load(folder)
     assert data.test.ids[0] == f"val/bee/0.{suffix}"
     image = data.test.read(0)
@@ -81,11 +84,15 @@ def test_images_become_rgb(folder, mode, suffix):
     assert np.asarray(image).min() >= 254, "white stays white"
 
 
-@pytest.mark.parametrize("pixels", [np.full((6, 8), 40000, np.uint16), np.full((6, 8), 0.5, np.float32)])
+@pytest.mark.parametrize(
+    "pixels", [np.full((6, 8), 40000, np.uint16), np.full((6, 8), 0.5, np.float32)]
+)
 def test_image_of_more_than_8_bits_is_named(folder, pixels):
     (folder / "val" / "bee" / "1.JPEG").unlink()
     Image.fromarray(pixels).save(folder / "val" / "bee" / "1.tiff")
-    with pytest.raises(SqError, match=r"1 of 4 images .*\(val/bee/1\.tiff: it is 8x6 [IF]\S*, more than 8 bits"):
+    with pytest.raises(
+        SqError, match=r"1 of 4 images .*\(val/bee/1\.tiff: it is 8x6 [IF]\S*, more than 8 bits"
+    ):
         loading.load(load(folder).test, range(4), Normalise((6, 8), (0.0,) * 3, (1.0,) * 3), "x")
 
 
@@ -94,7 +101,8 @@ def test_truncated_jpeg_is_named_or_left_out(folder):
     file.write_bytes(file.read_bytes()[:-40])
     prepare = Normalise((6, 8), (0.0,) * 3, (1.0,) * 3)
     with pytest.raises(
-        SqError, match=r"1 of 4 images cannot be read \(val/cow/0\.JPEG: it is damaged \((?i:.*truncated)"
+        SqError,
+        match=r"1 of 4 images cannot be read \(val/cow/0\.JPEG: it is damaged \((?i:.*truncated)",
     ):
         loading.load(load(folder).test, range(4), prepare, "x")
     batch = loading.load(load(folder, skip_corrupt=True).test, range(4), prepare, "x")
@@ -130,7 +138,8 @@ def test_images_in_deeper_folders_come_as_torchvision_has_them(folder):
         Image.new("RGB", (8, 6)).save(folder / "val" / "bee" / own)
     (folder / "val" / "bee" / "a" / "up").symlink_to(folder / "val" / "bee")  # leads round
     data = load(folder)
-    (folder / "val" / "bee" / "a" / "up").unlink()  # torchvision would follow it until the system stops it
+    # torchvision would follow it until the system stops it
+    (folder / "val" / "bee" / "a" / "up").unlink()
     theirs = torchvision.datasets.ImageFolder(str(folder / "val")).imgs
     assert data.test.ids == [Path(path).relative_to(folder).as_posix() for path, _ in theirs]
     assert data.test.y.tolist() == [1 + label for _, label in theirs], "val has no ants"
@@ -156,12 +165,16 @@ def test_files_that_are_left_out_are_counted(folder, capsys):
         (folder / "val" / "bee" / name).write_bytes(b"x")
     assert len(load(folder).test.ids) == 4
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"{folder / 'val'}: 4 files left out, no images by their names (.gif, .heic, notes)"]
+    assert said == [
+        f"{folder / 'val'}: 4 files left out, no images by their names (.gif, .heic, notes)"
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_class_list_in_the_encodings_people_use(folder, encoding):
-    (folder / "train" / "ant").rename(folder / "train" / unicodedata.normalize("NFD", "fourmi ailée"))
+    (folder / "train" / "ant").rename(
+        folder / "train" / unicodedata.normalize("NFD", "fourmi ailée")
+    )
     (folder / "classes.txt").write_bytes("fourmi ailée\r\ncow\r\nbee\r\n".encode(encoding))
     data = load(folder, classes="classes.txt")
     assert data.class_names == ("fourmi ailée", "cow", "bee")
@@ -170,7 +183,9 @@ def test_class_list_in_the_encodings_people_use(folder, encoding):
 
 def test_class_list_in_latin_1_is_named(folder):
     (folder / "classes.txt").write_bytes("cow\nfourmi ailée\n".encode("latin-1"))
-    with pytest.raises(SqError, match=r"classes\.txt:2: byte 0xe9 is not UTF-8: save the file as UTF-8") as caught:
+    with pytest.raises(
+        SqError, match=r"classes\.txt:2: byte 0xe9 is not UTF-8: save the file as UTF-8"
+    ) as caught:
         load(folder, classes="classes.txt")
     assert "\n" not in str(caught.value)
 
@@ -203,22 +218,42 @@ def foreign_class(folder):
 @pytest.mark.parametrize(
     ("spoil", "knobs", "says"),
     [
-        (no_root, {}, r"no folder .*/train; .* holds nothing; expected train/CLASS/\*\.jpeg in dataset\.root"),
-        (no_val, {}, r"no folder .*/val; .* holds train, validation; expected val/CLASS/\*\.jpeg in dataset\.root"),
-        (flat, {}, r"val holds no class folders but ILSVRC2012_val_00000001\.JPEG; expected val/CLASS/"),
+        (
+            no_root,
+            {},
+            r"no folder .*/train; .* holds nothing; expected train/CLASS/\*\.jpeg in dataset\.root",
+        ),
+        (
+            no_val,
+            {},
+            r"no folder .*/val; .* holds train, validation; expected val/CLASS/\*\.jpeg in dataset\.root",
+        ),
+        (
+            flat,
+            {},
+            r"val holds no class folders but ILSVRC2012_val_00000001\.JPEG; expected val/CLASS/",
+        ),
         (empty_class, {}, r"val: no images .* in 1 of 3 classes \(ant\)"),
         (
             foreign_class,
             {},
             r"val: 1 of 2 folders are no class of the training split \(wasp\)",
         ),
-        (lambda folder: None, {"classes": "no.txt"}, r"dataset\.classes=no\.txt: no file .*no\.txt: one class a line"),
+        (
+            lambda folder: None,
+            {"classes": "no.txt"},
+            r"dataset\.classes=no\.txt: no file .*no\.txt: one class a line",
+        ),
         (
             lambda folder: None,
             {"classes": "imagenet"},
             r"train: 3 of 3 folders are no class of imagenet \(ant, ",
         ),
-        (lambda folder: None, {"size": 50000}, r"val holds 4 images, mine is evaluated on 50,000: copy it again"),
+        (
+            lambda folder: None,
+            {"size": 50000},
+            r"val holds 4 images, mine is evaluated on 50,000: copy it again",
+        ),
     ],
 )
 def test_folder_laid_out_otherwise(folder, spoil, knobs, says):
@@ -241,12 +276,16 @@ def test_sample_of_imagenet(needs_data):
     assert data.train.y.tolist() == list(range(1000))
     names = (Path(os.environ["SQ_DATA"]) / "imagenet" / "classes.txt").read_text().split()
     assert all(
-        names[label] == name.split("/")[1] for label, name in zip(data.test.y.tolist(), data.test.ids, strict=True)
+        names[label] == name.split("/")[1]
+        for label, name in zip(data.test.y.tolist(), data.test.ids, strict=True)
     )
     assert data.test.read(0).size == (227, 227)
     assert not any(os.environ["SQ_DATA"] in name for name in data.test.ids)
 
 
 def test_sample_is_not_taken_for_the_whole(needs_data):
-    with pytest.raises(SqError, match=r"holds 1,300 images, imagenet is evaluated on 50,000.*dataset=imagenet_sample"):
+    with pytest.raises(
+        SqError,
+        match=r"holds 1,300 images, imagenet is evaluated on 50,000.*dataset=imagenet_sample",
+    ):
         build(compose("dataset=imagenet")[0]["dataset"], "dataset")()

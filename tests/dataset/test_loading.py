@@ -34,7 +34,9 @@ def refuse(image, resized):
 
 
 def split(count=10, **more):
-    return Images([f"i/{n}" for n in range(count)], torch.arange(count), **{"read": Levels(), **more})
+    return Images(
+        [f"i/{n}" for n in range(count)], torch.arange(count), **{"read": Levels(), **more}
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2, None])
@@ -59,7 +61,10 @@ def test_transform_is_told_what_is_resized():
 
 
 def test_objects_stay_with_their_images():
-    y = [Objects(torch.zeros(n, 4), torch.zeros(n).long(), torch.zeros(n).bool(), (2, 2)) for n in range(4)]
+    y = [
+        Objects(torch.zeros(n, 4), torch.zeros(n).long(), torch.zeros(n).bool(), (2, 2))
+        for n in range(4)
+    ]
     batch = reading.load(Images([*"abcd"], y, Levels()), [3, 0, 2], prepare, "x")
     assert [len(o.classes) for o in batch.y] == [3, 0, 2]
     assert batch.ids == ["d", "a", "c"]
@@ -71,7 +76,9 @@ def test_corrupt_images_are_named_and_counted_in_one_line(workers):
     with pytest.raises(SqError) as caught:
         reading.load(bad, range(10), prepare, "x")
     text = str(caught.value)
-    assert text.startswith("4 of 10 images cannot be read (i/1: OSError: truncated in line 1; i/2: ")
+    assert text.startswith(
+        "4 of 10 images cannot be read (i/1: OSError: truncated in line 1; i/2: "
+    )
     assert "i/8" not in text
     assert text.endswith("or leave them out by dataset.skip_corrupt=true")
     assert "\n" not in text
@@ -86,12 +93,17 @@ def test_corrupt_images_can_be_left_out(workers):
 
 def test_part_without_a_readable_image_is_no_batch():
     bad = split(6, read=Levels(broken=(2, 3)), skip_corrupt=True)
-    assert [p.y.tolist() for p in reading.batches(bad, range(6), prepare, 2, "x")] == [[0, 1], [4, 5]]
+    assert [p.y.tolist() for p in reading.batches(bad, range(6), prepare, 2, "x")] == [
+        [0, 1],
+        [4, 5],
+    ]
 
 
 def test_nothing_left_is_an_error_even_so():
     with pytest.raises(SqError, match="2 of 2 images cannot be read"):
-        reading.load(split(2, read=Levels(broken=(0, 1)), skip_corrupt=True), range(2), prepare, "x")
+        reading.load(
+            split(2, read=Levels(broken=(0, 1)), skip_corrupt=True), range(2), prepare, "x"
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -99,7 +111,10 @@ def test_nothing_left_is_an_error_even_so():
 def test_image_the_network_does_not_take_is_not_a_corrupt_one(workers, skip):
     with pytest.raises(SqError) as caught:
         reading.load(split(workers=workers, skip_corrupt=skip), range(10), refuse, "x")
-    assert str(caught.value) == "i/0: the image is 2x2 L, the network takes 8x8: choose another dataset"
+    assert (
+        str(caught.value)
+        == "i/0: the image is 2x2 L, the network takes 8x8: choose another dataset"
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -123,5 +138,7 @@ def test_who_stops_early_leaves_no_process_behind(workers):
 def test_batch_has_an_image_for_each_id_where_some_are_corrupt(workers):
     bad = split(9, read=Levels(broken=(0, 4, 5, 8)), workers=workers, skip_corrupt=True)
     for part in reading.batches(bad, [8, 7, 0, 6, 5, 4, 3, 2, 1], prepare, 4, "x"):
-        assert part.x[:, 0, 0, 0].tolist() == part.y.tolist() == [int(name[2:]) for name in part.ids]
+        assert (
+            part.x[:, 0, 0, 0].tolist() == part.y.tolist() == [int(name[2:]) for name in part.ids]
+        )
         assert len(part.ids) > 0

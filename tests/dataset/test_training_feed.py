@@ -36,12 +36,20 @@ def split(count=10, **more):
 def stream(count=10, crop=(0.2, 0.5), seed=0):
     prepare = Normalise(SIZE, (0.0,) * 3, (1 / 255,) * 3)
     return training_feed.Stream(
-        split(count), range(count), prepare, size=SIZE, crop=crop, seed=seed, device=torch.device("cpu")
+        split(count),
+        range(count),
+        prepare,
+        size=SIZE,
+        crop=crop,
+        seed=seed,
+        device=torch.device("cpu"),
     )
 
 
 def kept(count=10, seed=0):
-    return training_feed.Memory(torch.arange(count).view(-1, 1, 1, 1).float(), torch.arange(count) % 3, seed)
+    return training_feed.Memory(
+        torch.arange(count).view(-1, 1, 1, 1).float(), torch.arange(count) % 3, seed
+    )
 
 
 @pytest.mark.parametrize("make", [stream, kept])
@@ -60,18 +68,25 @@ def test_any_step_can_be_the_first(make):
 @pytest.mark.parametrize("make", [stream, kept])
 def test_an_epoch_has_each_image_once_with_its_label(make):
     epochs = [list(make().steps(5, first, first + 2)) for first in (0, 2)]
-    places = [[int(v) for _, x, _ in steps for v in x[:, -1].flatten(1).median(1).values.round()] for steps in epochs]
+    places = [
+        [int(v) for _, x, _ in steps for v in x[:, -1].flatten(1).median(1).values.round()]
+        for steps in epochs
+    ]
     assert sorted(places[0]) == sorted(places[1]) == list(range(10))
     assert places[0] != places[1], "each epoch has its own order"
     for steps, seen in zip(epochs, places, strict=True):
         assert torch.cat([y for _, _, y in steps]).tolist() == [place % 3 for place in seen]
     assert places[0] != [
-        int(v) for _, x, _ in make(seed=1).steps(5, 0, 2) for v in x[:, -1].flatten(1).median(1).values
+        int(v)
+        for _, x, _ in make(seed=1).steps(5, 0, 2)
+        for v in x[:, -1].flatten(1).median(1).values
     ]
 
 
 def test_parts_are_drawn_anew_each_epoch_at_the_size_of_the_network():
-    first, second = (torch.cat([x for _, x, _ in stream(4).steps(4, epoch, epoch + 1)]) for epoch in (0, 1))
+    first, second = (
+        torch.cat([x for _, x, _ in stream(4).steps(4, epoch, epoch + 1)]) for epoch in (0, 1)
+    )
     assert first.shape == (4, 3, *SIZE)
     spans = first[:, 0].amax((1, 2)) - first[:, 0].amin((1, 2))  # of columns, 6 of red apart
     assert (spans > 0).all()
@@ -79,17 +94,27 @@ def test_parts_are_drawn_anew_each_epoch_at_the_size_of_the_network():
     assert not torch.equal(first.sort(0).values, second.sort(0).values)
 
 
-@each(st.integers(2, 400), st.integers(2, 400), st.floats(0.05, 1), st.floats(0.05, 1), st.integers(0, 2**31))
+@each(
+    st.integers(2, 400),
+    st.integers(2, 400),
+    st.floats(0.05, 1),
+    st.floats(0.05, 1),
+    st.integers(0, 2**31),
+)
 def test_a_part_lies_within_the_image(width, height, a, b, seed):
     crop = (min(a, b), max(a, b))
-    left, top, right, bottom = training_feed.part(width, height, crop, torch.Generator().manual_seed(seed))
+    left, top, right, bottom = training_feed.part(
+        width, height, crop, torch.Generator().manual_seed(seed)
+    )
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
 
 def test_shares_and_shapes_of_parts_are_those_asked_for():
     draw = torch.Generator().manual_seed(0)
-    boxes = torch.tensor([training_feed.part(400, 400, (0.1, 0.4), draw) for _ in range(2000)]).double()
+    boxes = torch.tensor(
+        [training_feed.part(400, 400, (0.1, 0.4), draw) for _ in range(2000)]
+    ).double()
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     shares, shapes = w * h / 400**2, (w / h).log()
     assert (shares.min() > 0.098, shares.max() < 0.402) == (True, True)
@@ -100,7 +125,12 @@ def test_shares_and_shapes_of_parts_are_those_asked_for():
 
 
 def test_where_no_part_fits_the_middle_is_taken():
-    assert training_feed.part(1000, 10, (1.0, 1.0), torch.Generator().manual_seed(0)) == (495, 0, 505, 10)
+    assert training_feed.part(1000, 10, (1.0, 1.0), torch.Generator().manual_seed(0)) == (
+        495,
+        0,
+        505,
+        10,
+    )
 
 
 def test_images_that_cannot_be_read_are_named_or_left_out():
@@ -140,14 +170,20 @@ class Problem:
     def __init__(self, train):
         self.train = train
         self.batch = type("", (), {"x": torch.zeros(1, 3, *SIZE)})
-        self.model = type("", (), {"prepare": staticmethod(Normalise(SIZE, (0.0,) * 3, (1.0,) * 3))})
+        self.model = type(
+            "", (), {"prepare": staticmethod(Normalise(SIZE, (0.0,) * 3, (1.0,) * 3))}
+        )
 
 
 def test_images_are_kept_unless_parts_are_asked_for():
     exact = replace(split(), read=lambda place: image(place).resize(SIZE[::-1]))
     assert isinstance(training_feed.choose(Problem(exact), None, None, 0), training_feed.Memory)
-    assert isinstance(training_feed.choose(Problem(split()), None, [0.1, 1.0], 0), training_feed.Stream)
-    some, same, other = (training_feed.choose(Problem(split()), 4, [0.1, 1.0], seed).chosen for seed in (0, 0, 1))
+    assert isinstance(
+        training_feed.choose(Problem(split()), None, [0.1, 1.0], 0), training_feed.Stream
+    )
+    some, same, other = (
+        training_feed.choose(Problem(split()), 4, [0.1, 1.0], seed).chosen for seed in (0, 0, 1)
+    )
     assert len(some) == 4
     assert some == same
     assert some != other
@@ -157,9 +193,24 @@ def test_images_are_kept_unless_parts_are_asked_for():
     ("train", "crop", "free", "message"),
     [
         (None, None, 2**40, "there are no training images: choose a dataset with a training split"),
-        (replace(split(), y=torch.full((10,), -1)), None, 2**40, "training takes images with labels"),
-        (split(), [0.5, 0.1], 2**40, r"quantizer\.train\.crop=\[0\.5, 0\.1\]: the least share .* first"),
-        (split(), None, 4 * 3 * 48 * 10, r"10 training images take .*crop=\[0\.08,1\.0\].*quantizer\.images=5 or less"),
+        (
+            replace(split(), y=torch.full((10,), -1)),
+            None,
+            2**40,
+            "training takes images with labels",
+        ),
+        (
+            split(),
+            [0.5, 0.1],
+            2**40,
+            r"quantizer\.train\.crop=\[0\.5, 0\.1\]: the least share .* first",
+        ),
+        (
+            split(),
+            None,
+            4 * 3 * 48 * 10,
+            r"10 training images take .*crop=\[0\.08,1\.0\].*quantizer\.images=5 or less",
+        ),
     ],
 )
 def test_bad_input_is_one_line(train, crop, free, message, monkeypatch):
@@ -169,14 +220,19 @@ def test_bad_input_is_one_line(train, crop, free, message, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.one_arithmetic("processes read images, and a network is trained: steps of it are tested alone")
+@pytest.mark.one_arithmetic(
+    "processes read images, and a network is trained: steps of it are tested alone"
+)
 @pytest.mark.parametrize("stem", ["qat_imagenet", "qat_imagenet_post"])
 def test_recipes_of_imagenet_train_on_sample_images(stem, tmp_path, needs_data):
     swapped = ["model=efficientnet_lite0", "dataset=imagenet_sample"]
     for job in status.jobs_of(stem, tmp_path, EXPERIMENTS, swapped):
         job.config["quantizer"] |= {"images": 12}
         job.config["quantizer"]["train"] |= {"epochs": 1, "batch": 4}
-        quantizer, fit = build(job.config["quantizer"], "quantizer"), build(job.config["grid"], "grid")
+        quantizer, fit = (
+            build(job.config["quantizer"], "quantizer"),
+            build(job.config["grid"], "grid"),
+        )
         model, data = (build(job.config[family], family)() for family in ("model", "dataset"))
         given = problem_of(model, torch.randn(4, 3, 224, 224), 4, 4, fit=fit)
         made = quantizer(replace(given, train=replace(data.train, workers=0)))

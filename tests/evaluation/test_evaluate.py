@@ -32,7 +32,8 @@ def over(images, batch_size=2, metric=lambda model, seen: list(seen), shape=(1, 
 
 def test_images_that_cannot_be_read_are_left_out_and_listed():
     measuring = over(split(broken=(1, 4, 5), skip_corrupt=True))
-    for _ in range(2):  # the second network is measured on the same images, and the list does not grow
+    # the second network is measured on the same images, and the list does not grow
+    for _ in range(2):
         seen = measuring.measure(nn.Flatten())
         assert [own.y.tolist() for _, own in seen] == [[0], [2, 3]]
         assert torch.cat([outputs for outputs, _ in seen])[:, 0].tolist() == [0, 2, 3]
@@ -67,7 +68,9 @@ def test_images_of_another_shape_stop_before_the_network():
 
     net = nn.Flatten()
     net.forward = never
-    with pytest.raises(SqError, match=r"evaluation images are \(1, 2, 2\), the network takes \(1, 3, 3\)"):
+    with pytest.raises(
+        SqError, match=r"evaluation images are \(1, 2, 2\), the network takes \(1, 3, 3\)"
+    ):
         over(split(), shape=(1, 3, 3)).measure(net)
 
 
@@ -90,7 +93,9 @@ def test_as_many_classes_as_the_network_tells_apart_pass():
 def test_another_number_of_classes_is_refused_before_anything_runs(classes):
     model = Model(nn.Flatten(), [], (1, 2, 2), "", prepare)
     names = tuple("abcdefg"[:classes])
-    with pytest.raises(SqError, match=rf"mine has {classes:,} classes \(a, b.*\), the network tells 4 apart") as error:
+    with pytest.raises(
+        SqError, match=rf"mine has {classes:,} classes \(a, b.*\), the network tells 4 apart"
+    ) as error:
         evaluate.check_classes(model, labelled(classes, names), torch.device("cpu"))
     assert "dataset.classes=FILE" in str(error.value)
     assert "\n" not in str(error.value)
@@ -141,5 +146,8 @@ def test_another_number_of_classes_than_a_detector_s(classes):
     if classes == 3:
         evaluate.check_classes(model, data, torch.device("cpu"))
         return
-    with pytest.raises(SqError, match=rf"mine has {classes} classes, the network tells 3 apart: .*`names` of the data"):
+    with pytest.raises(
+        SqError,
+        match=rf"mine has {classes} classes, the network tells 3 apart: .*`names` of the data",
+    ):
         evaluate.check_classes(model, data, torch.device("cpu"))

@@ -15,7 +15,10 @@ def model(**expected):
 @pytest.mark.parametrize("top1", [76.0, 75.75, 76.25])
 def test_within_the_tolerance(top1):
     known = {"top1": 76.0, "within": 0.25}
-    assert expected_accuracy.check(model(imagenet=known), "imagenet", {"top1": top1, "top5": 1.0}) == known
+    assert (
+        expected_accuracy.check(model(imagenet=known), "imagenet", {"top1": top1, "top5": 1.0})
+        == known
+    )
 
 
 @pytest.mark.parametrize(
@@ -24,7 +27,9 @@ def test_within_the_tolerance(top1):
 )
 def test_off_by_more_says_what_to_suspect(top1, suspects):
     with pytest.raises(SqError) as caught:
-        expected_accuracy.check(model(imagenet={"top1": 76.0, "within": 0.3}), "imagenet", {"top1": top1})
+        expected_accuracy.check(
+            model(imagenet={"top1": 76.0, "within": 0.3}), "imagenet", {"top1": top1}
+        )
     text = str(caught.value)
     assert text.startswith(
         f"full precision: top1 is {top1:.4g} on imagenet, expected 76 +- 0.3: suspect the {suspects}"
@@ -33,14 +38,18 @@ def test_off_by_more_says_what_to_suspect(top1, suspects):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("expected", [{}, {"imagenet": None}, {"coco": {"map": 0.3, "within": 0.01}}])
+@pytest.mark.parametrize(
+    "expected", [{}, {"imagenet": None}, {"coco": {"map": 0.3, "within": 0.01}}]
+)
 def test_nothing_known_of_this_set(expected):
     assert expected_accuracy.check(model(**expected), "imagenet", {"top1": 1.0}) is None
 
 
 @pytest.mark.parametrize("known", [{"map": 0.3, "within": 0.01}, {"top1": 76.0}])
 def test_expectation_that_cannot_be_checked(known):
-    with pytest.raises(SqError, match=r"model\.expected\.imagenet needs `within` beside .* of this metric \(top1\)"):
+    with pytest.raises(
+        SqError, match=r"model\.expected\.imagenet needs `within` beside .* of this metric \(top1\)"
+    ):
         expected_accuracy.check(model(imagenet=known), "imagenet", {"top1": 76.0})
 
 

@@ -48,7 +48,8 @@ def test_interval_holds_the_truth_as_often_as_it_says(lost, won):
     hits, trials = 0, 600
     for _ in range(trials):
         u = torch.rand(300, generator=random)
-        low, high = paired_tests.drop_interval((u < lost) | (u > lost + won), u > lost)  # neither is wrong on both
+        # neither is wrong on both
+        low, high = paired_tests.drop_interval((u < lost) | (u > lost + won), u > lost)
         hits += low <= lost - won <= high
     assert 0.93 <= hits / trials <= 0.985
 
@@ -70,7 +71,9 @@ def test_mcnemar_is_a_fair_coin_counted_out(lost, won):
 
 def test_gain_with_one_seed_is_the_interval_of_a_drop():
     full, quantized = answers(50, 9, 3, 11)
-    found = paired_tests.gain([paired_tests.packed(full)], [paired_tests.packed(quantized)], len(full))
+    found = paired_tests.gain(
+        [paired_tests.packed(full)], [paired_tests.packed(quantized)], len(full)
+    )
     assert found == pytest.approx((6 / 73, *paired_tests.drop_interval(full, quantized)))
 
 
@@ -80,13 +83,17 @@ def test_gain_averages_seeds_image_by_image():
     apart = [1, 0.5, 0]  # of each image
     middle = sum(apart) / 5
     half = 1.959963985 * math.sqrt(((1 + 0.25 + 1) / 5 - middle**2) / 5)
-    found = paired_tests.gain([paired_tests.packed(o) for o in ours], [paired_tests.packed(t) for t in theirs], 3)
+    found = paired_tests.gain(
+        [paired_tests.packed(o) for o in ours], [paired_tests.packed(t) for t in theirs], 3
+    )
     assert found == pytest.approx((0.5, middle - half, middle + half))
 
 
 def test_seeds_that_agree_make_no_interval_narrower():
     full, quantized = answers(50, 9, 3, 11)
-    one = paired_tests.gain([paired_tests.packed(full)], [paired_tests.packed(quantized)], len(full))
+    one = paired_tests.gain(
+        [paired_tests.packed(full)], [paired_tests.packed(quantized)], len(full)
+    )
     assert paired_tests.gain(
         [paired_tests.packed(full)] * 3, [paired_tests.packed(quantized)] * 3, len(full)
     ) == pytest.approx(one)

@@ -32,9 +32,13 @@ class Levels:
 
 def made(fit, policy, activations=()):
     torch.manual_seed(0)
-    # Weights 3x1x9, 4x3 and 2x4; 16, 16 and 1 positions; 3 and 2 biases; a BatchNorm of 4 x 3 numbers and a counter.
+    # Weights 3x1x9, 4x3 and 2x4; 16, 16 and 1 positions; 3 and 2 biases; a BatchNorm of 4 x 3
+    # numbers and a counter.
     net = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1, bias=False), nn.AdaptiveAvgPool2d(1)
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 4, 1, bias=False),
+        nn.AdaptiveAvgPool2d(1),
     )
     net.append(nn.Flatten()).append(nn.Linear(4, 2)).eval()
     x = torch.randn(5, 1, 4, 4)
@@ -99,8 +103,17 @@ def test_layers_left_in_full_precision_count_as_such(fit):
 
 
 def test_figures_of_both_networks_stand_side_by_side():
-    found = summarize.compare(Measured({"top1": 70.0, "top5": 90.0}), Measured({"top1": 71.5, "top5": 91.0}))
-    assert found == {"headline": "top1", "top1": 70, "top5": 90, "top1_full": 71.5, "top5_full": 91, "drop": 1.5}
+    found = summarize.compare(
+        Measured({"top1": 70.0, "top5": 90.0}), Measured({"top1": 71.5, "top5": 91.0})
+    )
+    assert found == {
+        "headline": "top1",
+        "top1": 70,
+        "top5": 90,
+        "top1_full": 71.5,
+        "top5_full": 91,
+        "drop": 1.5,
+    }
 
 
 def split(count):
@@ -117,16 +130,23 @@ def test_images_that_could_not_be_read_are_named_and_not_counted():
     assert found["calibration_ids"] == ["a", "b"]
     assert (found["evaluation"]["images"], found["evaluation"]["left_out"]) == (3, ["test/2"])
     again = summarize.images(dataset, draw(["a", "b"]), [], None)
-    assert again["calibration"]["ids"] == found["calibration"]["ids"], "in whichever order they were drawn"
+    assert again["calibration"]["ids"] == found["calibration"]["ids"], (
+        "in whichever order they were drawn"
+    )
     assert again["evaluation"]["ids"] != found["evaluation"]["ids"]
     assert found["evaluation"]["right"] == "a0"
     assert "right" not in again["evaluation"]
-    assert summarize.images(dataset, draw(["a", "d"]), [], None)["calibration"]["ids"] != found["calibration"]["ids"]
+    assert (
+        summarize.images(dataset, draw(["a", "d"]), [], None)["calibration"]["ids"]
+        != found["calibration"]["ids"]
+    )
 
 
 def test_what_trials_measured_stays_theirs_and_ranks_are_results():
     results = {"top1_full": 99.0}
-    found = summarize.trials(results, {"spearman": 0.9, "kendall_low": 0.5, "top1_full": 98.0, "front": []})
+    found = summarize.trials(
+        results, {"spearman": 0.9, "kendall_low": 0.5, "top1_full": 98.0, "front": []}
+    )
     assert results == {"top1_full": 99.0, "spearman": 0.9, "kendall_low": 0.5}
     assert found == {"trials": {"top1_full": 98.0, "front": []}}
     assert summarize.trials(results, {}) == {}

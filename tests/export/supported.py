@@ -1,6 +1,7 @@
 """What each format holds, found by trying: every kind of layer on every grid, at many widths, written and read back.
 
-``PYTHONPATH=tests python tests/export/supported.py`` writes the table in sq/export/SUPPORTED.md; tests try every cell.
+``PYTHONPATH=tests python tests/export/supported.py`` writes the table in sq/export/SUPPORTED.md;
+tests try every cell.
 """
 
 import copy
@@ -62,9 +63,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "1x1": (lambda: nn.Conv2d(4, 6, 1), IMAGE),
     "3x3 grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), IMAGE),
     "3x3 depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), IMAGE),
-    "3x3 of stride 2, dilated": (lambda: nn.Conv2d(4, 6, 3, stride=2, dilation=2, padding=2), IMAGE),
+    "3x3 of stride 2, dilated": (
+        lambda: nn.Conv2d(4, 6, 3, stride=2, dilation=2, padding=2),
+        IMAGE,
+    ),
     "3x3, padding by TensorFlow's SAME": (lambda: Conv2dSame(4, 6, 3, stride=2), IMAGE),
-    "3x3, padding by reflection": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), IMAGE),
+    "3x3, padding by reflection": (
+        lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+        IMAGE,
+    ),
     "1-D convolution": (lambda: nn.Conv1d(4, 6, 3), (4, 12)),
     "linear": (lambda: nn.Linear(12, 5), (12,)),
     "linear, of tokens": (lambda: nn.Linear(12, 5), (7, 12)),
@@ -73,14 +80,20 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 GRIDS = {
     "uniform, affine": lambda W, bits: grids.fit("uniform", range="minmax")(W, bits),
-    "uniform, symmetric": lambda W, bits: grids.fit("uniform", range="minmax", symmetric=True)(W, bits),
+    "uniform, symmetric": lambda W, bits: grids.fit("uniform", range="minmax", symmetric=True)(
+        W, bits
+    ),
     **{name: lambda W, bits, name=name: grids.fit(name)(W, bits) for name in grids.LEVELS},
 }
 INPUTS = {
     "inputs, affine": lambda bits: per_tensor(-1.0, 2.0, bits, False),
     "inputs, symmetric": lambda bits: per_tensor(-2.0, 2.0, bits, True),
-    "inputs, of a table of levels": lambda bits: LevelGrid(torch.tensor(0.1), torch.arange(2.0**bits)),
-    "inputs, steps that adapt": lambda bits: AdaptiveGrid(per_tensor(-1.0, 2.0, bits, False), Adapter(4, 2, 1)),
+    "inputs, of a table of levels": lambda bits: LevelGrid(
+        torch.tensor(0.1), torch.arange(2.0**bits)
+    ),
+    "inputs, steps that adapt": lambda bits: AdaptiveGrid(
+        per_tensor(-1.0, 2.0, bits, False), Adapter(4, 2, 1)
+    ),
     "operands of additions": lambda bits: per_tensor(-1.0, 2.0, bits, False),
 }
 FORMATS = ("packed", "onnx")
@@ -158,8 +171,12 @@ class Trial:
         weights = {name: (own.codes, own.grid) for name, own in made.items()}
         grids_of = onnx_export.Parts(weights, insertion.attached(net), residual_adds.attached(net))
         model = self.frame.quantized(grids_of)
-        for name, own in onnx_session.weights_in(model, made, self.x).items() if names <= {*made} else ():
-            assert torch.equal(own, onnx_export.weight(net, name)), "weights of the file are ours, bit by bit"
+        for name, own in (
+            onnx_session.weights_in(model, made, self.x).items() if names <= {*made} else ()
+        ):
+            assert torch.equal(own, onnx_export.weight(net, name)), (
+                "weights of the file are ours, bit by bit"
+            )
         return onnx_session.Session(model.SerializeToString())(self.x)
 
 
@@ -168,21 +185,31 @@ def widths(works):
     runs = []
     for k, width in enumerate(WIDTHS):
         if works(width):
-            runs.append([width]) if k == 0 or not runs or runs[-1][-1] != WIDTHS[k - 1] else runs[-1].append(width)
+            runs.append([width]) if k == 0 or not runs or runs[-1][-1] != WIDTHS[k - 1] else runs[
+                -1
+            ].append(width)
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "no"
 
 
 def weights_row(layer, format):
     """Return a line of the table of weights: widths by grid."""
     trial = Trial(*LAYERS[layer])
-    return [widths(lambda bits, fit=fit: trial.try_weights(format, fit, bits)) for fit in GRIDS.values()]
+    return [
+        widths(lambda bits, fit=fit: trial.try_weights(format, fit, bits)) for fit in GRIDS.values()
+    ]
 
 
 def inputs_row(kind):
     """Return a line of the table of inputs: widths by format."""
-    trial = Trial(Sum, IMAGE) if kind == "operands of additions" else Trial(lambda: nn.Conv2d(4, 6, 3), IMAGE)
+    trial = (
+        Trial(Sum, IMAGE)
+        if kind == "operands of additions"
+        else Trial(lambda: nn.Conv2d(4, 6, 3), IMAGE)
+    )
     name = "add.0.left" if kind == "operands of additions" else "net"
-    return [widths(lambda bits, f=f: trial.try_inputs(f, INPUTS[kind], name, bits)) for f in FORMATS]
+    return [
+        widths(lambda bits, f=f: trial.try_inputs(f, INPUTS[kind], name, bits)) for f in FORMATS
+    ]
 
 
 def lines(head, rows):

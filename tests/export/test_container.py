@@ -48,7 +48,9 @@ def test_what_was_written_comes_back(file):
     wanted, given = content()
     assert layout == wanted
     assert list(tensors) != []
-    assert {name: own.dtype for name, own in tensors.items()} == {name: own.dtype for name, own in given.items()}
+    assert {name: own.dtype for name, own in tensors.items()} == {
+        name: own.dtype for name, own in given.items()
+    }
     assert all(torch.equal(own, given[name]) for name, own in tensors.items())
 
 
@@ -66,7 +68,9 @@ def damaged(data, draw):
     elif kind == 1:
         del made[at:]
     elif kind == 2:
-        made[:8] = struct.pack("<Q", draw.choice([0, 1, len(data), 2**31, 2**40, 2**63, draw.randrange(2**64)]))
+        made[:8] = struct.pack(
+            "<Q", draw.choice([0, 1, len(data), 2**31, 2**40, 2**63, draw.randrange(2**64)])
+        )
     elif kind == 3:
         made[at : at + 64] = draw.randbytes(64)
     elif kind == 4:
@@ -118,11 +122,17 @@ def test_a_number_without_an_axis_is_refused(tmp_path):
 
 def test_another_version_is_named(file, monkeypatch):
     monkeypatch.setattr(container, "VERSION", 2)
-    assert "is of version 1 of the format, and this sq reads version 2: export the network again" in refusal(file)
+    assert (
+        "is of version 1 of the format, and this sq reads version 2: export the network again"
+        in refusal(file)
+    )
 
 
 def test_other_files_are_told_apart(tmp_path):
-    for name, made in {"a": save({"x": torch.ones(3)}), "b": save({"x": torch.ones(3)}, {"format": "pt"})}.items():
+    for name, made in {
+        "a": save({"x": torch.ones(3)}),
+        "b": save({"x": torch.ones(3)}, {"format": "pt"}),
+    }.items():
         (tmp_path / name).write_bytes(made)
     assert "is damaged (it says nothing of itself)" in refusal(tmp_path / "a")
     assert "is no network that export=packed has written" in refusal(tmp_path / "b")

@@ -36,7 +36,12 @@ def test_the_readme_and_the_example_are_the_same():
 def test_an_image_is_classified_where_there_is_neither_torch_nor_sq(file, tmp_path, digits_test):
     code = "import runpy, sys; sys.modules.update(dict.fromkeys(sys.argv[3].split())); runpy.run_path(sys.argv[4])"
     command = [sys.executable, "-c", code]
-    _classify(file, tmp_path, digits_test, lambda image: [*command, str(file), image, " ".join(BLOCKED), EXAMPLE])
+    _classify(
+        file,
+        tmp_path,
+        digits_test,
+        lambda image: [*command, str(file), image, " ".join(BLOCKED), EXAMPLE],
+    )
 
 
 def test_an_image_is_classified_in_an_environment_of_three_packages(file, tmp_path, digits_test):
@@ -49,7 +54,9 @@ def test_an_image_is_classified_in_an_environment_of_three_packages(file, tmp_pa
     if made.returncode and not os.environ.get("CI"):
         pytest.skip("the package index cannot be reached")
     assert made.returncode == 0, made.stderr
-    listed = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        [*pip, "list", "--format=freeze"], capture_output=True, text=True
+    ).stdout
     names = {line.partition("==")[0].lower() for line in listed.splitlines()}
     assert {"onnxruntime", "numpy", "pillow"} <= names
     assert not names & {*BLOCKED}
@@ -64,8 +71,12 @@ def _classify(file, folder, images, command):
         pixels = np.asarray(images.x[place, 0])
         low, high = images.x.min(), images.x.max()
         picture = folder / f"{place}.png"
-        Image.fromarray(np.uint8(np.round(255 * (pixels - float(low)) / float(high - low)))).save(picture)
-        made = subprocess.run(command(str(picture)), capture_output=True, text=True, cwd=folder, env=environment)
+        Image.fromarray(np.uint8(np.round(255 * (pixels - float(low)) / float(high - low)))).save(
+            picture
+        )
+        made = subprocess.run(
+            command(str(picture)), capture_output=True, text=True, cwd=folder, env=environment
+        )
         assert made.returncode == 0, made.stderr
         assert len(made.stdout.splitlines()) == 5
         return made.stdout.startswith(f"class {int(images.y[place])}:")

@@ -20,12 +20,18 @@ def test_networks_that_change_their_input_are_exported_as_those_that_do_not():
     for net in twins():
         model = onnx_export.exported(net, x[:2])
         onnx.checker.check_model(model, full_check=True)
-        assert [(value.name, shape(value)) for value in model.graph.input] == [("images", ["batch", 3, 8, 8])]
-        assert [(value.name, shape(value)) for value in model.graph.output] == [("outputs", ["batch", 4])]
+        assert [(value.name, shape(value)) for value in model.graph.input] == [
+            ("images", ["batch", 3, 8, 8])
+        ]
+        assert [(value.name, shape(value)) for value in model.graph.output] == [
+            ("outputs", ["batch", 4])
+        ]
         assert not net._forward_pre_hooks
         with torch.no_grad():
             wanted = net(x.clone())
-        torch.testing.assert_close(onnx_session.Session(model.SerializeToString())(x), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            onnx_session.Session(model.SerializeToString())(x), wanted, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_axes_that_follow_from_the_axis_of_images_are_named_by_it():

@@ -32,7 +32,10 @@ RUNS = {
     "levels": (["bits=4", "grid=post"], 60),
     "inputs of 8 bits": (["activation=mse", "activation.bits=8", "bits=4"], 30),
     "inputs of 4 bits": (["activation=minmax", "activation.bits=4", "grid=apot", "ends=8bit"], 20),
-    "operands of additions": (["activation=mse", "activation.observe.adds=true", "bits=4", "fold=true"], 30),
+    "operands of additions": (
+        ["activation=mse", "activation.observe.adds=true", "bits=4", "fold=true"],
+        30,
+    ),
     "ends in full precision": (["ends=keep", "bits=3", "correction=bias"], 60),
 }
 
@@ -61,7 +64,9 @@ def test_shared_exports_are_those_of_the_exporter(resnet):
     wanted = shared_exports.EXPORTER(other, x)
     shared = shared_exports.exported(other, x)
     # Not byte by byte: the exporter numbers values on from one export to the next.
-    assert [node.op_type for node in shared.graph.node] == [node.op_type for node in wanted.graph.node]
+    assert [node.op_type for node in shared.graph.node] == [
+        node.op_type for node in wanted.graph.node
+    ]
     names = other.state_dict().keys()
     numbers, right = (
         {
@@ -85,14 +90,18 @@ def test_the_file_computes_what_the_record_says(words, decibels, tmp_path):
     assert said["figures"]["top1"] == pytest.approx(made["results"]["top1"], abs=0.34)  # two images
     assert said["agreement"]["same_top1"] > 99.4
     content = file.read_bytes()
-    assert not any(word in content for word in (b"pkg.torch", b"site-packages", b".py")), "no notes of the exporter"
+    assert not any(word in content for word in (b"pkg.torch", b"site-packages", b".py")), (
+        "no notes of the exporter"
+    )
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     assert {(entry.key, entry.value) for entry in model.metadata_props} >= {("sq.key", made["key"])}
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for layer in made["layers"]:
         stored = kinds[f"{layer['name']}.weight.codes"]
-        assert (stored in (TensorProto.INT4, TensorProto.UINT4)) == (layer["bits"] <= 4 and "grid=post" not in words)
+        assert (stored in (TensorProto.INT4, TensorProto.UINT4)) == (
+            layer["bits"] <= 4 and "grid=post" not in words
+        )
         assert f"{layer['name']}.weight" not in kinds
     steps = [node.op_type for node in model.graph.node]
     assert ("QuantizeLinear" in steps) == any("activation=" in word for word in words)
@@ -130,14 +139,21 @@ def test_what_the_format_cannot_hold_is_said_before_anything_runs(words, cause, 
 def test_what_only_the_grids_show_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_qdq, "MOST", 3)
     done = call(tmp_path, "export=onnx", "bits=4")
-    assert "stem.0 has codes of more than 3 bits, which ONNX cannot hold: use export=packed" in done.stderr
+    assert (
+        "stem.0 has codes of more than 3 bits, which ONNX cannot hold: use export=packed"
+        in done.stderr
+    )
     assert list(tmp_path.rglob("*.onnx")) == []
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_missing_package_is_named_with_the_extra_before_anything_runs(package, tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_the_extra_before_anything_runs(
+    package, tmp_path, monkeypatch
+):
     found = requirements.find_spec
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == package else found(name))
+    monkeypatch.setattr(
+        requirements, "find_spec", lambda name: None if name == package else found(name)
+    )
     line = error_line(call(tmp_path, "export=onnx"))
     assert f"{package} is not installed" in line
     assert 'python -m pip install -e ".[export]"' in line
@@ -158,7 +174,13 @@ def test_a_file_with_another_scale_says_whose(factor, tmp_path, monkeypatch):
     put = onnx_qdq.put_weight
 
     def wrong(made, layer, codes, grid, *more):
-        put(made, layer, codes, grid.scaled(torch.tensor(1.0 if layer != "blocks.1.body.0.0" else factor)), *more)
+        put(
+            made,
+            layer,
+            codes,
+            grid.scaled(torch.tensor(1.0 if layer != "blocks.1.body.0.0" else factor)),
+            *more,
+        )
 
     monkeypatch.setattr(onnx_qdq, "put_weight", wrong)
     done = call(tmp_path, "export=onnx")
@@ -176,12 +198,18 @@ def test_a_file_that_is_fed_something_else_says_where(layer, tmp_path, monkeypat
 
     monkeypatch.setattr(onnx_qdq, "put_input", wrong)
     done = call(tmp_path, "export=onnx", "activation=mse", "activation.bits=4")
-    assert f"it begins at what {layer} is fed, although weights are ours; use export=packed" in done.stderr
+    assert (
+        f"it begins at what {layer} is fed, although weights are ours; use export=packed"
+        in done.stderr
+    )
     assert list(tmp_path.rglob("*.onnx*")) == []
 
 
 def test_outputs_that_are_no_numbers_are_far():
-    assert not onnx_session.snr(torch.ones(2), torch.tensor([1.0, torch.nan])) >= onnx_session.LEAST_SNR
+    assert (
+        not onnx_session.snr(torch.ones(2), torch.tensor([1.0, torch.nan]))
+        >= onnx_session.LEAST_SNR
+    )
     assert onnx_session.snr(torch.ones(2), torch.ones(2)) >= onnx_session.LEAST_SNR
 
 
@@ -203,10 +231,21 @@ def test_small_layers_and_such_that_are_called_twice(kind, tmp_path):
     torch.manual_seed(0)
     net = Small().eval()
     given = problem_of(
-        Model(net, geometry.find(net)[0], (3, 4, 4), "", None), torch.randn(16, 3, 4, 4), 4, 8, fit=grids.fit(kind)
+        Model(net, geometry.find(net)[0], (3, 4, 4), "", None),
+        torch.randn(16, 3, 4, 4),
+        4,
+        8,
+        fit=grids.fit(kind),
     )
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
-    done = Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, lambda net: Agrees())
+    done = Finished(
+        {"outputs": str(tmp_path), "name": "small"},
+        given.model,
+        given,
+        made,
+        None,
+        lambda net: Agrees(),
+    )
     said = own.write(done, least_bits=4, unsigned=False)
     assert said["outputs_snr_db"] > 30
     model = onnx.load(tmp_path / said["file"])
@@ -231,13 +270,17 @@ class Tokens(nn.Module):
 def test_layers_of_tokens(bits, fed, tmp_path):
     torch.manual_seed(0)
     net = Tokens().eval()
-    given = problem_of(Model(net, geometry.find(net)[0], (7, 12), "", None), torch.randn(16, 7, 12), bits, fed)
+    given = problem_of(
+        Model(net, geometry.find(net)[0], (7, 12), "", None), torch.randn(16, 7, 12), bits, fed
+    )
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
     if fed:
         residual_adds.attach(made.net, {"add.0.right": per_tensor(-4.0, 4.0, 8, False)})
     config = {"outputs": str(tmp_path), "name": "small"}
     said = own.write(
-        Finished(config, given.model, given, made, None, lambda net: Agrees()), least_bits=4, unsigned=False
+        Finished(config, given.model, given, made, None, lambda net: Agrees()),
+        least_bits=4,
+        unsigned=False,
     )
     assert said["outputs_snr_db"] > (30 if fed else 100)
 
@@ -252,13 +295,21 @@ class Agrees:
 
 def test_a_shared_weight_is_named(tmp_path):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(48, 2)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(48, 2)
+    ).eval()
     net[1].weight = net[0].weight
-    given = problem_of(Model(net, geometry.find(net)[0], (3, 4, 4), "", None), torch.randn(8, 3, 4, 4), 4)
+    given = problem_of(
+        Model(net, geometry.find(net)[0], (3, 4, 4), "", None), torch.randn(8, 3, 4, 4), 4
+    )
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
-    with pytest.raises(SqError, match="0 shares its weight, which ONNX cannot hold: use export=packed"):
+    with pytest.raises(
+        SqError, match="0 shares its weight, which ONNX cannot hold: use export=packed"
+    ):
         own.write(
-            Finished({"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, None),
+            Finished(
+                {"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, None
+            ),
             least_bits=4,
             unsigned=False,
         )
@@ -284,8 +335,13 @@ def test_integers_decode_to_the_weights(kind):
     out = onnx.helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)
     made = onnx.helper.make_graph([step], "g", [images], [out], [given])
     onnx_qdq.put_weight(made, name, codes, grid, shape)
-    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", own.OPSET)], ir_version=10)
-    assert torch.equal(onnx_session.Session(model.SerializeToString())(torch.zeros(1)), grid.decode(codes).view(shape))
+    model = onnx.helper.make_model(
+        made, opset_imports=[onnx.helper.make_opsetid("", own.OPSET)], ir_version=10
+    )
+    assert torch.equal(
+        onnx_session.Session(model.SerializeToString())(torch.zeros(1)),
+        grid.decode(codes).view(shape),
+    )
     assert torch.equal(onnx_qdq.codes_in(model.graph, name), onnx_qdq.stored(codes, grid, shape))
 
 
@@ -302,7 +358,9 @@ def write_symmetric(folder, net, x, bits, **knobs):
     model = Model(net, geometry.find(net)[0], tuple(x.shape[1:]), "", None)
     given = problem_of(model, x, bits, 8, fit=grids.fit("uniform", symmetric=True))
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
-    done = Finished({"outputs": str(folder), "name": "small"}, model, given, made, None, lambda net: Agrees())
+    done = Finished(
+        {"outputs": str(folder), "name": "small"}, model, given, made, None, lambda net: Agrees()
+    )
     said = own.write(done, least_bits=4, **knobs)
     return said, onnx.load(folder / said["file"]), made, x
 
@@ -334,5 +392,10 @@ def test_products_of_bytes_are_exact_or_said_not_to_be(bits, unsigned, tmp_path,
 )
 def test_sums_of_two_products_saturate_above_sixteen_bits(low, high, wanted):
     assert (2 * 255 * max(-low, high) > 2**15 - 1) is wanted
-    grid = UniformGrid(torch.ones(1, 1, 1), torch.full((1, 1, 1), float(low)), torch.full((1, 1, 1), float(high)), 256)
+    grid = UniformGrid(
+        torch.ones(1, 1, 1),
+        torch.full((1, 1, 1), float(low)),
+        torch.full((1, 1, 1), float(high)),
+        256,
+    )
     assert onnx_qdq.saturating(torch.tensor([[[0, high - low]]], dtype=torch.int32), grid) is wanted

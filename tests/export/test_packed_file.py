@@ -22,8 +22,18 @@ RUNS = {
     "codes of 4 bits": ["bits=4"],
     "mixed bits": ["allocation=ilp", "bits=3.5", "sensitivity.bits=[2,3,4,8]"],
     "levels": ["bits=3", "grid=post"],
-    "inputs and operands of additions": ["activation=mse", "activation.bits=4", "activation.observe.adds=true"],
-    "folded, ends apart": ["fold=true", "ends=8bit", "bits=3", "grid.symmetric=true", "activation=minmax"],
+    "inputs and operands of additions": [
+        "activation=mse",
+        "activation.bits=4",
+        "activation.observe.adds=true",
+    ],
+    "folded, ends apart": [
+        "fold=true",
+        "ends=8bit",
+        "bits=3",
+        "grid.symmetric=true",
+        "activation=minmax",
+    ],
     "ends in full precision": ["ends=keep", "bits=2", "correction=bias"],
     "adaptive steps": [
         "quantizer=asq_ptq",
@@ -31,7 +41,13 @@ RUNS = {
         "quantizer.learn.batch=8",
         "activation=mse",
     ],
-    "trained": ["quantizer=asq", "quantizer.images=64", "quantizer.train.epochs=1", "activation=mse", "grid=apot"],
+    "trained": [
+        "quantizer=asq",
+        "quantizer.images=64",
+        "quantizer.train.epochs=1",
+        "activation=mse",
+        "grid=apot",
+    ],
 }
 
 
@@ -73,7 +89,9 @@ def test_the_key_and_config_of_the_run_are_in_it(plain):
     made, file = plain
     layout, _ = container.read(file)
     assert layout["key"] == made["key"] == file.name.partition(".")[0]
-    assert layout["config"] == {n: v for n, v in made["config"].items() if n not in record.BOOKKEEPING}
+    assert layout["config"] == {
+        n: v for n, v in made["config"].items() if n not in record.BOOKKEEPING
+    }
     assert str(file.parents[2]) not in json.dumps(layout), "no path of this machine"
 
 
@@ -100,17 +118,34 @@ torch.save(net(x), sys.argv[3])
 
 def test_it_is_read_where_there_is_no_checkpoint(tmp_path, needs_data):
     data = str(Path(os.environ["SQ_DATA"]).resolve())
-    words = ["model=resnet20", "dataset=cifar10", "dataset.every=50", "bits=4", "correction=batchnorm"]
-    made, file = exported(tmp_path, *[word for word in words if not word.startswith("dataset.every")])
+    words = [
+        "model=resnet20",
+        "dataset=cifar10",
+        "dataset.every=50",
+        "bits=4",
+        "correction=batchnorm",
+    ]
+    made, file = exported(
+        tmp_path, *[word for word in words if not word.startswith("dataset.every")]
+    )
     assert data not in file.read_bytes().decode("latin1")
-    kept = {name: value for name, value in os.environ.items() if name != "SQ_DATA"} | {"PYTHONPATH": str(ROOT)}
+    kept = {name: value for name, value in os.environ.items() if name != "SQ_DATA"} | {
+        "PYTHONPATH": str(ROOT)
+    }
     out = tmp_path / "out.pt"
-    subprocess.run([sys.executable, "-c", FAR, str(file), "3,32,32", str(out)], env=kept, cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-c", FAR, str(file), "3,32,32", str(out)],
+        env=kept,
+        cwd=tmp_path,
+        check=True,
+    )
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert torch.allclose(torch.load(out), sq.load(file)(x), atol=1e-5)
     stored = Path(data) / "weights" / "cifar10_resnet20.pth"
-    floats = sum(t.numel() * t.element_size() for t in torch.load(stored, weights_only=True).values())
+    floats = sum(
+        t.numel() * t.element_size() for t in torch.load(stored, weights_only=True).values()
+    )
     assert made["export"]["bytes"] <= 0.14 * floats
 
 
@@ -142,11 +177,15 @@ def call_another(layout):
 
 
 def nest(layout):
-    layout["config"]["model"] |= {"arguments": {"a": {"_target_": "pathlib.Path.touch", "_args_": ["touched"]}}}
+    layout["config"]["model"] |= {
+        "arguments": {"a": {"_target_": "pathlib.Path.touch", "_args_": ["touched"]}}
+    }
 
 
 def look_up(layout):
-    layout["config"]["model"]["weights"] = "${oc.create:{_target_: pathlib.Path.touch, _args_: [touched]}}"
+    layout["config"]["model"]["weights"] = (
+        "${oc.create:{_target_: pathlib.Path.touch, _args_: [touched]}}"
+    )
 
 
 def grow(layout):
@@ -158,7 +197,9 @@ def thin(layout):
 
 
 def widen(layout):
-    layout["inputs"].append({"name": "head", "grid": {"grid": "adaptive", "channels": 10**9, "axis": 1, "learned": []}})
+    layout["inputs"].append(
+        {"name": "head", "grid": {"grid": "adaptive", "channels": 10**9, "axis": 1, "learned": []}}
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +216,10 @@ def widen(layout):
         (thin, r"codes of 0 bits"),
         (widen, r"an adapter has fewer numbers than channels"),
         (lambda layout: layout.pop("weights"), r"does not fit the network it names"),
-        (lambda layout: layout["inputs"].append({"name": "head", "grid": {"grid": "levels"}}), r"does not fit"),
+        (
+            lambda layout: layout["inputs"].append({"name": "head", "grid": {"grid": "levels"}}),
+            r"does not fit",
+        ),
     ],
 )
 def test_a_file_of_another_network_is_refused(change, message, plain, tmp_path):

@@ -42,7 +42,10 @@ def test_codes_lie_one_after_the_other():
     codes = torch.tensor([[[1, 2, 15]]], dtype=torch.int32)
     assert shift_multiply.pack(codes, grid).data.tolist() == [0x21, 0x0F]
     wide = made("post", 4)[1]  # 5 bits: 00001 00010 10000, lowest first
-    assert shift_multiply.pack(torch.tensor([[[1, 2, 16]]]), wide).data.tolist() == [0b01000001, 0b01000000]
+    assert shift_multiply.pack(torch.tensor([[[1, 2, 16]]]), wide).data.tolist() == [
+        0b01000001,
+        0b01000000,
+    ]
 
 
 def test_codes_that_the_grid_does_not_have_are_refused():
@@ -67,14 +70,25 @@ def test_bytes_are_those_that_records_and_budgets_count(kind):
 
 
 # The bits of (kind, bits): post of b bits shifts by up to 2^(b - 2) - 1, pot by 2^(b - 1) - 1.
-SHIFTED = [("post", 2), ("post", 3), ("post", 4), ("post", 5), ("post_strict", 4), ("pot", 3), ("pot", 4)]
+SHIFTED = [
+    ("post", 2),
+    ("post", 3),
+    ("post", 4),
+    ("post", 5),
+    ("post_strict", 4),
+    ("pot", 3),
+    ("pot", 4),
+]
 
 
 @pytest.mark.parametrize(("kind", "bits"), SHIFTED)
 def test_shifts_and_one_product_are_the_table_to_the_last_bit(kind, bits):
     _, grid, codes = made(kind, bits, (2, 5, 40), seed=bits)
-    x = torch.randint(-128, 128, (2, 40, 7), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
-    # Exact: 24 bits of a level times 8 of an input, in sums of 40, take less than the 53 bits of float64.
+    x = torch.randint(
+        -128, 128, (2, 40, 7), generator=torch.Generator().manual_seed(1), dtype=torch.int8
+    )
+    # Exact: 24 bits of a level times 8 of an input, in sums of 40, take less than the 53 bits of
+    # float64.
     wanted = grid.units(codes).double() @ x.double()
     own = shift_multiply.shifts(grid.table)
     product, point = own.multiply(codes, x)
@@ -90,7 +104,9 @@ def test_even_and_odd_powers_are_summed_apart():
     even, odd = shift_multiply.shifts(grid.table).sums(codes, x)
     k = (-2 * grid.units(codes).abs().log2()).round()  # infinite at zero
     for total, own in ((even, k % 2 == 0), (odd, k % 2 == 1)):
-        terms = torch.where(own, grid.units(codes).sign().double() * 2.0 ** (3 - (k.double() / 2).floor()), 0.0)
+        terms = torch.where(
+            own, grid.units(codes).sign().double() * 2.0 ** (3 - (k.double() / 2).floor()), 0.0
+        )
         assert torch.equal(total.double(), terms @ x.double())
     assert float(odd.abs().sum()) > 0
     together = (even.double() + odd.double() * math.sqrt(0.5)) / 8

@@ -15,7 +15,11 @@ def tables():
     found = {}
     for part in TEXT.split("\n## ")[1:]:
         heading, _, body = part.partition("\n\n")
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines() if "|" in line]
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in body.splitlines()
+            if "|" in line
+        ]
         found[heading] = {row[0]: row[1:] for row in rows if set(row[0]) != {"-"}}
     return found
 
@@ -48,7 +52,11 @@ def test_widths_in_words():
 
 def test_a_format_that_computes_something_else_is_found_out(monkeypatch):
     take = supported.Reader.take_grid
-    monkeypatch.setattr(supported.Reader, "take_grid", lambda own, words: take(own, words).scaled(torch.tensor(1.01)))
+    monkeypatch.setattr(
+        supported.Reader,
+        "take_grid",
+        lambda own, words: take(own, words).scaled(torch.tensor(1.01)),
+    )
     with pytest.raises(AssertionError, match="exact"):
         supported.weights_row("1x1", "packed")
 

@@ -12,7 +12,9 @@ from sq.learning.adaptive_step import Adapter, AdaptiveGrid
 
 
 def weights(G=2, O=5, I=24):
-    return torch.randn(G, O, I, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, O).view(1, O, 1)
+    return torch.randn(G, O, I, generator=torch.Generator().manual_seed(0)) * torch.logspace(
+        -1, 1, O
+    ).view(1, O, 1)
 
 
 def same(one, other):
@@ -20,21 +22,31 @@ def same(one, other):
     assert one.levels == other.levels
     codes = torch.arange(one.levels, dtype=torch.int32)
     for own, again in zip(
-        (one.scale, *one.bounds(), one.decode(codes)), (other.scale, *other.bounds(), other.decode(codes)), strict=True
+        (one.scale, *one.bounds(), one.decode(codes)),
+        (other.scale, *other.bounds(), other.decode(codes)),
+        strict=True,
     ):
         assert own.dtype == again.dtype
         assert torch.equal(own, again)
 
 
 POWERS = ("pot", "post")  # of 2 to 5 bits
-CASES = [(kind, bits) for kind in grids.KINDS for bits in (2, 3, 4, 5, 6, 8) if bits < 6 or not kind.startswith(POWERS)]
+CASES = [
+    (kind, bits)
+    for kind in grids.KINDS
+    for bits in (2, 3, 4, 5, 6, 8)
+    if bits < 6 or not kind.startswith(POWERS)
+]
 
 
 @pytest.mark.parametrize(("kind", "bits"), CASES)
 def test_every_grid_and_its_codes_come_back(kind, bits):
     W = weights()
     out, own = Writer(), grids.fit(kind)(W, bits)
-    told = [(out.put_codes(own.encode(W), (own.levels - 1).bit_length()), out.put_grid(own, "layer")) for _ in range(2)]
+    told = [
+        (out.put_codes(own.encode(W), (own.levels - 1).bit_length()), out.put_grid(own, "layer"))
+        for _ in range(2)
+    ]
     back = Reader(out.tensors())
     for codes, grid in told:
         assert torch.equal(back.take_codes(codes), own.encode(W))
@@ -101,7 +113,11 @@ def test_numbers_of_other_types_come_back_as_they_were(kind):
 
 
 def test_what_cannot_be_held_is_named():
-    with pytest.raises(SqError, match=r"bn\.mean is of torch\.complex64, which export=packed cannot hold"):
+    with pytest.raises(
+        SqError, match=r"bn\.mean is of torch\.complex64, which export=packed cannot hold"
+    ):
         Writer().put(torch.ones(1, dtype=torch.complex64), "bn.mean")
-    with pytest.raises(SqError, match=r"conv1 has a Other, which export=packed cannot hold: choose another grid"):
+    with pytest.raises(
+        SqError, match=r"conv1 has a Other, which export=packed cannot hold: choose another grid"
+    ):
         Writer().put_grid(type("Other", (), {})(), "conv1")

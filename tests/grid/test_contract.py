@@ -57,7 +57,9 @@ def test_one_column_in_numpy_and_as_laid_out_otherwise(kind):
     column = 2 * weights(8, 2, 3, 1)
     turned = grid.map(lambda t: t.transpose(1, 2).contiguous())
     assert torch.equal(turned.nearest(column.transpose(1, 2)), grid.nearest(column).transpose(1, 2))
-    assert (turned.on_numpy()(column[:, :, 0].numpy()) == grid.nearest(column)[:, :, 0].numpy()).all()
+    assert (
+        turned.on_numpy()(column[:, :, 0].numpy()) == grid.nearest(column)[:, :, 0].numpy()
+    ).all()
 
 
 def test_neighbours(kind):
@@ -144,7 +146,8 @@ def test_least_error_is_less_than_that_of_the_full_range(kind):
     least = fit(kind, range="mse", norm=2.0, **more)(W, 4)
     weighed = fit(kind, range="hmse", **more)(W, 4, h)
     assert error(least) < error(full)
-    if kind == "lcq":  # its levels are fitted in turn with its scales, which ends in one of many minima
+    # its levels are fitted in turn with its scales, which ends in one of many minima
+    if kind == "lcq":
         assert error(weighed, h) < error(fit(kind, range="hmse", rounds=0)(W, 4, h), h)
     else:
         assert error(weighed, h) < min(error(full, h), error(least, h))
@@ -158,9 +161,16 @@ def test_the_scale_is_the_best_of_those_tried(name):
     grid = fit(name, range="mse", norm=2.0, steps=27, shrink=0.2, grow=1.5)(W, 3)
     own = grid.table
     for o in range(3):
-        tried = [float(W[0, o].abs().max() / own.abs().max()) * (1.5 - 1.3 * k / 26) for k in range(27)]
-        lost = [sum(min((w - s * t) ** 2 for t in own.tolist()) for w in W[0, o].tolist()) for s in tried]
-        assert float(grid.scale[0, o]) == pytest.approx(tried[lost.index(min(lost))], rel=relative(24, W.dtype))
+        tried = [
+            float(W[0, o].abs().max() / own.abs().max()) * (1.5 - 1.3 * k / 26) for k in range(27)
+        ]
+        lost = [
+            sum(min((w - s * t) ** 2 for t in own.tolist()) for w in W[0, o].tolist())
+            for s in tried
+        ]
+        assert float(grid.scale[0, o]) == pytest.approx(
+            tried[lost.index(min(lost))], rel=relative(24, W.dtype)
+        )
 
 
 @pytest.mark.parametrize("name", LEVELS)

@@ -10,21 +10,28 @@ HEAVY = weights(3, 4, 25, 60).pow(3)
 
 
 def test_a_function_of_equal_shares_leaves_levels_equally_spaced():
-    assert lcq.table(4, torch.zeros(16, dtype=torch.float64)).tolist() == pytest.approx([j / 7 for j in range(-7, 8)])
+    assert lcq.table(4, torch.zeros(16, dtype=torch.float64)).tolist() == pytest.approx(
+        [j / 7 for j in range(-7, 8)]
+    )
 
 
 def test_levels_are_where_the_function_reaches_them():
     theta = weights(0, 16)
     rises = np.concatenate(([0.0], np.cumsum(np.exp(theta.numpy()) / np.exp(theta.numpy()).sum())))
-    compressed = np.interp(lcq.expanded(31, theta).numpy(), np.linspace(0, 1, 17), rises)  # g of each level
-    assert compressed == pytest.approx(np.arange(32) / 31, abs=relative(32, theta.dtype) * 16 * np.diff(rises).max())
+    # g of each level
+    compressed = np.interp(lcq.expanded(31, theta).numpy(), np.linspace(0, 1, 17), rises)
+    assert compressed == pytest.approx(
+        np.arange(32) / 31, abs=relative(32, theta.dtype) * 16 * np.diff(rises).max()
+    )
     table = lcq.table(6, theta)
     assert torch.equal(table, -table.flip(0))
     assert (table[0], table[31], table[-1]) == (-1, 0, 1)
 
 
 def test_levels_have_the_derivatives_of_the_function():
-    assert torch.autograd.gradcheck(lambda theta: lcq.expanded(7, theta), weights(1, 5).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda theta: lcq.expanded(7, theta), weights(1, 5).requires_grad_()
+    )
 
 
 @pytest.mark.parametrize(("s", "intervals"), [(7, 5), (31, 16), (127, 16), (7, 40)])
@@ -78,6 +85,8 @@ def test_near_the_best_levels_there_are(bits):
 
 def test_units_of_weights_and_importance_do_not_matter():
     h = weights(4, 4, 25, 60).square()
-    one, other = (fit("lcq", range="hmse")(s * HEAVY, 4, t * h) for s, t in ((1.0, 1.0), (2.0**-40, 2.0**60)))
+    one, other = (
+        fit("lcq", range="hmse")(s * HEAVY, 4, t * h) for s, t in ((1.0, 1.0), (2.0**-40, 2.0**60))
+    )
     assert torch.equal(one.table, other.table)
     assert torch.equal(one.scale * 2.0**-40, other.scale)

@@ -20,15 +20,20 @@ BASE = {"pot": 2.0, "post": math.sqrt(2)}
 def test_levels_are_powers_of_the_base(name, bits):
     above = [BASE[name] ** -k for k in range(2 ** (bits - 1))]
     wanted = sorted([*above, 0.0, *(-m for m in above)])
-    assert TABLES[name](bits, False).tolist() == pytest.approx(wanted, rel=relative(2 ** (bits - 1), torch.float64))
+    assert TABLES[name](bits, False).tolist() == pytest.approx(
+        wanted, rel=relative(2 ** (bits - 1), torch.float64)
+    )
     wanted.remove(-above[-1])  # strict: without the smallest below zero
-    assert TABLES[name](bits, True).tolist() == pytest.approx(wanted, rel=relative(2 ** (bits - 1), torch.float64))
+    assert TABLES[name](bits, True).tolist() == pytest.approx(
+        wanted, rel=relative(2 ** (bits - 1), torch.float64)
+    )
     assert len(wanted) == 2**bits
 
 
 def test_levels_of_post_at_4_bits():
     wanted = [0.0, 0.0884, 0.125, 0.1768, 0.25, 0.3536, 0.5, 0.7071, 1.0]
-    assert post.table(4, False)[8:].tolist() == pytest.approx(wanted, abs=5e-5)  # printed to 4 decimals
+    # printed to 4 decimals
+    assert post.table(4, False)[8:].tolist() == pytest.approx(wanted, abs=5e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -38,7 +43,8 @@ def test_every_level_is_a_shift_of_one_of_two_numbers(dtype):
     assert torch.equal(table[1::2], table[0::2] * torch.tensor(math.sqrt(0.5), dtype=dtype))
 
 
-# Least mean squared errors for weights of variance 1: those that a search over samples found (two digits or three).
+# Least mean squared errors for weights of variance 1: those that a search over samples found (two
+# digits or three).
 FOUND = {
     ("gauss", "uniform"): (0.151, 0.0414, 0.01223, 0.0037),
     ("gauss", "pot"): (0.084, 0.0399, 0.0377, 0.0377),
@@ -56,7 +62,10 @@ def quantiles(shape):
     """Return weights (1, 1, 40000) that are as likely as one another, of variance 1."""
     p = (torch.arange(40000, dtype=torch.float64) + 0.5) / 40000
     half = torch.tensor(0.5, dtype=torch.float64).sqrt()
-    made = {"gauss": torch.distributions.Normal(0 * half, 1.0), "laplace": torch.distributions.Laplace(0 * half, half)}
+    made = {
+        "gauss": torch.distributions.Normal(0 * half, 1.0),
+        "laplace": torch.distributions.Laplace(0 * half, half),
+    }
     W = made[shape].icdf(p).view(1, 1, -1)
     return W / W.square().mean().sqrt()
 
@@ -75,14 +84,18 @@ def integral(shape, table):
     p = np.exp(-(w**2) / 2) if shape == "gauss" else np.exp(-math.sqrt(2) * np.abs(w))
     p /= p.sum()
     middles = (table[1:] + table[:-1]) / 2
-    return min(float(p @ (w - s * table[np.searchsorted(s * middles, w)]) ** 2) for s in np.linspace(0.5, 6, 111))
+    return min(
+        float(p @ (w - s * table[np.searchsorted(s * middles, w)]) ** 2)
+        for s in np.linspace(0.5, 6, 111)
+    )
 
 
 @pytest.mark.parametrize(("shape", "kind"), FOUND)
 def test_errors_are_those_of_the_table(shape, kind):
     for bits, found in zip((2, 3, 4, 5), FOUND[shape, kind], strict=True):
         own = error(shape, kind, bits)
-        # The table's own search left a few percent, most for uniform grids of many bits: no worse, and near.
+        # The table's own search left a few percent, most for uniform grids of many bits: no worse,
+        # and near.
         assert 0.91 * found < own < 1.02 * found, (bits, own)
 
 
@@ -91,7 +104,8 @@ def test_errors_are_the_least_integrals(shape, kind):
     name, _, strict = kind.partition("_")
     for bits in (2, 3, 4, 5):
         least = integral(shape, TABLES[name](bits, bool(strict)).numpy())
-        assert error(shape, kind, bits) == pytest.approx(least, rel=0.02), bits  # two approximations
+        # two approximations
+        assert error(shape, kind, bits) == pytest.approx(least, rel=0.02), bits
 
 
 @pytest.mark.parametrize("shape", ["gauss", "laplace"])
@@ -100,7 +114,8 @@ def test_post_is_a_format_for_4_bits(shape):
     assert error(shape, "post", 5) > error(shape, "uniform", 5)
     assert error(shape, "post_strict", 5) > error(shape, "uniform", 5)
     assert error(shape, "post", 2) > error(shape, "pot", 2)
-    assert error(shape, "post_strict", 2) > error(shape, "uniform", 2)  # with no more levels than uniform grids have
+    # with no more levels than uniform grids have
+    assert error(shape, "post_strict", 2) > error(shape, "uniform", 2)
 
 
 def test_wider_than_the_largest_weight_pays_where_levels_are_far_apart():

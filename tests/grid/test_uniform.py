@@ -55,7 +55,9 @@ def test_any_channel(channel, bits, symmetric, range):
     assert torch.equal(grid.nearest(zero), zero)
     if range == "minmax":  # nothing is outside
         rounding = relative(2, W.dtype)
-        assert ((W - grid.nearest(W)).abs() <= grid.half_step() * (1 + rounding) + rounding * W.abs()).all()
+        assert (
+            (W - grid.nearest(W)).abs() <= grid.half_step() * (1 + rounding) + rounding * W.abs()
+        ).all()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 8, 16])
@@ -119,7 +121,9 @@ def test_search_equals_a_loop(monkeypatch, chunk, symmetric):
                 lost = sum(min(abs(w - t) for t in table) ** 2.4 for w in W[g, o].tolist())
                 best = min(best, (lost, scale, table[0]))
             assert grid.scale[g, o].item() == pytest.approx(best[1], rel=relative(8, W.dtype))
-            assert (grid.scale * grid.low)[g, o].item() == pytest.approx(best[2], rel=relative(8, W.dtype))
+            assert (grid.scale * grid.low)[g, o].item() == pytest.approx(
+                best[2], rel=relative(8, W.dtype)
+            )
 
 
 @pytest.mark.parametrize("chunk", [1, 2**22])
@@ -140,7 +144,9 @@ def test_importance_weighs_the_error_of_each_weight(monkeypatch, chunk, symmetri
                 )
                 for _, table in tried
             ]
-            assert grid.scale[g, o].item() == pytest.approx(tried[lost.index(min(lost))][0], rel=relative(8, W.dtype))
+            assert grid.scale[g, o].item() == pytest.approx(
+                tried[lost.index(min(lost))][0], rel=relative(8, W.dtype)
+            )
     assert (grid.scale != plain.scale).any(), "the weights make no difference here"
 
     def cost(own):
@@ -163,7 +169,8 @@ def spanned(channel, factor, symmetric):
 @pytest.mark.parametrize("bits", [2, 4])
 def test_equal_importance_is_least_squared_error(symmetric, bits):
     W = weights(10, 2, 8, 30)
-    h = torch.full_like(W, 0.125) * torch.tensor([1.0, 4.0]).view(2, 1, 1)  # between channels it may differ
+    # between channels it may differ
+    h = torch.full_like(W, 0.125) * torch.tensor([1.0, 4.0]).view(2, 1, 1)
     own = fit(W, bits, h, symmetric=symmetric, range="hmse")
     wanted = fit(W, bits, symmetric=symmetric, range="mse", norm=2.0)
     assert torch.equal(own.scale, wanted.scale)
@@ -219,14 +226,19 @@ def test_map_and_numpy_agree_with_the_grid():
     grid = fit(W, 3)
     column = 2 * weights(8, 2, 3, 1)
     transposed = grid.map(lambda t: t.transpose(1, 2).contiguous())
-    assert torch.equal(transposed.nearest(column.transpose(1, 2)), grid.nearest(column).transpose(1, 2))
+    assert torch.equal(
+        transposed.nearest(column.transpose(1, 2)), grid.nearest(column).transpose(1, 2)
+    )
     nearest = transposed.on_numpy()(column[:, :, 0].numpy())
     assert (nearest == grid.nearest(column)[:, :, 0].numpy()).all()
 
 
 def test_bounds_and_steps():
     grid = UniformGrid(
-        torch.tensor([[[0.5], [2.0]]]), torch.tensor([[[-1.0], [0.0]]]), torch.tensor([[[2.0], [3.0]]]), 4
+        torch.tensor([[[0.5], [2.0]]]),
+        torch.tensor([[[-1.0], [0.0]]]),
+        torch.tensor([[[2.0], [3.0]]]),
+        4,
     )
     lowest, highest = grid.bounds()
     assert lowest.tolist() == [[[-0.5], [0.0]]]
@@ -250,7 +262,9 @@ def test_refit_finds_the_scale_of_least_loss(fit, correlated, bits):
     best = loss(moved)
     assert (best <= loss(grid)).all()
     for factor in (0.99, 1.01):
-        assert (best < loss(UniformGrid(factor * moved.scale, moved.low, moved.high, moved.levels))).all()
+        assert (
+            best < loss(UniformGrid(factor * moved.scale, moved.low, moved.high, moved.levels))
+        ).all()
 
 
 def test_refit_keeps_a_scale_it_cannot_find(fit, correlated):

@@ -46,7 +46,9 @@ def test_loss_of_codes_differs_by_a_constant():
     target = found.target(W, found.H)
     gaps = []
     for seed in range(4):
-        Q = W + 0.2 * torch.randn(W.shape, generator=torch.Generator().manual_seed(seed), dtype=W.dtype)
+        Q = W + 0.2 * torch.randn(
+            W.shape, generator=torch.Generator().manual_seed(seed), dtype=W.dtype
+        )
         gaps.append(float((W @ X - Q @ Y).square().sum() - (target @ Y - Q @ Y).square().sum()))
     assert gaps == pytest.approx([gaps[0]] * 4)
 
@@ -90,7 +92,9 @@ def model_of(net, shape):
 
 def fed(net, name, x):
     seen = []
-    hook = net.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    hook = net.get_submodule(name).register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].clone())
+    )
     with torch.no_grad():
         net(x)
     hook.remove()
@@ -128,10 +132,13 @@ def test_several_batches_stop_early_and_give_the_same(monkeypatch):
     known = asymmetric.constant_calls(reference, [layer], x)
     assert known == {layer.name: 2}
     parts = asymmetric.collect(net, reference, layer, x, known[layer.name])
-    bound = 2 * of_gram(whole.H, whole.H, len(x) * 30, torch.float32, DEPTH)  # C is of the same size
+    # C is of the same size
+    bound = 2 * of_gram(whole.H, whole.H, len(x) * 30, torch.float32, DEPTH)
     assert_within(parts.H, whole.H, bound)
     assert_within(parts.C, whole.C, bound)
-    assert len(calls) == 1, "once it is known how often the layer is called, the rest of the network is not run"
+    assert len(calls) == 1, (
+        "once it is known how often the layer is called, the rest of the network is not run"
+    )
 
 
 class Looping(nn.Module):
@@ -148,7 +155,9 @@ class Looping(nn.Module):
 
 
 @pytest.mark.parametrize("numbers", [(1, 3, 2), (3, 1, 1), (0, 2, 1), (2, 2, 2)])
-def test_layers_called_more_often_for_some_images_have_the_inputs_of_all_calls(numbers, monkeypatch):
+def test_layers_called_more_often_for_some_images_have_the_inputs_of_all_calls(
+    numbers, monkeypatch
+):
     torch.manual_seed(3)
     monkeypatch.setattr("sq.runtime.batching.ELEMENTS", 2 * 4)  # parts of two images
     reference = Looping().double().eval()
@@ -162,7 +171,8 @@ def test_layers_called_more_often_for_some_images_have_the_inputs_of_all_calls(n
     for layer in every:
         found = asymmetric.collect(net, reference, layer, x, calls.get(layer.name))
         X, Y = (
-            torch.cat([own for part in x.split(2) for own in fed(n, layer.name, part)], 2) for n in (reference, net)
+            torch.cat([own for part in x.split(2) for own in fed(n, layer.name, part)], 2)
+            for n in (reference, net)
         )
         assert X.shape[2] == 2 * (sum(numbers) if layer.name == "shared" else 3)
         torch.testing.assert_close(found.H, 2 * Y @ Y.mT / X.shape[2])
@@ -182,7 +192,9 @@ def test_layers_are_solved_for_all_their_calls(numbers, monkeypatch):
     collected = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     config = compose("quantizer=gptq", "bits=3")[0]
     quantize, fit = build(config["quantizer"], "quantizer"), build(config["grid"], "grid")
-    made = quantize(Problem(model, batch, collected, fit, {layer.name: 3 for layer in model.layers}))
+    made = quantize(
+        Problem(model, batch, collected, fit, {layer.name: 3 for layer in model.layers})
+    )
     X = torch.cat([own[0] for part in x.split(2) for own in fed(net, "shared", part)], 1).double()
     assert X.shape[1] == 2 * sum(numbers)
     W, Q = (own.shared.weight.detach().double() for own in (net, made.net))
@@ -232,7 +244,11 @@ def rows(module, x, index):
         only.weight.zero_()
         only.weight.view(groups, O // groups, -1)[:, 0, index] = 1
         y = only(x)
-    y = y.flatten(1, -2).unsqueeze(1).transpose(1, -1) if isinstance(module, nn.Linear) else y.flatten(2)
+    y = (
+        y.flatten(1, -2).unsqueeze(1).transpose(1, -1)
+        if isinstance(module, nn.Linear)
+        else y.flatten(2)
+    )
     return y[:, :: O // groups].transpose(0, 1)
 
 
@@ -250,7 +266,8 @@ def test_pairs_of_each_geometry_by_one_weight_at_a_time(kind):
     got = asymmetric.collect(Halved(module), nn.Sequential(module), found, x)
     every = range(found.inputs)
     X, Y = (
-        torch.stack([rows(module, own, i).flatten(1) for i in every], 1) for own in (x, 0.5 * x + 0.1 * x.roll(1, 0))
+        torch.stack([rows(module, own, i).flatten(1) for i in every], 1)
+        for own in (x, 0.5 * x + 0.1 * x.roll(1, 0))
     )
     torch.testing.assert_close(got.H, 2 * Y @ Y.mT / Y.shape[2])
     torch.testing.assert_close(got.C, 2 * X @ Y.mT / Y.shape[2])
@@ -261,7 +278,10 @@ def test_networks_that_call_a_layer_differently_often():
     net = copy.deepcopy(reference)
     net.forward = lambda x: net.middle(net.first(x))
     layer = model_of(reference, (2, 6, 5)).layers[1]
-    with pytest.raises(SqError, match=r"layer middle is called differently once .*: use calibration\.inputs=reference"):
+    with pytest.raises(
+        SqError,
+        match=r"layer middle is called differently once .*: use calibration\.inputs=reference",
+    ):
         asymmetric.collect(net, reference, layer, torch.randn(3, 2, 6, 5))
     assert not any(own.get_submodule("middle")._forward_pre_hooks for own in (net, reference))
 

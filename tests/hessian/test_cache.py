@@ -270,7 +270,9 @@ class Own(nn.Sequential):
 def test_code_is_what_runs_not_what_an_editor_saved_meanwhile(tmp_path, monkeypatch):
     def key():
         net = imported.Own(*model().net).eval()
-        return cache.key(Model(net, geometry.find(net)[0], (2, 6, 6), "", None), images(), SETTINGS, {})
+        return cache.key(
+            Model(net, geometry.find(net)[0], (2, 6, 6), "", None), images(), SETTINGS, {}
+        )
 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -289,7 +291,9 @@ def test_own_code_is_read_when_it_is_imported(monkeypatch):
     source = inspect.getsource
     monkeypatch.setattr(inspect, "getsource", lambda m: source(m) + "#")
     assert cache.key(model(), images(), SETTINGS, {}) == before
-    assert {Path(m.__file__).read_text() for m in (layer_statistics, batching, gram, geometry)} <= set(cache.CODE)
+    assert {
+        Path(m.__file__).read_text() for m in (layer_statistics, batching, gram, geometry)
+    } <= set(cache.CODE)
 
 
 def test_an_entry_in_a_folder_that_may_only_be_read_is_used(tmp_path, monkeypatch, capsys):
@@ -332,7 +336,9 @@ def test_an_entry_that_another_run_removes_meanwhile_is_no_failure(tmp_path, mon
     assert collect(tmp_path, batch=images(1))[1]
 
 
-def test_an_entry_that_may_not_be_removed_is_said_and_the_new_one_kept(tmp_path, monkeypatch, capsys):
+def test_an_entry_that_may_not_be_removed_is_said_and_the_new_one_kept(
+    tmp_path, monkeypatch, capsys
+):
     def refuse(file, **_):
         if file.suffix == ".safetensors":
             raise PermissionError(1, "Operation not permitted")
@@ -349,9 +355,15 @@ def alone(code, *words):
     """Run `code` in a process of its own and return what it printed."""
     head = "import os, sys, torch, test_cache as t; from pathlib import Path\n"
     head += "from sq.hessian import cache; from sq.network import geometry as layers\n"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", head + code, *map(str, words)], env=env, capture_output=True, text=True
+        [sys.executable, "-c", head + code, *map(str, words)],
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout.split()
@@ -369,8 +381,11 @@ def test_statistics_outlive_their_file(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is looked up in /proc")
 def test_reading_takes_the_memory_of_one_copy(tmp_path):
-    kept = {str(i): torch.full((1, 1024, 1024), i, dtype=torch.float64) for i in range(16)}  # 8 MiB each
-    Store(str(tmp_path), 1.0).kept("entry", Kind("squares", "making them", [*kept]), lambda: (kept, {}), DEVICE)
+    # 8 MiB each
+    kept = {str(i): torch.full((1, 1024, 1024), i, dtype=torch.float64) for i in range(16)}
+    Store(str(tmp_path), 1.0).kept(
+        "entry", Kind("squares", "making them", [*kept]), lambda: (kept, {}), DEVICE
+    )
     # VmHWM is the peak of this process alone; that of getrusage begins with its parent's.
     code = (
         "import safetensors.torch; from sq.storage.store import Kind, Store\n"
@@ -381,7 +396,8 @@ def test_reading_takes_the_memory_of_one_copy(tmp_path):
         "assert there and len(found) == 16\n"
         "print(memory('VmHWM:') - before)"
     )
-    assert 16 * 8 * 1024 < int(alone(code, tmp_path)[0]) < 1.4 * 16 * 8 * 1024  # KiB: all layers once, and one at work
+    # KiB: all layers once, and one at work
+    assert 16 * 8 * 1024 < int(alone(code, tmp_path)[0]) < 1.4 * 16 * 8 * 1024
 
 
 def test_an_entry_removed_while_it_is_opened_is_collected_again(tmp_path, monkeypatch, capsys):
@@ -389,7 +405,8 @@ def test_an_entry_removed_while_it_is_opened_is_collected_again(tmp_path, monkey
 
     def late(file, *arguments):
         file.unlink(missing_ok=True)
-        raise RuntimeError("unable to open file")  # torch's own, once the library has read the header
+        # torch's own, once the library has read the header
+        raise RuntimeError("unable to open file")
 
     first, _ = collect(tmp_path)
     with monkeypatch.context() as patched:

@@ -36,11 +36,14 @@ CASES = {
 
 
 def both(module, x, batches=2):
-    # the sum of `gram` over batches of float32 inputs, the definition in float64, and how far they may be apart
+    # the sum of `gram` over batches of float32 inputs, the definition in float64, and how far they
+    # may be apart
     (layer,), _ = geometry.find(nn.Sequential(module))
     way = gram.of(layer, x, 1.0, 0)
     with torch.no_grad():
-        used = sum(way.add(part, geometry.positions(module, module(part))) for part in x.chunk(batches))
+        used = sum(
+            way.add(part, geometry.positions(module, module(part))) for part in x.chunk(batches)
+        )
     X = geometry.inputs(module, x.double())
     assert used == X.shape[2]
     return way.finish(), X @ X.mT, rounding(module, x)
@@ -49,7 +52,8 @@ def both(module, x, batches=2):
 def rounding(module, x):
     """Return how far float32 may put an entry of X X^T off: products of rows in all, and of those at borders.
 
-    A tap sees each element of a channel at most once, so |X| |X|^T is at most the channel's sum of squares.
+    A tap sees each element of a channel at most once, so |X| |X|^T is at most the channel's sum of
+    squares.
     """
     if isinstance(module, nn.Linear):
         channels = x.reshape(-1, x.shape[-1]).T
@@ -78,7 +82,14 @@ def test_ways_taken():
         return type(gram.of(layer, torch.zeros(2, *shape), 1.0, 0))
 
     taken = {name: way(module, shape) for name, (module, shape) in CASES.items()}
-    direct = {"3x3 stride 2", "7x7 stride 2", "1x1", "linear", "linear, two more axes", "3x3 on 3 rows"}
+    direct = {
+        "3x3 stride 2",
+        "7x7 stride 2",
+        "1x1",
+        "linear",
+        "linear, two more axes",
+        "3x3 on 3 rows",
+    }
     assert {name for name, kind in taken.items() if kind is gram.Direct} == direct
 
 
@@ -90,12 +101,17 @@ def test_ways_taken():
     groups=st.integers(1, 2),
 )
 def test_both_ways_agree(kernel, dilation, padding, size, groups):
-    module = nn.Conv2d(2 * groups, groups, kernel, dilation=dilation, padding=padding, groups=groups)
+    module = nn.Conv2d(
+        2 * groups, groups, kernel, dilation=dilation, padding=padding, groups=groups
+    )
     x = torch.randn(3, 2 * groups, *size, generator=torch.Generator().manual_seed(1))
     (layer,), _ = geometry.find(nn.Sequential(module))
     with torch.no_grad():
         positions = geometry.positions(module, module(x))
-    ways = gram.Direct(layer, x.device), gram.ByDistance(layer, x.device, geometry.padded(module, x)[1])
+    ways = (
+        gram.Direct(layer, x.device),
+        gram.ByDistance(layer, x.device, geometry.padded(module, x)[1]),
+    )
     for way in ways:
         way.add(x, positions)
     direct, by_distance = (way.finish() for way in ways)
@@ -106,7 +122,8 @@ def test_images_of_different_sizes_add_up():
     module = nn.Conv2d(3, 4, 3, padding=1)
     (layer,), _ = geometry.find(nn.Sequential(module))
     batches = [
-        torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2)) for size in ((8, 9), (5, 4), (1, 6))
+        torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+        for size in ((8, 9), (5, 4), (1, 6))
     ]
     way, wanted, bound = gram.of(layer, batches[0], 1.0, 0), 0, 0
     assert isinstance(way, gram.ByDistance)
@@ -130,6 +147,9 @@ def test_small_pieces_change_nothing_but_rounding(name, monkeypatch):
 def test_inputs_that_do_not_fit_the_outputs_are_noticed():
     module = nn.Conv2d(3, 4, 3, padding=1)
     (layer,), _ = geometry.find(nn.Sequential(module))
-    for way in (gram.Direct(layer, torch.device("cpu")), gram.of(layer, torch.zeros(1, 3, 8, 8), 1.0, 0)):
+    for way in (
+        gram.Direct(layer, torch.device("cpu")),
+        gram.of(layer, torch.zeros(1, 3, 8, 8), 1.0, 0),
+    ):
         with pytest.raises(AssertionError, match="layer 0: 64 columns of inputs, 63 outputs"):
             way.add(torch.zeros(1, 3, 8, 8), 63)

@@ -61,13 +61,21 @@ def by_loop(model, x):
             hook.remove()
         own = {}
         for value in outputs.flatten():
-            by_weights = torch.autograd.grad(value, [layer.module.weight for layer in model.layers], retain_graph=True)
+            by_weights = torch.autograd.grad(
+                value, [layer.module.weight for layer in model.layers], retain_graph=True
+            )
             for layer, g in zip(model.layers, by_weights, strict=True):
                 weights[layer.name] = weights.get(layer.name, 0) + g.square() / len(x)
-            for place, g in enumerate(torch.autograd.grad(value, [y for _, y in at], retain_graph=True)):
-                own[place] = own.get(place, 0) + (g[0].square().flatten(1).mean(1) if g.ndim == 4 else g[0].square())
+            for place, g in enumerate(
+                torch.autograd.grad(value, [y for _, y in at], retain_graph=True)
+            ):
+                own[place] = own.get(place, 0) + (
+                    g[0].square().flatten(1).mean(1) if g.ndim == 4 else g[0].square()
+                )
         for layer in model.layers:
-            calls = [float(own[place].max()) for place, (name, _) in enumerate(at) if name == layer.name]
+            calls = [
+                float(own[place].max()) for place, (name, _) in enumerate(at) if name == layer.name
+            ]
             activations[layer.name].append(max(calls))
     return activations, weights
 
@@ -122,7 +130,10 @@ def test_raw_predictions_and_linear_layers_over_tokens():
 def test_random_vectors_are_unbiased_by_weights(hard):
     model, x = hard
     exact, _ = label_free_scores.weight_scores(model, x, **KNOBS)
-    several = [label_free_scores.weight_scores(model, x, **KNOBS | {"draws": 2, "seed": seed}) for seed in range(100)]
+    several = [
+        label_free_scores.weight_scores(model, x, **KNOBS | {"draws": 2, "seed": seed})
+        for seed in range(100)
+    ]
     assert {draws for _, draws in several} == {2}
     for name, wanted in exact.items():
         drawn = torch.stack([own[name].sum((0, 2)) for own, _ in several]).double()
@@ -138,7 +149,9 @@ def test_random_vectors_are_unbiased_by_outputs():
     x = torch.randn(3, 2, 3, 3)
     model = model_of(net, x)
     exact = label_free_scores.activation_scores(model, x, 5, 0)["0"]
-    drawn = torch.stack([label_free_scores.activation_scores(model, x, 4, seed)["0"] for seed in range(400)]).double()
+    drawn = torch.stack(
+        [label_free_scores.activation_scores(model, x, 4, seed)["0"] for seed in range(400)]
+    ).double()
     error = drawn.std(0) / len(drawn) ** 0.5
     assert (error > 0).all()
     assert ((drawn.mean(0) - exact).abs() <= 4.5 * error).all()
@@ -150,11 +163,15 @@ def test_what_goes_together_changes_nothing(hard, monkeypatch, draws):
     model, x = hard
     once = label_free_scores.activation_scores(model, x, draws, 7)
     several = label_free_scores.weight_scores(model, x, **KNOBS | {"draws": draws})[0]
-    monkeypatch.setattr(label_free_scores.batching, "images_per_pass", lambda *_: 2 * label_free_scores.HEAVIER)
+    monkeypatch.setattr(
+        label_free_scores.batching, "images_per_pass", lambda *_: 2 * label_free_scores.HEAVIER
+    )
     monkeypatch.setattr("sq.network.per_sample_gradients.GRADIENTS", 1)
     for name, own in label_free_scores.activation_scores(model, x, draws, 7).items():
         torch.testing.assert_close(own, once[name], rtol=1e-5, atol=0)
-    for name, own in label_free_scores.weight_scores(model, x, **KNOBS | {"draws": draws})[0].items():
+    for name, own in label_free_scores.weight_scores(model, x, **KNOBS | {"draws": draws})[
+        0
+    ].items():
         torch.testing.assert_close(own, several[name], rtol=1e-4, atol=1e-8)
     other = label_free_scores.activation_scores(model, x, draws, 8)
     assert torch.equal(other["stem"], once["stem"]) == (draws == 100)
@@ -162,13 +179,14 @@ def test_what_goes_together_changes_nothing(hard, monkeypatch, draws):
 
 def test_it_stops_once_settled(hard):
     model, x = hard
-    loose = label_free_scores.weight_scores(model, x.repeat(20, 1, 1, 1), images=100, draws=2, tolerance=1e-9, seed=0)[
-        1
-    ]
+    loose = label_free_scores.weight_scores(
+        model, x.repeat(20, 1, 1, 1), images=100, draws=2, tolerance=1e-9, seed=0
+    )[1]
     assert loose == 2
     wide = model_of(nn.Sequential(nn.Flatten(), nn.Linear(98, 300)), x)
     settled = [
-        label_free_scores.weight_scores(wide, x, images=5, draws=250, tolerance=t, seed=0)[1] for t in (10.0, 0.5, 0.2)
+        label_free_scores.weight_scores(wide, x, images=5, draws=250, tolerance=t, seed=0)[1]
+        for t in (10.0, 0.5, 0.2)
     ]
     assert settled[0] == label_free_scores.random.LEAST
     assert settled[0] < settled[1] < settled[2] < 250
@@ -192,7 +210,10 @@ class Two(nn.Module):
 )
 def test_network_that_returns_no_tensor_is_refused(call):
     x = torch.randn(3, 2)
-    with pytest.raises(SqError, match=r"^Two returns a tuple for one image; .* logits \(images, classes\) or raw pred"):
+    with pytest.raises(
+        SqError,
+        match=r"^Two returns a tuple for one image; .* logits \(images, classes\) or raw pred",
+    ):
         call(model_of(Two(), x), x)
 
 

@@ -27,7 +27,9 @@ class Tiny(nn.Module):
 
 
 def collect(model, batch, *, batch_size, positions=1.0, seed=0):
-    return layer_statistics.collect(model, batch, batch_size=batch_size, positions=positions, seed=seed)
+    return layer_statistics.collect(
+        model, batch, batch_size=batch_size, positions=positions, seed=seed
+    )
 
 
 def model(net, **more):
@@ -96,8 +98,11 @@ def test_batch_size_does_not_matter(tiny, batch_size):
 def test_unfolding_in_pieces_does_not_matter(tiny, monkeypatch):
     whole = collect(tiny, images(10), batch_size=10)
     calls, padded = [], geometry.padded
-    monkeypatch.setattr(geometry, "padded", lambda module, x: calls.append(len(x)) or padded(module, x))
-    monkeypatch.setattr(gram, "UNFOLDED", 2 * 6 * 36)  # two images of the first layer, unfolded along rows
+    monkeypatch.setattr(
+        geometry, "padded", lambda module, x: calls.append(len(x)) or padded(module, x)
+    )
+    # two images of the first layer, unfolded along rows
+    monkeypatch.setattr(gram, "UNFOLDED", 2 * 6 * 36)
     assert_same(whole, collect(tiny, images(10), batch_size=10))
     assert calls[:6] == [1] + [2] * 5  # one to choose the way by
 
@@ -149,13 +154,19 @@ def test_network_is_left_as_it_was():
 
 def test_relative_error_equals_the_definition():
     torch.manual_seed(1)
-    W, noise = torch.randn(2, 3, 5, dtype=torch.float64), 0.1 * torch.randn(2, 3, 5, dtype=torch.float64)
+    W, noise = (
+        torch.randn(2, 3, 5, dtype=torch.float64),
+        0.1 * torch.randn(2, 3, 5, dtype=torch.float64),
+    )
     X = torch.randn(2, 5, 40, dtype=torch.float64)
     H = 2 * X @ X.mT / 40
     wanted = float((noise @ X).square().sum() / (W @ X).square().sum())
-    rounding = of_solve(H) + relative(2 * 40, X.dtype)  # |e| |H| |e| is at most n times H's condition times e H e
+    # |e| |H| |e| is at most n times H's condition times e H e
+    rounding = of_solve(H) + relative(2 * 40, X.dtype)
     assert layer_statistics.relative_error(W, W - noise, H) == pytest.approx(wanted, rel=rounding)
-    assert layer_statistics.loss(noise, H) == pytest.approx(2 / 40 * float((noise @ X).square().sum()), rel=rounding)
+    assert layer_statistics.loss(noise, H) == pytest.approx(
+        2 / 40 * float((noise @ X).square().sum()), rel=rounding
+    )
     assert layer_statistics.relative_error(W, W, H) == 0
     assert layer_statistics.relative_error(W, W - noise, torch.zeros_like(H)) == 0
 
@@ -179,6 +190,13 @@ def test_a_share_of_positions_estimates_the_same_hessian(tiny):
 
 
 def test_layers_with_few_positions_keep_them_all(tiny):
-    whole, some = (collect(tiny, images(40), batch_size=10, positions=share) for share in (1.0, 0.1))
-    kept = {name for name in whole.layers if torch.equal(whole.layers[name].hessian, some.layers[name].hessian)}
-    assert kept == {"depthwise", "head"}  # 16 positions for 9 inputs, 4 for 4; conv has 144 for 18, "twice" 32 for 4
+    whole, some = (
+        collect(tiny, images(40), batch_size=10, positions=share) for share in (1.0, 0.1)
+    )
+    kept = {
+        name
+        for name in whole.layers
+        if torch.equal(whole.layers[name].hessian, some.layers[name].hessian)
+    }
+    # 16 positions for 9 inputs, 4 for 4; conv has 144 for 18, "twice" 32 for 4
+    assert kept == {"depthwise", "head"}

@@ -42,15 +42,20 @@ def test_ranges_that_do_not_ask_cost_nothing(monkeypatch, model, batch, range):
 def test_it_is_the_label_free_hessian_and_kept_for_other_runs(monkeypatch, tmp_path, model, batch):
     fit, kept = grid("grid.range=hmse", "grid.hessian.images=16"), Store(str(tmp_path), 1.0, {})
     h, about = weight_importance.collect(fit, model, batch, kept)
-    assert about == {"importance": {"images": 16, "draws": 10, "cached": False}}  # ten classes: exact
-    wanted, _ = label_free_scores.weight_scores(model, batch.x, images=16, draws=10, tolerance=1.0, seed=3)
+    # ten classes: exact
+    assert about == {"importance": {"images": 16, "draws": 10, "cached": False}}
+    wanted, _ = label_free_scores.weight_scores(
+        model, batch.x, images=16, draws=10, tolerance=1.0, seed=3
+    )
     assert all(torch.equal(h[layer.name], wanted[layer.name]) for layer in model.layers)
     monkeypatch.setattr(label_free_scores, "_shape", None)
     again, about = weight_importance.collect(fit, model, batch, kept)
     assert about["importance"]["cached"]
     assert all(torch.equal(again[name], own) for name, own in h.items())
     with pytest.raises(TypeError):  # other images, another entry
-        weight_importance.collect(grid("grid.range=hmse", "grid.hessian.images=17"), model, batch, kept)
+        weight_importance.collect(
+            grid("grid.range=hmse", "grid.hessian.images=17"), model, batch, kept
+        )
 
 
 def test_sensitivities_price_the_grid_that_layers_get(model, batch):

@@ -40,7 +40,9 @@ def net_of():
 
 
 def alike(model, beside=BETWEEN):
-    return layer_timing.geometries(model, torch.zeros(2, 4, 8, 8), {layer.name: beside for layer in model.layers})
+    return layer_timing.geometries(
+        model, torch.zeros(2, 4, 8, 8), {layer.name: beside for layer in model.layers}
+    )
 
 
 def run(model, x):
@@ -63,8 +65,13 @@ def test_layers_with_other_neighbours_padding_or_in_full_precision_are_apart():
     model = net_of()
     others = {"first": BETWEEN, "second": ALONE}
     found = layer_timing.geometries(model, torch.zeros(2, 4, 8, 8), others)
-    assert [[layer.name for layer in own.layers] for own in found][:2] == [["first"], ["second", "second"]]
-    plain, reflecting = (nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode) for mode in ("zeros", "reflect"))
+    assert [[layer.name for layer in own.layers] for own in found][:2] == [
+        ["first"],
+        ["second", "second"],
+    ]
+    plain, reflecting = (
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode) for mode in ("zeros", "reflect")
+    )
     net = nn.Sequential(plain, reflecting)
     model = Model(net, geometry.find(net)[0], (4, 8, 8), "", None)
     assert len(layer_timing.geometries(model, torch.zeros(1, 4, 8, 8), {})) == 2
@@ -73,7 +80,10 @@ def test_layers_with_other_neighbours_padding_or_in_full_precision_are_apart():
 def test_what_stands_next_to_layers():
     model = net_of()
     frame = onnx_export.frame(model.net, model, model.layers, torch.rand(2, 4, 8, 8))
-    weights = {layer.name: layer_timing.nearest_symmetric(geometry.weight(layer.module), 8) for layer in model.layers}
+    weights = {
+        layer.name: layer_timing.nearest_symmetric(geometry.weight(layer.module), 8)
+        for layer in model.layers
+    }
     grid = per_tensor(-1.0, 1.0, 8, False)
     graph = frame.quantized(Parts(weights, dict.fromkeys(weights, grid))).graph
     assert integer_regions.find(graph, weights) == {
@@ -98,10 +108,14 @@ def test_floats_in_floats_out_where_inputs_are_in_full_precision(bits):
     x = own.fed(32)
     codes, grid = layer_timing.nearest_symmetric(geometry.weight(own.module), bits)
     W = grid.decode(codes).view(own.module.weight.shape)
-    torch.testing.assert_close(run(own.model((codes, grid), 32), x), F.conv2d(x, W, own.module.bias, padding=1))
+    torch.testing.assert_close(
+        run(own.model((codes, grid), 32), x), F.conv2d(x, W, own.module.bias, padding=1)
+    )
 
 
-@pytest.mark.parametrize("beside", [BETWEEN, ALONE, Neighbours(True, False), Neighbours(False, True)], ids=str)
+@pytest.mark.parametrize(
+    "beside", [BETWEEN, ALONE, Neighbours(True, False), Neighbours(False, True)], ids=str
+)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("index", range(4))
 def test_codes_where_codes_are(index, bits, beside):
@@ -118,12 +132,16 @@ def test_codes_where_codes_are(index, bits, beside):
         wanted = own.module(x / 255 if beside.codes_in else (x * 255).round() / 255)
         own.module.weight.copy_(before)
     if beside.codes_out:
-        assert (got.float() - (wanted * 255).round().clamp(0, 255)).abs().max() <= 1, "halves may fall to either side"
+        assert (got.float() - (wanted * 255).round().clamp(0, 255)).abs().max() <= 1, (
+            "halves may fall to either side"
+        )
     else:
         torch.testing.assert_close(got, wanted, atol=0.01, rtol=0.01)
 
 
-@pytest.mark.parametrize(("beside", "kernel"), [(BETWEEN, "QLinearConv"), (ALONE, "Conv")], ids=["between", "alone"])
+@pytest.mark.parametrize(
+    ("beside", "kernel"), [(BETWEEN, "QLinearConv"), (ALONE, "Conv")], ids=["between", "alone"]
+)
 def test_kernels_of_integers_are_where_nothing_stands_between(beside, kernel, tmp_path):
     import onnxruntime as ort
 
@@ -158,8 +176,12 @@ def test_calls_are_added_up_and_what_is_stored_alike_is_timed_once():
 
     found = {(own["layer"], *own["bits"], *own["input_bits"]): own["median"] for own in rows(race)}
     assert len(found) == 5 * 7
-    assert found["first", 2, 4, 8] == 7, "full precision, and two widths of weights by three of inputs"
-    assert found["second", 2, 4, 4] == found["second", 8, 32] == found["second", 32, 32] == 14, "two calls"
+    assert found["first", 2, 4, 8] == 7, (
+        "full precision, and two widths of weights by three of inputs"
+    )
+    assert found["second", 2, 4, 4] == found["second", 8, 32] == found["second", 32, 32] == 14, (
+        "two calls"
+    )
 
 
 def test_a_layer_that_cannot_be_timed_is_named():

@@ -27,7 +27,14 @@ def timed(folder, *words):
 
 
 def test_networks_stand_side_by_side(tmp_path):
-    made = timed(tmp_path, "bits=4", "activation=mse", "activation.bits=8", "export=onnx", "latency.layers=false")
+    made = timed(
+        tmp_path,
+        "bits=4",
+        "activation=mse",
+        "activation.bits=8",
+        "export=onnx",
+        "latency.layers=false",
+    )
     said = made["latency"]
     assert list(said["networks"]) == ["full", "w8a8", "w4a8", "run", "run_in_8"]
     for own in said["networks"].values():
@@ -37,7 +44,9 @@ def test_networks_stand_side_by_side(tmp_path):
     size = {name: own["bytes"] for name, own in said["networks"].items()}
     assert size["run"] < 0.65 * size["run_in_8"] < 0.65 * 0.35 * size["full"]
     assert size["w4a8"] < 0.65 * size["w8a8"] < 0.65 * 0.35 * size["full"]
-    assert abs(size["run"] - made["export"]["bytes"]) < 300, "the exported file says what it is, besides"
+    assert abs(size["run"] - made["export"]["bytes"]) < 300, (
+        "the exported file says what it is, besides"
+    )
     assert (said["images"], said["threads"], said["rounds"]) == (1, 1, 5)
     assert said["runtime"].startswith("onnxruntime ")
     assert (said["vnni"], said["saturating_layers"]) == (processor.vnni(), 0)
@@ -46,7 +55,9 @@ def test_networks_stand_side_by_side(tmp_path):
 
 def test_w8a8_and_w4a8_are_there_whatever_the_run_does(tmp_path):
     made = timed(tmp_path, "bits=8", "latency.layers=false", "latency.images=3")
-    assert list(made["latency"]["networks"]) == ["full", "w8a8", "w4a8", "run"], "nothing is stored wider than it is"
+    assert list(made["latency"]["networks"]) == ["full", "w8a8", "w4a8", "run"], (
+        "nothing is stored wider than it is"
+    )
 
 
 def test_a_table_of_layers_bounds_an_allocation(tmp_path):
@@ -59,12 +70,21 @@ def test_a_table_of_layers_bounds_an_allocation(tmp_path):
     assert set(table.ms) == {(n, w, a) for n in names for w in (2, 4, 8) for a in (4, 8, 32)} | {
         (n, 32, 32) for n in names
     }
-    assert all(table.ms[n, 2, a] == table.ms[n, 4, a] for n in names for a in (8, 32)), "both are stored in 4"
+    assert all(table.ms[n, 2, a] == table.ms[n, 4, a] for n in names for a in (8, 32)), (
+        "both are stored in 4"
+    )
     assert said["sums"]["full"] == pytest.approx(sum(table.ms[n, 32, 32] for n in names), abs=1e-3)
     assert said["sums"]["run"] == pytest.approx(sum(table.ms[n, 4, 8] for n in names), abs=1e-3)
-    low, high = (sum(pick(table.ms[n, bits, 8] for bits in (2, 4, 8)) for n in names) for pick in (min, max))
+    low, high = (
+        sum(pick(table.ms[n, bits, 8] for bits in (2, 4, 8)) for n in names) for pick in (min, max)
+    )
     bound = (low + high) / 2
-    more = ["allocation=ilp", "bits=8", f"allocation.latency={bound:.5f}", f"allocation.latency_table={file}"]
+    more = [
+        "allocation=ilp",
+        "bits=8",
+        f"allocation.latency={bound:.5f}",
+        f"allocation.latency_table={file}",
+    ]
     done = call(tmp_path, "quantizer=rtn", *words, *more)
     assert done.returncode == 0, done.stderr
     (second,) = (r for r in records(tmp_path) if r["key"] != first["key"])
@@ -74,7 +94,9 @@ def test_a_table_of_layers_bounds_an_allocation(tmp_path):
 
 def test_layers_that_stay_in_full_precision_are_in_the_table(tmp_path):
     made = timed(tmp_path, "bits=4", "ends=keep", "latency.bits=[4]", "latency.input_bits=[32]")
-    kept = {own["layer"] for own in made["latency"]["layers"]} - {layer["name"] for layer in made["layers"]}
+    kept = {own["layer"] for own in made["latency"]["layers"]} - {
+        layer["name"] for layer in made["layers"]
+    }
     assert len(kept) == 2
     table = latency_table.read(str(tmp_path / "results" / "runs" / made["latency"]["table"]))
     assert {key for key in table.ms if key[0] in kept} == {(name, 32, 32) for name in kept}

@@ -54,7 +54,9 @@ def test_a_step_is_never_zero():
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (4, 5, 2, 2)])
 def test_what_has_not_these_channels_is_refused_in_one_line(shape):
-    with pytest.raises(SqError, match=r"takes inputs \(samples, 3 channels, \.\.\.\), got \(4,") as caught:
+    with pytest.raises(
+        SqError, match=r"takes inputs \(samples, 3 channels, \.\.\.\), got \(4,"
+    ) as caught:
         Adapter(3, 0)(torch.zeros(shape))
     assert len(str(caught.value).splitlines()) == 1
 
@@ -74,13 +76,19 @@ def test_derivatives_by_finite_differences(shape):
     by_x, by_scale = torch.autograd.grad(Adapted.apply(x, scale, low, high), (x, scale), g)
     with torch.no_grad():
         at, step = x / scale.view(-1, *[1] * (x.ndim - 1)), 1e-6
-        assert bool((at < low).any() & (at > high).any() & (at.abs() < 3).any()), "every case is there"
-        assert torch.allclose(Adapted.apply(x, scale, low, high), surrogate(x, scale, low, high, at))
+        assert bool((at < low).any() & (at > high).any() & (at.abs() < 3).any()), (
+            "every case is there"
+        )
+        assert torch.allclose(
+            Adapted.apply(x, scale, low, high), surrogate(x, scale, low, high, at)
+        )
         for i in range(len(scale)):
             nudge = torch.zeros_like(scale)
             nudge[i] = step
             up, down = (surrogate(x, scale + sign * nudge, low, high, at) for sign in (1, -1))
-            assert float(by_scale[i]) == pytest.approx(float(((up - down) * g).sum()) / (2 * step), rel=1e-5, abs=1e-7)
+            assert float(by_scale[i]) == pytest.approx(
+                float(((up - down) * g).sum()) / (2 * step), rel=1e-5, abs=1e-7
+            )
         up, down = (surrogate(x + sign * step, scale, low, high, at) for sign in (1, -1))
         assert torch.allclose(by_x, (up - down) * g / (2 * step), atol=1e-6)
 
@@ -101,7 +109,9 @@ def test_derivatives_by_the_closed_forms():
 
 def test_parameters_are_counted():
     grid = per_tensor(0.0, 1.0, 4, False)
-    assert AdaptiveGrid(grid, Adapter(8, 0)).parameters() == grid.parameters() + (8 * 2 + 2) + (2 + 1)
+    assert AdaptiveGrid(grid, Adapter(8, 0)).parameters() == grid.parameters() + (8 * 2 + 2) + (
+        2 + 1
+    )
     assert AdaptiveGrid(grid, Adapter(8, 0)).levels == 16
 
 
@@ -119,7 +129,12 @@ def test_the_hidden_layer_follows_the_seed_and_leaves_other_draws_alone():
 def test_at_start_gradients_are_those_of_one_step_for_all(last):
     grid = per_tensor(-1.0, 1.5, 3, False)
     low, high = (float(end) for end in grid.bounds())
-    x = torch.cat([inputs((4, 8, 5, 5)).float().flatten(), torch.tensor([low, high, high + 2e-7, low - 2e-7] * 50)])
+    x = torch.cat(
+        [
+            inputs((4, 8, 5, 5)).float().flatten(),
+            torch.tensor([low, high, high + 2e-7, low - 2e-7] * 50),
+        ]
+    )
     x = x[: 4 * 8 * 31].view(4, 8, 31, 1)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     one, other = Input(grid), AdaptiveInput(grid, Adapter(8, 0))

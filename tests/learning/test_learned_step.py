@@ -34,9 +34,13 @@ def test_value_and_derivatives_are_those_of_the_formula(shape, low, m):
     rounding = relative(6, x.dtype)
     assert_within(y, wanted, rounding * float(x.detach().abs().max()))
     g = inputs(shape, 1)
-    for one, other in zip(*(torch.autograd.grad(o, (x, own.sigma), g) for o in (y, wanted)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad(o, (x, own.sigma), g) for o in (y, wanted)), strict=True
+    ):
         terms = x.numel() if one.numel() == 1 else 1  # the step's is a sum over all values
-        assert_within(one, other, terms * rounding * float(g.abs().max() * grid.high.abs().clamp(min=8)))
+        assert_within(
+            one, other, terms * rounding * float(g.abs().max() * grid.high.abs().clamp(min=8))
+        )
         assert float(other.abs().max()) > 0
 
 

@@ -20,7 +20,9 @@ def test_factors_of_scales_stay_above_zero_and_a_line_says_so(rates, capsys):
         sigmas = [p for name, p in own.student.values.named_parameters() if name.endswith("sigma")]
         return torch.stack([p.sum() for p in sigmas]).sum(), part.error(index, generator)[1]
 
-    settings("learn", iterations=12, batch=8, rates=rates)(own, reconstruction.Part("network", part.layers, error))
+    settings("learn", iterations=12, batch=8, rates=rates)(
+        own, reconstruction.Part("network", part.layers, error)
+    )
     assert "network: factors of scales of 2 layers ended at 0.001" in capsys.readouterr().err
     for layer in own.student.roundings.values():
         assert (layer.grid().scale > 0).all()
@@ -36,7 +38,11 @@ def test_usual_rates_are_not_told_of(capsys):
 
 @pytest.mark.parametrize("beta", [[20.0], [20.0, -2.0], [20.0, 0.0], [20.0, 2.0, 1.0], 20.0])
 def test_exponents_are_two_positive_numbers(beta):
-    part = {"_target_": "sq.learning.reconstruction.learn", "_partial_": True, **settings("learn").keywords}
+    part = {
+        "_target_": "sq.learning.reconstruction.learn",
+        "_partial_": True,
+        **settings("learn").keywords,
+    }
     check(part, "quantizer.learn")
     with pytest.raises(SqError, match=r"^quantizer\.learn\.beta"):
         check(part | {"beta": beta}, "quantizer.learn")
@@ -69,7 +75,9 @@ def test_passes_of_less_precision_learn_with_losses_of_full():
         rates = {"rounding": 0.02, "bias": 0.003, "scale": 0.003, "input": 0.003}
         knobs = {"iterations": 30, "batch": 32, "rates": rates, "forward": "hard", "keep": keep}
         with own.student.watched():
-            settings("learn", **knobs, precision="bfloat16")(own, reconstruction.Part("network", part.layers, error))
+            settings("learn", **knobs, precision="bfloat16")(
+                own, reconstruction.Part("network", part.layers, error)
+            )
         rows = own.resume.rows
         if keep == "none":
             assert rows[-1]["error"] < 0.85 * rows[0]["error"]

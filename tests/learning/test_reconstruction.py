@@ -34,15 +34,18 @@ def whole(own):
     return Part(
         "network",
         names,
-        lambda index, _: (squares(own.student.net(x), wanted, ones, wanted.shape[1]), dict.fromkeys(names, 1.0)),
+        lambda index, _: (
+            squares(own.student.net(x), wanted, ones, wanted.shape[1]),
+            dict.fromkeys(names, 1.0),
+        ),
     )
 
 
 # Seeds and bits of networks on which descents from the nearest codes get to the best there is;
-# elsewhere they can end beside it. Which way a descent takes hangs on rounding, so these were chosen
-# for their margins: with weights moved by 1e-4 of their size, 1,000 times what rounding in float32
-# does, "soft" ended at the best of all in every trial, and of the four rates of "hard", whose codes
-# flip to and fro to the end, one always came within 0.05 of the way to it.
+# elsewhere they can end beside it. Which way a descent takes hangs on rounding, so these were
+# chosen for their margins: with weights moved by 1e-4 of their size, 1,000 times what rounding in
+# float32 does, "soft" ended at the best of all in every trial, and of the four rates of "hard",
+# whose codes flip to and fro to the end, one always came within 0.05 of the way to it.
 TOYS = {
     "soft": {"uniform": (8, 2), "apot": (10, 3), "lcq": (10, 3), "post": (2, 4)},
     "hard": {"uniform": (8, 2), "apot": (10, 3), "lcq": (8, 3), "post": (2, 4)},
@@ -54,7 +57,9 @@ RATES = {"soft": [0.02], "hard": [0.01, 0.02, 0.04, 0.08]}
 @pytest.mark.parametrize("kind", TOYS["soft"])
 def test_two_layers_reach_the_best_of_all_roundings(forward, kind):
     seed, bits = TOYS[forward][kind]
-    own = session(toy()) if kind == "uniform" else session(toy(seed), bits=bits, fit=grids.fit(kind))
+    own = (
+        session(toy()) if kind == "uniform" else session(toy(seed), bits=bits, fit=grids.fit(kind))
+    )
     part, names = whole(own), [*own.student.roundings]
     count = sum(own.student.roundings[name].alpha.numel() for name in names)
     assert count == 10
@@ -94,7 +99,9 @@ def test_two_layers_reach_the_best_of_all_roundings(forward, kind):
 
 def test_curves_tell_of_every_stage():
     own = session(toy())
-    settings("learn", iterations=30, batch=8, rates={"rounding": 0.05}, keep="linear")(own, whole(own))
+    settings("learn", iterations=30, batch=8, rates={"rounding": 0.05}, keep="linear")(
+        own, whole(own)
+    )
     rows = own.resume.rows
     assert [row["step"] for row in rows] == list(range(30))
     assert {"part", "error", "rounding", "hardness", "flipped", "beta", "kept"} <= set(rows[-1])
@@ -106,7 +113,8 @@ def test_fewer_images_than_a_batch_names_the_stage():
     stage = settings("then", iterations=1, batch=8)
     reconstruction.check("then", stage, 8)
     with pytest.raises(
-        SqError, match=r"4 calibration images are fewer than a batch of 8: set quantizer\.then\.batch=4"
+        SqError,
+        match=r"4 calibration images are fewer than a batch of 8: set quantizer\.then\.batch=4",
     ):
         reconstruction.check("then", stage, 4)
 
@@ -116,14 +124,22 @@ INPUTS = {"rounding": 0, "bias": 0, "scale": 0, "input": 0.001}
 
 def test_inputs_that_stay_in_full_precision_have_nothing_to_learn():
     message = (
-        r"quantizer\.learn: with keep=fixed share=1 inputs stay in full precision.*quantizer\.learn\.share below 1"
+        r"quantizer\.learn: with keep=fixed share=1 inputs stay in full precision"
+        r".*quantizer\.learn\.share below 1"
     )
     for changes in ({}, {"rates": {"input": 0.001}}):
         with pytest.raises(SqError, match=message):
             reconstruction.check(
-                "learn", settings("learn", **({"rates": INPUTS, "keep": "fixed", "share": 1.0} | changes)), 32
+                "learn",
+                settings("learn", **({"rates": INPUTS, "keep": "fixed", "share": 1.0} | changes)),
+                32,
             )
-    for changes in ({"share": 0.9}, {"keep": "linear"}, {"iterations": 0}, {"rates": INPUTS | {"bias": 0.1}}):
+    for changes in (
+        {"share": 0.9},
+        {"keep": "linear"},
+        {"iterations": 0},
+        {"rates": INPUTS | {"bias": 0.1}},
+    ):
         knobs = {"rates": INPUTS, "keep": "fixed", "share": 1.0} | changes
         reconstruction.check("learn", settings("learn", **knobs), 32)
 
@@ -134,7 +150,11 @@ def test_scales_of_inputs_alone_are_learned_once_inputs_are_quantized(keep):
     before = {name: p.clone() for name, p in own.student.values.named_parameters()}
     with own.student.watched():
         settings("learn", iterations=4, batch=8, rates=INPUTS, keep=keep)(own, whole(own))
-    changed = {name for name, p in own.student.values.named_parameters() if not torch.equal(p, before[name])}
+    changed = {
+        name
+        for name, p in own.student.values.named_parameters()
+        if not torch.equal(p, before[name])
+    }
     assert changed == {"2.sigma", "3.sigma"}
     assert own.resume.rows[0]["kept"] == 1.0  # nothing to learn in that step
 
@@ -153,15 +173,20 @@ def test_nan_names_the_step_and_the_term_and_keeps_the_last_good_state(tmp_path,
         return found, {name: float("inf") if bad else 1.0 for name in weights}
 
     with pytest.raises(
-        SqError, match=rf"network: {term} is (nan|inf) at step 5: the same settings .* kept in .*state\.safetensors, to"
+        SqError,
+        match=rf"network: {term} is (nan|inf) at step 5: the same settings .* kept in .*state\.safetensors, to",
     ):
         settings("learn", iterations=30, batch=8)(own, Part("network", part.layers, error))
     good = session(toy())
     with pytest.raises(_Stop):
-        settings("learn", iterations=30, batch=8)(good, Part("network", part.layers, _stopping(whole(good), 5)))
+        settings("learn", iterations=30, batch=8)(
+            good, Part("network", part.layers, _stopping(whole(good), 5))
+        )
     kept = Resume(own.student.values, place)
     assert (kept.stage, kept.step) == (0, 5)
-    for one, other in zip(own.student.values.parameters(), good.student.values.parameters(), strict=True):
+    for one, other in zip(
+        own.student.values.parameters(), good.student.values.parameters(), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -185,7 +210,9 @@ class _Stop(Exception):
 def test_each_image_is_used_once_before_any_is_used_again():
     own = session(toy(), images=32)
     for first in (0, 4):
-        seen = torch.cat([reconstruction._order(own, 0, step, 8) for step in range(first, first + 4)])
+        seen = torch.cat(
+            [reconstruction._order(own, 0, step, 8) for step in range(first, first + 4)]
+        )
         assert sorted(seen.tolist()) == list(range(32))
     assert not torch.equal(reconstruction._order(own, 0, 0, 8), reconstruction._order(own, 0, 4, 8))
     assert not torch.equal(reconstruction._order(own, 0, 0, 8), reconstruction._order(own, 1, 0, 8))
@@ -194,6 +221,12 @@ def test_each_image_is_used_once_before_any_is_used_again():
 def test_what_has_no_rate_stays():
     own = session(toy())
     before = {name: p.clone() for name, p in own.student.values.named_parameters()}
-    settings("learn", iterations=5, batch=8, rates={"rounding": 0.0, "scale": 0.01})(own, whole(own))
-    changed = {name for name, p in own.student.values.named_parameters() if not torch.equal(p, before[name])}
+    settings("learn", iterations=5, batch=8, rates={"rounding": 0.0, "scale": 0.01})(
+        own, whole(own)
+    )
+    changed = {
+        name
+        for name, p in own.student.values.named_parameters()
+        if not torch.equal(p, before[name])
+    }
     assert changed == {"0.sigma", "1.sigma"}

@@ -33,7 +33,8 @@ def test_h_starts_at_the_fractional_part(fit):
     table = grids.values(grid, 1, 4)
     low, high = grid.bounds()
     inside = (low <= W) & (high >= W)
-    lower = (table.unsqueeze(2) <= W.unsqueeze(-1)).sum(-1).clamp(1, grid.levels - 1) - 1  # of the two around it
+    # of the two around it
+    lower = (table.unsqueeze(2) <= W.unsqueeze(-1)).sum(-1).clamp(1, grid.levels - 1) - 1
     ends = table.gather(2, lower), table.gather(2, lower + 1)
     share = ((W - ends[0]) / (ends[1] - ends[0]))[inside]
     assert inside.float().mean() > 0.5
@@ -50,7 +51,9 @@ def test_soft_weights_start_at_the_weights_the_grid_can_reach(fit):
 
 def test_inverse_and_its_ends():
     h = torch.tensor([0.0, 0.01, 0.25, 0.5, 0.9, 1.0])
-    assert torch.allclose(soft_rounding.soft(soft_rounding.inverse(h)), h, atol=relative(4, h.dtype))
+    assert torch.allclose(
+        soft_rounding.soft(soft_rounding.inverse(h)), h, atol=relative(4, h.dtype)
+    )
     assert torch.isfinite(soft_rounding.inverse(h)).all()
 
 

@@ -29,7 +29,8 @@ def test_finished_network_is_the_students_own_pass(activation_bits):
     with torch.no_grad(), student.watched(), student.lent([*student.roundings], "fixed", None):
         wanted = student.net(x)
     done = student.finish(dict.fromkeys(student.roundings, 0.0), 0.0)
-    # A student's weights are laid out channels-last; in another layout, convolutions add up in another order.
+    # A student's weights are laid out channels-last; in another layout, convolutions add up in
+    # another order.
     done.net.to(memory_format=torch.channels_last)
     with torch.no_grad():
         assert torch.equal(done.net(x), wanted)

@@ -12,7 +12,8 @@ def pair(limit, seen=None):
     def make(index):
         if seen is not None:
             seen.append(index.tolist())
-        return [2 * X[index], X[index].flatten(1).amax(1, keepdim=True)]  # a sum may differ with the batch
+        # a sum may differ with the batch
+        return [2 * X[index], X[index].flatten(1).amax(1, keepdim=True)]
 
     return Kept(make, 10, 4, limit)
 
@@ -61,6 +62,8 @@ class Swaps(nn.Module):
 
 
 def test_rows_in_another_order_are_refused():
-    with pytest.raises(SqError, match=r"layer layer returns \(12, 2\) for one image and \(24, 2\) for two"):
+    with pytest.raises(
+        SqError, match=r"layer layer returns \(12, 2\) for one image and \(24, 2\) for two"
+    ):
         check_rows(Swaps(), ["layer"], X[:2])
     check_rows(Swaps(), ["layer"], X[:1])  # of one alone nothing can be told

@@ -11,7 +11,11 @@ def test_sum_over_channels_mean_over_images_and_positions(shape, elementwise):
     y, wanted = torch.randn(shape, requires_grad=True), torch.randn(shape)
     weight = torch.rand(shape if elementwise else shape[0])
     shaped = weight if elementwise else weight.view(-1, *[1] * (len(shape) - 1))
-    squared = (shaped * (y - wanted).square()).flatten(2) if len(shape) > 2 else (shaped * (y - wanted).square())
+    squared = (
+        (shaped * (y - wanted).square()).flatten(2)
+        if len(shape) > 2
+        else (shaped * (y - wanted).square())
+    )
     plain = squared.sum(1).mean()
     made = squares(y, wanted, weight, shape[1])
     assert torch.allclose(made, plain)

@@ -39,7 +39,9 @@ def scene(seed, images=9, crowds=0.1):
         corner = torch.rand(n, 2, generator=random) * torch.tensor([width, height]) * 0.6
         boxes = torch.cat((corner, corner + 12 + 20 * torch.rand(n, 2, generator=random)), dim=1)
         kinds = torch.randint(CLASSES, (n,), generator=random)
-        found.append(Objects(boxes, kinds, torch.rand(n, generator=random) < crowds, (height, width)))
+        found.append(
+            Objects(boxes, kinds, torch.rand(n, generator=random) < crowds, (height, width))
+        )
     return found
 
 
@@ -76,7 +78,9 @@ def test_all_objects_found():
     assert result.figures == pytest.approx({"map": 1, "map50": 1})
     for own, true in zip(result.found, objects, strict=True):
         order = true.boxes[:, 0].argsort()
-        torch.testing.assert_close(own.boxes[own.boxes[:, 0].argsort()], true.boxes[order], atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            own.boxes[own.boxes[:, 0].argsort()], true.boxes[order], atol=1e-3, rtol=0
+        )
 
 
 def test_batches_do_not_matter():
@@ -113,11 +117,20 @@ def test_against_full_precision():
     objects = scene(3, images=30)
     raw = outputs(objects, noise=0.4)
     worse = raw.clone()
-    worse[..., :4] += 2 * torch.randn(worse[..., :4].shape, generator=torch.Generator().manual_seed(1))
+    worse[..., :4] += 2 * torch.randn(
+        worse[..., :4].shape, generator=torch.Generator().manual_seed(1)
+    )
     worse[::3, :, 4:] *= 0.2
     full, own = (measured(r, objects, resamples=200) for r in (raw, worse))
     compared = own.against(full)
-    assert list(compared) == ["drop", "drop_low", "drop_high", "logit_snr_db", "boxes", "boxes_full"]
+    assert list(compared) == [
+        "drop",
+        "drop_low",
+        "drop_high",
+        "logit_snr_db",
+        "boxes",
+        "boxes_full",
+    ]
     assert compared["drop"] == full.figures["map"] - own.figures["map"]
     assert 0 < compared["drop_low"] < compared["drop"] < compared["drop_high"] < 1
     ratio = raw[:8].double().square().sum() / (raw[:8] - worse[:8]).double().square().sum()
@@ -175,13 +188,17 @@ def test_object_of_a_class_that_the_network_does_not_know():
     objects = scene(0)
     raw = outputs(objects)
     objects[4] = replace(objects[4], classes=objects[4].classes + CLASSES)
-    with pytest.raises(SqError, match=r"image 4 holds an object of class [345], the network knows 0 to 2"):
+    with pytest.raises(
+        SqError, match=r"image 4 holds an object of class [345], the network knows 0 to 2"
+    ):
         measured(raw, objects)
 
 
 def test_model_or_data_of_another_task():
     objects = scene(0)
-    with pytest.raises(SqError, match=r"the model is no detector: choose a detector, or metric=top1"):
+    with pytest.raises(
+        SqError, match=r"the model is no detector: choose a detector, or metric=top1"
+    ):
         measure(replace(MODEL, decode=None), seen(outputs(objects), objects), **KNOBS)
     labels = [(torch.zeros(1, 10), Batch(torch.zeros(1, 3, 8, 8), torch.tensor([1]), ["a"]))]
     with pytest.raises(SqError, match=r"the dataset has one label an image: .*dataset=coco"):
@@ -190,12 +207,24 @@ def test_model_or_data_of_another_task():
 
 @pytest.mark.parametrize(
     ("evaluator", "module", "name"),
-    [("faster", "faster_coco_eval", "faster-coco-eval"), ("pycocotools", "pycocotools.coco", "pycocotools")],
+    [
+        ("faster", "faster_coco_eval", "faster-coco-eval"),
+        ("pycocotools", "pycocotools.coco", "pycocotools"),
+    ],
 )
-def test_evaluator_that_is_not_installed_is_known_before_the_images_are_run(monkeypatch, evaluator, module, name):
+def test_evaluator_that_is_not_installed_is_known_before_the_images_are_run(
+    monkeypatch, evaluator, module, name
+):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SqError, match=rf"metric\.evaluator={evaluator} needs {name} .*: python -m pip install {name}$"):
-        measure(MODEL, iter(lambda: pytest.fail("an image was run"), None), **KNOBS | {"evaluator": evaluator})
+    with pytest.raises(
+        SqError,
+        match=rf"metric\.evaluator={evaluator} needs {name} .*: python -m pip install {name}$",
+    ):
+        measure(
+            MODEL,
+            iter(lambda: pytest.fail("an image was run"), None),
+            **KNOBS | {"evaluator": evaluator},
+        )
 
 
 def test_other_images_cannot_be_compared():

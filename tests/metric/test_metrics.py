@@ -57,7 +57,9 @@ def test_agreement_by_hand():
         total = sum(math.exp(v) for v in row)
         return [math.exp(v) / total for v in row]
 
-    pairs = [(softmax(r), softmax(o)) for r, o in zip(REFERENCE.tolist(), OUTPUTS.tolist(), strict=True)]
+    pairs = [
+        (softmax(r), softmax(o)) for r, o in zip(REFERENCE.tolist(), OUTPUTS.tolist(), strict=True)
+    ]
     kl = sum(p * math.log(p / q) for r, o in pairs for p, q in zip(r, o, strict=True)) / 4
     assert found["kl"] == pytest.approx(kl)
     assert set(found) == {"logit_snr_db", "kl", "same_top1"}
@@ -72,6 +74,8 @@ def test_identical_logits():
 def test_snr_falls_by_20_db_a_decade(noise):
     direction = torch.randn(64, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     reference = 5 * direction.flip(0)
-    found, less = (agreement.measure(reference + e * direction, reference) for e in (noise, noise / 10))
+    found, less = (
+        agreement.measure(reference + e * direction, reference) for e in (noise, noise / 10)
+    )
     assert less["logit_snr_db"] - found["logit_snr_db"] == pytest.approx(20)
     assert 0 < less["kl"] < found["kl"]

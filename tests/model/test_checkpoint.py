@@ -29,7 +29,9 @@ def weights(tmp_path_factory):
 
 
 def load(path, **knobs):
-    part = compose("model=checkpoint", "model.constructor=squeezenet1_1", "model.arguments.num_classes=7")[0]["model"]
+    part = compose(
+        "model=checkpoint", "model.constructor=squeezenet1_1", "model.arguments.num_classes=7"
+    )[0]["model"]
     return build({**part, "weights": path, **knobs}, "model")()
 
 
@@ -45,7 +47,9 @@ def test_network_and_weights(weights):
 def test_constructor_of_timm(tmp_path):
     net = timm.create_model("test_resnet", num_classes=5).eval()
     torch.save({f"module.{name}": t for name, t in net.state_dict().items()}, tmp_path / "mine.pt")
-    model = load(str(tmp_path / "mine.pt"), constructor="timm/test_resnet", arguments={"num_classes": 5})
+    model = load(
+        str(tmp_path / "mine.pt"), constructor="timm/test_resnet", arguments={"num_classes": 5}
+    )
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model.net(x), net(x))
@@ -60,7 +64,9 @@ def test_transform_by_hand(weights):
     image = Image.new("RGB", (12, 8), (255, 0, 51))
     for resized in (False, True):
         found = model.prepare(image, resized)
-        torch.testing.assert_close(found, torch.tensor([1.0, -0.5, 0.4]).view(3, 1, 1).expand(3, 8, 12))
+        torch.testing.assert_close(
+            found, torch.tensor([1.0, -0.5, 0.4]).view(3, 1, 1).expand(3, 8, 12)
+        )
 
 
 def test_expected_figures_go_with_the_model(weights):
@@ -80,16 +86,40 @@ def test_weights_that_are_not_finite(weights, tmp_path):
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
-        ({"constructor": "squeezenet1_l"}, r"model\.constructor=squeezenet1_l: .*nearest: .*squeezenet1_1"),
-        ({"constructor": "os/system"}, r"model\.constructor=os/system: torchvision \(or timm/\) has none"),
+        (
+            {"constructor": "squeezenet1_l"},
+            r"model\.constructor=squeezenet1_l: .*nearest: .*squeezenet1_1",
+        ),
+        (
+            {"constructor": "os/system"},
+            r"model\.constructor=os/system: torchvision \(or timm/\) has none",
+        ),
         ({"constructor": "timm/no_such"}, r"model\.constructor=timm/no_such"),
-        ({"arguments": {"classes": 7}}, r"model\.arguments=\{'classes': 7\}: squeezenet1_1 does not take them"),
-        ({"arguments": {"num_classes": 9}}, r"holds weights of another network than SqueezeNet: .*of another shape"),
-        ({"arguments": {"num_classes": "many"}}, r"model\.arguments=.*squeezenet1_1 does not take them \(TypeError"),
-        ({"data": DATA | {"crop_pct": 2.0}}, r"model\.data\.crop_pct=2\.0: should be less than or equal to 1"),
-        ({"data": DATA | {"crop_mode": "sqush"}}, r"model\.data\.crop_mode=sqush: .*nearest: squash"),
+        (
+            {"arguments": {"classes": 7}},
+            r"model\.arguments=\{'classes': 7\}: squeezenet1_1 does not take them",
+        ),
+        (
+            {"arguments": {"num_classes": 9}},
+            r"holds weights of another network than SqueezeNet: .*of another shape",
+        ),
+        (
+            {"arguments": {"num_classes": "many"}},
+            r"model\.arguments=.*squeezenet1_1 does not take them \(TypeError",
+        ),
+        (
+            {"data": DATA | {"crop_pct": 2.0}},
+            r"model\.data\.crop_pct=2\.0: should be less than or equal to 1",
+        ),
+        (
+            {"data": DATA | {"crop_mode": "sqush"}},
+            r"model\.data\.crop_mode=sqush: .*nearest: squash",
+        ),
         ({"data": DATA | {"crop": 1.0}}, r"model\.data\.crop: not a setting of the transform"),
-        ({"data": {"mean": [0.5] * 3}}, r"model\.data has mean: it lacks input_size, interpolation, crop_pct, std"),
+        (
+            {"data": {"mean": [0.5] * 3}},
+            r"model\.data has mean: it lacks input_size, interpolation, crop_pct, std",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(weights, knobs, says):

@@ -22,7 +22,9 @@ PAPER = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}
 
 
 def load(depth, weights):
-    return cifar_resnet.load(depth=depth, weights=weights, mean=[0.5] * 3, std=[0.2] * 3, expected=None)
+    return cifar_resnet.load(
+        depth=depth, weights=weights, mean=[0.5] * 3, std=[0.2] * 3, expected=None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +71,13 @@ def test_full_precision_top1_is_that_of_the_weights(name, depth, right, cifar10)
     stored = Path(os.environ["SQ_DATA"]) / part["weights"]
     assert model.checkpoint == hashlib.sha256(stored.read_bytes()).hexdigest()
     assert len(model.layers) == depth
-    found = Evaluation(model, top1.measure, cifar10.test, 250, torch.device("cpu")).measure(model.net).figures
-    assert found["top1"] == pytest.approx(right / 10, abs=0.2)  # rounding may turn an image with two best logits alike
+    found = (
+        Evaluation(model, top1.measure, cifar10.test, 250, torch.device("cpu"))
+        .measure(model.net)
+        .figures
+    )
+    # rounding may turn an image with two best logits alike
+    assert found["top1"] == pytest.approx(right / 10, abs=0.2)
     assert model.expected[cifar10.name]["top1"] == right / 10
 
 
@@ -94,15 +101,22 @@ def wrapped_and_parallel(state):
 
 
 def half(state):
-    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
 
 
 def without_counters(state):
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")
+    }
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
-@pytest.mark.parametrize("shape", [as_it_is, wrapped, parallel, wrapped_and_parallel, half, without_counters])
+@pytest.mark.parametrize(
+    "shape", [as_it_is, wrapped, parallel, wrapped_and_parallel, half, without_counters]
+)
 def test_checkpoints_as_they_are_shared(shape, suffix, state, tmp_path):
     path = tmp_path / f"net{suffix}"
     torch.save(shape(state), path)
@@ -194,7 +208,10 @@ def other_classes(path, state):
         (empty, r"not a whole PyTorch checkpoint: it is empty \(0 bytes\)"),
         (a_page, "not a whole PyTorch checkpoint: it is a page of HTML"),
         (a_folder, "no weights file"),
-        (whole_network, r"more than tensors \(sq\.model\.cifar_resnet\.CifarResNet\).*state_dict\(\)"),
+        (
+            whole_network,
+            r"more than tensors \(sq\.model\.cifar_resnet\.CifarResNet\).*state_dict\(\)",
+        ),
         (code, r"more than tensors \(\w+\.mkdir\), .*could run foreign code"),
         (bare_pickle, r"more than tensors \(\w+\.mkdir\)"),
         (a_list, "holds no state dict"),
@@ -220,7 +237,9 @@ def test_unusable_checkpoint_is_named(tmp_path, state, write, says):
 def test_file_of_another_kind(tmp_path):
     path = tmp_path / "net.onnx"
     path.write_text("")
-    with pytest.raises(SqError, match=r"net\.onnx: weights are read from \.safetensors, \.pth, \.pt, \.ckpt, "):
+    with pytest.raises(
+        SqError, match=r"net\.onnx: weights are read from \.safetensors, \.pth, \.pt, \.ckpt, "
+    ):
         load(depth=20, weights=str(path))
 
 
@@ -233,7 +252,14 @@ def test_depth_that_there_is_not(depth):
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"std": [0.2, 0.0, 0.2]}, {"std": [0.2]}, {"mean": [0.1] * 4}, {"mean": 0.5}, {"mean": ["a"] * 3}]
+    "knobs",
+    [
+        {"std": [0.2, 0.0, 0.2]},
+        {"std": [0.2]},
+        {"mean": [0.1] * 4},
+        {"mean": 0.5},
+        {"mean": ["a"] * 3},
+    ],
 )
 def test_normalisation_that_makes_no_sense(knobs):
     part = compose("model=resnet20")[0]["model"] | knobs

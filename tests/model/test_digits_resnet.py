@@ -21,8 +21,17 @@ def test_accuracy(resnet, digits_test):
 
 
 def test_every_kind_of_layer_is_there(resnet):
-    assert {layer.kind for layer in resnet.layers} == {"3x3", "1x1", "3x3 grouped", "3x3 depthwise", "linear"}
-    assert {layer.module.stride for layer in resnet.layers if layer.kind == "3x3"} >= {(1, 1), (2, 2)}
+    assert {layer.kind for layer in resnet.layers} == {
+        "3x3",
+        "1x1",
+        "3x3 grouped",
+        "3x3 depthwise",
+        "linear",
+    }
+    assert {layer.module.stride for layer in resnet.layers if layer.kind == "3x3"} >= {
+        (1, 1),
+        (2, 2),
+    }
     assert resnet.skipped == []
     assert resnet.input == (1, 8, 8)
     parameters = sum(p.numel() for name, p in resnet.net.named_parameters() if p.ndim > 1)

@@ -12,7 +12,9 @@ sides = st.integers(1, 1500)
 
 def image(height, width, mode="RGB"):
     channels = (3,) if mode == "RGB" else ()
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, *channels), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, *channels), dtype=np.uint8)
+    )
 
 
 def where(x):
@@ -63,13 +65,17 @@ def test_boxes_beyond_the_image_are_clipped():
 
 def test_box_of_a_detection_by_hand():
     # 320 x 160 in 640: twice as large, 160 rows of grey above.
-    assert undo(torch.tensor([[20.0, 180.0, 40.0, 220.0]]), (160, 320), 640).tolist() == [[10, 10, 20, 30]]
+    assert undo(torch.tensor([[20.0, 180.0, 40.0, 220.0]]), (160, 320), 640).tolist() == [
+        [10, 10, 20, 30]
+    ]
 
 
 def test_image_of_the_right_size_is_not_changed():
     given = image(64, 48)
     x = letterbox(given, 64)
-    assert torch.equal((x[:, :, 8:56] * 255).round().byte(), torch.from_numpy(np.array(given)).permute(2, 0, 1))
+    assert torch.equal(
+        (x[:, :, 8:56] * 255).round().byte(), torch.from_numpy(np.array(given)).permute(2, 0, 1)
+    )
     assert (x[:, :, :8] == GREY).all()
     assert (x[:, :, 56:] == GREY).all()
 
@@ -78,8 +84,11 @@ def test_image_of_the_right_size_is_not_changed():
 def test_scaled_up_is_bilinear(factor):
     given = image(20, 20)
     x = torch.from_numpy(np.array(given)).permute(2, 0, 1).float()[None] / 255
-    wanted = torch.nn.functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)[0]
-    assert (letterbox(given, 20 * factor) - wanted).abs().max() < 1.1 / 255  # pixels are whole numbers in between
+    wanted = torch.nn.functional.interpolate(
+        x, scale_factor=factor, mode="bilinear", align_corners=False
+    )[0]
+    # pixels are whole numbers in between
+    assert (letterbox(given, 20 * factor) - wanted).abs().max() < 1.1 / 255
 
 
 def test_scaled_down_is_smoothed():

@@ -20,7 +20,9 @@ from sq.model.state_dict import load_into
 
 def network(seed):
     torch.manual_seed(seed)
-    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 3, 3), bn=nn.BatchNorm2d(3), head=nn.Linear(3, 2)))
+    net = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(2, 3, 3), bn=nn.BatchNorm2d(3), head=nn.Linear(3, 2))
+    )
     net.bn.running_mean.normal_()
     return net.eval()
 
@@ -45,7 +47,18 @@ def same(net, other=STORED):
 
 @pytest.mark.parametrize(
     "key",
-    ["model", "state_dict", "model_state_dict", "net", "network", "ema", "model_ema", "module", "params", "generator"],
+    [
+        "model",
+        "state_dict",
+        "model_state_dict",
+        "net",
+        "network",
+        "ema",
+        "model_ema",
+        "module",
+        "params",
+        "generator",
+    ],
 )
 def test_state_dict_under_a_key_is_taken_and_that_is_said(key, tmp_path, capsys):
     optimizer = torch.optim.Adam(STORED.parameters()).state_dict()
@@ -66,12 +79,15 @@ def test_averages_over_training_are_preferred(averages, tmp_path, capsys):
     stored = {"model": LAST.state_dict(), averages: STORED.state_dict()}
     assert same(loaded(stored, tmp_path / "net.pth"))
     said = capsys.readouterr().err
-    assert f"weights are those under {averages}; averages over training, not those under model" in said
+    assert (
+        f"weights are those under {averages}; averages over training, not those under model" in said
+    )
 
 
 def test_of_two_networks_none_is_guessed(tmp_path):
     with pytest.raises(
-        SqError, match=r"several sets of weights that fit Sequential \(under a, under b\): save the one"
+        SqError,
+        match=r"several sets of weights that fit Sequential \(under a, under b\): save the one",
     ):
         loaded({"a": STORED.state_dict(), "b": LAST.state_dict()}, tmp_path / "net.pth")
 
@@ -101,12 +117,19 @@ def test_prefix_of_all_names_is_taken_off(prefix, tmp_path, capsys):
     path = tmp_path / "net.pth"
     assert same(loaded(renamed(prefix), path))
     left = prefix.replace("_orig_mod.", "")
-    assert capsys.readouterr().err == (f"{path}: weights are those of names that begin with {left}\n" if left else "")
+    assert capsys.readouterr().err == (
+        f"{path}: weights are those of names that begin with {left}\n" if left else ""
+    )
 
 
 def test_wrappers_as_they_save_themselves(tmp_path):
     parts = OrderedDict(conv=torch.compile(network(1).conv), bn=network(1).bn, head=network(1).head)
-    wrapped = [torch.compile(STORED), nn.DataParallel(STORED), AveragedModel(STORED), nn.Sequential(parts)]
+    wrapped = [
+        torch.compile(STORED),
+        nn.DataParallel(STORED),
+        AveragedModel(STORED),
+        nn.Sequential(parts),
+    ]
     wrapped += [AveragedModel(torch.compile(nn.DataParallel(STORED)))]
     for n, net in enumerate(wrapped):
         assert same(loaded(net.state_dict(), tmp_path / f"{n}.pt"))
@@ -121,7 +144,9 @@ def test_what_lightning_keeps_beside_the_network_is_left_out_and_counted(tmp_pat
 
 def test_student_and_teacher_are_not_guessed(tmp_path):
     both = renamed("student.") | renamed("teacher.", LAST)
-    with pytest.raises(SqError, match=r"several sets .*begin with student\., of names that begin with teacher\."):
+    with pytest.raises(
+        SqError, match=r"several sets .*begin with student\., of names that begin with teacher\."
+    ):
         loaded(both, tmp_path / "net.pth")
 
 
@@ -166,7 +191,9 @@ def side_by_side(monkeypatch):
     monkeypatch.setattr(torch, "load", load)
 
 
-def test_two_threads_read_checkpoints_with_bystanders_and_leave_all_as_it_was(side_by_side, tmp_path):
+def test_two_threads_read_checkpoints_with_bystanders_and_leave_all_as_it_was(
+    side_by_side, tmp_path
+):
     paths = [tmp_path / "a.pth", tmp_path / "b.pth"]
     for path in paths:
         torch.save({"model": STORED.state_dict(), "args": argparse.Namespace(lr=0.1)}, path)
@@ -192,7 +219,10 @@ def test_two_threads_read_checkpoints_with_bystanders_and_leave_all_as_it_was(si
 
 def test_nothing_is_allowed_any_more_after_a_damaged_checkpoint(tmp_path):
     path = tmp_path / "net.pth"
-    torch.save({"model": STORED.state_dict(), "args": argparse.Namespace(lr=0.1), "more": FailingToLoad()}, path)
+    torch.save(
+        {"model": STORED.state_dict(), "args": argparse.Namespace(lr=0.1), "more": FailingToLoad()},
+        path,
+    )
     before = set(torch.serialization.get_safe_globals())
     with pytest.raises(SqError, match="holds more than tensors"):
         load_into(network(3), path)
@@ -224,9 +254,13 @@ def test_torchscript_is_refused_with_the_way_out(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
 def test_floats_are_converted(dtype, tmp_path, capsys):
-    stored = {n: t.to(dtype) if t.is_floating_point() else t for n, t in STORED.state_dict().items()}
+    stored = {
+        n: t.to(dtype) if t.is_floating_point() else t for n, t in STORED.state_dict().items()
+    }
     net = loaded(stored, tmp_path / "net.pth")
     assert all(torch.equal(t, stored[n].to(t.dtype)) for n, t in net.state_dict().items())
     assert ("in float64, rounded" in capsys.readouterr().err) == (dtype == torch.float64)
@@ -234,7 +268,9 @@ def test_floats_are_converted(dtype, tmp_path, capsys):
 
 def test_sparse_tensors_are_filled_in(tmp_path):
     state = STORED.state_dict()
-    assert same(loaded(state | {"head.weight": state["head.weight"].to_sparse()}, tmp_path / "net.pth"))
+    assert same(
+        loaded(state | {"head.weight": state["head.weight"].to_sparse()}, tmp_path / "net.pth")
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -242,12 +278,21 @@ def test_sparse_tensors_are_filled_in(tmp_path):
     ("spoil", "says"),
     [
         (lambda w: w.to("meta"), r"head\.weight has no values \(it is on the device meta\)"),
-        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), r"head\.weight is stored as qint8"),
-        (lambda w: (10 * w).to(torch.int8), r"head\.weight is stored as int8, as in a network that is quantized"),
+        (
+            lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+            r"head\.weight is stored as qint8",
+        ),
+        (
+            lambda w: (10 * w).to(torch.int8),
+            r"head\.weight is stored as int8, as in a network that is quantized",
+        ),
         (lambda w: w.to(torch.complex64), r"head\.weight holds complex numbers"),
         (lambda w: w * float("nan"), r"NaN or infinity in head\.weight"),
         (lambda w: w.double() + 1e300, r"NaN or infinity in head\.weight"),
-        (lambda w: w[:1], r"another network than Sequential: 1 of another shape \(head\.weight \(1, 3\)\)"),
+        (
+            lambda w: w[:1],
+            r"another network than Sequential: 1 of another shape \(head\.weight \(1, 3\)\)",
+        ),
     ],
 )
 def test_what_are_no_full_precision_weights_is_named(spoil, says, tmp_path):
@@ -278,7 +323,10 @@ def test_file_is_read_by_its_content(tmp_path):
     ("content", "says"),
     [
         (b"", r"it is empty \(0 bytes\)"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer.*git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "it is a Git LFS pointer.*git lfs pull",
+        ),
         (b"\n<!DOCTYPE html><html></html>", "it is a page of HTML"),
         (bytes(1000), "it begins with zeros"),
         (b"just text", "is not a whole"),
@@ -293,7 +341,12 @@ def test_file_of_another_kind_is_named(suffix, content, says, tmp_path):
     assert str(error.value).startswith(f"{path} is not a whole ")
 
 
-@pytest.mark.parametrize("stored", [[torch.ones(2)], {"epoch": 3, "lr": 0.1}, 7, None, "x", {1: torch.ones(2)}])
+@pytest.mark.parametrize(
+    "stored", [[torch.ones(2)], {"epoch": 3, "lr": 0.1}, 7, None, "x", {1: torch.ones(2)}]
+)
 def test_file_without_a_state_dict(stored, tmp_path):
-    with pytest.raises(SqError, match=r"holds no state dict, that is, tensors by name.*torch\.save\(net\.state_dict"):
+    with pytest.raises(
+        SqError,
+        match=r"holds no state dict, that is, tensors by name.*torch\.save\(net\.state_dict",
+    ):
         loaded(stored, tmp_path / "net.pth")

@@ -41,13 +41,21 @@ def file(net, tmp_path_factory):
 
 def load(file, name=SMALL, data=None, reparameterize=True):
     return module.load(
-        name=name, weights=file, reparameterize=reparameterize, data=data, expected={"x": {"top1": 1.0, "within": 0.1}}
+        name=name,
+        weights=file,
+        reparameterize=reparameterize,
+        data=data,
+        expected={"x": {"top1": 1.0, "within": 0.1}},
     )
 
 
 def noise(width, height):
     pixels = torch.randint(
-        0, 256, (height, width, 3), generator=torch.Generator().manual_seed(width), dtype=torch.uint8
+        0,
+        256,
+        (height, width, 3),
+        generator=torch.Generator().manual_seed(width),
+        dtype=torch.uint8,
     )
     return Image.fromarray(pixels.numpy())
 
@@ -74,8 +82,12 @@ def test_settings_of_the_transform_can_be_given(file):
     assert model.input == (3, 32, 32)
     image = noise(33, 35)
     wanted = normalize(to_tensor(image.crop((0, 1, 32, 33))), [0.1, 0.2, 0.3], [1.0, 2.0, 4.0])
-    assert torch.equal(model.prepare(image, True), wanted), "resized already: cropped only, offsets rounded down"
-    with pytest.raises(SqError, match=r"model\.data\.men: not a setting of the transform; choices: .*mean"):
+    assert torch.equal(model.prepare(image, True), wanted), (
+        "resized already: cropped only, offsets rounded down"
+    )
+    with pytest.raises(
+        SqError, match=r"model\.data\.men: not a setting of the transform; choices: .*mean"
+    ):
         load(file, data={"men": [0.5] * 3})
 
 
@@ -85,7 +97,10 @@ def test_settings_of_the_transform_can_be_given(file):
         ({"input_size": 224}, r"input_size=224: should be a valid list"),
         ({"input_size": [224, 224]}, r"input_size=\[224, 224\]: "),
         ({"input_size": [1, 32, 32]}, r"input_size=\[1, 32, 32\]: .*3 channels"),
-        ({"input_size": [3, 0, 32]}, r"input_size=\[3, 0, 32\]: should be greater than or equal to 1"),
+        (
+            {"input_size": [3, 0, 32]},
+            r"input_size=\[3, 0, 32\]: should be greater than or equal to 1",
+        ),
         ({"interpolation": "bilinaer"}, r"interpolation=bilinaer: .*nearest: bilinear"),
         ({"crop_pct": 0.0}, r"crop_pct=0\.0: should be greater than 0"),
         ({"crop_pct": 87.5}, r"crop_pct=87\.5: should be less than or equal to 1"),
@@ -103,7 +118,8 @@ def test_setting_that_makes_no_sense(file, data, says):
 
 
 @pytest.mark.parametrize(
-    "data", [{"crop_mode": "squash"}, {"crop_mode": "border", "crop_pct": 1}, {"interpolation": "nearest"}]
+    "data",
+    [{"crop_mode": "squash"}, {"crop_mode": "border", "crop_pct": 1}, {"interpolation": "nearest"}],
 )
 def test_settings_reach_the_librarys_transform(net, file, data):
     image, settings = noise(97, 301), resolve_data_config({}, model=net)
@@ -113,7 +129,10 @@ def test_settings_reach_the_librarys_transform(net, file, data):
 
 
 def test_crop_larger_than_the_image(file):
-    with pytest.raises(SqError, match=r"the image is 31x40, the network takes 32x32 of it: set dataset\.resized=false"):
+    with pytest.raises(
+        SqError,
+        match=r"the image is 31x40, the network takes 32x32 of it: set dataset\.resized=false",
+    ):
         load(file, data={"input_size": [3, 32, 32]}).prepare(noise(31, 40), True)
 
 
@@ -133,7 +152,11 @@ def test_transforms_go_to_other_processes(file):
 @pytest.mark.parametrize(
     ("name", "weights", "says"),
     [
-        ("resnet5o.tv_in1k", None, r"model\.name=resnet5o\.tv_in1k: timm has no such network; nearest: .*resnet50"),
+        (
+            "resnet5o.tv_in1k",
+            None,
+            r"model\.name=resnet5o\.tv_in1k: timm has no such network; nearest: .*resnet50",
+        ),
         ("resnet50.v1", None, r"resnet50 has no weights of that tag; tags: .*tv_in1k"),
         ("resnet50", None, r"name its weights too, resnet50\.TAG; tags: .*a1_in1k"),
     ],
@@ -162,7 +185,9 @@ def test_weights_from_the_hub(net, file, monkeypatch):
     assert len(model.checkpoint) == 16
     assert int(model.checkpoint, 16)
     black = model.prepare(Image.new("RGB", (200, 200)), False)
-    wanted = torch.tensor([0.5, 0.5, 0.25]) / -torch.tensor(resolve_data_config({}, model=net)["std"])
+    wanted = torch.tensor([0.5, 0.5, 0.25]) / -torch.tensor(
+        resolve_data_config({}, model=net)["std"]
+    )
     torch.testing.assert_close(black.mean((1, 2)), wanted)
     with torch.no_grad():
         net.fc.bias[0] += 1
@@ -172,7 +197,9 @@ def test_weights_from_the_hub(net, file, monkeypatch):
 
 
 def test_weights_of_another_network(file):
-    with pytest.raises(SqError, match=r"holds weights of another network than ResNet: \d+ missing \(.*, \.\.\.\)"):
+    with pytest.raises(
+        SqError, match=r"holds weights of another network than ResNet: \d+ missing \(.*, \.\.\.\)"
+    ):
         load(file, name="resnet18.tv_in1k")
 
 
@@ -185,7 +212,9 @@ def test_attempts_of_the_hub_are_not_told(monkeypatch, caplog):
             raise LookupError("cannot find the requested files in the local cache") from error
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(SqError, match=r"timm's hub \(OSError: \[Errno -2\] Name or service not known\): go online"):
+    with pytest.raises(
+        SqError, match=r"timm's hub \(OSError: \[Errno -2\] Name or service not known\): go online"
+    ):
         load(None, name="resnet50.tv_in1k")
     assert caplog.records == []
     logging.getLogger("huggingface_hub.utils._http").warning("as before")
@@ -198,7 +227,9 @@ def test_hub_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(SqError) as caught:
-        module.load(name="resnet50.tv_in1k", weights=None, reparameterize=True, data=None, expected=None)
+        module.load(
+            name="resnet50.tv_in1k", weights=None, reparameterize=True, data=None, expected=None
+        )
     text = str(caught.value)
     assert text.startswith(
         "model.name=resnet50.tv_in1k: its weights cannot be had from timm's hub (OSError: no route to"
@@ -208,11 +239,16 @@ def test_hub_that_cannot_be_reached(monkeypatch):
 
 
 def configs():
-    found = [(f.stem, OmegaConf.to_container(OmegaConf.load(f))) for f in sorted((CONF / "model").glob("*.yaml"))]
+    found = [
+        (f.stem, OmegaConf.to_container(OmegaConf.load(f)))
+        for f in sorted((CONF / "model").glob("*.yaml"))
+    ]
     return [(name, part) for name, part in found if part["_target_"] == "sq.model.timm.load"]
 
 
-@pytest.mark.parametrize(("choice", "part"), configs(), ids=lambda own: own if isinstance(own, str) else "")
+@pytest.mark.parametrize(
+    ("choice", "part"), configs(), ids=lambda own: own if isinstance(own, str) else ""
+)
 def test_choice_names_weights_that_timm_knows(choice, part):
     assert part["name"] in timm.list_pretrained(), choice
     for known in part["expected"].values():
@@ -237,7 +273,9 @@ def test_network_with_branches_is_fused_first_unless_told_not_to(tmp_path, capsy
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     fused = load(str(tmp_path / "net.safetensors"), name, {"input_size": [3, 64, 64]})
     assert "reparameterized: 32 modules fused as RepGhostNet offers it" in capsys.readouterr().err
-    left = load(str(tmp_path / "net.safetensors"), name, {"input_size": [3, 64, 64]}, reparameterize=False)
+    left = load(
+        str(tmp_path / "net.safetensors"), name, {"input_size": [3, 64, 64]}, reparameterize=False
+    )
     assert capsys.readouterr().err == ""
     assert fused.checkpoint == left.checkpoint
     x = torch.randn(2, 3, 64, 64)
@@ -245,5 +283,8 @@ def test_network_with_branches_is_fused_first_unless_told_not_to(tmp_path, capsy
         wanted = net(x)
         assert torch.equal(left.net(x), wanted)
         torch.testing.assert_close(fused.net(x), wanted, rtol=1e-4, atol=1e-5)
-    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.net.modules()) for model in (fused, left)]
+    norms = [
+        sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.net.modules())
+        for model in (fused, left)
+    ]
     assert norms[0] < norms[1]

@@ -20,7 +20,12 @@ def test_values_are_normalised_by_channel():
     np.testing.assert_allclose(x.permute(1, 2, 0).numpy(), wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize(("mode", "size"), [("L", (6, 4)), ("RGB", (4, 6)), ("RGB", (7, 4)), ("RGBA", (6, 4))])
+@pytest.mark.parametrize(
+    ("mode", "size"), [("L", (6, 4)), ("RGB", (4, 6)), ("RGB", (7, 4)), ("RGBA", (6, 4))]
+)
 def test_image_of_another_kind_is_refused(mode, size):
-    with pytest.raises(SqError, match=rf"is {size[0]}x{size[1]} {mode}, the network takes 6x4 RGB: choose a dataset"):
+    with pytest.raises(
+        SqError,
+        match=rf"is {size[0]}x{size[1]} {mode}, the network takes 6x4 RGB: choose a dataset",
+    ):
         Normalise((4, 6), MEAN, STD)(Image.new(mode, size), False)

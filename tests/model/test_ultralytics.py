@@ -14,7 +14,8 @@ from sq.errors import SqError
 from sq.model import ultralytics, ultralytics_hub, yolo
 from sq.model.ultralytics import YOLO, decode
 
-if importlib.util.find_spec("ultralytics") is None:  # not importorskip: that would import it with its side effects
+# not importorskip: that would import it with its side effects
+if importlib.util.find_spec("ultralytics") is None:
     pytest.skip("ultralytics is not installed", allow_module_level=True)
 
 # docs.ultralytics.com/models: mAP50-95 on val2017, millions of parameters.
@@ -55,12 +56,16 @@ def saved(own, tmp_path):
 
 @pytest.fixture
 def published(own, tmp_path, monkeypatch):
-    # A network as the hub has it: pickled whole, in half precision, with what training left beside it.
+    # A network as the hub has it: pickled whole, in half precision, with what training left beside
+    # it.
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(folder.parent))
     whole = pickle.loads(pickle.dumps(own["yolov8n"])).half()
-    torch.save({"model": whole, "ema": None, "epoch": -1, "train_args": {"imgsz": 640}}, folder / "yolov8n.pt")
+    torch.save(
+        {"model": whole, "ema": None, "epoch": -1, "train_args": {"imgsz": 640}},
+        folder / "yolov8n.pt",
+    )
     return folder
 
 
@@ -76,7 +81,9 @@ def test_predictions_are_those_of_ultralytics(name, own, saved):
     centre, half = wanted[..., :2], wanted[..., 2:4] / 2
     assert wanted[..., 4:].std() > 1e-3
     assert centre.std() > 10
-    torch.testing.assert_close(boxes, torch.cat([centre - half, centre + half], -1), atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(
+        boxes, torch.cat([centre - half, centre + half], -1), atol=1e-4, rtol=1e-6
+    )
     torch.testing.assert_close(scores, wanted[..., 4:], atol=1e-6, rtol=1e-4)
 
 
@@ -91,17 +98,24 @@ def test_decode_by_hand():
     assert scores[0, 0].tolist() == [0.5, 1]
     raw[0, 0, :16] = -1e4
     raw[0, 0, [0, 15]] = 0
-    assert decode(raw, centres=torch.tensor([[5.5, 9.5]]), strides=torch.tensor([[8.0]]))[0][0, 0, 0] == 44 - 8 * 7.5
+    assert (
+        decode(raw, centres=torch.tensor([[5.5, 9.5]]), strides=torch.tensor([[8.0]]))[0][0, 0, 0]
+        == 44 - 8 * 7.5
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_model_says_of_itself(name, own, saved):
-    model = ultralytics.load(name=name, weights=str(saved[name]), image=64, expected={"coco": {"map": 0.3}})
+    model = ultralytics.load(
+        name=name, weights=str(saved[name]), image=64, expected={"coco": {"map": 0.3}}
+    )
     assert model.checkpoint == hashlib.sha256(saved[name].read_bytes()).hexdigest()
     assert model.input == (3, 64, 64)
     assert model.expected == {"coco": {"map": 0.3}}
     assert model.skipped == []
-    convolutions = [n for n, m in own[name].named_modules() if isinstance(m, nn.Conv2d) and ".dfl." not in n]
+    convolutions = [
+        n for n, m in own[name].named_modules() if isinstance(m, nn.Conv2d) and ".dfl." not in n
+    ]
     assert sorted(layer.name for layer in model.layers) == sorted(convolutions)
     kept = {n: t for n, t in own[name].state_dict().items() if ".dfl." not in n}
     found = model.net.state_dict()
@@ -109,7 +123,9 @@ def test_what_the_model_says_of_itself(name, own, saved):
     assert all(torch.equal(found[n], t) for n, t in kept.items())
     head = len(model.net.model) - 1
     assert model.ends[0] == "model.0.conv"
-    assert set(model.ends[1:]) == {f"model.{head}.{kind}.{i}.2" for kind in ("cv2", "cv3") for i in range(3)}
+    assert set(model.ends[1:]) == {
+        f"model.{head}.{kind}.{i}.2" for kind in ("cv2", "cv3") for i in range(3)
+    }
     assert set(model.ends) <= set(convolutions)
     called = set()
     for layer in model.layers:
@@ -127,7 +143,9 @@ def test_configs(name):
     assert part["name"] == name
     assert part["weights"] is None
     assert part["expected"]["coco"]["map"] == pytest.approx(PAPER[name][0] / 100)
-    assert sum(p.numel() for p in YOLO(name).parameters()) / 1e6 == pytest.approx(PAPER[name][1], abs=0.06)
+    assert sum(p.numel() for p in YOLO(name).parameters()) / 1e6 == pytest.approx(
+        PAPER[name][1], abs=0.06
+    )
 
 
 # Weights that ultralytics publishes.
@@ -148,15 +166,21 @@ def test_no_internet_is_one_line(published, monkeypatch):
     with pytest.raises(SqError) as caught:
         ultralytics.load(name="yolo11n", weights=None, image=64, expected=None)
     assert "\n" not in str(caught.value)
-    assert f"put the file at {published / 'yolo11n.pt'}, or give model.weights=PATH" in str(caught.value)
+    assert f"put the file at {published / 'yolo11n.pt'}, or give model.weights=PATH" in str(
+        caught.value
+    )
 
 
 # What a user may get wrong.
 
 
 def test_pickled_network_as_local_weights_is_refused(published):
-    with pytest.raises(SqError, match=r"more than tensors \(ultralytics\..*\).*could run foreign code"):
-        ultralytics.load(name="yolov8n", weights=str(published / "yolov8n.pt"), image=64, expected=None)
+    with pytest.raises(
+        SqError, match=r"more than tensors \(ultralytics\..*\).*could run foreign code"
+    ):
+        ultralytics.load(
+            name="yolov8n", weights=str(published / "yolov8n.pt"), image=64, expected=None
+        )
 
 
 def test_weights_of_another_network(saved):

@@ -28,7 +28,10 @@ def path(folder):
 
 def test_average_of_training_goes_before_the_network(path):
     torch.save({"model": nn.Linear(2, 3), "ema": nn.Linear(4, 5)}, path)
-    assert {n: tuple(t.shape) for n, t in ultralytics_hub.tensors(path).items()} == {"weight": (5, 4), "bias": (5,)}
+    assert {n: tuple(t.shape) for n, t in ultralytics_hub.tensors(path).items()} == {
+        "weight": (5, 4),
+        "bias": (5,),
+    }
 
 
 class Counted(nn.Module):
@@ -100,7 +103,10 @@ def test_file_that_holds_no_network(path, write, says):
 def test_weights_fill_the_network_and_widen(path):
     net = nn.Linear(1, 1)
     torch.save({"model": nn.Linear(1, 1).half()}, path)
-    assert ultralytics_hub.load_published(net, "net") == (hashlib.sha256(path.read_bytes()).hexdigest(), ())
+    assert ultralytics_hub.load_published(net, "net") == (
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        (),
+    )
     assert net.weight.dtype == torch.float32
     assert torch.equal(net.weight, ultralytics_hub.tensors(path)["weight"].float())
 
@@ -128,7 +134,9 @@ def test_code_in_a_published_file_is_not_run(path):
     torch.save({"model": nn.Linear(1, 1), "trap": Trap(spring, str(sprung))}, path)
     assert ultralytics_hub.tensors(path).keys() == {"weight", "bias"}
     torch.save({"model": nn.Linear(1, 1), "trap": Trap(os.mkdir, str(sprung))}, path)
-    with pytest.raises(SqError, match=r"cannot be read .*GLOBAL \w+\.mkdir whose module \w+ is blocked"):
+    with pytest.raises(
+        SqError, match=r"cannot be read .*GLOBAL \w+\.mkdir whose module \w+ is blocked"
+    ):
         ultralytics_hub.tensors(path)
     torch.save({"model": nn.Linear(1, 1), "trap": Trap(partial(spring, str(sprung)))}, path)
     with pytest.raises(SqError, match=r"cannot be read .*Trying to call reduce"):
@@ -170,6 +178,8 @@ def test_published_file_is_fetched_once(release, path, monkeypatch):
 
 
 def test_published_file_that_is_not_there(release, folder):
-    with pytest.raises(SqError, match=r"model\.weights=null: .*net\.pt cannot be fetched \(HTTP Error 404"):
+    with pytest.raises(
+        SqError, match=r"model\.weights=null: .*net\.pt cannot be fetched \(HTTP Error 404"
+    ):
         ultralytics_hub.load_published(nn.Linear(1, 1), "net")
     assert list(folder.iterdir()) == []

@@ -10,7 +10,9 @@ from torch import nn
 from sq.errors import SqError
 from sq.model import yolo
 
-installed = pytest.mark.skipif(importlib.util.find_spec("ultralytics") is None, reason="ultralytics is not installed")
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("ultralytics") is None, reason="ultralytics is not installed"
+)
 
 
 class Plus(nn.Module):
@@ -24,7 +26,9 @@ class Plus(nn.Module):
 
 def test_layers_read_what_they_name():
     # x + 1; that + 10; both together + 100; that and the second + 1000.
-    net = yolo.Routed(nn.Sequential(Plus(1, -1), Plus(10, -1), Plus(100, [-1, 0]), Plus(1000, [-1, 1])))
+    net = yolo.Routed(
+        nn.Sequential(Plus(1, -1), Plus(10, -1), Plus(100, [-1, 0]), Plus(1000, [-1, 1]))
+    )
     first, second = 1.5, 11.5
     third = first + second + 100
     assert net(torch.tensor(0.5)) == third + second + 1000
@@ -37,7 +41,9 @@ def test_cells_are_row_after_row():
 
 def test_ultralytics_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ultralytics", None)
-    with pytest.raises(SqError, match=r'need ultralytics .*: python -m pip install -e "\.\[detection\]"$'):
+    with pytest.raises(
+        SqError, match=r'need ultralytics .*: python -m pip install -e "\.\[detection\]"$'
+    ):
         yolo.build("yolov5", "n")
 
 
@@ -55,10 +61,20 @@ assert before == after, (before, after)
 assert "ultralytics" in sys.modules
 layers[:10](torch.zeros(1, 3, 32, 32))
 """
-    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "MPLCONFIGDIR": str(tmp_path / "mpl")}
-    env = {k: v for k, v in os.environ.items() if not k.startswith("YOLO") and k != "OMP_NUM_THREADS"}
+    home = {
+        "HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "MPLCONFIGDIR": str(tmp_path / "mpl"),
+    }
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith("YOLO") and k != "OMP_NUM_THREADS"
+    }
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env=env | home, capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-W", "error", "-c", code],
+        env=env | home,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.rglob("*ltralytics*"))
@@ -67,7 +83,9 @@ layers[:10](torch.zeros(1, 3, 32, 32))
 
 @installed
 def test_ultralytics_that_does_not_know_the_family():
-    with pytest.raises(SqError, match=r"ultralytics [\d.]+ has no yolo99: python -m pip install --upgrade"):
+    with pytest.raises(
+        SqError, match=r"ultralytics [\d.]+ has no yolo99: python -m pip install --upgrade"
+    ):
         yolo.build("yolo99", "n")
 
 

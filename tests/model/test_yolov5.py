@@ -18,11 +18,18 @@ from sq.model.letterbox import undo
 from sq.model.yolov5 import YOLOv5
 from sq.network import geometry
 
-if importlib.util.find_spec("ultralytics") is None:  # not importorskip: that would import it with its side effects
+# not importorskip: that would import it with its side effects
+if importlib.util.find_spec("ultralytics") is None:
     pytest.skip("ultralytics is not installed", allow_module_level=True)
 
 # README of ultralytics/yolov5, release 6: millions of parameters, mAP50-95 on val2017.
-PAPER = {"n": (1.9, 28.0), "s": (7.2, 37.4), "m": (21.2, 45.4), "l": (46.5, 49.0), "x": (86.7, 50.7)}
+PAPER = {
+    "n": (1.9, 28.0),
+    "s": (7.2, 37.4),
+    "m": (21.2, 45.4),
+    "l": (46.5, 49.0),
+    "x": (86.7, 50.7),
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,8 @@ def test_sizes_are_those_of_the_release(size):
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(PAPER[size][0], abs=0.05)
     assert all(m.eps == 1e-3 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert not any(getattr(m, "inplace", False) for m in net.modules())
-    # Also that of the one layer that newer ultralytics builds without: the first convolution of SPPF.
+    # Also that of the one layer that newer ultralytics builds without: the first convolution of
+    # SPPF.
     convolutions = [m for m in net.modules() if type(m).__name__ == "Conv"]
     assert all(isinstance(m.act, torch.nn.SiLU) for m in convolutions)
 
@@ -97,7 +105,10 @@ def test_every_layer_is_called_and_none_changes_its_input(small):
     for name, module in small.net.named_modules():
         if not list(module.children()):
             before, after = watch(name)
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+            handles += [
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after),
+            ]
     with torch.no_grad():
         small.net(torch.rand(1, 3, 64, 64))
     for handle in handles:
@@ -116,14 +127,16 @@ def test_predictions_of_every_cell(small):
 
 
 def test_decode_is_the_formula_cell_by_cell(small):
-    # From the maps of the head's convolutions themselves, so that the order of the rows is checked too.
+    # From the maps of the head's convolutions themselves, so that the order of the rows is checked
+    # too.
     maps, head = [], small.net.model[24]
     handles = [conv.register_forward_hook(lambda m, i, out: maps.append(out)) for conv in head.m]
     with torch.no_grad():
         raw = small.net(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     for handle in handles:
         handle.remove()
-    noise = torch.randn(raw.shape[1:], generator=torch.Generator().manual_seed(1))  # random weights give almost zero
+    # random weights give almost zero
+    noise = torch.randn(raw.shape[1:], generator=torch.Generator().manual_seed(1))
     boxes, scores = small.decode(raw + noise)
     row = 0
     for level, stride in enumerate((8, 16, 32)):
@@ -138,7 +151,9 @@ def test_decode_is_the_formula_cell_by_cell(small):
                     w, h = (2 * s[2]) ** 2 * width, (2 * s[3]) ** 2 * height
                     wanted = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
                     assert boxes[0, row].tolist() == pytest.approx(wanted, abs=1e-3)
-                    assert scores[0, row].tolist() == pytest.approx([s[4] * c for c in s[5:]], abs=1e-5)
+                    assert scores[0, row].tolist() == pytest.approx(
+                        [s[4] * c for c in s[5:]], abs=1e-5
+                    )
                     row += 1
     assert row == boxes.shape[1]
 
@@ -153,7 +168,9 @@ def test_checkpoint_fills_the_network_exactly(trained):
     assert {n for n in own if not n.endswith("num_batches_tracked")} == {
         n for n in stored if not n.endswith("num_batches_tracked")
     }
-    assert all(torch.equal(own[name], tensor.to(own[name].dtype)) for name, tensor in stored.items())
+    assert all(
+        torch.equal(own[name], tensor.to(own[name].dtype)) for name, tensor in stored.items()
+    )
     assert trained.checkpoint == hashlib.sha256(path.read_bytes()).hexdigest()
     assert sum(p.numel() for p in trained.net.parameters()) == 1_872_157
     assert trained.expected["coco_sample"] == {"map": 0.337, "within": 0.01}
@@ -187,9 +204,13 @@ def test_largest_objects_of_real_images_are_found(trained, place):
     keep = batched_nms(boxes, best, kinds, 0.6)
     boxes, kinds = boxes[keep], kinds[keep]
     labelled = root / "labels" / "val" / f"{path.stem}.txt"
-    labels = torch.tensor([[float(v) for v in line.split()] for line in labelled.read_text().splitlines()])
+    labels = torch.tensor(
+        [[float(v) for v in line.split()] for line in labelled.read_text().splitlines()]
+    )
     centre, half = labels[:, 1:3], labels[:, 3:] / 2
-    wanted = torch.cat([centre - half, centre + half], 1) * torch.tensor([shape[1], shape[0]]).repeat(2)
+    wanted = torch.cat([centre - half, centre + half], 1) * torch.tensor(
+        [shape[1], shape[0]]
+    ).repeat(2)
     largest = int((labels[:, 3] * labels[:, 4]).argmax())
     same = kinds == labels[largest, 0]
     assert same.any()
@@ -201,13 +222,17 @@ def test_largest_objects_of_real_images_are_found(trained, place):
 
 @pytest.mark.parametrize("image", [650, 16, 100])
 def test_side_that_strides_do_not_divide(checkpoint, image):
-    with pytest.raises(SqError, match=rf"model\.image={image}: should be a multiple of 32: take \d+, or \d+"):
+    with pytest.raises(
+        SqError, match=rf"model\.image={image}: should be a multiple of 32: take \d+, or \d+"
+    ):
         yolov5.load(size="n", weights=str(checkpoint), image=image, expected=None)
 
 
 def test_weights_that_are_not_there(monkeypatch):
     monkeypatch.delenv("SQ_DATA", raising=False)
-    with pytest.raises(SqError, match=r"model\.weights=weights/coco_yolov5s\.pth: not in the working directory"):
+    with pytest.raises(
+        SqError, match=r"model\.weights=weights/coco_yolov5s\.pth: not in the working directory"
+    ):
         yolov5.load(size="s", weights="weights/coco_yolov5s.pth", image=640, expected=None)
 
 

@@ -46,7 +46,9 @@ def attention(**settings):
 
 @pytest.mark.parametrize(
     ("batch_first", "bias", "need_weights", "average", "extra"),
-    list(itertools.product(*[(False, True)] * 4, ({}, {"add_bias_kv": True, "add_zero_attn": True}))),
+    list(
+        itertools.product(*[(False, True)] * 4, ({}, {"add_bias_kv": True, "add_zero_attn": True}))
+    ),
 )
 def test_every_setting(batch_first, bias, need_weights, average, extra):
     source = attention(batch_first=batch_first, bias=bias, **extra)
@@ -87,7 +89,9 @@ def test_masks_do_not_reach_appended_keys(need_weights):
 def test_keys_and_values_of_their_own(batch_first):
     source = attention(batch_first=batch_first, kdim=6, vdim=4)
     shapes = [(BATCH, LENGTH, SIZE), (BATCH, 7, 6), (BATCH, 7, 4)]
-    query, key, value = (torch.randn(s) if batch_first else torch.randn(s).transpose(0, 1) for s in shapes)
+    query, key, value = (
+        torch.randn(s) if batch_first else torch.randn(s).transpose(0, 1) for s in shapes
+    )
     own = compared(source, query, key, value)
     assert {name for name, _ in own.named_children()} == {"q_proj", "k_proj", "v_proj", "out_proj"}
 

@@ -17,13 +17,15 @@ def inputs(mean, deviation):
     """Return (3, 2, 4, 4) whose channels have exactly these means and deviations over images and positions."""
     x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     variance, middle = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-    return (x - middle) / variance.sqrt() * torch.tensor(deviation).view(1, 2, 1, 1) + torch.tensor(mean).view(
-        1, 2, 1, 1
-    )
+    return (x - middle) / variance.sqrt() * torch.tensor(deviation).view(1, 2, 1, 1) + torch.tensor(
+        mean
+    ).view(1, 2, 1, 1)
 
 
 def test_inputs_as_in_training_are_at_no_distance():
-    assert float(batchnorm.distance(module(), inputs((1.0, -2.0), (2.0, 3.0)))) == pytest.approx(0, abs=1e-10)
+    assert float(batchnorm.distance(module(), inputs((1.0, -2.0), (2.0, 3.0)))) == pytest.approx(
+        0, abs=1e-10
+    )
 
 
 def test_distance_is_in_units_of_the_running_statistics():
@@ -33,7 +35,9 @@ def test_distance_is_in_units_of_the_running_statistics():
 
 
 def test_eps_is_added_to_both_variances():
-    found = batchnorm.distance(module(variance=(3.0, 8.0), eps=1.0), inputs((1.0, -2.0), (15.0**0.5, 8.0**0.5)))
+    found = batchnorm.distance(
+        module(variance=(3.0, 8.0), eps=1.0), inputs((1.0, -2.0), (15.0**0.5, 8.0**0.5))
+    )
     assert float(found) == pytest.approx(1 / 2, rel=1e-5)
 
 

@@ -49,7 +49,11 @@ def fingerprint(net):
 def unchanged(net, before):
     parts, tensors = fingerprint(net)
     hooks = any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-    return parts == before[0] and not hooks and all(torch.equal(tensors[k], t) for k, t in before[1].items())
+    return (
+        parts == before[0]
+        and not hooks
+        and all(torch.equal(tensors[k], t) for k, t in before[1].items())
+    )
 
 
 def folds(net, x, count):
@@ -60,7 +64,9 @@ def folds(net, x, count):
     found = fold(net, x)
     assert_near(run(net, x), wanted, of_layers(net, x.dtype))
     assert len(found.folded) == count
-    assert sorted(found.folded + [re.sub(r" \(.*", "", text) for text in found.left]) == sorted(all_norms)
+    assert sorted(found.folded + [re.sub(r" \(.*", "", text) for text in found.left]) == sorted(
+        all_norms
+    )
     assert norms(net) == [name for name in all_norms if name not in found.folded]
     assert {layer.name for layer in geometry.find(net)[0]} == layers
     assert all(net.get_submodule(name) is names[name] for name in layers)
@@ -79,7 +85,8 @@ def folds(net, x, count):
         ("regnetx_006", 53, 0),
         ("efficientnet_b0", 49, 0),
         ("tf_efficientnet_lite0", 49, 0),
-        ("repvgg_a0", 44, 17),  # 22 blocks of a 3x3 and a 1x1 branch; 17 have a branch that is a BatchNorm alone
+        # 22 blocks of a 3x3 and a 1x1 branch; 17 have a branch that is a BatchNorm alone
+        ("repvgg_a0", 44, 17),
     ],
 )
 def test_timm(name, folded, left):
@@ -122,7 +129,11 @@ def test_parts_equal_the_formula():
         (lambda **k: nn.Conv1d(4, 6, 3, **k), nn.BatchNorm1d, (7, 4, 9)),
         (lambda **k: nn.Conv2d(4, 6, 3, groups=2, padding=1, **k), nn.BatchNorm2d, (7, 4, 5, 5)),
         (lambda **k: nn.Conv2d(6, 6, 3, groups=6, stride=2, **k), nn.BatchNorm2d, (7, 6, 5, 5)),
-        (lambda **k: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect", **k), nn.BatchNorm2d, (7, 4, 5, 5)),
+        (
+            lambda **k: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect", **k),
+            nn.BatchNorm2d,
+            (7, 4, 5, 5),
+        ),
         (lambda **k: nn.Conv3d(2, 6, 2, **k), nn.BatchNorm3d, (3, 2, 4, 4, 4)),
     ],
 )
@@ -148,7 +159,11 @@ def test_dropout_and_activation_of_a_norm_stay():
     assert folds(net, torch.randn(3, 2, 6, 6), 1).left == []
     assert net[1].act is own.act
     assert net[1].drop is own.drop
-    assert [name for name, _ in net.named_parameters() if "act" in name] == parameters == ["1.act.weight"]
+    assert (
+        [name for name, _ in net.named_parameters() if "act" in name]
+        == parameters
+        == ["1.act.weight"]
+    )
 
 
 class Uses(nn.Module):
@@ -189,11 +204,14 @@ def test_left_alone(wiring, left):
 
 def test_only_what_is_fed_by_a_layer_is_folded():
     net = Uses(lambda s, x: s.second(s.other(F.relu(s.norm(x)))))
-    assert folds(net, torch.randn(2, 3, 6, 6), 1) == Folded(["second"], ["norm (not fed by one layer)"])
+    assert folds(net, torch.randn(2, 3, 6, 6), 1) == Folded(
+        ["second"], ["norm (not fed by one layer)"]
+    )
 
 
 def test_two_parallel_branches_of_one_shape():
-    # the tensors have equal shapes, and a dead one's memory is used again: identity must not be taken from either
+    # the tensors have equal shapes, and a dead one's memory is used again: identity must not be
+    # taken from either
     net = Uses(lambda s, x: s.norm(s.conv(x)) - 2 * s.second(s.other(x)))
     assert folds(net, torch.randn(2, 3, 6, 6), 2).left == []
 
@@ -208,7 +226,9 @@ def test_two_parallel_branches_of_one_shape():
 def test_a_change_of_outputs_is_undone_and_named(wiring):
     net, x = randomised(Uses(wiring)), torch.randn(2, 3, 6, 6)
     before = fingerprint(net)
-    with pytest.raises(SqError, match=r"folding norm into conv changes the outputs .*used elsewhere too") as error:
+    with pytest.raises(
+        SqError, match=r"folding norm into conv changes the outputs .*used elsewhere too"
+    ) as error:
         fold(net, x)
     assert "\n" not in str(error.value)
     assert unchanged(net, before)
@@ -242,13 +262,17 @@ def test_shared_weight_is_left():
     net.other = nn.Conv2d(3, 3, 3, padding=1)
     net.other.weight = net.conv.weight
     found = fold(randomised(net), torch.randn(2, 3, 6, 6))
-    assert found == Folded([], ["norm (conv shares its weight)", "second (other shares its weight)"])
+    assert found == Folded(
+        [], ["norm (conv shares its weight)", "second (other shares its weight)"]
+    )
 
 
 def test_computed_weight_is_left():
     net = Uses(lambda s, x: s.norm(s.conv(x)))
     nn.utils.parametrizations.weight_norm(net.conv)
-    assert "norm (conv computes its parameters)" in fold(randomised(net), torch.randn(2, 3, 6, 6)).left
+    assert (
+        "norm (conv computes its parameters)" in fold(randomised(net), torch.randn(2, 3, 6, 6)).left
+    )
 
 
 def test_a_norm_without_running_statistics_is_left():
@@ -274,12 +298,15 @@ def test_transposed_layers_are_left():
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [(nn.Linear(5, 6), (2, 6, 5)), (nn.Conv1d(4, 6, 3, padding=1), (4, 6))],  # (B, T, C) and, unbatched, (C, L)
+    # (B, T, C) and, unbatched, (C, L)
+    [(nn.Linear(5, 6), (2, 6, 5)), (nn.Conv1d(4, 6, 3, padding=1), (4, 6))],
 )
 def test_a_norm_over_another_axis_is_left(layer, shape):
     # sizes agree, axes do not: BatchNorm1d takes axis 1
     torch.manual_seed(0)
-    assert folds(nn.Sequential(layer, nn.BatchNorm1d(6)), torch.randn(shape), 0).left == ["1 (not fed by one layer)"]
+    assert folds(nn.Sequential(layer, nn.BatchNorm1d(6)), torch.randn(shape), 0).left == [
+        "1 (not fed by one layer)"
+    ]
 
 
 def test_a_norm_under_two_names_is_replaced_under_both():

@@ -25,20 +25,32 @@ def settled(net, *shape):
 def found(model, named=None):
     x = torch.randn(1, *model.input)
     made = blocks.find(model, x, named)
-    # Whatever they are: each layer is in one unit, in the order of execution, and the module is the one of that name.
-    assert sorted(layer.name for unit in made for layer in unit.layers) == sorted(own.name for own in model.layers)
+    # Whatever they are: each layer is in one unit, in the order of execution, and the module is the
+    # one of that name.
+    assert sorted(layer.name for unit in made for layer in unit.layers) == sorted(
+        own.name for own in model.layers
+    )
     assert all(unit.module is model.net.get_submodule(unit.name) for unit in made)
     assert all(unit.layers == sorted(unit.layers, key=model.layers.index) for unit in made)
     firsts = [model.layers.index(unit.layers[0]) for unit in made]
     assert firsts == sorted(firsts)
-    return {unit.name: [layer.name.removeprefix(f"{unit.name}.") for layer in unit.layers] for unit in made}
+    return {
+        unit.name: [layer.name.removeprefix(f"{unit.name}.") for layer in unit.layers]
+        for unit in made
+    }
 
 
 def test_resnet_20_is_nine_blocks_a_stem_and_a_linear_layer():
-    blocks = {f"layer{stage}.{place}": ["conv1", "conv2"] for stage in (1, 2, 3) for place in (0, 1, 2)}
+    blocks = {
+        f"layer{stage}.{place}": ["conv1", "conv2"] for stage in (1, 2, 3) for place in (0, 1, 2)
+    }
     model = settled(CifarResNet(20), 3, 32, 32)
     assert found(model) == {"conv1": ["conv1"], **blocks, "linear": ["linear"]}
-    hooked = [module for module in model.net.modules() if module._forward_pre_hooks or module._forward_hooks]
+    hooked = [
+        module
+        for module in model.net.modules()
+        if module._forward_pre_hooks or module._forward_hooks
+    ]
     assert hooked == []
 
 
@@ -54,9 +66,9 @@ def test_digits_network(resnet):
     residual = {0: ["body.0.0", "body.1.0"], 1: ["body.0.0", "body.1.0", "body.2.0", "shortcut.0"]}
     residual |= {place: ["body.0.0", "body.1.0", "shortcut.0"] for place in (3, 4)}
     separable = {f"blocks.2.{place}.0": [f"blocks.2.{place}.0"] for place in range(8)}
-    assert {name: own for name, own in made.items() if name.count(".") == 1 and name != "stem.0"} == {
-        f"blocks.{place}": own for place, own in residual.items()
-    }
+    assert {
+        name: own for name, own in made.items() if name.count(".") == 1 and name != "stem.0"
+    } == {f"blocks.{place}": own for place, own in residual.items()}
     assert set(made) == {"stem.0", "head", *(f"blocks.{place}" for place in residual), *separable}
 
 
@@ -64,7 +76,9 @@ def test_inverted_residuals_without_a_shortcut_are_blocks_too():
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     made = found(settled(net, 3, 64, 64))
     blocks = {name for name, own in made.items() if len(own) > 1}
-    inverted = {name for name, module in net.named_modules() if type(module).__name__ == "InvertedResidual"}
+    inverted = {
+        name for name, module in net.named_modules() if type(module).__name__ == "InvertedResidual"
+    }
     assert blocks == inverted
     assert len(blocks) == 15
     assert {name for name in made if name not in blocks} == {
@@ -83,21 +97,30 @@ def test_inverted_residuals_without_a_shortcut_are_blocks_too():
     ],
 )
 def test_networks_of_timm(name, kind, blocks):
-    net = timm.create_model(name, pretrained=False, **({"img_size": 32} if name.startswith("vit") else {}))
+    net = timm.create_model(
+        name, pretrained=False, **({"img_size": 32} if name.startswith("vit") else {})
+    )
     made = found(settled(net, 3, 32, 32))
-    found_kinds = {type(net.get_submodule(own)).__name__ for own, members in made.items() if len(members) > 1}
+    found_kinds = {
+        type(net.get_submodule(own)).__name__ for own, members in made.items() if len(members) > 1
+    }
     assert found_kinds == {kind}
     assert sum(len(members) > 1 for members in made.values()) == blocks
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ultralytics") is None, reason="ultralytics is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("ultralytics") is None, reason="ultralytics is not installed"
+)
 def test_yolov5_bottlenecks():
     from sq.model.yolov5 import YOLOv5
 
     net = YOLOv5("n")
     made = found(settled(net, 3, 64, 64))
-    bottlenecks = {name for name, module in net.named_modules() if type(module).__name__ == "Bottleneck"}
-    assert {name for name, own in made.items() if len(own) > 1} == bottlenecks  # those of the neck do not add
+    bottlenecks = {
+        name for name, module in net.named_modules() if type(module).__name__ == "Bottleneck"
+    }
+    # those of the neck do not add
+    assert {name for name, own in made.items() if len(own) > 1} == bottlenecks
     assert all(made[name] == ["cv1.conv", "cv2.conv"] for name in bottlenecks)
     assert {"model.24.m.0", "model.24.m.1", "model.24.m.2", "model.2.cv3.conv"} <= set(made)
 
@@ -141,7 +164,10 @@ def test_innermost_of_nested_blocks(apart):
 
 
 def test_network_itself_is_no_block():
-    assert found(settled(Shortcut(conv(), conv()), 2, 6, 6)) == {"body.0": ["body.0"], "body.1": ["body.1"]}
+    assert found(settled(Shortcut(conv(), conv()), 2, 6, 6)) == {
+        "body.0": ["body.0"],
+        "body.1": ["body.1"],
+    }
 
 
 def test_block_called_twice_is_none():
@@ -175,7 +201,9 @@ def test_layers_that_stay_in_full_precision_are_in_no_unit():
 
 def test_named_blocks_are_taken():
     model = settled(CifarResNet(20), 3, 32, 32)
-    made = found(model, ["linear", "layer2", "conv1", "layer1", *(f"layer3.{place}" for place in range(3))])
+    made = found(
+        model, ["linear", "layer2", "conv1", "layer1", *(f"layer3.{place}" for place in range(3))]
+    )
     assert [len(own) for own in made.values()] == [1, 6, 6, 2, 2, 2, 1]
     assert list(made) == ["conv1", "layer1", "layer2", "layer3.0", "layer3.1", "layer3.2", "linear"]
 
@@ -185,12 +213,18 @@ def test_named_blocks_are_taken():
     [
         (["conv1", "layer1", "layer2", "layer3"], r"^blocks: they miss linear: name"),
         ([], r"^blocks: they miss conv1, layer1\.0\.conv1, layer1\.0\.conv2 and 17 more: name"),
-        (["conv1", "layer1", "layer2", "layer3", "layer3.1", "linear"], r"layer3\.1\.conv1 is in several .*layer3, la"),
+        (
+            ["conv1", "layer1", "layer2", "layer3", "layer3.1", "linear"],
+            r"layer3\.1\.conv1 is in several .*layer3, la",
+        ),
         (
             ["conv1", "conv1", "layer1", "layer2", "layer3", "linear"],
             r"layer conv1 is in several of them \(conv1, conv1",
         ),
-        (["conv1", "layer1", "layer2", "layer4", "linear"], r"'layer4' is no module of CifarResNet; nearest: layer"),
+        (
+            ["conv1", "layer1", "layer2", "layer4", "linear"],
+            r"'layer4' is no module of CifarResNet; nearest: layer",
+        ),
         (["", "conv1"], r"blocks: '' is no module of CifarResNet"),
     ],
 )
@@ -207,12 +241,18 @@ def test_named_block_must_be_called_once():
     with pytest.raises(SqError, match=r"blocks: 0\.0 cannot be reconstructed alone"):
         blocks.find(model, torch.randn(1, 2, 6, 6), ["0.0", "1"])
     assert list(found(model, ["0", "1"])) == ["0", "1"]  # what calls it twice is called once
-    assert list(found(model, ["0.0.body.0", "0.0.body.1", "1"])) == ["0.0.body.0", "0.0.body.1", "1"]
+    assert list(found(model, ["0.0.body.0", "0.0.body.1", "1"])) == [
+        "0.0.body.0",
+        "0.0.body.1",
+        "1",
+    ]
 
 
 def test_named_container_that_is_not_called(resnet):
     model = tracing.settle(resnet, torch.randn(1, *resnet.input))
-    with pytest.raises(SqError, match=r"blocks: blocks\.0\.body is never called itself: name the modules in it"):
+    with pytest.raises(
+        SqError, match=r"blocks: blocks\.0\.body is never called itself: name the modules in it"
+    ):
         blocks.find(model, torch.randn(1, *resnet.input), ["stem", "blocks.0.body", "head"])
 
 
@@ -221,7 +261,10 @@ def test_trained_networks(name, needs_data):
     model = build(compose(f"model={name}")[0]["model"], "model")()
     shape = (3, 64, 64) if name == "yolov5n" else model.input
     made = blocks.find(tracing.settle(model, torch.randn(1, *shape)), torch.randn(1, *shape))
-    assert sum(len(unit.layers) > 1 for unit in made) == {"resnet20": 9, "efficientnet_lite0": 15, "yolov5n": 11}[name]
+    assert (
+        sum(len(unit.layers) > 1 for unit in made)
+        == {"resnet20": 9, "efficientnet_lite0": 15, "yolov5n": 11}[name]
+    )
 
 
 @pytest.mark.parametrize(

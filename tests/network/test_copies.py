@@ -14,7 +14,9 @@ from sq.network.copies import bake, channels_last, copied
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 5)
+    )
 
 
 def images(count=8):
@@ -60,7 +62,9 @@ def pruned():
     return net
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*weight_norm:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*weight_norm:FutureWarning", "ignore:.*weight_norm:DeprecationWarning"
+)
 @pytest.mark.parametrize("make", [weight_norm, spectral_norm, pruned])
 def test_weights_that_hooks_compute_are_quantized(make):
     net = make().eval()
@@ -88,7 +92,9 @@ def test_tensors_kept_from_a_pass_are_copied_as_values():
     assert net.features["first"][0] is kept
 
 
-@pytest.mark.parametrize("words", [["quantizer=rtn"], ["quantizer=eptq", "quantizer.learn.iterations=2"]])
+@pytest.mark.parametrize(
+    "words", [["quantizer=rtn"], ["quantizer=eptq", "quantizer.learn.iterations=2"]]
+)
 def test_gradients_leave_no_tensors_that_cannot_be_copied(words):
     words += ["quantizer.learn.batch=4"] if len(words) > 1 else []
     first, *rest = words
@@ -110,7 +116,9 @@ def test_gradients_leave_no_tensors_that_cannot_be_copied(words):
         nn.DataParallel,
         lambda net: nn.DataParallel(torch.compile(net)),
         lambda net: nn.Sequential(torch.compile(net[:3]), *net[3:]),
-        lambda net: nn.Sequential(nn.DataParallel(nn.Sequential(torch.compile(net[:2]), net[2])), *net[3:]),
+        lambda net: nn.Sequential(
+            nn.DataParallel(nn.Sequential(torch.compile(net[:2]), net[2])), *net[3:]
+        ),
     ],
 )
 def test_wrappers_are_taken_off(wrap):
@@ -118,7 +126,10 @@ def test_wrappers_are_taken_off(wrap):
     kinds = [type(module) for module in net.modules()]
     made = copied(net)
     assert {type(module).__module__.partition(".")[0] for module in made.modules()} == {"torch"}
-    assert not any(isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod") for module in made.modules())
+    assert not any(
+        isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod")
+        for module in made.modules()
+    )
     assert torch.equal(outputs(made), outputs(network()))
     assert [type(module) for module in net.modules()] == kinds
 
@@ -134,7 +145,9 @@ def test_modules_that_are_shared_stay_so():
 def test_what_cannot_be_copied_is_told_in_one_line():
     net = network()
     net.lock = threading.Lock()
-    with pytest.raises(SqError, match=r"^Sequential cannot be copied \(TypeError: cannot pickle '_thread.lock'"):
+    with pytest.raises(
+        SqError, match=r"^Sequential cannot be copied \(TypeError: cannot pickle '_thread.lock'"
+    ):
         copied(net)
     with pytest.raises(SqError, match=r"should be a torch\.nn\.Module, got dict"):
         sq.quantize({}, images(), quantizer="rtn", bits=4)
@@ -180,9 +193,14 @@ class OneByOne(nn.Module):
 
 
 @pytest.mark.parametrize("quantizer", ["rtn", "gptq", "sensiquant"])
-@pytest.mark.parametrize("words", [["activation=mse", "activation.bits=8"], ["correction=bias"], ["fold=true"]])
+@pytest.mark.parametrize(
+    "words", [["activation=mse", "activation.bits=8"], ["correction=bias"], ["fold=true"]]
+)
 def test_single_images_without_their_axis(quantizer, words):
-    one, other = (sq.quantize(net, images(), *words, quantizer=quantizer, bits=4) for net in (OneByOne(), network()))
+    one, other = (
+        sq.quantize(net, images(), *words, quantizer=quantizer, bits=4)
+        for net in (OneByOne(), network())
+    )
     wanted = outputs(other)
     # Sums are taken image by image in one of them: codes may differ where two are equally good.
     assert float((outputs(one) - wanted).square().sum()) < 1e-4 * float(wanted.square().sum())
@@ -213,7 +231,8 @@ class OutOfMemory(nn.Linear):
         return new
 
 
-@pytest.mark.parametrize("number", range(6))  # 0: as it is copied; then every call until it is rewritten
+# 0: as it is copied; then every call until it is rewritten
+@pytest.mark.parametrize("number", range(6))
 def test_memory_that_does_not_suffice_is_told_and_changes_nothing(number, monkeypatch):
     monkeypatch.setattr(OutOfMemory, "number", number)
     monkeypatch.setattr(OutOfMemory, "calls", 0)

@@ -36,7 +36,9 @@ def test_gradient_and_product_against_the_whole_hessian(own):
     hessian = torch.autograd.functional.hessian(loss, start)
     with watched(Sites(own, "weights", [2])) as run:
         found = run(own.batch.x)
-        gradients = found.gradients(F.cross_entropy(found.outputs, own.batch.y, reduction="sum"), again=True)
+        gradients = found.gradients(
+            F.cross_entropy(found.outputs, own.batch.y, reduction="sum"), again=True
+        )
         directions = found.errors(2)
         products = found.product(gradients, directions)
         alone = found.curvatures(gradients, directions)
@@ -76,14 +78,17 @@ def test_gradient_by_inputs_is_of_what_each_layer_is_fed(own):
                     return (args[0] + step * direction,), named
                 return args, {"input": named["input"] + step * direction}
 
-            handles = [m.register_forward_pre_hook(feed, with_kwargs=True) for m in sites.modules.values()]
+            handles = [
+                m.register_forward_pre_hook(feed, with_kwargs=True) for m in sites.modules.values()
+            ]
             with torch.no_grad():
                 value = F.cross_entropy(own.model.net(own.batch.x), own.batch.y, reduction="sum")
             for handle in handles:
                 handle.remove()
             return value
 
-        # A central difference is off by step^2 times the third derivative, and by rounding over the step.
+        # A central difference is off by step^2 times the third derivative, and by rounding over the
+        # step.
         step = torch.finfo(at.dtype).eps ** (1 / 3)
         slope = float(moved(step) - moved(-step)) / (2 * step)
         rounding = of_layers(own.model.net, at.dtype) * float(moved(0)) / step
@@ -98,7 +103,11 @@ def test_rounded_sites_are_where_derivatives_are_taken(own):
         found = run(own.batch.x)
         gradients = found.gradients(F.cross_entropy(found.outputs, own.batch.y, reduction="sum"))
     wanted = torch.autograd.functional.jacobian(loss, there)
-    assert_near(torch.cat([g.flatten() for g in gradients]), wanted, of_layers(own.model.net, torch.float64, passes=2))
+    assert_near(
+        torch.cat([g.flatten() for g in gradients]),
+        wanted,
+        of_layers(own.model.net, torch.float64, passes=2),
+    )
 
 
 def test_rounded_inputs_are_fed_and_remembered(own):

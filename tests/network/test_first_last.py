@@ -39,7 +39,9 @@ def test_nothing_else_of_the_model_changes():
 
 def test_network_of_ends_alone():
     model = settled(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(SqError, match="ends=keep leaves nothing of 2 layers to quantize: set ends=8bit or ends=all"):
+    with pytest.raises(
+        SqError, match="ends=keep leaves nothing of 2 layers to quantize: set ends=8bit or ends=all"
+    ):
         first_last.leave(model, "keep")
     assert first_last.widths(model, "8bit") == {"0": 8, "2": 8}
     (only,) = {*settled(nn.Linear(4, 4)).ends}
@@ -61,7 +63,10 @@ def test_bits_that_are_settled_need_no_place_among_those_to_price(tmp_path):
     assert done.returncode == 0, done.stderr
     (own,) = records(tmp_path)
     for rows in (own["sensitivity"], own["cost"]["inputs"]):
-        assert {name: [*row] for name, row in rows.items() if name in (FIRST, LAST)} == {FIRST: ["8"], LAST: ["8"]}
+        assert {name: [*row] for name, row in rows.items() if name in (FIRST, LAST)} == {
+            FIRST: ["8"],
+            LAST: ["8"],
+        }
     assert own["cost"]["predicted"] == pytest.approx(own["allocation"]["objective"])
 
 
@@ -82,7 +87,10 @@ def runs(tmp_path_factory):
 
 
 def test_bits_of_each_policy_in_a_run(runs):
-    bits = {policy: {layer["name"]: layer["bits"] for layer in own["layers"]} for policy, own in runs.items()}
+    bits = {
+        policy: {layer["name"]: layer["bits"] for layer in own["layers"]}
+        for policy, own in runs.items()
+    }
     assert {*bits["all"].values()} == {3}
     assert {FIRST, LAST} < {*bits["all"]}
     assert bits["8bit"] == {**bits["all"], FIRST: 8, LAST: 8}
@@ -97,13 +105,26 @@ def test_size_and_mean_bits_of_each_policy_in_a_run(runs):
     outer, whole = weights[FIRST] + weights[LAST], sum(weights.values())
     assert results["all"]["bits"] == results["keep"]["bits"] == 3
     assert results["8bit"]["bits"] == pytest.approx(3 + 5 * outer / whole)
-    assert results["all"]["bytes"] < results["8bit"]["bytes"] < results["keep"]["bytes"] < results["keep"]["bytes_full"]
-    assert results["all"]["bops"] < results["8bit"]["bops"] < results["keep"]["bops"] < results["keep"]["bops_full"]
+    assert (
+        results["all"]["bytes"]
+        < results["8bit"]["bytes"]
+        < results["keep"]["bytes"]
+        < results["keep"]["bytes_full"]
+    )
+    assert (
+        results["all"]["bops"]
+        < results["8bit"]["bops"]
+        < results["keep"]["bops"]
+        < results["keep"]["bops_full"]
+    )
     assert len({own["codes"] for own in results.values()}) == 3
 
 
 def test_layers_between_the_ends_are_the_same_for_all_policies(runs):
-    codes = {policy: {layer["name"]: layer["codes"] for layer in own["layers"]} for policy, own in runs.items()}
+    codes = {
+        policy: {layer["name"]: layer["codes"] for layer in own["layers"]}
+        for policy, own in runs.items()
+    }
     for name in codes["keep"]:
         assert codes["all"][name] == codes["8bit"][name] == codes["keep"][name], name
     assert codes["all"][FIRST] != codes["8bit"][FIRST]

@@ -25,7 +25,15 @@ from sq.types.images import Images
 from sq.types.problem import Model
 
 ROUNDING = 384 * torch.finfo(torch.float32).eps  # of sums over 6 channels of 8 x 8 pixels
-RECIPE = {"epochs": 2, "batch": 4, "rate": 0.05, "momentum": 0.9, "decay": 0.0, "crop": None, "move": 0}
+RECIPE = {
+    "epochs": 2,
+    "batch": 4,
+    "rate": 0.05,
+    "momentum": 0.9,
+    "decay": 0.0,
+    "crop": None,
+    "move": 0,
+}
 RECIPE |= {"mirror": False, "temperature": 1.0}
 FEW = ["quantizer.learn.iterations=2", "quantizer.learn.batch=8"]
 LEARNED = {
@@ -105,7 +113,9 @@ def both(words, quantizer="rtn", pair=()):
 
 
 @pytest.mark.one_arithmetic("twins are compared with each other, whatever the order of their sums")
-@pytest.mark.parametrize(("activation", "correction"), [(one, other) for one in ACTIVATIONS for other in CORRECTIONS])
+@pytest.mark.parametrize(
+    ("activation", "correction"), [(one, other) for one in ACTIVATIONS for other in CORRECTIONS]
+)
 def test_activations_and_corrections(activation, correction):
     words = [f"activation={activation}", f"correction={correction}"]
     words += ["activation.bits=8"] if activation != "none" else []
@@ -131,7 +141,12 @@ def test_folded_networks(quantizer):
 @pytest.mark.parametrize("correction", CORRECTIONS)
 def test_layers_whose_inputs_and_outputs_are_overwritten_later(correction):
     pair = (InPlaceBetweenLayers, OutOfPlaceBetweenLayers)
-    assert both(["activation=mse", "activation.bits=8", f"correction={correction}"], "sensiquant", pair) < 0.1
+    assert (
+        both(
+            ["activation=mse", "activation.bits=8", f"correction={correction}"], "sensiquant", pair
+        )
+        < 0.1
+    )
 
 
 def problems(pair=(), count=8):
@@ -142,7 +157,9 @@ def problems(pair=(), count=8):
         assert torch.equal(x, images(count))
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "sensitivity").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name", sorted(file.stem for file in (CONF / "sensitivity").glob("*.yaml"))
+)
 def test_sensitivities(name):
     part = compose(f"sensitivity={name}")[0]["sensitivity"]
     widths = {"bits": [3], "input_bits": [] if name in ("weight_mse", "mask_kl") else [4]}
@@ -150,14 +167,17 @@ def test_sensitivities(name):
     one, other = (build(knobs, "sensitivity")(own) for own in problems())
     for ours, theirs in ((one.weights, other.weights), (one.inputs, other.inputs)):
         for layer, row in theirs.items():
-            # To the bit, but for gradients of single images: vmap sums them in the order of another layout.
+            # To the bit, but for gradients of single images: vmap sums them in the order of another
+            # layout.
             assert ours[layer] == (pytest.approx(row, rel=ROUNDING) if name == "fisher" else row)
 
 
 @pytest.mark.parametrize("pair", [(), (InPlaceBetweenLayers, OutOfPlaceBetweenLayers)])
 def test_layers_solved_for_quantized_inputs(pair):
     def solved(own):
-        own = replace(own, bits={layer.name: 3 for layer in own.model.layers}, activations=own.inputs.grids())
+        own = replace(
+            own, bits={layer.name: 3 for layer in own.model.layers}, activations=own.inputs.grids()
+        )
         own = replace(own, batch=replace(own.batch, inputs="quantized"))
         return layerwise.quantize(own, solve=rtn.solve, damp=0.01)
 
@@ -171,8 +191,12 @@ def test_layers_solved_for_quantized_inputs(pair):
 @pytest.mark.parametrize("distill", [0.0, 0.5])
 def test_training(distill):
     def trained(own):
-        split = Images([f"train/{i}" for i in range(8)], own.batch.y, lambda i: Image.new("L", (1, 1), i))
-        own = replace(own, bits={layer.name: 4 for layer in own.model.layers}, activations=own.inputs.grids())
+        split = Images(
+            [f"train/{i}" for i in range(8)], own.batch.y, lambda i: Image.new("L", (1, 1), i)
+        )
+        own = replace(
+            own, bits={layer.name: 4 for layer in own.model.layers}, activations=own.inputs.grids()
+        )
         own = replace(own, train=split, model=replace(own.model, prepare=Prepared(own.batch.x)))
         return qat.quantize(
             own,
@@ -189,13 +213,17 @@ def test_training(distill):
 
 
 def test_evaluation():
-    split = Images([f"test/{i}" for i in range(6)], torch.zeros(6), lambda i: Image.new("L", (1, 1), i))
+    split = Images(
+        [f"test/{i}" for i in range(6)], torch.zeros(6), lambda i: Image.new("L", (1, 1), i)
+    )
     one, other = twins()
     x = images(6)
     model = Model(one, [], SHAPE, "", Prepared(x))
     measuring = Evaluation(model, lambda model, seen: list(seen), split, 4, torch.device("cpu"))
     for _ in range(2):
-        for (got, batch), (wanted, _) in zip(measuring.measure(one), measuring.measure(other), strict=True):
+        for (got, batch), (wanted, _) in zip(
+            measuring.measure(one), measuring.measure(other), strict=True
+        ):
             assert torch.equal(got, wanted)
             assert torch.equal(batch.x, images(6)[[int(name[5:]) for name in batch.ids]])
 

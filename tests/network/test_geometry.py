@@ -23,7 +23,9 @@ def assert_is_a_product(module, x):
     if module.bias is not None:
         product = product + module.bias.detach().unsqueeze(1)
     by_channel = (
-        wanted.reshape(-1, wanted.shape[-1]).T if isinstance(module, nn.Linear) else wanted.transpose(0, 1).flatten(1)
+        wanted.reshape(-1, wanted.shape[-1]).T
+        if isinstance(module, nn.Linear)
+        else wanted.transpose(0, 1).flatten(1)
     )
     assert_near(product, by_channel, of_layers(module, torch.float64))
     assert X.shape[2] == geometry.positions(module, wanted)
@@ -41,9 +43,20 @@ def conv(kind, *args, **kwargs):
 def test_conv2d(mode, padding):
     x = torch.randn(2, 4, 9, 11, dtype=torch.float64)
     strides = [1] if padding == "same" else [1, 2, (2, 3)]
-    for stride, dilation, groups, kernel in itertools.product(strides, [1, (2, 1)], [1, 2, 4], [3, 1, (2, 3)]):
+    for stride, dilation, groups, kernel in itertools.product(
+        strides, [1, (2, 1)], [1, 2, 4], [3, 1, (2, 3)]
+    ):
         module = conv(
-            nn.Conv2d, 4, 8, kernel, stride, padding, dilation=dilation, groups=groups, padding_mode=mode, bias=True
+            nn.Conv2d,
+            4,
+            8,
+            kernel,
+            stride,
+            padding,
+            dilation=dilation,
+            groups=groups,
+            padding_mode=mode,
+            bias=True,
         )
         assert_is_a_product(module, x)
 
@@ -56,7 +69,16 @@ def test_conv1d(mode, padding):
     strides = [1] if padding == "same" else [1, 3]
     for stride, dilation, groups, kernel in itertools.product(strides, [1, 2], [1, 4], [1, 2, 5]):
         module = conv(
-            nn.Conv1d, 4, 4, kernel, stride, padding, dilation=dilation, groups=groups, padding_mode=mode, bias=False
+            nn.Conv1d,
+            4,
+            4,
+            kernel,
+            stride,
+            padding,
+            dilation=dilation,
+            groups=groups,
+            padding_mode=mode,
+            bias=False,
         )
         assert_is_a_product(module, x)
 
@@ -97,12 +119,18 @@ def test_find_lists_each_module_once_and_names_what_is_skipped():
 )
 def test_find_describes_layers(module, kind, sizes):
     (layer,), skipped = geometry.find(nn.Sequential(module))
-    assert (layer.name, layer.kind, (layer.groups, layer.outputs, layer.inputs)) == ("0", kind, sizes)
+    assert (layer.name, layer.kind, (layer.groups, layer.outputs, layer.inputs)) == (
+        "0",
+        kind,
+        sizes,
+    )
     assert layer.weights == module.weight.numel()
     assert skipped == []
 
 
-@pytest.mark.parametrize("module", [nn.Conv2d(6, 12, 3, groups=3), nn.Conv1d(6, 12, 3), nn.Linear(6, 12)])
+@pytest.mark.parametrize(
+    "module", [nn.Conv2d(6, 12, 3, groups=3), nn.Conv1d(6, 12, 3), nn.Linear(6, 12)]
+)
 def test_set_weight_is_the_inverse_of_weight(module):
     before = module.weight.detach().clone()
     W = geometry.weight(module)
@@ -115,7 +143,9 @@ def test_set_weight_is_the_inverse_of_weight(module):
     assert module.weight.requires_grad
 
 
-@pytest.mark.parametrize("module", [nn.ConvTranspose2d(2, 2, 3), nn.BatchNorm2d(2), nn.Embedding(3, 4)])
+@pytest.mark.parametrize(
+    "module", [nn.ConvTranspose2d(2, 2, 3), nn.BatchNorm2d(2), nn.Embedding(3, 4)]
+)
 def test_other_modules_have_no_geometry(module):
     with pytest.raises(TypeError, match=type(module).__name__):
         geometry.inputs(module, torch.zeros(1, 2, 5, 5))
@@ -129,7 +159,9 @@ def test_layers_that_are_not_weight_times_inputs_are_named_not_quantized():
     first, tied = nn.Linear(4, 4), nn.Linear(4, 4)
     tied.weight = first.weight
     computed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    found, skipped = geometry.find(nn.ModuleDict({"a": first, "b": tied, "c": computed, "d": Padding(2, 2, 3)}))
+    found, skipped = geometry.find(
+        nn.ModuleDict({"a": first, "b": tied, "c": computed, "d": Padding(2, 2, 3)})
+    )
     assert [layer.name for layer in found] == ["a"]
     assert [name.split(" ")[0] for name in skipped] == ["b", "c", "d"]
     assert "shares the weight of a" in skipped[0]

@@ -38,13 +38,20 @@ def quantize(net, *words, quantizer="rtn"):
 @pytest.mark.parametrize(
     ("net", "words", "quantizer", "cause"),
     [
-        (InPlaceBetweenLayers, ["sensitivity=label_free", "allocation=ilp"], "rtn", "it changes in place"),
+        (
+            InPlaceBetweenLayers,
+            ["sensitivity=label_free", "allocation=ilp"],
+            "rtn",
+            "it changes in place",
+        ),
         (InPlaceBetweenLayers, LEARN, "eptq", "it changes in place"),
     ],
 )
 def test_the_cause_is_said_in_one_line(net, words, quantizer, cause):
     own = twins(net, net)[0]
-    with pytest.raises(SqError, match=f"^{net.__name__} cannot be differentiated: {cause}.* choose") as caught:
+    with pytest.raises(
+        SqError, match=f"^{net.__name__} cannot be differentiated: {cause}.* choose"
+    ) as caught:
         quantize(own, *words, quantizer=quantizer)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -53,7 +60,9 @@ def test_outputs_that_are_detached_are_quantized_where_no_gradient_is_needed():
     net = Detached().eval()
     with torch.no_grad():
         wanted = net(images())
-        assert float((quantize(net)(images()) - wanted).square().sum()) < 1e-3 * float(wanted.square().sum())
+        assert float((quantize(net)(images()) - wanted).square().sum()) < 1e-3 * float(
+            wanted.square().sum()
+        )
 
 
 def test_other_errors_pass():
@@ -64,13 +73,19 @@ def test_other_errors_pass():
 @pytest.mark.parametrize("quantizer", ["rtn", "sensiquant"])
 def test_networks_that_turn_gradients_on(quantizer):
     net = Energy(True).eval()
-    made = quantize(net, "activation=mse", "activation.bits=8", "correction=bias", quantizer=quantizer)
+    made = quantize(
+        net, "activation=mse", "activation.bits=8", "correction=bias", quantizer=quantizer
+    )
     wanted = net(images()).detach()
-    assert float((made(images()) - wanted).square().sum().detach()) < 1e-3 * float(wanted.square().sum())
+    assert float((made(images()) - wanted).square().sum().detach()) < 1e-3 * float(
+        wanted.square().sum()
+    )
 
 
 def test_networks_that_need_gradients_on_are_told_how():
-    with pytest.raises(SqError, match=r"^Energy takes gradients in its forward, .* `with torch\.enable_grad\(\):`"):
+    with pytest.raises(
+        SqError, match=r"^Energy takes gradients in its forward, .* `with torch\.enable_grad\(\):`"
+    ):
         quantize(Energy(False))
 
 
@@ -85,5 +100,7 @@ def test_the_callers_modes_make_no_difference(words):
     with torch.autocast("cpu", torch.bfloat16):
         made = quantize(twins()[1], *words).state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in made.items())
-    made = sq.quantize(twins()[1], images().requires_grad_(), *words, quantizer="rtn", bits=8).state_dict()
+    made = sq.quantize(
+        twins()[1], images().requires_grad_(), *words, quantizer="rtn", bits=8
+    ).state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in made.items())

@@ -11,7 +11,9 @@ from sq.network import checks
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)
+    ).eval()
 
 
 def images(count=4):
@@ -75,7 +77,8 @@ NAN = pytest.mark.parametrize("fold", ["false", "true"])
 
 @NAN
 @pytest.mark.parametrize(
-    "name", ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "4.bias"]
+    "name",
+    ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "4.bias"],
 )
 def test_tensors_with_nan_are_named(name, fold):
     with pytest.raises(
@@ -89,9 +92,15 @@ def test_tensors_with_nan_are_named(name, fold):
 @pytest.mark.parametrize(
     ("net", "place"),
     [
-        (lambda: nn.Sequential(*network()[:3], Logarithm(), *network()[3:]), "3 is the first that returns NaN"),
+        (
+            lambda: nn.Sequential(*network()[:3], Logarithm(), *network()[3:]),
+            "3 is the first that returns NaN",
+        ),
         (lambda: holding("1.running_var", -1.0), "1 is the first that returns NaN"),
-        (lambda: offset(torch.inf), "4 is the first that returns NaN or infinity; 4.offset holds infinity"),
+        (
+            lambda: offset(torch.inf),
+            "4 is the first that returns NaN or infinity; 4.offset holds infinity",
+        ),
         (between, "they arise between its modules"),
     ],
 )
@@ -135,7 +144,10 @@ def test_infinity_is_no_value_of_a_weight(name, value):
         (script, "^RecursiveScriptModule is a TorchScript module"),
         (traced, "is a TorchScript module"),
         (lambda: nn.Sequential(script()), "^0 is a TorchScript module"),
-        (lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(5)), r"^0\.weight has no values yet"),
+        (
+            lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(5)),
+            r"^0\.weight has no values yet",
+        ),
         (lambda: network().to("meta"), r"^0\.weight is on the meta device"),
         (dynamic, r"^4 \(Linear\) is quantized already"),
         (lambda: network().half(), "the weight of layer 0 is float16; .* net.float()"),

@@ -28,7 +28,9 @@ from sq.network.products import Redirected
 def standardised(weight):
     """Weight standardisation, arXiv 1903.10520, written out."""
     flat = weight.flatten(1)
-    flat = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    flat = (flat - flat.mean(1, keepdim=True)) / (
+        flat.var(1, unbiased=False, keepdim=True) + 1e-6
+    ).sqrt()
     return flat.view_as(weight)
 
 
@@ -124,7 +126,8 @@ def test_module_that_is_one_product_becomes_the_plain_layer(name):
     for size in ((2, *shape), larger):
         x = torch.randn(size)
         outputs = net(x)
-        rounding = of_layers(wanted, x.dtype, passes=2)  # through weights that are computed, and with them
+        # through weights that are computed, and with them
+        rounding = of_layers(wanted, x.dtype, passes=2)
         assert_near(outputs, wanted(x), rounding)
         flat = (geometry.weight(layer.module) @ geometry.inputs(layer.module, x)).flatten(0, 1)
         flat = flat + (0 if net[0].bias is None else net[0].bias.detach()[:, None])
@@ -313,7 +316,9 @@ def test_network_that_is_one_layer():
 
 def test_module_under_two_names_is_replaced_under_both():
     module = TimmLinear(5, 5)
-    net, result = plain_layers.rewrite(nn.Sequential(module, nn.ReLU(), module).eval(), torch.randn(1, 5))
+    net, result = plain_layers.rewrite(
+        nn.Sequential(module, nn.ReLU(), module).eval(), torch.randn(1, 5)
+    )
     assert net[0] is net[2]
     assert type(net[0]) is nn.Linear
     assert net[0].weight is module.weight
@@ -351,7 +356,9 @@ def test_layer_that_the_image_does_not_reach_is_rewritten_too():
 
     net, _ = plain_layers.rewrite(Routed().eval(), torch.randn(1, 5))
     assert type(net.other) is nn.Conv2d
-    torch.testing.assert_close(net.other.weight, standardised(net.other.weight), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        net.other.weight, standardised(net.other.weight), atol=1e-4, rtol=1e-3
+    )
 
 
 def test_input_changed_in_place_is_the_networks_own():
@@ -418,7 +425,9 @@ def test_bias_that_depends_on_the_inputs_stays_where_it_is():
 
     net, result = plain_layers.rewrite(Net().eval(), torch.randn(1, 4))
     assert result.done == []
-    assert result.refused == [("layer", "its weight, computed with by another module: its bias is not always the same")]
+    assert result.refused == [
+        ("layer", "its weight, computed with by another module: its bias is not always the same")
+    ]
     assert "forward" not in net.__dict__
 
 
@@ -432,7 +441,9 @@ class Positive(nn.Module):
     def forward(self, x):
         if (x < 0).any():
             raise ValueError("values below zero")
-        return F.linear(x, self.layer.weight, 1 * self.layer.bias if self.computed else self.layer.bias)
+        return F.linear(
+            x, self.layer.weight, 1 * self.layer.bias if self.computed else self.layer.bias
+        )
 
 
 def test_network_that_takes_no_noise_says_so_where_a_computed_bias_may_depend_on_the_inputs():
@@ -441,7 +452,9 @@ def test_network_that_takes_no_noise_says_so_where_a_computed_bias_may_depend_on
     assert result.done == []
     ((name, reason),) = result.refused
     assert name == "layer"
-    assert reason.endswith("the network does not take noise to compare it on, ValueError: values below zero")
+    assert reason.endswith(
+        "the network does not take noise to compare it on, ValueError: values below zero"
+    )
     assert "forward" not in net.__dict__
     net = Positive(False).eval()
     wanted = net(x)

@@ -58,7 +58,8 @@ def test_calls_before_the_layer_are_not_made(tricky_problem, count):
             count.clear()
             replay.again(x, layer)
             made[layer.name] = len(count)
-    # stem, again, two blocks of one and two calls, again: 9 convolutions. What an in-place function changes is kept.
+    # stem, again, two blocks of one and two calls, again: 9 convolutions. What an in-place function
+    # changes is kept.
     assert made == {
         "stem": 9,
         "again": 8,
@@ -76,17 +77,25 @@ def test_network_is_left_as_it_was(tricky_problem):
     net.blocks[0].forward = lambda x: own(x)
     before = [dict(module.__dict__) for module in net.modules()]
     single_layer_changes.measure(
-        tricky_problem.model, single_layer_changes.rounding(Sites(tricky_problem, "weights", [2])), x, lambda y, *_: y
+        tricky_problem.model,
+        single_layer_changes.rounding(Sites(tricky_problem, "weights", [2])),
+        x,
+        lambda y, *_: y,
     )
     after = [module.__dict__ for module in net.modules()]
     assert [b.keys() for b in before] == [a.keys() for a in after]
-    assert net.blocks[0].__dict__["forward"] is before[list(net.modules()).index(net.blocks[0])]["forward"]
+    assert (
+        net.blocks[0].__dict__["forward"]
+        is before[list(net.modules()).index(net.blocks[0])]["forward"]
+    )
     assert not any("forward" in m.__dict__ for m in net.modules() if m is not net.blocks[0])
 
 
 def test_module_that_shares_the_weight_is_a_user_of_it():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Flatten()
+    )
     net[0].weight = net[3].weight  # found as "0", called before "1"
     made = problem(net.append(nn.Linear(98, 3)), images(4), labels(4))
     runs = single_layer_changes.Runs(
@@ -123,9 +132,13 @@ def test_order_that_changes_is_refused():
 def test_few_images_go_together_where_memory_is_bounded(tricky_problem, monkeypatch):
     changes = single_layer_changes.rounding(Sites(tricky_problem, "weights", [2, 4]))
     x = tricky_problem.batch.x
-    once = single_layer_changes.measure(tricky_problem.model, changes, x, lambda y, *_: y.double().square().sum(1))
+    once = single_layer_changes.measure(
+        tricky_problem.model, changes, x, lambda y, *_: y.double().square().sum(1)
+    )
     monkeypatch.setattr(single_layer_changes, "KEPT", 1)
     runs = single_layer_changes.Runs(tricky_problem.model, changes, x)
     assert runs.size == 1
-    again = single_layer_changes.measure(tricky_problem.model, changes, x, lambda y, *_: y.double().square().sum(1))
+    again = single_layer_changes.measure(
+        tricky_problem.model, changes, x, lambda y, *_: y.double().square().sum(1)
+    )
     assert again == pytest.approx(once, rel=1e-5)

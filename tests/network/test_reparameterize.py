@@ -62,7 +62,10 @@ def test_branches_become_one_layer(capsys):
     assert torch.equal(net(x), wanted)
     assert len(geometry.find(net)[0]) == 5
     said = capsys.readouterr().err
-    assert said == "reparameterized: 2 modules fused as Sequential offers it (0, 1.0); not with off=true\n"
+    assert (
+        said
+        == "reparameterized: 2 modules fused as Sequential offers it (0, 1.0); not with off=true\n"
+    )
 
 
 class Thrice(nn.Module):
@@ -112,8 +115,12 @@ def test_network_that_offers_nothing_is_returned():
 
 def test_fusing_that_changes_the_outputs_is_refused():
     torch.manual_seed(0)
-    with pytest.raises(SqError, match=r"^fusing 0 as Sequential offers it changes the outputs .*: set off=true$"):
-        reparameterize.apply(nn.Sequential(Branches(error=0.1)).eval(), torch.randn(3, 4), "off=true")
+    with pytest.raises(
+        SqError, match=r"^fusing 0 as Sequential offers it changes the outputs .*: set off=true$"
+    ):
+        reparameterize.apply(
+            nn.Sequential(Branches(error=0.1)).eval(), torch.randn(3, 4), "off=true"
+        )
 
 
 def test_fusing_that_fails_is_refused():
@@ -122,7 +129,8 @@ def test_fusing_that_fails_is_refused():
             raise AttributeError("no such branch")
 
     with pytest.raises(
-        SqError, match=r"^Sequential offers to fuse 0, and fails at it \(.*no such branch\): set off=true$"
+        SqError,
+        match=r"^Sequential offers to fuse 0, and fails at it \(.*no such branch\): set off=true$",
     ):
         reparameterize.apply(nn.Sequential(Failing()).eval(), torch.randn(3, 4), "off=true")
 

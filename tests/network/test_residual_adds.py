@@ -97,7 +97,8 @@ def test_names():
     assert residual_adds.sides(12) == ["add.12.left", "add.12.right"]
     assert all(residual_adds.is_side(name) for name in residual_adds.sides(0))
     assert not any(
-        residual_adds.is_side(name) for name in ("add", "add.0", "add.left", "blocks.0.left", "add.x.left", "")
+        residual_adds.is_side(name)
+        for name in ("add", "add.0", "add.left", "blocks.0.left", "add.x.left", "")
     )
 
 

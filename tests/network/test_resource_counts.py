@@ -64,4 +64,7 @@ def test_weights_are_sized_where_the_grid_asks_what_they_are_worth():
     own = problem(tricky(), images(2), labels(2))
     h = {s.name: torch.ones(s.groups, s.outputs, s.inputs) for s in own.model.layers}
     weighed = replace(own, fit=grids.fit("uniform", range="hmse"), importance=h)
-    assert all(resource_counts.sizes(weighed)(s, 3) == resource_counts.sizes(own)(s, 3) for s in own.model.layers)
+    assert all(
+        resource_counts.sizes(weighed)(s, 3) == resource_counts.sizes(own)(s, 3)
+        for s in own.model.layers
+    )

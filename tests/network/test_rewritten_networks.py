@@ -25,7 +25,9 @@ from sq.network import plain_layers
 
 def standardised(weight, eps=1e-6):
     flat = weight.flatten(1)
-    flat = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, unbiased=False, keepdim=True) + eps).sqrt()
+    flat = (flat - flat.mean(1, keepdim=True)) / (
+        flat.var(1, unbiased=False, keepdim=True) + eps
+    ).sqrt()
     return flat.view_as(weight)
 
 
@@ -60,7 +62,10 @@ class ByHand(nn.Module):
         super().__init__()
         self.heads = source.num_heads
         self.qkv = nn.Linear(source.embed_dim, 3 * source.embed_dim)
-        self.qkv.weight.data, self.qkv.bias.data = source.in_proj_weight.data, source.in_proj_bias.data
+        self.qkv.weight.data, self.qkv.bias.data = (
+            source.in_proj_weight.data,
+            source.in_proj_bias.data,
+        )
         self.out = as_linear(source.out_proj)
 
     def forward(self, query, key, value, need_weights=False):
@@ -123,7 +128,9 @@ class Override(nn.Conv2d):
 
 def overriding():
     def built(kind):
-        return nn.Sequential(kind(3, 8, 3, 2), nn.ReLU(), kind(8, 16, 3, 2), nn.Flatten(), nn.Linear(784, 10)).eval()
+        return nn.Sequential(
+            kind(3, 8, 3, 2), nn.ReLU(), kind(8, 16, 3, 2), nn.Flatten(), nn.Linear(784, 10)
+        ).eval()
 
     net = built(Override)
     return net, by_hand(net, Override, as_convolution), 0.99999
@@ -139,9 +146,13 @@ def test_quantized_as_the_network_of_plain_layers_is(family):
     with torch.no_grad():
         wanted = net(x)
         assert_near(twin(x), wanted, of_layers(net, x.dtype))
-        made, right = sq.quantize(net, x, *more, **settings), sq.quantize(twin, x, *more, **settings)
+        made, right = (
+            sq.quantize(net, x, *more, **settings),
+            sq.quantize(twin, x, *more, **settings),
+        )
         assert made.sq_coverage.share >= share
-        # Codes of weights and inputs are alike but for ties, which rounding of the last bit may move.
+        # Codes of weights and inputs are alike but for ties, which rounding of the last bit may
+        # move.
         apart = float((made(x) - right(x)).norm() / (right(x) - wanted).norm())
         error = float((right(x) - wanted).norm() / wanted.norm())
         assert torch.equal(net(x), wanted), "the caller's network stays as it is"

@@ -34,7 +34,11 @@ def test_rounded_weights_are_laid_out_as_the_weight_is(own):
 
 def test_grids_are_fitted_once(own):
     calls = []
-    made = Sites(own.__class__(own.model, own.batch, own.statistics, lambda W, b: calls.append(b)), "weights", [2, 3])
+    made = Sites(
+        own.__class__(own.model, own.batch, own.statistics, lambda W, b: calls.append(b)),
+        "weights",
+        [2, 3],
+    )
     for _ in range(2):
         for layer, bits in made.choices():
             made.grid(layer, bits)
@@ -83,7 +87,9 @@ def test_inputs_without_grids_have_no_price():
 
 
 def test_metrics_of_weights_refuse_inputs():
-    with pytest.raises(SqError, match=r"sensitivity=mask_kl prices weights alone: set sensitivity.input_bits=\[\]"):
+    with pytest.raises(
+        SqError, match=r"sensitivity=mask_kl prices weights alone: set sensitivity.input_bits=\[\]"
+    ):
         rounding_sites.refuse_inputs("mask_kl", [4])
     rounding_sites.refuse_inputs("mask_kl", [])
 
@@ -91,5 +97,8 @@ def test_metrics_of_weights_refuse_inputs():
 def test_metrics_that_price_inputs_are_all_named():
     with pytest.raises(SqError) as caught:
         rounding_sites.refuse_inputs("mask_kl", [4])
-    every = {file.stem for file in (CONF / "sensitivity").glob("*.yaml")} - {"mask_kl", "weight_mse"}
+    every = {file.stem for file in (CONF / "sensitivity").glob("*.yaml")} - {
+        "mask_kl",
+        "weight_mse",
+    }
     assert all(name in str(caught.value) for name in every)

@@ -75,10 +75,12 @@ def test_layers_are_found_with_all_images_in_the_order_of_calls(empty, capsys):
     assert [layer.name for layer in model.layers] == order
     assert model.skipped == ["spare (never called)"]
     assert model.ends == ("stem", "head")
-    share = [36, 36, 36 * 5 / 12, 36 * 5 / 12, 1]  # of those the first image does not call: the mean over images
+    # of those the first image does not call: the mean over images
+    share = [36, 36, 36 * 5 / 12, 36 * 5 / 12, 1]
     assert [layer.positions for layer in model.layers] == share
     assert (
-        "not called by the first image: 3 layers (spare, experts.1.0, experts.2.0), looked" in capsys.readouterr().err
+        "not called by the first image: 3 layers (spare, experts.1.0, experts.2.0), looked"
+        in capsys.readouterr().err
     )
     assert [layer.fed for layer in model.layers] == order
 
@@ -116,7 +118,11 @@ def test_statistics_are_of_the_images_that_a_layer_sees(empty, size):
 @pytest.mark.parametrize("words", [[], ["activation=mse", "activation.bits=8"], ["positions=0.5"]])
 def test_every_expert_is_quantized(empty, correction, words):
     net, x = Routed(empty), images()
-    words = [*words, f"correction={correction}", *(["correction.batch_size=2"] if correction != "none" else [])]
+    words = [
+        *words,
+        f"correction={correction}",
+        *(["correction.batch_size=2"] if correction != "none" else []),
+    ]
     made = sq.quantize(net, x, *words, quantizer="sensiquant", bits=4)
     for own in made.experts:
         assert max(len(row.unique()) for row in own[0].weight.flatten(1)) <= 16
@@ -126,7 +132,9 @@ def test_every_expert_is_quantized(empty, correction, words):
 
 
 @EMPTY
-@pytest.mark.parametrize("sensitivity", ["label_free", "output_error", "weight_mse", "kl", "interaction", "mask_kl"])
+@pytest.mark.parametrize(
+    "sensitivity", ["label_free", "output_error", "weight_mse", "kl", "interaction", "mask_kl"]
+)
 def test_sensitivities_price_every_expert_or_say_why_not(empty, sensitivity):
     words = [f"sensitivity={sensitivity}", "allocation=ilp", "activation=mse"]
     if sensitivity not in ("weight_mse", "mask_kl"):
@@ -149,8 +157,18 @@ def test_learned_quantizers_say_why_not(empty, quantizer):
 
 
 def test_ranges_of_few_images_are_refused_by_the_layer_they_miss():
-    with pytest.raises(SqError, match=r"layer experts\.1\.0 was never called on the 1 .* activation\.observe\.images"):
-        sq.quantize(Routed(False), images(), "activation=mse", "activation.observe.images=1", quantizer="rtn", bits=4)
+    with pytest.raises(
+        SqError,
+        match=r"layer experts\.1\.0 was never called on the 1 .* activation\.observe\.images",
+    ):
+        sq.quantize(
+            Routed(False),
+            images(),
+            "activation=mse",
+            "activation.observe.images=1",
+            quantizer="rtn",
+            bits=4,
+        )
 
 
 @pytest.mark.parametrize("batch_size", [3, 12])
@@ -165,7 +183,9 @@ def test_layers_that_get_other_images_once_quantized_are_left_alone(batch_size):
     moved[1] -= 1  # to the first expert
     other.register_forward_pre_hook(lambda module, args: (args[0],))
     one.register_forward_pre_hook(
-        lambda module, args: (torch.where((args[0] == x[1]).all((1, 2, 3), True), moved[1], args[0]),)
+        lambda module, args: (
+            torch.where((args[0] == x[1]).all((1, 2, 3), True), moved[1], args[0]),
+        )
     )
     found = layer_by_layer.repair(one, other, x, Bias, batch_size=batch_size)
     assert "experts.0.0" in found["left_alone"]
@@ -194,7 +214,9 @@ def test_batchnorms_of_all_experts_are_folded(empty):
         assert (found.folded, found.left) == (names, [])
         torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-5)
         reason = "no image reaches it" if empty else "called 0 times"
-        assert batchnorm_folding.fold(first, x[:1]).left == [f"{name} ({reason})" for name in names[1:]]
+        assert batchnorm_folding.fold(first, x[:1]).left == [
+            f"{name} ({reason})" for name in names[1:]
+        ]
         batchnorm_folding.again(plain, found.pairs)
         assert torch.equal(plain(x), net(x))
     assert all(isinstance(own[1], nn.Identity) for own in (*net.experts, *plain.experts))
@@ -209,7 +231,9 @@ def test_folding_that_changes_what_an_expert_returns_is_refused_by_images_that_r
     net, x = Routed(False), images()
     net.experts[2] = Twice(*net.experts[2])
     before = {name: value.clone() for name, value in with_statistics(net).state_dict().items()}
-    with pytest.raises(SqError, match=r"^folding experts\.2\.1 into experts\.2\.0 changes the outputs "):
+    with pytest.raises(
+        SqError, match=r"^folding experts\.2\.1 into experts\.2\.0 changes the outputs "
+    ):
         batchnorm_folding.fold(net, x[:1], x)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
@@ -247,7 +271,9 @@ EXPERTS = 3
 def test_packed_file_of_a_routed_network_is_folded_as_the_run_was(tmp_path, monkeypatch):
     working = tmp_path / "cwd"
     working.mkdir()
-    (working / "routednet.py").write_text(HEAD + inspect.getsource(Routed) + "\n\n" + inspect.getsource(expert))
+    (working / "routednet.py").write_text(
+        HEAD + inspect.getsource(Routed) + "\n\n" + inspect.getsource(expert)
+    )
     net = with_statistics(Routed(False))
     save_file(net.state_dict(), working / "net.safetensors")
     random = np.random.default_rng(0)
@@ -260,12 +286,19 @@ def test_packed_file_of_a_routed_network_is_folded_as_the_run_was(tmp_path, monk
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     words = ["plugins=[routednet]", "model=checkpoint", "model.constructor=routednet.Routed"]
     words += ["model.arguments.empty=false", f"model.weights={working / 'net.safetensors'}"]
-    words += ["model.data.input_size=[3,6,6]", "dataset=image_folder", f"dataset.root={working / 'photos'}"]
+    words += [
+        "model.data.input_size=[3,6,6]",
+        "dataset=image_folder",
+        f"dataset.root={working / 'photos'}",
+    ]
     words += ["calibration.images=15", "workers=0", "fold=true", "bits=8", "export=packed"]
     done = run(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     (made,) = records(tmp_path)
-    assert made["folded"] == {"folded": [f"experts.{number}.1" for number in range(EXPERTS)], "left": []}
+    assert made["folded"] == {
+        "folded": [f"experts.{number}.1" for number in range(EXPERTS)],
+        "left": [],
+    }
     assert made["export"]["figures"]["top1"] == made["results"]["top1"]
     monkeypatch.chdir(working)
     monkeypatch.syspath_prepend(str(working))

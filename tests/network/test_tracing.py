@@ -26,7 +26,9 @@ class Net(nn.Module):
 def settled(net=None, shape=(2, 9, 7), **more):
     net = net or Net()
     found, skipped = geometry.find(net)
-    return tracing.settle(Model(net, found, shape, "", None, skipped, **more), torch.randn(1, *shape))
+    return tracing.settle(
+        Model(net, found, shape, "", None, skipped, **more), torch.randn(1, *shape)
+    )
 
 
 def test_layers_stand_in_the_order_of_calls():

@@ -88,12 +88,16 @@ def test_every_tensor_is_quantized_or_listed_with_its_reason():
     assert found.share == pytest.approx(found.quantized / found.weights)
     assert found.share + sum(own.share for own in found.left_out) == pytest.approx(1)
     assert sum(found.reasons().values()) == pytest.approx(1 - found.share)
-    assert [own.weights for own in found.left_out] == sorted((w for w, _ in REASONS.values()), reverse=True)
+    assert [own.weights for own in found.left_out] == sorted(
+        (w for w, _ in REASONS.values()), reverse=True
+    )
 
 
 def test_sentence_names_shares_reasons_and_tensors():
     left = [coverage.LeftOut(f"table{i}", 10, 0.01, coverage.LOOKED_UP) for i in range(5)]
-    found = coverage.Coverage(1000, 750, (coverage.LeftOut("gru", 200, 0.2, coverage.RECURRENT), *left))
+    found = coverage.Coverage(
+        1000, 750, (coverage.LeftOut("gru", 200, 0.2, coverage.RECURRENT), *left)
+    )
     assert found.sentence() == (
         "25.00 % of the weights stay in full precision: 20.00 % recurrent layer, not supported yet (gru); "
         "5.00 % looked up, not multiplied (table0, table1, table2 and 2 more)"
@@ -153,8 +157,9 @@ def test_quantize_tells_what_it_left(capsys):
     found = made.sq_coverage
     assert (found.weights, found.quantized) == (32, 24)
     assert [(own.name, own.weights, own.share) for own in found.left_out] == [("table", 8, 0.25)]
-    assert "25.00 % of the weights stay in full precision: 25.00 % multiplied outside of a layer (table)" in (
-        capsys.readouterr().err
+    assert (
+        "25.00 % of the weights stay in full precision: 25.00 % multiplied outside of a layer (table)"
+        in (capsys.readouterr().err)
     )
     assert found.record()["left_out"][0]["reason"] == "multiplied outside of a layer"
 
@@ -187,7 +192,9 @@ def test_what_could_not_be_rewritten_is_said_where_weights_are_left_out_because_
 
 def test_refusals_of_what_is_quantized_anyway_are_not_said(capsys):
     net, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval(), torch.randn(1, 4)
-    model = replace(settled(net, x), refused=(("0", "no reason"), ("1", "one reason"), ("1.other", "no reason")))
+    model = replace(
+        settled(net, x), refused=(("0", "no reason"), ("1", "one reason"), ("1.other", "no reason"))
+    )
     found = coverage.of_model(replace(model, layers=model.layers[:1]), "8bit", x)
     assert found.refused == ("1 (one reason)",)
     assert capsys.readouterr().err.startswith("not rewritten as plain layers: 1 (one reason)\n")

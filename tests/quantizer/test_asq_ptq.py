@@ -38,15 +38,22 @@ def test_weights_stay_as_the_solver_has_them(solver):
     for name, own in done.layers.items():
         assert torch.equal(own.codes, before.layers[name].codes)
         assert torch.equal(own.grid.scale, before.layers[name].grid.scale)
-        assert torch.equal(done.net.get_submodule(name).weight, before.net.get_submodule(name).weight)
-        assert torch.equal(done.net.get_submodule(name).bias, given.model.net.get_submodule(name).bias)
+        assert torch.equal(
+            done.net.get_submodule(name).weight, before.net.get_submodule(name).weight
+        )
+        assert torch.equal(
+            done.net.get_submodule(name).bias, given.model.net.get_submodule(name).bias
+        )
 
 
 def test_without_steps_the_network_is_the_solvers():
     given = problem(residual(), activation_bits=4)
     x = given.batch.x
     with torch.no_grad():
-        assert torch.equal(quantizer("asq_ptq", "learn.iterations=0")(given).net(x), start(given, "sensiquant").net(x))
+        assert torch.equal(
+            quantizer("asq_ptq", "learn.iterations=0")(given).net(x),
+            start(given, "sensiquant").net(x),
+        )
 
 
 def test_steps_that_adapt_fit_images_that_one_step_cannot():
@@ -73,7 +80,11 @@ def test_blocks_and_layers_take_adapters_too():
 
 def adapters(net):
     """Return the adapter of each layer's input, of the hooks that quantize it."""
-    return {name: grid.adapter for name, grid in insertion.attached(net).items() if isinstance(grid, AdaptiveGrid)}
+    return {
+        name: grid.adapter
+        for name, grid in insertion.attached(net).items()
+        if isinstance(grid, AdaptiveGrid)
+    }
 
 
 def test_channels_of_linear_layers_are_on_the_last_axis():
@@ -82,7 +93,9 @@ def test_channels_of_linear_layers_are_on_the_last_axis():
     with torch.no_grad():
         own.last.weight.fill_(0.3)
         assert torch.allclose(own(tokens), own(tokens.mean(1)))
-    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(2), nn.Linear(16, 5), nn.Flatten(), nn.Linear(20, 3)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Flatten(2), nn.Linear(16, 5), nn.Flatten(), nn.Linear(20, 3)
+    ).eval()
     given = problem(net, activation_bits=4)
     fed = Student(given, lambda _: start(given, "rtn"), 0.1, 0).inputs
     assert [own.adapter.axis for own in fed.values()] == [1, -1, -1]
@@ -92,7 +105,9 @@ def test_channels_of_linear_layers_are_on_the_last_axis():
 
 def test_inputs_in_full_precision_are_refused_before_anything_is_solved(monkeypatch):
     monkeypatch.setattr("sq.quantizer.eptq.begin", lambda *_, **__: pytest.fail("solved"))
-    with pytest.raises(SqError, match="adaptive steps are of inputs, which stay in full precision: set activation="):
+    with pytest.raises(
+        SqError, match="adaptive steps are of inputs, which stay in full precision: set activation="
+    ):
         quantizer("asq_ptq")(problem(residual()))
 
 
@@ -107,5 +122,9 @@ def test_adapters_are_counted_in_bytes():
     }
     # Inputs of 2 and 4 channels have a single layer, one of 64 a hidden one of 16.
     wanted = 4 * ((2 + 1) + 4 * (4 + 1) + (64 * 16 + 16) + (16 + 1))
-    assert sizes["with"]["adapter_bytes"] == sizes["with"]["bytes"] - sizes["without"]["bytes"] == wanted
+    assert (
+        sizes["with"]["adapter_bytes"]
+        == sizes["with"]["bytes"] - sizes["without"]["bytes"]
+        == wanted
+    )
     assert "adapter_bytes" not in sizes["without"]

@@ -11,7 +11,12 @@ from sq.config.instantiate import build
 from sq.errors import SqError
 from sq.quantizer import blockwise
 
-JOINT = ["learn.keep=fixed", "learn.share=0.0", "learn.rates.input=0.001", "learn.rates.rounding=0.05"]
+JOINT = [
+    "learn.keep=fixed",
+    "learn.share=0.0",
+    "learn.rates.input=0.001",
+    "learn.rates.rounding=0.05",
+]
 
 
 def codes(done):
@@ -25,7 +30,9 @@ def weights(done):
 def test_brecq_with_blocks_of_one_layer_is_adaround():
     given = problem(residual(), bits=2, activation_bits=4)
     names = [layer.name for layer in given.model.layers]
-    brecq = _without_then(quantizer("brecq", f"named={names}", "learn.keep=none", "learn.share=0.0"))(given)
+    brecq = _without_then(
+        quantizer("brecq", f"named={names}", "learn.keep=none", "learn.share=0.0")
+    )(given)
     adaround = quantizer("adaround")(given)
     assert torch.equal(weights(brecq), weights(adaround))
     assert adaround.report["flipped"] > 0
@@ -40,7 +47,9 @@ def _without_then(made):
 def test_qdrop_without_drop_is_brecq():
     given = problem(residual(), bits=2, activation_bits=4)
     brecq = _without_then(quantizer("brecq", *JOINT))(given)
-    qdrop = quantizer("qdrop", "drop=0.0", "learn.rates.input=0.001", "learn.rates.rounding=0.05")(given)
+    qdrop = quantizer("qdrop", "drop=0.0", "learn.rates.input=0.001", "learn.rates.rounding=0.05")(
+        given
+    )
     assert torch.equal(weights(brecq), weights(qdrop))
     dropped = quantizer("qdrop", "learn.rates.input=0.001", "learn.rates.rounding=0.05")(given)
     assert not torch.equal(weights(dropped), weights(qdrop))
@@ -55,7 +64,8 @@ def test_blocks_are_found_and_learned_whole():
 def test_fisher_weights_change_what_is_learned():
     given = problem(residual(), bits=2)
     plain, weighed = (
-        quantizer("brecq", f"loss={loss}", "learn.rates.rounding=0.1")(given) for loss in ("mse", "fisher")
+        quantizer("brecq", f"loss={loss}", "learn.rates.rounding=0.1")(given)
+        for loss in ("mse", "fisher")
     )
     assert not torch.equal(codes(plain), codes(weighed))
 
@@ -81,14 +91,18 @@ def test_layer_that_is_called_twice_cannot_be_learned_alone():
 
 
 def test_names_of_blocks_are_refused_where_layers_are_learned_alone():
-    with pytest.raises(SqError, match=r"quantizer\.named=\['nothing'\]: .*leave it out, or choose quantizer=brecq"):
+    with pytest.raises(
+        SqError, match=r"quantizer\.named=\['nothing'\]: .*leave it out, or choose quantizer=brecq"
+    ):
         quantizer("adaround", "named=[nothing]")(problem(residual()))
 
 
 @pytest.mark.parametrize(("drop", "kept"), [("0.0", 2), ("0.5", 3)])
 def test_inputs_of_full_precision_are_kept_only_where_some_are_dropped_in(drop, kept, monkeypatch):
     made, call = [], blockwise._Seen.__call__
-    monkeypatch.setattr(blockwise._Seen, "__call__", lambda self, index: made.append(call(self, index)) or made[-1])
+    monkeypatch.setattr(
+        blockwise._Seen, "__call__", lambda self, index: made.append(call(self, index)) or made[-1]
+    )
     quantizer("qdrop", f"drop={drop}")(problem(residual(), activation_bits=4))
     assert {len(tensors) for tensors in made} == {kept}
 

@@ -28,7 +28,9 @@ def problem(fit, change=lambda H: H):
     found, _ = geometry.find(NET)
     hessians = [torch.eye(layer.inputs, dtype=torch.float64).unsqueeze(0) for layer in found]
     hessians[1] = change(hessians[1])
-    statistics = Statistics({layer.name: LayerStatistics(H, 1) for layer, H in zip(found, hessians, strict=True)}, 1)
+    statistics = Statistics(
+        {layer.name: LayerStatistics(H, 1) for layer, H in zip(found, hessians, strict=True)}, 1
+    )
     batch = Calibration(torch.zeros(0), torch.zeros(0), [])
     return Problem(Model(NET, found, (6,), "", None), batch, statistics, fit, {"0": 3, "1": 3})
 
@@ -49,9 +51,15 @@ def entry(value):
             entry(0.5),
             r"layer 1: its Hessian is not symmetric \(entries differ by 0.5, the largest is 1\): .*\(H \+ H\^T\) / 2",
         ),
-        (entry(torch.nan), "layer 1: 1 of the 16 entries of its Hessian are NaN or infinite: check weights and"),
+        (
+            entry(torch.nan),
+            "layer 1: 1 of the 16 entries of its Hessian are NaN or infinite: check weights and",
+        ),
         (entry(torch.inf), "layer 1: 1 of the 16 entries"),
-        (lambda H: H[:, :3, :3], r"layer 1: its Hessian is \(1, 3, 3\), its weight needs \(1, 4, 4\): collect"),
+        (
+            lambda H: H[:, :3, :3],
+            r"layer 1: its Hessian is \(1, 3, 3\), its weight needs \(1, 4, 4\): collect",
+        ),
     ],
 )
 def test_a_bad_hessian_is_named_before_anything_is_solved(fit, change, message):
@@ -69,7 +77,8 @@ def test_rounding_errors_are_no_asymmetry(fit):
 
 @pytest.mark.parametrize("kind", ["uniform", "post"])
 @pytest.mark.parametrize(
-    ("scale", "message"), [(0.0, "scale 0 or below"), (-1.0, "scale 0 or below"), (torch.nan, "NaN or infinity")]
+    ("scale", "message"),
+    [(0.0, "scale 0 or below"), (-1.0, "scale 0 or below"), (torch.nan, "NaN or infinity")],
 )
 def test_a_bad_grid_is_named_before_anything_is_solved(kind, scale, message):
     fit = grids.fit(kind)

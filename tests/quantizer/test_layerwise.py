@@ -36,7 +36,12 @@ def problem(fit, net, hessians=None, bits=3):
 def conv_net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 3)
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     )
 
 
@@ -62,7 +67,11 @@ def test_network_holds_what_the_codes_decode_to(fit, conv_net, solve):
         assert torch.equal(layer.codes, solve(own, H, fit(own, 3)))
         error = layer_statistics.relative_error(own, W, given.statistics.layers[name].hessian)
         assert layer.report["relative_error"] == pytest.approx(error)
-        assert (layer.report["damp_used"], layer.report["damp_retries"], layer.report["dead_inputs"]) == (0.01, 0, 0)
+        assert (
+            layer.report["damp_used"],
+            layer.report["damp_retries"],
+            layer.report["dead_inputs"],
+        ) == (0.01, 0, 0)
     untouched = [name for name in before if name not in ("0.weight", "3.weight", "5.weight")]
     assert all(torch.equal(before[name], after[name]) for name in untouched)
 
@@ -71,7 +80,11 @@ def test_each_layer_has_its_own_bits(fit, conv_net):
     given = problem(fit, conv_net)
     given.bits.update({"0": 2, "3": 5, "5": 8})
     done = layerwise.quantize(given, solve=natural, damp=0.01)
-    assert {name: layer.grid.levels for name, layer in done.layers.items()} == {"0": 4, "3": 32, "5": 256}
+    assert {name: layer.grid.levels for name, layer in done.layers.items()} == {
+        "0": 4,
+        "3": 32,
+        "5": 256,
+    }
 
 
 def test_digest_tells_codes_apart(fit, conv_net):
@@ -184,8 +197,12 @@ def test_results_repeat_on_the_embedded_network(fit, digits_train, resnet):
         assert layer.report["relative_error"] <= nearest.layers[name].report["relative_error"], name
 
 
-@pytest.mark.parametrize("solve", [natural, partial(obq.solve, outliers=True, memory_gib=1.0, block=8)])
-def test_codes_do_not_depend_on_how_many_layers_are_solved_at_a_time(fit, digits_train, resnet, solve):
+@pytest.mark.parametrize(
+    "solve", [natural, partial(obq.solve, outliers=True, memory_gib=1.0, block=8)]
+)
+def test_codes_do_not_depend_on_how_many_layers_are_solved_at_a_time(
+    fit, digits_train, resnet, solve
+):
     batch = Calibration(digits_train.x[:32], digits_train.y[:32], digits_train.ids[:32])
     measured = layer_statistics.collect(resnet, batch, batch_size=32, positions=1.0, seed=0)
     narrow = [layer for layer in resnet.layers if layer.inputs < 100]
@@ -198,7 +215,8 @@ def test_codes_do_not_depend_on_how_many_layers_are_solved_at_a_time(fit, digits
             done = layerwise.quantize(given, solve=solve, damp=0.01)
             assert list(done.layers) == [layer.name for layer in narrow]
             found[workers] = {
-                name: (own.report["codes"], own.report["relative_error"]) for name, own in done.layers.items()
+                name: (own.report["codes"], own.report["relative_error"])
+                for name, own in done.layers.items()
             }
             assert all(own.report["solve_cpu_seconds"] > 0 for own in done.layers.values())
     finally:

@@ -53,7 +53,9 @@ def test_levels_without_steps_stay_and_with_steps_are_learned(kind):
         assert ((layer.codes - before.codes).abs() <= 1).all()  # to a neighbouring level
         assert ((layer.codes >= 0) & (layer.codes < layer.grid.levels)).all()
         assert torch.equal(layer.grid.table, before.grid.table)
-        assert torch.equal(geometry.weight(done.net.get_submodule(name)), layer.grid.decode(layer.codes))
+        assert torch.equal(
+            geometry.weight(done.net.get_submodule(name)), layer.grid.decode(layer.codes)
+        )
         assert layer.report["scale_moved"] > 0
 
 
@@ -62,10 +64,14 @@ def test_network_holds_what_the_codes_decode_to(name):
     net = residual()
     before = copy.deepcopy(net.state_dict())
     given = problem(net, activation_bits=4)
-    done = quantizer(name, "learn.rates={rounding: 0.1, bias: 0.01, scale: 0.01, input: 0.01}")(given)
+    done = quantizer(name, "learn.rates={rounding: 0.1, bias: 0.01, scale: 0.01, input: 0.01}")(
+        given
+    )
     assert all(torch.equal(before[own], t) for own, t in net.state_dict().items())
     for own, layer in done.layers.items():
-        assert torch.equal(geometry.weight(done.net.get_submodule(own)), layer.grid.decode(layer.codes))
+        assert torch.equal(
+            geometry.weight(done.net.get_submodule(own)), layer.grid.decode(layer.codes)
+        )
         assert ((layer.codes >= 0) & (layer.codes < layer.grid.levels)).all()
         assert layer.report["scale_moved"] > 0
         assert layer.report["bias_moved"] > 0
@@ -75,7 +81,13 @@ def test_network_holds_what_the_codes_decode_to(name):
 
 
 def test_network_comes_nearer_to_full_precision():
-    words = ["init=rtn", "learn.iterations=30", "learn.batch=32", "learn.forward=hard", "learn.rates.rounding=0.02"]
+    words = [
+        "init=rtn",
+        "learn.iterations=30",
+        "learn.batch=32",
+        "learn.forward=hard",
+        "learn.rates.rounding=0.02",
+    ]
     rows = quantizer("eptq", *words)(problem(residual(), bits=2)).report["curves"]
     assert rows[-1]["error"] < 0.85 * rows[0]["error"]
 
@@ -105,7 +117,8 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
 
     def stopping(self, number, *rest):
         steps.append((self.part.name, number))
-        if len(steps) == 9 * (1 if name in AT_ONCE else 2):  # in the second part of those that have parts
+        # in the second part of those that have parts
+        if len(steps) == 9 * (1 if name in AT_ONCE else 2):
             raise _Stop
         return step(self, number, *rest)
 
@@ -119,14 +132,20 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     monkeypatch.setattr(
         optimizer_step.Descent,
         "step",
-        lambda self, number, *rest: (steps.append((self.part.name, number)), step(self, number, *rest))[1],
+        lambda self, number, *rest: (
+            steps.append((self.part.name, number)),
+            step(self, number, *rest),
+        )[1],
     )
     done = quantizer(name)(given)
     assert steps[0] == (resumed[0], 5)  # after the last state that was written
     same(done, never)
     assert done.report["curves"] == never.report["curves"]
     before = 5 if name in AT_ONCE else 17  # a stage of 12 steps, and 5 of the next
-    assert (done.report["steps_before_interruption"], never.report["steps_before_interruption"]) == (before, 0)
+    assert (
+        done.report["steps_before_interruption"],
+        never.report["steps_before_interruption"],
+    ) == (before, 0)
     assert list((tmp_path / "unfinished").iterdir()) == []
 
 
@@ -136,7 +155,9 @@ def test_state_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
     monkeypatch.setattr(
         optimizer_step.Descent,
         "step",
-        lambda self, number, *rest: (_ for _ in ()).throw(_Stop()) if number == 8 else step(self, number, *rest),
+        lambda self, number, *rest: (
+            (_ for _ in ()).throw(_Stop()) if number == 8 else step(self, number, *rest)
+        ),
     )
     with pytest.raises(_Stop):
         quantizer("eptq")(given)
@@ -175,7 +196,9 @@ class Two(nn.Module):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_network_that_returns_no_tensor_is_told_what_is_supported(name):
-    with pytest.raises(SqError, match="Two returns tuple: learned quantizers take networks that return one tensor"):
+    with pytest.raises(
+        SqError, match="Two returns tuple: learned quantizers take networks that return one tensor"
+    ):
         quantizer(name)(problem(Two().eval()))
 
 
@@ -194,7 +217,9 @@ class Tokens(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second = nn.Conv2d(2, 4, 1), nn.Linear(2, 4)
-        self.second.load_state_dict({n: t.flatten(1) if t.ndim > 1 else t for n, t in self.first.state_dict().items()})
+        self.second.load_state_dict(
+            {n: t.flatten(1) if t.ndim > 1 else t for n, t in self.first.state_dict().items()}
+        )
 
     def forward(self, x):
         return self.first(x).movedim(1, -1) + self.second(x.movedim(1, -1))
@@ -208,7 +233,9 @@ def test_errors_of_linear_layers_over_positions_count_as_those_of_convolutions()
     def error(name):
         student = Student(given, START, 1e-3)
         weights = ones | {other: torch.full((32,), 1e-20) for other in names if other != name}
-        kept = Kept(lambda index: eptq.returned(given.model.net, names, given.batch.x[index]), 32, 32, 1.0)
+        kept = Kept(
+            lambda index: eptq.returned(given.model.net, names, given.batch.x[index]), 32, 32, 1.0
+        )
         with torch.no_grad(), student.lent(names, "fixed", None):
             return float(eptq._Error(student, names, weights, kept)(torch.arange(32), None)[0])
 
@@ -240,7 +267,8 @@ def test_refusals_come_before_anything_is_solved():
     for name in METHODS:
         with pytest.raises(SqError, match="operands of additions"):
             _started_never(name)(given)
-    late = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(*[nn.Conv2d(2, 2, 1)] * 2)).eval()  # the last: called twice
+    # the last: called twice
+    late = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(*[nn.Conv2d(2, 2, 1)] * 2)).eval()
     with pytest.raises(SqError, match=r"1\.0 is called 2 times a pass"):
         _started_never("adaround")(problem(late))
 
@@ -256,8 +284,12 @@ class Windows(nn.Module):
     def forward(self, x):
         y = self.first(x)  # (B, 4, 6, 6)
         if self.mixed:
-            return self.second(y.permute(2, 3, 0, 1).flatten(0, 1)).mean(0)  # (36, B, 4): positions are first
-        parts = y.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 4, 5, 1).flatten(0, 2).flatten(1, 2)  # (4 B, 9, 4)
+            # (36, B, 4): positions are first
+            return self.second(y.permute(2, 3, 0, 1).flatten(0, 1)).mean(0)
+        # (4 B, 9, 4)
+        parts = (
+            y.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 4, 5, 1).flatten(0, 2).flatten(1, 2)
+        )
         return self.second(parts).unflatten(0, (len(x), -1)).mean((1, 2))
 
 
@@ -265,20 +297,31 @@ class Windows(nn.Module):
 @pytest.mark.parametrize("name", METHODS)
 def test_layers_that_run_on_parts_of_images(name, limit):
     given = problem(Windows(False).eval(), bits=2, activation_bits=4)
-    words = [f"memory_gib={limit}", "learn.rates.rounding=0.1"] + ["loss=fisher"] * (name == "brecq")
+    words = [f"memory_gib={limit}", "learn.rates.rounding=0.1"] + ["loss=fisher"] * (
+        name == "brecq"
+    )
     done = quantizer(name, *words)(given)
     assert done.report["flipped"] > 0
-    assert done.report["streamed"] in (limit != "1.0", [] if limit == "1.0" else ["first", "second"])
+    assert done.report["streamed"] in (
+        limit != "1.0",
+        [] if limit == "1.0" else ["first", "second"],
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_layers_that_mix_images_are_refused(name):
-    with pytest.raises(SqError, match=r"layer second returns \(36, 1, 4\) for one image and \(36, 2, 4\) for two"):
+    with pytest.raises(
+        SqError, match=r"layer second returns \(36, 1, 4\) for one image and \(36, 2, 4\) for two"
+    ):
         _started_never(name)(problem(Windows(True).eval()))
 
 
 def test_loss_of_eptq_is_the_formula():
-    given = problem(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 2)).eval())
+    given = problem(
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 2)
+        ).eval()
+    )
     scores = {"0": torch.rand(32) + 0.1, "3": torch.rand(32) + 0.5}
     student = Student(given, START, 1e-3)
     names, x, index = ["0", "3"], given.batch.x, torch.tensor([4, 1, 30])
@@ -289,15 +332,22 @@ def test_loss_of_eptq_is_the_formula():
     first, second = given.model.net[0], given.model.net[3]
     with torch.no_grad():
         a, z = (nn.functional.conv2d(x[index], own, first.bias) for own in (first.weight, W))
-        b, y = (nn.functional.linear(t.relu().flatten(1), own, second.bias) for t, own in ((a, second.weight), (z, V)))
+        b, y = (
+            nn.functional.linear(t.relu().flatten(1), own, second.bias)
+            for t, own in ((a, second.weight), (z, V))
+        )
     w, v = scores["0"][index], scores["3"][index]
     most = max(w.mean(), v.mean())
-    wanted = (w * (z - a).square().sum(1).mean((1, 2))).mean() + (v * (y - b).square().sum(1)).mean()
+    wanted = (w * (z - a).square().sum(1).mean((1, 2))).mean() + (
+        v * (y - b).square().sum(1)
+    ).mean()
     assert float(made) == pytest.approx(float(wanted / most), rel=1e-5)
     assert weights == pytest.approx({"0": float(w.mean() / most), "3": float(v.mean() / most)})
 
 
-@pytest.mark.parametrize(("net", "said"), [(residual(), False), (nn.Sequential(nn.Conv2d(2, 3, 3, bias=False)), True)])
+@pytest.mark.parametrize(
+    ("net", "said"), [(residual(), False), (nn.Sequential(nn.Conv2d(2, 3, 3, bias=False)), True)]
+)
 def test_few_biases_to_learn_are_told_of(net, said, capsys):
     quantizer("eptq")(problem(net.eval()))
     assert ("0 of 1 layers have a bias to learn: fold=true" in capsys.readouterr().err) is said

@@ -27,13 +27,17 @@ def test_eptq_brings_outputs_closer_to_full_precision(name, folded, needs_data):
         wanted = given.model.net(x)
         apart = []
         for steps in (0, 12):
-            made = quantizer("eptq", f"learn.iterations={steps}", "learn.batch=8", "attention=none")(given)
+            made = quantizer(
+                "eptq", f"learn.iterations={steps}", "learn.batch=8", "attention=none"
+            )(given)
             assert made.report["steps"] == steps
             apart.append(float((made.net(x) - wanted).square().mean() / wanted.square().mean()))
     assert apart[1] < 0.9 * apart[0]
 
 
 def test_blocks_of_a_detector_are_learned_one_by_one(needs_data):
-    made = quantizer("brecq", "learn.iterations=1", "then.iterations=1")(settled("yolov5n", folded=False))
+    made = quantizer("brecq", "learn.iterations=1", "then.iterations=1")(
+        settled("yolov5n", folded=False)
+    )
     assert made.report["steps"] == 2 * len(made.report["units"])
     assert {"model.24.m.0", "model.24.m.1", "model.24.m.2"} <= set(made.report["units"])

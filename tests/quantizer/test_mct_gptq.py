@@ -42,9 +42,13 @@ def test_without_the_package(problem, monkeypatch):
         mct_gptq.quantize(problem, **KNOBS)
 
 
-@pytest.mark.parametrize("knobs", [{"iterations": 3}, {"iterations": 1}, {"iterations": 2, "batch": 7}])
+@pytest.mark.parametrize(
+    "knobs", [{"iterations": 3}, {"iterations": 1}, {"iterations": 2, "batch": 7}]
+)
 def test_parts_of_passes_are_refused(problem, anything, knobs):
-    with pytest.raises(SqError, match="whole passes over the 16 calibration images, in batches of one size"):
+    with pytest.raises(
+        SqError, match="whole passes over the 16 calibration images, in batches of one size"
+    ):
         mct_gptq.quantize(problem, **KNOBS | knobs)
 
 
@@ -60,7 +64,8 @@ def test_batchnorm_has_to_be_folded(problem, anything, resnet):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("model_compression_toolkit") is None, reason="the extra `bench` is not here"
+    importlib.util.find_spec("model_compression_toolkit") is None,
+    reason="the extra `bench` is not here",
 )
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("iterations", [0, 2])

@@ -48,7 +48,12 @@ class Prepared:
 def network():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 2)
+        nn.Conv2d(2, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3),
+        nn.Flatten(),
+        nn.Linear(16, 2),
     ).eval()
 
 
@@ -57,13 +62,17 @@ def given(bits=2, activation_bits=3, labels=True, net=None):
     made = problem(net or network(), bits=bits, activation_bits=activation_bits)
     x = torch.randn(64, 2, 6, 6, generator=torch.Generator().manual_seed(5))
     y = (x.mean((1, 2, 3)) > 0).long() if labels else torch.full((64,), -1)
-    split = Images([f"train/{i}" for i in range(64)], y, lambda place: Image.new("L", (1, 1), place))
+    split = Images(
+        [f"train/{i}" for i in range(64)], y, lambda place: Image.new("L", (1, 1), place)
+    )
     return replace(made, train=split, model=replace(made.model, prepare=Prepared(x)))
 
 
 def quantize(what, adaptive=False, images=None, seed=0, **recipe):
     own = partial(train, **RECIPE | recipe)
-    return qat.quantize(what, adaptive=adaptive, images=images, checkpoint_every=3, seed=seed, train=own)
+    return qat.quantize(
+        what, adaptive=adaptive, images=images, checkpoint_every=3, seed=seed, train=own
+    )
 
 
 def nearest(what):
@@ -74,7 +83,10 @@ def nearest(what):
     net = network()
     for layer in what.model.layers:
         W = geometry.weight(layer.module)
-        geometry.set_weight(net.get_submodule(layer.name), what.grid(layer.name, W, what.bits[layer.name]).nearest(W))
+        geometry.set_weight(
+            net.get_submodule(layer.name),
+            what.grid(layer.name, W, what.bits[layer.name]).nearest(W),
+        )
     insertion.attach(net, what.activations)
     return net
 
@@ -107,10 +119,14 @@ def test_what_comes_out_is_what_was_trained(adaptive):
         wanted = own.net(what.batch.x)
     made = own.finish(seconds=3.0, cpu_seconds=6.0)
     assert torch.equal(made.net(what.batch.x), wanted)
-    assert sum(layer.report["solve_seconds"] for layer in made.layers.values()) == pytest.approx(3.0)
+    assert sum(layer.report["solve_seconds"] for layer in made.layers.values()) == pytest.approx(
+        3.0
+    )
     for name, layer in made.layers.items():
         module = made.net.get_submodule(name)
-        assert torch.equal(layer.grid.decode(layer.codes).reshape(module.weight.shape), module.weight)
+        assert torch.equal(
+            layer.grid.decode(layer.codes).reshape(module.weight.shape), module.weight
+        )
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -118,7 +134,9 @@ def test_training_learns_what_rounding_lost(adaptive):
     what = given()
     made = quantize(what, adaptive, epochs=30, seed=1)
     x, y = what.model.prepare.x, what.train.y
-    before, after = (float((net(x).argmax(1) == y).double().mean()) for net in (nearest(what), made.net))
+    before, after = (
+        float((net(x).argmax(1) == y).double().mean()) for net in (nearest(what), made.net)
+    )
     assert before < 0.7
     assert after > 0.9
     curves = made.report["curves"]
@@ -140,12 +158,16 @@ def test_full_precision_and_its_gradients_are_left_alone():
     what = given()
     before = {name: value.clone() for name, value in what.model.net.state_dict().items()}
     quantize(what, epochs=1, distill=0.5)
-    assert all(torch.equal(value, before[name]) for name, value in what.model.net.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in what.model.net.state_dict().items()
+    )
     assert all(p.grad is None for p in what.model.net.parameters())
 
 
 def test_the_same_seed_trains_the_same_network():
-    one, same, other = (quantize(given(), True, epochs=1, move=1, mirror=True, seed=seed) for seed in (3, 3, 4))
+    one, same, other = (
+        quantize(given(), True, epochs=1, move=1, mirror=True, seed=seed) for seed in (3, 3, 4)
+    )
     assert all(torch.equal(v, same.net.state_dict()[n]) for n, v in one.net.state_dict().items())
     assert one.digest() != other.digest()
 
@@ -216,7 +238,11 @@ def test_steps_are_slowed_and_do_not_decay():
         (lambda: replace(given(), train=None), {}, "no training images"),
         (lambda: given(labels=False), {}, "training takes images with labels"),
         (given, {"batch": 65}, "64 training images are fewer than a batch of 65"),
-        (given, {"rate": 1e30}, "the loss is (nan|inf) at step .* of epoch .*: lower quantizer.train.rate"),
+        (
+            given,
+            {"rate": 1e30},
+            "the loss is (nan|inf) at step .* of epoch .*: lower quantizer.train.rate",
+        ),
         (lambda: given(activation_bits=None), {"adaptive": True}, "adaptive steps are of inputs"),
     ],
 )
@@ -253,7 +279,9 @@ def test_what_diverged_is_not_kept(kind, tmp_path):
 
 def dropping():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 2)).eval()
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 2)
+    ).eval()
 
 
 def test_what_the_network_draws_follows_from_the_step(tmp_path, monkeypatch):
@@ -261,7 +289,9 @@ def test_what_the_network_draws_follows_from_the_step(tmp_path, monkeypatch):
     torch.manual_seed(99)
     assert quantize(given(net=dropping()), epochs=2).digest() == one.digest()
     before = torch.random.get_rng_state()
-    again = interrupted(replace(given(net=dropping()), scratch=str(tmp_path)), 8, monkeypatch, epochs=2)
+    again = interrupted(
+        replace(given(net=dropping()), scratch=str(tmp_path)), 8, monkeypatch, epochs=2
+    )
     assert torch.equal(torch.random.get_rng_state(), before)
     assert again.report["steps_before_interruption"] > 0
     assert again.digest() == one.digest()
@@ -281,7 +311,10 @@ def test_other_training_data_do_not_take_up_what_was_left(tmp_path, monkeypatch)
     what = replace(given(), scratch=str(tmp_path))
     same = interrupted(what, 8, monkeypatch)
     assert same.report["steps_before_interruption"] == 6
-    others = (replace(what.train, y=1 - what.train.y), replace(what.train, ids=[f"x{i}" for i in range(64)]))
+    others = (
+        replace(what.train, y=1 - what.train.y),
+        replace(what.train, ids=[f"x{i}" for i in range(64)]),
+    )
     for split in others:
         made = interrupted(what, 8, monkeypatch, replace(what, train=split))
         assert made.report["steps_before_interruption"] == 0
@@ -321,9 +354,15 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda own: replace(own, train=replace(own.train, y=own.train.y + 4)), "have a class 5, the network has 2"),
+        (
+            lambda own: replace(own, train=replace(own.train, y=own.train.y + 4)),
+            "have a class 5, the network has 2",
+        ),
         (lambda own: replace(own, model=replace(own.model, net=Pair())), "Pair returns no logits"),
-        (lambda own: replace(own, model=replace(own.model, net=network()[:3])), "Sequential returns no logits"),
+        (
+            lambda own: replace(own, model=replace(own.model, net=network()[:3])),
+            "Sequential returns no logits",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is(change, message, monkeypatch):

@@ -15,7 +15,11 @@ from sq.types.problem import Problem
 def outputs_of(net, name, x):
     """Return what a layer gives for every call, without its bias."""
     module, seen = net.get_submodule(name), []
-    bias = 0 if module.bias is None else module.bias.view(-1, *[1] * (2 if isinstance(module, nn.Conv2d) else 0))
+    bias = (
+        0
+        if module.bias is None
+        else module.bias.view(-1, *[1] * (2 if isinstance(module, nn.Conv2d) else 0))
+    )
     hook = module.register_forward_hook(lambda module, args, y: seen.append((y - bias).double()))
     with torch.no_grad():
         net(x)
@@ -54,4 +58,6 @@ def test_quantized_inputs_lower_the_error_of_the_network(digits, resnet):
         errors = {name: float((q.net(test) - wanted).square().sum()) for name, q in made.items()}
     assert errors["quantized"] < 0.7 * errors["reference"]
     first = made["quantized"].layers["stem.0"], made["reference"].layers["stem.0"]
-    assert torch.equal(first[0].codes, first[1].codes), "what the first layer is fed, nothing has changed"
+    assert torch.equal(first[0].codes, first[1].codes), (
+        "what the first layer is fed, nothing has changed"
+    )

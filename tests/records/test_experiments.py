@@ -15,7 +15,9 @@ HEADER = """\
 def folder(tmp_path, **names):
     """Make a folder of experiments: file stem, and the name that stands in it."""
     for stem, name in names.items():
-        (tmp_path / f"{stem}.yaml").write_text(f"{HEADER}name: {name}\n# Not  a part of the header\n")
+        (tmp_path / f"{stem}.yaml").write_text(
+            f"{HEADER}name: {name}\n# Not  a part of the header\n"
+        )
     return tmp_path
 
 
@@ -70,11 +72,17 @@ def test_parts_go_beside_the_first_and_other_questions_nowhere(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"warmer": "warm", "warm": "warm"}, r"warmer\.yaml: name: warm, as in warm\.yaml: two questions"),
+        (
+            {"warmer": "warm", "warm": "warm"},
+            r"warmer\.yaml: name: warm, as in warm\.yaml: two questions",
+        ),
         ({"warm_a": "warm", "warm_b": "warm"}, r"warm_a\.yaml: name: warm, as in warm_b\.yaml"),
         ({"warm": "cold"}, r"warm\.yaml: name: cold; set name: warm"),
         ({"bench_a": "a"}, r"bench_a\.yaml: name: a; set name: bench_a"),
-        ({"bench_a": "bench_a", "bench_a_b": "bench_a"}, r"bench_a_b\.yaml: name: bench_a, as in bench_a\.yaml"),
+        (
+            {"bench_a": "bench_a", "bench_a_b": "bench_a"},
+            r"bench_a_b\.yaml: name: bench_a, as in bench_a\.yaml",
+        ),
         ({}, r"no experiments in "),
     ],
 )
@@ -84,7 +92,8 @@ def test_names_that_make_no_sense(names, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("name: [", "cannot be read as YAML"), ("bits: 3\n", "has no name"), ("", "has no name")]
+    ("text", "message"),
+    [("name: [", "cannot be read as YAML"), ("bits: 3\n", "has no name"), ("", "has no name")],
 )
 def test_files_that_are_none(text, message, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
@@ -108,7 +117,9 @@ QUESTION = "defaults: [config, _self_]\nname: {name}\nhydra: {{mode: {mode}}}\n"
         ("mine", {"mine": "runs"}, [], True),
     ],
 )
-def test_command_keeps_the_records_of_a_question_in_its_own_folder(mode, stem, names, words, fine, tmp_path):
+def test_command_keeps_the_records_of_a_question_in_its_own_folder(
+    mode, stem, names, words, fine, tmp_path
+):
     places = tmp_path / "e"
     places.mkdir()
     for own, name in names.items():

@@ -9,12 +9,18 @@ from sq.records import migrations, record
 
 def test_key_is_what_it_was_before_a_setting_within_a_part():
     config, choices = compose("quantizer=brecq")
-    assert config["quantizer"]["learn"]["precision"] == config["quantizer"]["then"]["precision"] == "float32"
+    assert (
+        config["quantizer"]["learn"]["precision"]
+        == config["quantizer"]["then"]["precision"]
+        == "float32"
+    )
     old = copy.deepcopy(config)
     del old["quantizer"]["learn"]["precision"], old["quantizer"]["then"]["precision"]
     assert record.key(old) == record.key(config)
     for stage in ("learn", "then"):
-        assert record.key(compose("quantizer=brecq", f"quantizer.{stage}.precision=bfloat16")[0]) != record.key(config)
+        assert record.key(
+            compose("quantizer=brecq", f"quantizer.{stage}.precision=bfloat16")[0]
+        ) != record.key(config)
     made = {"config": copy.deepcopy(old), "choices": choices}
     migrations.complete(made)
     assert made["config"] == config
@@ -56,7 +62,9 @@ def test_setting_that_some_networks_have():
     old = copy.deepcopy(config)
     del old["model"]["reparameterize"]
     assert record.key(old) == record.key(config)
-    assert record.key(compose("model=resnet18", "model.reparameterize=false")[0]) != record.key(config)
+    assert record.key(compose("model=resnet18", "model.reparameterize=false")[0]) != record.key(
+        config
+    )
     made = {"config": old, "choices": choices}
     migrations.complete(made)
     assert made["config"] == config

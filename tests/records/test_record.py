@@ -20,7 +20,18 @@ from sq.runs import job
 from sq.runs.sweep.expand import Job
 from sq.tracker import none
 
-BOOKKEEPING = {"name", "results", "outputs", "rerun", "sweep", "tracker", "cache", "cache_gib", "workers", "plugins"}
+BOOKKEEPING = {
+    "name",
+    "results",
+    "outputs",
+    "rerun",
+    "sweep",
+    "tracker",
+    "cache",
+    "cache_gib",
+    "workers",
+    "plugins",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,14 +63,29 @@ def test_key_changes_with_every_setting_but_bookkeeping(config):
 
 
 @pytest.mark.parametrize(
-    "words", [["seed=1"], ["bits=3"], ["grid.norm=2"], ["calibration.seed=1"], ["quantizer=rtn"], ["correction=none"]]
+    "words",
+    [
+        ["seed=1"],
+        ["bits=3"],
+        ["grid.norm=2"],
+        ["calibration.seed=1"],
+        ["quantizer=rtn"],
+        ["correction=none"],
+    ],
 )
 def test_key_changes_with_what_a_user_changes(words, config):
     assert record.key(compose(*words)[0]) != record.key(config)
 
 
 @pytest.mark.parametrize(
-    "words", [["name=other"], ["results=a", "outputs=b"], ["rerun=true"], ["tracker=none"], ["tracker.mode=online"]]
+    "words",
+    [
+        ["name=other"],
+        ["results=a", "outputs=b"],
+        ["rerun=true"],
+        ["tracker=none"],
+        ["tracker.mode=online"],
+    ],
 )
 def test_key_ignores_where_and_how_a_run_is_kept(words, config):
     assert record.key(compose(*words)[0]) == record.key(config)
@@ -86,7 +112,14 @@ def test_key_is_short_hex_and_names_the_file(config):
 
 
 def test_write_then_read(tmp_path):
-    made = {"record": record.VERSION, "key": "ab", "status": "done", "text": "ä", "none": None, "numbers": [1, 2.5]}
+    made = {
+        "record": record.VERSION,
+        "key": "ab",
+        "status": "done",
+        "text": "ä",
+        "none": None,
+        "numbers": [1, 2.5],
+    }
     file = tmp_path / "deep" / "down" / "ab.json"
     record.write(file, made)
     assert record.read(file) == made
@@ -136,7 +169,9 @@ def test_record_that_is_no_text_is_named(tmp_path):
 def test_record_of_another_version_is_named(tmp_path):
     file = tmp_path / "ab.json"
     file.write_text(json.dumps({"record": record.VERSION + 1}))
-    with pytest.raises(SqError, match=rf"ab\.json.*version {record.VERSION + 1}.*reads {record.VERSION}"):
+    with pytest.raises(
+        SqError, match=rf"ab\.json.*version {record.VERSION + 1}.*reads {record.VERSION}"
+    ):
         record.read(file)
 
 
@@ -170,7 +205,9 @@ def full_disk(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("step", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.open", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize(
+    "step", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.open", "pathlib.Path.mkdir"]
+)
 def test_full_disk_leaves_the_earlier_record(step, tmp_path, monkeypatch):
     file = tmp_path / "ab.json"
     record.write(file, {"record": 1, "status": "done"})
@@ -252,7 +289,9 @@ def test_record_is_kept_before_the_tracker_is_left(works, made, monkeypatch):
     seen = []
 
     def close(_, kept):
-        seen.append((kept, record.read(record.path(config)), run_claims.holder(record.path(config))))
+        seen.append(
+            (kept, record.read(record.path(config)), run_claims.holder(record.path(config)))
+        )
         raise KeyboardInterrupt  # the process dies while it waits
 
     monkeypatch.setattr(none.Tracker, "close", close)
@@ -337,8 +376,25 @@ def test_record_says_what_was_run(real):
 
 def test_record_holds_full_precision_and_quantized_figures(real):
     figures = real[2]["results"]
-    assert {"top1", "top1_full", "drop", "logit_snr_db", "kl", "same_top1", "relative_error"} <= set(figures)
-    assert {"bits", "bytes", "bytes_full", "bops", "bops_full", "solve_seconds", "fit_seconds", "codes"} <= set(figures)
+    assert {
+        "top1",
+        "top1_full",
+        "drop",
+        "logit_snr_db",
+        "kl",
+        "same_top1",
+        "relative_error",
+    } <= set(figures)
+    assert {
+        "bits",
+        "bytes",
+        "bytes_full",
+        "bops",
+        "bops_full",
+        "solve_seconds",
+        "fit_seconds",
+        "codes",
+    } <= set(figures)
     assert figures["drop"] == pytest.approx(figures["top1_full"] - figures["top1"])
     assert figures["bits"] == 4
     assert figures["bops"] == figures["bops_full"] / 8  # 4 bits of 32
@@ -350,7 +406,18 @@ def test_record_describes_every_layer(real):
     layers = real[2]["layers"]
     assert len(layers) == 22
     assert len({layer["name"] for layer in layers}) == 22
-    wanted = {"bits", "weights", "bytes", "macs", "bops", "groups", "outputs", "inputs", "kind", "codes"}
+    wanted = {
+        "bits",
+        "weights",
+        "bytes",
+        "macs",
+        "bops",
+        "groups",
+        "outputs",
+        "inputs",
+        "kind",
+        "codes",
+    }
     wanted |= {
         "fit_seconds",
         "solve_seconds",
@@ -368,15 +435,27 @@ def test_record_describes_every_layer(real):
     kinds = {layer["kind"] for layer in layers}
     assert kinds == {"3x3", "1x1", "3x3 grouped", "3x3 depthwise", "linear"}
     figures = real[2]["results"]
-    assert figures["relative_error"] == pytest.approx(sum(x["relative_error"] for x in layers) / len(layers))
+    assert figures["relative_error"] == pytest.approx(
+        sum(x["relative_error"] for x in layers) / len(layers)
+    )
     assert figures["solve_seconds"] == pytest.approx(sum(x["solve_seconds"] for x in layers))
-    assert figures["solve_cpu_seconds"] == pytest.approx(sum(x["solve_cpu_seconds"] for x in layers))
+    assert figures["solve_cpu_seconds"] == pytest.approx(
+        sum(x["solve_cpu_seconds"] for x in layers)
+    )
     assert figures["bops"] == sum(x["bops"] for x in layers)
 
 
 def test_record_holds_time_and_memory(real):
     made = real[2]
-    phases = ["load", "calibrate", "full_precision", "statistics", "activation", "sensitivity", "allocation"]
+    phases = [
+        "load",
+        "calibrate",
+        "full_precision",
+        "statistics",
+        "activation",
+        "sensitivity",
+        "allocation",
+    ]
     phases += ["quantize", "correct", "evaluate", "trials", "export", "latency"]
     assert list(made["seconds"]) == phases
     assert all(seconds >= 0 for seconds in made["seconds"].values())
@@ -392,7 +471,9 @@ def test_record_says_which_images_weights_and_statistics(real):
     assert len(made["checkpoint"]) == 64
     assert made["skipped_layers"] == []
     assert made["correction"]["layers"] == 21
-    assert {name: list(row) for name, row in made["sensitivity"].items()} == {x["name"]: ["4"] for x in made["layers"]}
+    assert {name: list(row) for name, row in made["sensitivity"].items()} == {
+        x["name"]: ["4"] for x in made["layers"]
+    }
     assert (made["image_set"], made["evaluation"]["images"]) == ("digits_every_3", 596)
     assert made["calibration"]["left_out"] == made["evaluation"]["left_out"] == []
     assert made["expected"] == {"top1": 99.16, "within": 0.3}
@@ -404,7 +485,8 @@ def run(tmp_path_factory):
 
     def made(*words):
         found = job.execute(
-            Job([], *compose(*settings(tmp_path_factory.mktemp("other")), "threads=null", *words)), wait=True
+            Job([], *compose(*settings(tmp_path_factory.mktemp("other")), "threads=null", *words)),
+            wait=True,
         )
         assert found["status"] == "done", found["traceback"]
         return found
@@ -418,7 +500,9 @@ def test_folded_network_with_quantized_inputs(run, real):
     assert found["folded"]["left"] == []
     assert {x["activation_bits"] for x in found["layers"]} == {6}
     assert found["results"]["bops"] == found["results"]["bops_full"] * 4 * 6 / 32**2
-    assert found["results"]["top1_full"] == real[2]["results"]["top1_full"], "folding changes no answer"
+    assert found["results"]["top1_full"] == real[2]["results"]["top1_full"], (
+        "folding changes no answer"
+    )
     assert found["results"]["bytes_full"] < real[2]["results"]["bytes_full"], "BatchNorms are gone"
     assert real[2]["folded"] is None
 
@@ -442,7 +526,9 @@ def test_full_precision_that_is_not_as_expected_stops_a_run_before_it_quantizes(
 
 def test_settings_that_came_later_leave_keys_as_they_were(config):
     old = {name: value for name, value in config.items() if name != "trials"}
-    old["sensitivity"] = {name: value for name, value in config["sensitivity"].items() if name != "input_bits"}
+    old["sensitivity"] = {
+        name: value for name, value in config["sensitivity"].items() if name != "input_bits"
+    }
     assert record.key(config) == record.key(old)
     changed = {**config, "sensitivity": {**config["sensitivity"], "input_bits": [4]}}
     assert record.key(changed) != record.key(config)

@@ -23,7 +23,9 @@ def file(tmp_path):
 def killed(file):
     """Let a process hold the run, and kill it."""
     code = f"{HOLD} print(c is not None, flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "True\n"
         assert run_claims.take(file) is None
         assert run_claims.holder(file)["pid"] == process.pid
@@ -35,7 +37,15 @@ def claims(file):
 
 
 def elsewhere(file, generation, **more):
-    who = {"host": "node7", "machine": "node7 x y", "pid": 1, "started": "2", "token": "t", "beat": 0, "since": ""}
+    who = {
+        "host": "node7",
+        "machine": "node7 x y",
+        "pid": 1,
+        "started": "2",
+        "token": "t",
+        "beat": 0,
+        "since": "",
+    }
     place = file.parent / "claims" / f"{file.stem}.{generation}"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(who | more))
@@ -69,7 +79,10 @@ def race(file):
     code = f"{HOLD} print(c is not None, flush=True); sys.stdin.read()"
     every = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(12)
     ]
@@ -178,7 +191,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(file):
 
 def test_a_holder_learns_that_its_run_was_done_by_another(file):
     mine = run_claims.take(file)
-    (file.parent / "claims" / f"{file.stem}.1").unlink()  # its successor, who took it for dead, has finished
+    # its successor, who took it for dead, has finished
+    (file.parent / "claims" / f"{file.stem}.1").unlink()
     assert mine.lost()
     mine.release()
 
@@ -192,7 +206,9 @@ def test_listings_of_different_age_do_not_make_two_holders(file, monkeypatch):
     first.release()
     elsewhere(file, 3, token="alive")
     early = iter([[]])  # another: of before anything was claimed
-    monkeypatch.setattr(run_claims, "_generations", lambda f: real(f) if next(early, None) is None else [])
+    monkeypatch.setattr(
+        run_claims, "_generations", lambda f: real(f) if next(early, None) is None else []
+    )
     assert run_claims.take(file) is None
     assert claims(file) == [f"{file.stem}.3"]
 
@@ -217,7 +233,9 @@ def test_a_beat_that_cannot_be_written_leaves_nothing(file, monkeypatch, step):
     monkeypatch.setattr(run_claims, "BEAT", 0.01)
     mine = run_claims.take(file)
     with monkeypatch.context() as full:
-        full.setattr(*(("os.fsync", refuse) if step == "fsync" else ("pathlib.Path.replace", refuse)))
+        full.setattr(
+            *(("os.fsync", refuse) if step == "fsync" else ("pathlib.Path.replace", refuse))
+        )
         until = time.monotonic() + 20
         while len(refused) < 3 and time.monotonic() < until:
             time.sleep(0.01)
@@ -240,7 +258,11 @@ def test_a_process_that_the_system_hides_counts_as_alive_while_it_beats(file, mo
         return real(path, *args, **more)
 
     def kill(pid, signal):
-        raise PermissionError(errno.EPERM, "not yours") if pid == 4321 else ProcessLookupError(errno.ESRCH, "none")
+        raise (
+            PermissionError(errno.EPERM, "not yours")
+            if pid == 4321
+            else ProcessLookupError(errno.ESRCH, "none")
+        )
 
     monkeypatch.setattr(Path, "read_text", hide)
     monkeypatch.setattr(os, "kill", kill)

@@ -38,7 +38,9 @@ def test_states_and_causes(status, repeat, state, cause, tmp_path):
         assert "rerun=true" in found.cause
 
 
-@pytest.mark.parametrize("where", [lambda file: file, record.failed_rerun], ids=["record", "repetition"])
+@pytest.mark.parametrize(
+    "where", [lambda file: file, record.failed_rerun], ids=["record", "repetition"]
+)
 def test_damage_is_told_whichever_file_has_it(where, tmp_path):
     file = tmp_path / "0123.json"
     write(file, "done")
@@ -57,7 +59,9 @@ def repeated(tmp_path_factory):
     assert call(folder, "bits=3,4", sweep=True).returncode == 0
     jobs = [Job([f"bits={bits}"], *compose(*settings(folder), f"bits={bits}")) for bits in (3, 4)]
     whole = record.read(jobs[0].file)
-    failed = {name: whole[name] for name in ("record", "key", "name", "choices", "config")} | {"status": "failed"}
+    failed = {name: whole[name] for name in ("record", "key", "name", "choices", "config")} | {
+        "status": "failed"
+    }
     record.keep(jobs[0].file, failed | {"error": "too hot"}, spare=True)
     return folder, jobs
 
@@ -73,7 +77,9 @@ def test_all_count_it_as_done_and_say_that_it_could_not_be_repeated(repeated):
     assert records.keys() == {one.file for one in jobs}
     assert failures.keys() == {jobs[0].file}
     page = experiment_pages.read(folder / "results" / "runs").summary()
-    told = {name: page.summary[name] for name in ("status", "runs", "done", "failed", "not_repeated")}
+    told = {
+        name: page.summary[name] for name in ("status", "runs", "done", "failed", "not_repeated")
+    }
     assert told == {"status": "done", "runs": 2, "done": 2, "failed": 0, "not_repeated": 1}
     assert page.exit_code == 0
 

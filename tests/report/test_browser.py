@@ -9,7 +9,9 @@ from report_pages import NASTY, copied, with_failures
 from sq.records import record
 from sq.report import __main__ as report
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
 NONE = "\N{EN DASH}"
 MISSING = "no chromium and chromedriver: apt-get install chromium chromium-driver"
@@ -64,7 +66,9 @@ def show(browser, results):
     def opened(name, state=""):
         browser.get("about:blank")  # an address that differs in its state alone is not loaded again
         browser.get(f"{(results / name / 'index.html').as_uri()}{state}")
-        assert browser.execute_script("return document.documentElement.dataset.ready") == "yes", complaints(browser)
+        assert browser.execute_script("return document.documentElement.dataset.ready") == "yes", (
+            complaints(browser)
+        )
         return browser
 
     browser.get_log("browser")
@@ -73,7 +77,11 @@ def show(browser, results):
 
 
 def complaints(browser):
-    return [line["message"] for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+    return [
+        line["message"]
+        for line in browser.get_log("browser")
+        if line["level"] in ("SEVERE", "WARNING")
+    ]
 
 
 def find(browser, css):
@@ -118,9 +126,13 @@ def test_table_sorts_by_numbers_both_ways_and_back(show):
         click(browser, "#summary-host th button", "solve s")
         cells = column(browser, "#summary-host", "solve s")
         assert cells[-1] == NONE  # full precision has none, and stays last
-        assert [first(c) for c in cells[:-1]] == sorted([first(c) for c in cells[:-1]], key=lambda s: sign * s)
+        assert [first(c) for c in cells[:-1]] == sorted(
+            [first(c) for c in cells[:-1]], key=lambda s: sign * s
+        )
         assert sorted(cells) == sorted(before)
-        assert [h.get_attribute("aria-sort") for h in find(browser, "#summary-host th")].count(direction) == 1
+        assert [h.get_attribute("aria-sort") for h in find(browser, "#summary-host th")].count(
+            direction
+        ) == 1
     click(browser, "#summary-host th button", "solve s")
     assert column(browser, "#summary-host", "solve s") == before
 
@@ -144,7 +156,8 @@ def test_filters_by_choice_and_by_words(show):
     assert set(column(browser, "#summary-host", "method")) == {"obq"}
     choose(browser, "#summary-host select[aria-label='Filter by model']", "resnet32")
     assert set(column(browser, "#summary-host", "model")) == {"resnet32"}
-    assert len(column(browser, "#summary-host", "method")) == 5  # 4, 3, 2 bits, and inputs in 8 and 4 bits
+    # 4, 3, 2 bits, and inputs in 8 and 4 bits
+    assert len(column(browser, "#summary-host", "method")) == 5
     find(browser, "#summary-host input[type=search]")[0].send_keys("nothing like it")
     assert column(browser, "#summary-host", "method") == ["No row fits the filters."]
     assert find(browser, "#summary-host .told")[0].text == "0 of 52 rows"
@@ -188,16 +201,23 @@ def test_layers_of_a_run_open(show, results):
 
 def test_two_configs_are_compared(show, results):
     browser = show("quickstart")
-    known = {(r["choices"]["quantizer"], r["config"]["bits"]): r for r in record.read_all(results / "quickstart")}
+    known = {
+        (r["choices"]["quantizer"], r["config"]["bits"]): r
+        for r in record.read_all(results / "quickstart")
+    }
     one, two = known["gptq", 4], known["gptq", 3]
     for name, own in (("A", one), ("B", two)):
         field = find(browser, f"input[aria-label='Key of run {name}']")[0]
         field.clear()
         field.send_keys(own["key"][:10], "\n")
     rows = find(browser, "details[data-part='Settings'] tbody tr")
-    told = {row.find_element("tag name", "th").text: [c.text for c in find(row, "td")] for row in rows}
+    told = {
+        row.find_element("tag name", "th").text: [c.text for c in find(row, "td")] for row in rows
+    }
     assert told.pop("bits") == ["4", "3"]
-    seeds = {"seed", "calibration.seed"} if one["config"]["seed"] != two["config"]["seed"] else set()
+    seeds = (
+        {"seed", "calibration.seed"} if one["config"]["seed"] != two["config"]["seed"] else set()
+    )
     assert set(told) == seeds
     click(browser, "#every")
     assert len(find(browser, "details[data-part='Settings'] tbody tr")) > 40
@@ -208,7 +228,9 @@ def test_comparison_is_chosen_in_the_table(show):
     browser = show("cifar10")
     click(browser, "#runs-host tbody tr:nth-child(3) button[aria-label$='as B']")
     key = find(browser, "#runs-host tbody tr:nth-child(3) button.key")[0].text
-    assert find(browser, "input[aria-label='Key of run B']")[0].get_attribute("value").startswith(key)
+    assert (
+        find(browser, "input[aria-label='Key of run B']")[0].get_attribute("value").startswith(key)
+    )
     assert len(find(browser, "#runs-host [aria-pressed=true]")) == 2
 
 
@@ -226,8 +248,12 @@ def test_legend_shows_and_hides_a_line_and_points_lead_to_runs(show):
     assert find(browser, "#legend button")[2].get_attribute("aria-pressed") == "false"
     click(browser, "#legend button", "rtn")
     assert drawn() == names
-    dashes = {node.get_attribute("stroke-dasharray") for node in find(browser, "#chart-score path.line")}
-    shapes = {node.get_attribute("d") for node in find(browser, "#chart-score .point path[transform]")}
+    dashes = {
+        node.get_attribute("stroke-dasharray") for node in find(browser, "#chart-score path.line")
+    }
+    shapes = {
+        node.get_attribute("d") for node in find(browser, "#chart-score .point path[transform]")
+    }
     assert len(dashes) == 4
     assert len(shapes) == 5  # without colour, too
     points = find(browser, "#chart-score .series[data-name=obq] .point")
@@ -270,7 +296,9 @@ def test_failures_are_listed_with_their_causes(show):
     click(browser, "#failures-host summary")
     assert find(browser, "#failures-host pre")[0].is_displayed()
     choose(browser, "#runs-host select[aria-label='Filter by status']", "failed")
-    assert len(find(browser, "#runs-host tr.failed")) == len(find(browser, "#failures-host li")) == 3
+    assert (
+        len(find(browser, "#runs-host tr.failed")) == len(find(browser, "#failures-host li")) == 3
+    )
 
 
 def test_index_leads_to_pages(show):
@@ -292,7 +320,8 @@ def test_experiment_of_failures_only(show):
 def test_dark_and_narrow_windows_have_no_overflow(show):
     browser = show("cifar10")
     browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
     )
     for width in (1400, 800, 500):
         browser.set_window_size(width, 900)

@@ -4,10 +4,18 @@ from hypothesis import strategies as st
 from sq.config.schema import leaves
 from sq.report.distinct import ABSENT, columns, distinct
 
-leaf = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.0, 1.0, 2.5]) | st.sampled_from(["a", "b"])
+leaf = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from([0.0, 1.0, 2.5])
+    | st.sampled_from(["a", "b"])
+)
 values = leaf | st.lists(leaf, max_size=2)
 names = st.sampled_from(["x", "y", "z"])
-parts = st.dictionaries(names, values | st.dictionaries(names, values, min_size=1, max_size=2), max_size=3)
+parts = st.dictionaries(
+    names, values | st.dictionaries(names, values, min_size=1, max_size=2), max_size=3
+)
 
 
 @given(st.lists(parts, min_size=1, max_size=6))

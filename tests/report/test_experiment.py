@@ -38,7 +38,13 @@ def test_page_has_the_question_of_the_folder_that_was_asked_about(tmp_path):
     (tmp_path / "asked" / "quickstart.yaml").write_text("# Question  Why not?\nname: quickstart\n")
     (tmp_path / "asked" / "quickstart_more.yaml").write_text("name: quickstart\n")
     copied(tmp_path / "results")
-    words = ["quickstart", "--results", str(tmp_path / "results"), "--experiments", str(tmp_path / "asked")]
+    words = [
+        "quickstart",
+        "--results",
+        str(tmp_path / "results"),
+        "--experiments",
+        str(tmp_path / "asked"),
+    ]
     assert report.main(words) == 0
     page = (tmp_path / "results" / "quickstart" / "index.html").read_text()
     assert "Why not?" in page

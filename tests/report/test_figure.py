@@ -49,17 +49,23 @@ def test_real_experiment_has_a_row_for_each_network_and_bars_for_seeds():
     for axes in panels:
         own = lines(axes)
         assert set(own) == methods
-        looks = {(o[0].get_marker(), o[0].get_markerfacecolor(), o[0].get_linestyle()) for o in own.values()}
+        looks = {
+            (o[0].get_marker(), o[0].get_markerfacecolor(), o[0].get_linestyle())
+            for o in own.values()
+        }
         assert len(looks) == len(methods)
     first = lines(panels[0])
     assert sum(bool(own.has_yerr) for own in first.values()) >= 4
     gptq = [
         row
         for row in rows
-        if row["labels"] | {"bits": 0} == {"method": "gptq", "bits": 0, "act. bits": 32, "model": "resnet20"}
+        if row["labels"] | {"bits": 0}
+        == {"method": "gptq", "bits": 0, "act. bits": 32, "model": "resnet20"}
     ]
     line = first["gptq"][0]
-    drawn = {round(float(x)): float(y) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
+    drawn = {
+        round(float(x)): float(y) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
     assert drawn == pytest.approx({row["labels"]["bits"]: sum(row["score"]) / 3 for row in gptq})
     names = [text.get_text() for text in made.legends[0].get_texts()]
     assert names == [*sorted(methods), "full precision"]
@@ -87,8 +93,16 @@ def test_pictures_are_the_same_each_time(tmp_path):
 
 
 def row(**labels):
-    own = {"score": [90.0, 91.0], "drop": [2.0, 1.0], "relative_error": [0.1, 0.2], "solve_seconds": [1.0, 2.0]}
-    named = {name.replace("_", " ").replace("act bits", "act. bits"): value for name, value in labels.items()}
+    own = {
+        "score": [90.0, 91.0],
+        "drop": [2.0, 1.0],
+        "relative_error": [0.1, 0.2],
+        "solve_seconds": [1.0, 2.0],
+    }
+    named = {
+        name.replace("_", " ").replace("act bits", "act. bits"): value
+        for name, value in labels.items()
+    }
     return {"labels": {"method": "rtn", "bits": 4.0, **named}, "headline": "top1", "runs": 2, **own}
 
 
@@ -120,7 +134,11 @@ def test_a_number_that_varies_widely_is_logarithmic_with_every_value_named():
     assert (accuracy.get_xlabel(), accuracy.get_xscale()) == ("images", "log")
     assert [tick.get_text() for tick in accuracy.get_xticklabels()] == ["16", "64", "256"]
     assert {text.get_text() for text in tradeoff.texts} == {"16", "64", "256"}
-    assert [text.get_text() for text in made.legends[0].get_texts()] == ["rtn", "obq", "full precision"]
+    assert [text.get_text() for text in made.legends[0].get_texts()] == [
+        "rtn",
+        "obq",
+        "full precision",
+    ]
 
 
 def test_activation_bits_are_panels_unless_they_are_all_that_varies():

@@ -22,7 +22,9 @@ def timed(bits, seed=0, wide=True):
         "bytes": 200,
         "faster": {"median": 0.5, "low": 0.4, "high": 0.6},
     }
-    networks = {"full": full, "w8a8": own, "w4a8": own, "run": own} | ({"run_in_8": own} if wide else {})
+    networks = {"full": full, "w8a8": own, "w4a8": own, "run": own} | (
+        {"run_in_8": own} if wide else {}
+    )
     sums = {"full": 0.75, "run": 1.5}
     return made | {"latency": {"networks": networks, "sums": sums}}
 
@@ -32,7 +34,9 @@ def test_networks_of_a_run_stand_beneath_each_other():
     lines = latency.table(table.rows(records), records).to_dict("records")
     four = [line for line in lines if line["bits"] == "4"]
     assert [line["network"] for line in four] == [*latency.NAMES.values()]
-    assert [line["network"] for line in lines if line["bits"] == "8"] == [*latency.NAMES.values()][:4]
+    assert [line["network"] for line in lines if line["bits"] == "8"] == [*latency.NAMES.values()][
+        :4
+    ]
     assert four[0]["ms"] == "1.000 [0.900, 1.200]"
     assert four[3]["ms"] == "2.500 [1.500, 2.500]"
     assert four[3]["x full precision"] == "0.50 [0.40, 0.60]"
@@ -48,7 +52,9 @@ def test_accuracy_size_and_latency_are_drawn_together():
     names = panel.get_legend_handles_labels()[1]
     assert names == ["full precision", "rtn"]
     assert panel.get_xlabel() == "times as fast as full precision"
-    areas = sorted(float(points.get_sizes()[0]) for points in panel.collections if hasattr(points, "get_sizes"))
+    areas = sorted(
+        float(points.get_sizes()[0]) for points in panel.collections if hasattr(points, "get_sizes")
+    )
     assert areas[-1] == latency.AREA
     assert areas[0] == latency.AREA * 0.2, "as large as the file"
     hollow = [own for own in panel.collections if own.get_facecolor().tolist() == [[1, 1, 1, 1]]]

@@ -45,7 +45,9 @@ def test_cells_are_escaped(text, printed):
 
 
 def test_tabular_has_the_rules_of_booktabs():
-    made = latex.tabular(pandas.DataFrame({"method": ["obq", "a_b"], "top-1 %": ["-", "1.0 +- 0.1"]}))
+    made = latex.tabular(
+        pandas.DataFrame({"method": ["obq", "a_b"], "top-1 %": ["-", "1.0 +- 0.1"]})
+    )
     assert made.splitlines() == [
         r"\begin{tabular}{lr}",
         r"\toprule",
@@ -74,4 +76,7 @@ def test_tables_of_real_records_compile(name):
 def test_report_writes_it(tmp_path):
     copied(tmp_path)
     build("quickstart", tmp_path)
-    assert r"sensiquant\_plus & 4 & 99.11 $\pm$ 0.10" in (tmp_path / "quickstart" / "table.tex").read_text()
+    assert (
+        r"sensiquant\_plus & 4 & 99.11 $\pm$ 0.10"
+        in (tmp_path / "quickstart" / "table.tex").read_text()
+    )

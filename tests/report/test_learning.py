@@ -10,7 +10,12 @@ def learned(quantizer, steps, seconds, seed=0, *, iterations=None, init="rtn"):
     learn = {"iterations": iterations or steps}
     made["config"]["quantizer"] = {"learn": learn, "init": init, "start": start, "seed": seed}
     made["key"] += f"{steps}{init}"
-    told = {"steps": steps, "cpu_seconds_per_step": seconds / steps, "flipped": 0.125, "biases_moved": 3}
+    told = {
+        "steps": steps,
+        "cpu_seconds_per_step": seconds / steps,
+        "flipped": 0.125,
+        "biases_moved": 3,
+    }
     return made | {"learning": told}
 
 
@@ -18,7 +23,11 @@ def test_means_over_seeds_of_what_was_learned():
     records = [learned("eptq", 10, 1.0), learned("eptq", 10, 3.0, seed=1), record("rtn")]
     (line,) = learning.table(table.rows(records), records).to_dict("records")
     assert (line["method"], line["steps"], line["runs"]) == ("eptq", "10", "2")
-    assert (line["CPU s a step"], line["solve s"], line["codes changed"]) == ("0.200", "2.0", "12.50%")
+    assert (line["CPU s a step"], line["solve s"], line["codes changed"]) == (
+        "0.200",
+        "2.0",
+        "12.50%",
+    )
 
 
 def test_figures_that_one_run_lacks_are_left_out():
@@ -35,12 +44,19 @@ def test_nothing_learned_is_no_table_and_no_figure():
 
 
 def test_the_solver_to_start_from_is_named_by_its_name_alone():
-    methods = [row["labels"]["method"] for row in table.rows([learned("eptq", 9, 1.0, init=i) for i in ("rtn", "obq")])]
+    methods = [
+        row["labels"]["method"]
+        for row in table.rows([learned("eptq", 9, 1.0, init=i) for i in ("rtn", "obq")])
+    ]
     assert methods == ["eptq init=obq", "eptq init=rtn"]
 
 
 def test_a_line_joins_the_runs_of_one_method_with_different_steps():
-    records = [learned("eptq", steps, seconds, seed) for steps, seconds in ((50, 2.0), (10, 1.0)) for seed in (0, 1)]
+    records = [
+        learned("eptq", steps, seconds, seed)
+        for steps, seconds in ((50, 2.0), (10, 1.0))
+        for seed in (0, 1)
+    ]
     records.append(record("rtn", seconds=0.5))
     ((name, figure),) = learning.figures(table.rows(records), records)
     (axes,) = figure.axes
@@ -53,15 +69,24 @@ def test_a_line_joins_the_runs_of_one_method_with_different_steps():
 
 
 def test_bits_have_panels_and_settings_that_differ_have_lines():
-    records = [record("rtn", bits=bits, seconds=1.0 + i, fold=i > 0) for bits in (4.0, 3.0) for i in (0, 1)]
+    records = [
+        record("rtn", bits=bits, seconds=1.0 + i, fold=i > 0) for bits in (4.0, 3.0) for i in (0, 1)
+    ]
     records += [learned("eptq", 10, 1.0)]
     records[-1]["config"]["fold"] = True
     for i, own in enumerate(records):
         own["key"] = str(i)
     ((_, figure),) = learning.figures(table.rows(records), records)
     first, second = figure.axes
-    assert [axes.get_title(loc="left") for axes in (first, second)] == ["weights 4 bits", "weights 3 bits"]
-    assert {bar.get_label() for bar in first.containers} == {"eptq", "rtn fold=False", "rtn fold=True"}
+    assert [axes.get_title(loc="left") for axes in (first, second)] == [
+        "weights 4 bits",
+        "weights 3 bits",
+    ]
+    assert {bar.get_label() for bar in first.containers} == {
+        "eptq",
+        "rtn fold=False",
+        "rtn fold=True",
+    }
     assert {bar.get_label() for bar in second.containers} == {"rtn fold=False", "rtn fold=True"}
     style.pyplot().close(figure)
 
@@ -72,7 +97,9 @@ def test_time_is_that_of_the_cpu_where_something_was_learned():
     for told, wanted in (({}, 4.0), ({"cpu_seconds": 5.0}, 5.0)):
         records[0]["learning"] |= told
         ((_, figure),) = learning.figures(table.rows(records), records)
-        drawn = {bar.get_label(): bar.lines[0].get_xdata().tolist() for bar in figure.axes[0].containers}
+        drawn = {
+            bar.get_label(): bar.lines[0].get_xdata().tolist() for bar in figure.axes[0].containers
+        }
         assert drawn == {"eptq": [wanted], "rtn": [0.5]}
         style.pyplot().close(figure)
 

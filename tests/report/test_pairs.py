@@ -23,10 +23,17 @@ def shown(records):
 def test_the_better_stands_first_with_the_interval_of_the_difference():
     (line,) = shown([answered("rtn", 20), answered("obq", 36)])
     gain, low, high = paired_tests.gain(
-        [paired_tests.packed(torch.arange(IMAGES) < 36)], [paired_tests.packed(torch.arange(IMAGES) < 20)], IMAGES
+        [paired_tests.packed(torch.arange(IMAGES) < 36)],
+        [paired_tests.packed(torch.arange(IMAGES) < 20)],
+        IMAGES,
     )
     assert gain == pytest.approx(0.4)
-    assert (line["method"], line["over"], line["gain"], line["seeds"]) == ("obq", "rtn", "40.00", "1")
+    assert (line["method"], line["over"], line["gain"], line["seeds"]) == (
+        "obq",
+        "rtn",
+        "40.00",
+        "1",
+    )
     assert line["95 %"] == f"[{100 * low:.2f}, {100 * high:.2f}]"
 
 
@@ -38,7 +45,12 @@ def test_only_seeds_that_both_have_count():
 
 def test_the_better_on_those_seeds_stands_first():
     (line,) = shown(
-        [answered("rtn", 38), answered("obq", 36), answered("obq", 40, seed=1), answered("obq", 40, seed=2)]
+        [
+            answered("rtn", 38),
+            answered("obq", 36),
+            answered("obq", 40, seed=1),
+            answered("obq", 40, seed=2),
+        ]
     )
     assert (line["method"], line["over"], line["gain"]) == ("rtn", "obq", "5.00")
     low, high = (float(end) for end in line["95 %"].strip("[]").split(","))
@@ -59,7 +71,9 @@ def test_what_cannot_be_compared_is_not(other):
 
 def test_every_two_of_a_setting_are_compared():
     names = ("rtn", "gptq", "obq", "sensiquant")
-    lines = shown([answered(name, 10 + i, bits=bits) for i, name in enumerate(names) for bits in (3.0, 4.0)])
+    lines = shown(
+        [answered(name, 10 + i, bits=bits) for i, name in enumerate(names) for bits in (3.0, 4.0)]
+    )
     assert len(lines) == 2 * 6
     assert {(line["method"], line["over"]) for line in lines if line["bits"] == "4"} == {
         (a, b) for i, a in enumerate(reversed(names)) for b in list(reversed(names))[i + 1 :]

@@ -49,22 +49,35 @@ def test_each_grid_has_a_table_whichever_key_is_lowest(order, kept):
 
 
 def test_ways_of_pricing_and_networks_of_one_choice_are_apart():
-    ours, theirs = ({"_target_": f"sq.sensitivity.{name}.score"} for name in ("output_error", "hessian"))
+    ours, theirs = (
+        {"_target_": f"sq.sensitivity.{name}.score"} for name in ("output_error", "hessian")
+    )
     assert set(prices.tables([priced(0.1, sensitivity=ours), priced(0.2, sensitivity=theirs)])) == {
         "digits_resnet sensitivity=output_error",
         "digits_resnet sensitivity=hessian",
     }
-    two = [priced(0.1, model={"name": name, "expected": {name: 1}}, statistics=name) for name in ("r18", "r34")]
+    two = [
+        priced(0.1, model={"name": name, "expected": {name: 1}}, statistics=name)
+        for name in ("r18", "r34")
+    ]
     assert set(prices.tables(two)) == {"digits_resnet name=r18", "digits_resnet name=r34"}
-    gates = [priced(0.1, model={"expected": {"top1": top1}}, statistics=str(top1)) for top1 in (1, 2)]
+    gates = [
+        priced(0.1, model={"expected": {"top1": top1}}, statistics=str(top1)) for top1 in (1, 2)
+    ]
     assert set(prices.tables(gates)) == {"digits_resnet"}
 
 
 def test_knobs_of_another_choice_do_not_tell_tables_apart():
     kl = {"_target_": "sq.sensitivity.kl.score", "images": 8}
-    noise = [{"_target_": "sq.sensitivity.noise.score", "images": 16, "tolerance": own} for own in (0.1, 0.05)]
+    noise = [
+        {"_target_": "sq.sensitivity.noise.score", "images": 16, "tolerance": own}
+        for own in (0.1, 0.05)
+    ]
     found = prices.tables(
-        [priced(cost, sensitivity=own) for cost, own in zip((0.1, 0.2, 0.3), (kl, *noise), strict=True)]
+        [
+            priced(cost, sensitivity=own)
+            for cost, own in zip((0.1, 0.2, 0.3), (kl, *noise), strict=True)
+        ]
     )
     assert set(found) == {
         "digits_resnet sensitivity=kl",
@@ -81,7 +94,12 @@ def test_names_with_a_point_keep_it_in_figures(tmp_path):
 
 def test_images_that_are_made_have_a_table_of_their_own_and_their_number_and_seed_have_none():
     own = [
-        priced(cost, statistics=str(cost), seed=int(10 * cost), calibration={"_target_": f"sq.calibration.{name}.draw"})
+        priced(
+            cost,
+            statistics=str(cost),
+            seed=int(10 * cost),
+            calibration={"_target_": f"sq.calibration.{name}.draw"},
+        )
         for cost, name in ((0.1, "subset"), (0.3, "subset"), (0.8, "generated"))
     ]
     found = prices.tables(own)
@@ -90,17 +108,25 @@ def test_images_that_are_made_have_a_table_of_their_own_and_their_number_and_see
 
 
 def test_settled_ends_are_apart_and_prices_of_inputs_have_their_own_table():
-    settled = priced(0.1, ends="8bit") | {"sensitivity": {"a": {"8": 0.5}, "b": {"2": 0.1, "10": 0.05}}}
+    settled = priced(0.1, ends="8bit") | {
+        "sensitivity": {"a": {"8": 0.5}, "b": {"2": 0.1, "10": 0.05}}
+    }
     free = priced(0.1, ends="all") | {"cost": {"inputs": {"a": {"4": 0.7}}}}
     found = prices.tables([settled, free])
-    assert set(found) == {"digits_resnet ends=8bit", "digits_resnet ends=all", "digits_resnet ends=all inputs"}
+    assert set(found) == {
+        "digits_resnet ends=8bit",
+        "digits_resnet ends=all",
+        "digits_resnet ends=all inputs",
+    }
     assert found["digits_resnet ends=all inputs"].loc["a", "4"] == 0.7
     drawn = figure.heat(found["digits_resnet ends=8bit"], "")
     assert {text.get_text() for text in drawn.axes[0].texts} == {"5.0e-01", "1.0e-01", "5.0e-02"}
 
 
 def test_names_make_file_names():
-    assert prices.stem("resnet20 range=mse bits=[2, 3]") == "sensitivity_resnet20_range_mse_bits_2_3_"
+    assert (
+        prices.stem("resnet20 range=mse bits=[2, 3]") == "sensitivity_resnet20_range_mse_bits_2_3_"
+    )
 
 
 def test_committed_tables_of_grid_range_are_each_of_one_grid():

@@ -51,7 +51,10 @@ def test_readme_table_is_the_committed_one():
 def test_quickstart_answers_its_question():
     from sq.report import table
 
-    rows = {(r["labels"]["method"], r["labels"]["bits"]): r for r in table.rows(record.read_all(QUICKSTART))}
+    rows = {
+        (r["labels"]["method"], r["labels"]["bits"]): r
+        for r in table.rows(record.read_all(QUICKSTART))
+    }
     assert len(rows) == 15
     assert {r["runs"] for r in rows.values()} == {3}
 
@@ -60,12 +63,17 @@ def test_quickstart_answers_its_question():
         return sum(values) / len(values)
 
     for bits in (4, 3):
-        errors = {method: mean(method, bits, "relative_error") for method in ("rtn", "gptq", "sensiquant", "obq")}
+        errors = {
+            method: mean(method, bits, "relative_error")
+            for method in ("rtn", "gptq", "sensiquant", "obq")
+        }
         assert errors["sensiquant"] <= 1.1 * errors["obq"]
         assert errors["rtn"] > 2 * max(errors["gptq"], errors["sensiquant"], errors["obq"])
         assert mean("sensiquant", bits, "speedup") >= 10
     for bits in (4, 3, 2):
-        assert mean("sensiquant_plus", bits, "relative_error") <= mean("obq", bits, "relative_error")
+        assert mean("sensiquant_plus", bits, "relative_error") <= mean(
+            "obq", bits, "relative_error"
+        )
         assert mean("sensiquant_plus", bits, "speedup") >= 5
     assert mean("sensiquant", 4, "drop") <= 0.3
 

@@ -7,7 +7,17 @@ import pytest
 from sq.report import figure, style, table
 
 
-def record(quantizer="rtn", bits=4.0, seed=0, *, top1=98.0, seconds=1.0, statistics="s0", machine="m", **config):
+def record(
+    quantizer="rtn",
+    bits=4.0,
+    seed=0,
+    *,
+    top1=98.0,
+    seconds=1.0,
+    statistics="s0",
+    machine="m",
+    **config,
+):
     knobs = {"damp": 0.01, "solve": {"_target_": f"sq.solver.{quantizer}"}}
     settings = {
         "name": "t",
@@ -23,11 +33,21 @@ def record(quantizer="rtn", bits=4.0, seed=0, *, top1=98.0, seconds=1.0, statist
         "model": {"weights": None},
         "quantizer": knobs,
     } | config
-    figures = {"top1": top1, "drop": 99.0 - top1, "relative_error": 0.01 * seconds, "solve_seconds": seconds}
+    figures = {
+        "top1": top1,
+        "drop": 99.0 - top1,
+        "relative_error": 0.01 * seconds,
+        "solve_seconds": seconds,
+    }
     return {
         "status": "done",
         "key": f"{quantizer}{bits}{seed}",
-        "choices": {"quantizer": quantizer, "model": "digits_resnet", "calibration": "subset", "tracker": "wandb"},
+        "choices": {
+            "quantizer": quantizer,
+            "model": "digits_resnet",
+            "calibration": "subset",
+            "tracker": "wandb",
+        },
         "config": settings,
         "results": figures,
         "statistics": statistics,
@@ -71,7 +91,10 @@ def test_other_choices_and_settings_that_vary_become_columns():
     assert [row["labels"]["calibration.images"] for row in table.rows([few, many])] == [8, 64]
     other = copy.deepcopy(record(seed=2))
     other["choices"]["model"] = "resnet18"
-    assert {row["labels"]["model"] for row in table.rows([few, other])} == {"digits_resnet", "resnet18"}
+    assert {row["labels"]["model"] for row in table.rows([few, other])} == {
+        "digits_resnet",
+        "resnet18",
+    }
 
 
 def test_bookkeeping_splits_nothing():
@@ -81,7 +104,9 @@ def test_bookkeeping_splits_nothing():
 
 def test_speedup_is_over_obq_on_the_same_problem_and_machine():
     fast = record("sensiquant", seconds=0.5)
-    assert table.speedup(fast, table.yardsticks([fast, record("obq", seconds=10.0)])) == pytest.approx(20)
+    assert table.speedup(
+        fast, table.yardsticks([fast, record("obq", seconds=10.0)])
+    ) == pytest.approx(20)
     for stranger in (
         record("obq", statistics="s1"),
         record("obq", machine="other"),
@@ -100,7 +125,12 @@ def test_failed_runs_are_not_in_the_table():
 
 def test_full_precision_comes_first_once_for_each_network():
     full = table.build([record(), record("obq", bits=3.0)]).iloc[0]
-    assert (full["method"], full["bits"], full["top-1 %"], full["drop"]) == ("full precision", "32", "99.00", "-")
+    assert (full["method"], full["bits"], full["top-1 %"], full["drop"]) == (
+        "full precision",
+        "32",
+        "99.00",
+        "-",
+    )
     other = copy.deepcopy(record(top1=70.0))
     other["choices"]["model"] = "resnet18"
     two = table.build([record(), other])
@@ -149,7 +179,8 @@ def timed(quantizer, seconds, cpu=None, seed=0):
 
 
 def test_times_are_cpu_seconds_where_all_records_have_them():
-    busy = [timed("obq", 30.0, 3.0), timed("sensiquant", 9.0, 0.15)]  # on a machine that does something else
+    # on a machine that does something else
+    busy = [timed("obq", 30.0, 3.0), timed("sensiquant", 9.0, 0.15)]
     obq, fast = sorted(table.rows(busy), key=lambda row: row["labels"]["method"])
     assert (obq["solve_seconds"], fast["solve_seconds"]) == ([3.0], [0.15])
     assert fast["speedup"] == pytest.approx([20.0])
@@ -158,6 +189,12 @@ def test_times_are_cpu_seconds_where_all_records_have_them():
         [busy[0], timed("sensiquant", 2.0)],
     ):  # one has seconds on the clock alone
         obq, fast = sorted(table.rows(old), key=lambda row: row["labels"]["method"])
-        assert obq["solve_seconds"] + fast["solve_seconds"] == [r["results"]["solve_seconds"] for r in old]
-        assert fast["speedup"] == pytest.approx([obq["solve_seconds"][0] / fast["solve_seconds"][0]])
-    assert table.yardsticks([busy[0], timed("obq", 6.0, seed=1)]).popitem()[1] == {"solve_seconds": 18.0}
+        assert obq["solve_seconds"] + fast["solve_seconds"] == [
+            r["results"]["solve_seconds"] for r in old
+        ]
+        assert fast["speedup"] == pytest.approx(
+            [obq["solve_seconds"][0] / fast["solve_seconds"][0]]
+        )
+    assert table.yardsticks([busy[0], timed("obq", 6.0, seed=1)]).popitem()[1] == {
+        "solve_seconds": 18.0
+    }

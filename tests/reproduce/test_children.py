@@ -10,7 +10,9 @@ from sq.reproduce import children
 
 
 def ran(tmp_path, code):
-    return children.run([sys.executable, "-c", code], tmp_path / "logs" / "a.log", [tmp_path / "record"], "a")
+    return children.run(
+        [sys.executable, "-c", code], tmp_path / "logs" / "a.log", [tmp_path / "record"], "a"
+    )
 
 
 def test_what_it_says_goes_to_the_log(tmp_path):
@@ -22,7 +24,10 @@ def test_what_it_says_goes_to_the_log(tmp_path):
     ("code", "cause"),
     [
         ("print('sq: no such thing'); print('more'); exit(1)", "sq: no such thing"),
-        ("print('[1/2] a'); print('failed: a: too hot'); print('table'); exit(1)", "failed: a: too hot"),
+        (
+            "print('[1/2] a'); print('failed: a: too hot'); print('table'); exit(1)",
+            "failed: a: too hot",
+        ),
         ("raise ValueError('odd')", "ValueError: odd"),
         ("exit(3)", "exit code 3"),
         ("import os; os.kill(os.getpid(), 9)", "it was ended by signal 9"),
@@ -39,15 +44,19 @@ def test_a_log_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("deaf", "code"), [("", -signal.SIGINT), ("signal.signal(signal.SIGINT, signal.SIG_IGN)", -signal.SIGTERM)]
+    ("deaf", "code"),
+    [("", -signal.SIGINT), ("signal.signal(signal.SIGINT, signal.SIG_IGN)", -signal.SIGTERM)],
 )
 def test_no_child_outlives_an_interrupt(deaf, code, tmp_path, monkeypatch):
-    # What SIGINT does to a Python process is told by its handler's default here: the child dies of it.
+    # What SIGINT does to a Python process is told by its handler's default here: the child dies of
+    # it.
     monkeypatch.setattr(children, "GRACE", 0.5)
     monkeypatch.setattr(children, "PATIENCE", 0.5)
     started = []
     popen = children.subprocess.Popen
-    monkeypatch.setattr(children.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[0])
+    monkeypatch.setattr(
+        children.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[0]
+    )
     begun = tmp_path / "begun"
 
     def interrupt():

@@ -61,13 +61,27 @@ results: results
 
 
 def write(folder, stem, **settings):
-    own = {"question": "Is it", "runs": 3, "minutes": 1, "name": stem, "images": 32, "bits": "4", **settings}
+    own = {
+        "question": "Is it",
+        "runs": 3,
+        "minutes": 1,
+        "name": stem,
+        "images": 32,
+        "bits": "4",
+        **settings,
+    }
     (folder / "experiments").mkdir(exist_ok=True)
     (folder / "experiments" / f"{stem}.yaml").write_text(SWEEP.format(**own))
 
 
 def words(folder, *more):
-    kept = [*(more or ()), "--experiments", str(folder / "experiments"), "--results", str(folder / "results")]
+    kept = [
+        *(more or ()),
+        "--experiments",
+        str(folder / "experiments"),
+        "--results",
+        str(folder / "results"),
+    ]
     return [*kept, "--", "tracker=none", f"outputs={folder / 'outputs'}"]
 
 
@@ -89,18 +103,27 @@ def run(folder, *more):
 
 
 def digests(folder):
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*.*")}
+    return {
+        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in folder.rglob("*.*")
+    }
 
 
 def records(folder, name):
-    return [file for file in (folder / "results" / name).glob("*.json") if record.read(file)["status"] == "done"]
+    return [
+        file
+        for file in (folder / "results" / name).glob("*.json")
+        if record.read(file)["status"] == "done"
+    ]
 
 
 def test_interrupted_then_finished_then_nothing_to_do(tmp_path):
     write(tmp_path, "small")
     write(tmp_path, "small_more", name="small", runs=9, minutes=3, bits="2,3,5")
     (tmp_path / "experiments" / "bench_small.yaml").write_text(BENCH)
-    (tmp_path / "README.md").write_text("a\n<!-- table: small -->\n<!-- end -->\n<!-- table: other -->\n<!-- end -->\n")
+    (tmp_path / "README.md").write_text(
+        "a\n<!-- table: small -->\n<!-- end -->\n<!-- table: other -->\n<!-- end -->\n"
+    )
 
     first = start(tmp_path)
     until = time.monotonic() + PATIENCE
@@ -111,23 +134,36 @@ def test_interrupted_then_finished_then_nothing_to_do(tmp_path):
     assert first.returncode == 130, err
     lines = err.splitlines()
     assert lines[0] == "3 experiments, 0 complete, 3 to run: 13 runs, about 5.0 min"
-    assert lines[1:3] == ["[1/3] bench_small: benchmark, about 60 s", "[2/3] small: 3 runs, about 60 s"]
+    assert lines[1:3] == [
+        "[1/3] bench_small: benchmark, about 60 s",
+        "[2/3] small: 3 runs, about 60 s",
+    ]
     assert lines[3].startswith("[3/3] small_more: 9 runs, about ")
     assert lines[-1] == "sq: interrupted; the same command goes on where this one stopped"
     kept = {file: file.stat().st_mtime_ns for file in records(tmp_path, "small")}
     assert 4 <= len(kept) < 12
     jobs = jobs_of(tmp_path, "small_more")
-    assert [one for one in jobs if run_claims.holder(record.path(one.config))] == [], "a child is still at work"
+    assert [one for one in jobs if run_claims.holder(record.path(one.config))] == [], (
+        "a child is still at work"
+    )
     assert not (tmp_path / "results" / "small" / "table.md").exists()
 
     second = run(tmp_path)
     assert second.returncode == 0, second.stderr
     assert "3 of 3 experiments complete" in second.stderr
     assert len(records(tmp_path, "small")) == 12
-    assert {file: file.stat().st_mtime_ns for file in kept} == kept, "finished runs are not run again"
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept, (
+        "finished runs are not run again"
+    )
     table = (tmp_path / "results" / "small" / "table.md").read_text()
-    assert (tmp_path / "README.md").read_text().startswith(f"a\n<!-- table: small -->\n\n{table}\n<!-- end -->")
-    assert {"table.md", "totals.csv", "tradeoff.svg"} <= {f.name for f in (tmp_path / "results/bench_small").iterdir()}
+    assert (
+        (tmp_path / "README.md")
+        .read_text()
+        .startswith(f"a\n<!-- table: small -->\n\n{table}\n<!-- end -->")
+    )
+    assert {"table.md", "totals.csv", "tradeoff.svg"} <= {
+        f.name for f in (tmp_path / "results/bench_small").iterdir()
+    }
 
     before, page = digests(tmp_path / "results"), (tmp_path / "README.md").read_bytes()
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "results").rglob("*.json")}
@@ -150,7 +186,11 @@ def test_what_fails_and_what_is_not_here_does_not_stop_the_rest(tmp_path, monkey
     write(tmp_path, "whole", minutes=2)
     write(tmp_path, "far", minutes=3)
     far = tmp_path / "experiments" / "far.yaml"
-    far.write_text(far.read_text().replace("_self_]", "override model: resnet20, override dataset: cifar10, _self_]"))
+    far.write_text(
+        far.read_text().replace(
+            "_self_]", "override model: resnet20, override dataset: cifar10, _self_]"
+        )
+    )
     (tmp_path / "README.md").write_text("<!-- table: broken -->\n<!-- end -->\n")
     done = run(tmp_path)
     assert done.returncode == 1
@@ -167,7 +207,8 @@ def test_what_fails_and_what_is_not_here_does_not_stop_the_rest(tmp_path, monkey
     assert lines[5:] == [
         "not complete: broken: 3 of 3 missing",
         "not complete: far: 3 of 3 missing",
-        "1 of 3 experiments complete; tables and figures changed: 12",  # two pages and the index among them
+        # two pages and the index among them
+        "1 of 3 experiments complete; tables and figures changed: 12",
     ]
     assert len(records(tmp_path, "whole")) == 3
     assert (tmp_path / "README.md").read_text() == "<!-- table: broken -->\n<!-- end -->\n"
@@ -263,7 +304,9 @@ def test_a_second_interrupt_of_the_parent_ends_it_all_the_same(tmp_path, capsys,
 def test_forecast_tells_of_what_has_no_cost():
     one = reproduce.experiments.read()[0]
     todo = [Task(one, [], [], [one.file], seconds) for seconds in (60.0, None)]
-    assert reproduce.forecast(todo, todo, []).endswith("2 to run: 2 runs, about 60 s and 1 of unknown cost")
+    assert reproduce.forecast(todo, todo, []).endswith(
+        "2 to run: 2 runs, about 60 s and 1 of unknown cost"
+    )
 
 
 def test_the_parent_needs_no_torch(tmp_path):
@@ -271,23 +314,34 @@ def test_the_parent_needs_no_torch(tmp_path):
     code = f"import sys\nfrom sq.reproduce import __main__ as m\nm.main({words(tmp_path, '--dry-run')!r})\n"
     code += "assert 'torch' not in sys.modules"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, env=env)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, env=env
+    )
 
 
 def test_make_paper_is_the_same_command():
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    said = subprocess.run(["make", "-n", "paper"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        ["make", "-n", "paper"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     assert said == "python -m sq.reproduce\n"
 
 
-def test_what_is_done_is_read_once_to_plan_and_once_to_report_and_there_is_one_index(tmp_path, capsys, monkeypatch):
+def test_what_is_done_is_read_once_to_plan_and_once_to_report_and_there_is_one_index(
+    tmp_path, capsys, monkeypatch
+):
     for name in ("one", "two"):
         write(tmp_path, name)
     jobs = [job for name in ("one", "two") for job in jobs_of(tmp_path, name)]
     template = record.read(next((ROOT / "results" / "quickstart").glob("*.json")))
     for job in jobs:
-        made = {"key": job.file.stem, "config": job.config, "choices": job.choices, "name": job.config["name"]}
+        made = {
+            "key": job.file.stem,
+            "config": job.config,
+            "choices": job.choices,
+            "name": job.config["name"],
+        }
         record.write(job.file, template | made)
     seen, indices = [], []
     read, draw = Path.read_bytes, index.build
@@ -298,4 +352,7 @@ def test_what_is_done_is_read_once_to_plan_and_once_to_report_and_there_is_one_i
     assert "2 of 2 experiments complete" in said.err
     assert [seen.count(job.file) for job in jobs] == [2] * len(jobs)
     assert len(indices) == 1
-    assert all(f"{name}/index.html" in (tmp_path / "results" / "index.html").read_text() for name in ("one", "two"))
+    assert all(
+        f"{name}/index.html" in (tmp_path / "results" / "index.html").read_text()
+        for name in ("one", "two")
+    )

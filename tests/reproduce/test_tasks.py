@@ -66,7 +66,13 @@ def done(folder, stem, seconds, count=3, state="done"):
         jobs = status.jobs_of(stem, folder.parent / "results", folder)
     for job in jobs[:count]:
         file = record.path(job.config)
-        made = {"record": 1, "key": file.stem, "status": state, "choices": job.choices, "seconds": {"a": seconds}}
+        made = {
+            "record": 1,
+            "key": file.stem,
+            "status": state,
+            "choices": job.choices,
+            "seconds": {"a": seconds},
+        }
         record.write(file, made)
 
 
@@ -114,7 +120,12 @@ def test_unknown_costs_come_last(folder):
 def test_a_benchmark_is_done_while_its_settings_are_those_of_the_record(folder):
     results = folder.parent / "results"
     own = settings.load("small", [f"results={results}"], folder)
-    made = {"record": 1, "key": record.key(settings.plain(own)), "status": "done", "seconds": {"bench": 7.0}}
+    made = {
+        "record": 1,
+        "key": record.key(settings.plain(own)),
+        "status": "done",
+        "seconds": {"bench": 7.0},
+    }
     record.write(own.file, made)
     (bench,) = [t for t in surveyed(folder) if t.experiment.is_bench]
     assert bench.missing == []
@@ -145,7 +156,9 @@ def test_what_a_benchmark_needs(folder, monkeypatch):
         }
     )
     head, _, rest = BENCH.partition("source:\n")
-    (folder / "bench_small.yaml").write_text(f"{head}source: {body}\nquantizers: {rest.partition('quantizers: ')[2]}")
+    (folder / "bench_small.yaml").write_text(
+        f"{head}source: {body}\nquantizers: {rest.partition('quantizers: ')[2]}"
+    )
     (bench,) = [t for t in surveyed(folder) if t.experiment.is_bench]
     assert [line.partition("=")[0] for line in bench.lacks] == ["model.weights", "dataset.root"]
 
@@ -153,7 +166,9 @@ def test_what_a_benchmark_needs(folder, monkeypatch):
 def test_records_beside_those_of_an_experiment_are_told(folder):
     done(folder, "dear", 1.0)
     results = folder.parent / "results"
-    wanted = {file for task in surveyed(folder) if not task.experiment.is_bench for file in task.records}
+    wanted = {
+        file for task in surveyed(folder) if not task.experiment.is_bench for file in task.records
+    }
     assert record.beside(wanted) == []
     record.write(results / "dear" / "0123456789abcdef.json", {"record": 1, "status": "failed"})
     (line,) = record.beside(wanted)

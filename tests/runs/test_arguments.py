@@ -14,7 +14,14 @@ OVERRIDES = ["bits=3,4", "quantizer=rtn,gptq"]
 
 @pytest.mark.parametrize(
     "options",
-    [["-m"], ["--multirun"], ["-cn", "quickstart"], ["--config-dir=experiments"], ["--cfg", "job"], ["-p", "bits=3,4"]],
+    [
+        ["-m"],
+        ["--multirun"],
+        ["-cn", "quickstart"],
+        ["--config-dir=experiments"],
+        ["--cfg", "job"],
+        ["-p", "bits=3,4"],
+    ],
     ids=" ".join,
 )
 def test_options_at_any_place_are_read_as_at_the_first(options):
@@ -30,7 +37,9 @@ def test_several_options_in_any_order():
     for order in itertools.permutations(parts):
         found = vars(get_args_parser().parse_args(options_first([*itertools.chain(*order)])))
         assert sorted(found.pop("overrides")) == ["bits=3", "seed=1"], order
-        assert found == {name: value for name, value in wanted.items() if name != "overrides"}, order
+        assert found == {name: value for name, value in wanted.items() if name != "overrides"}, (
+            order
+        )
 
 
 def test_overrides_keep_their_order_and_those_given_twice_stay():

@@ -31,7 +31,10 @@ SENSELESS = [
         (["calibration=bn_matched", f"sensitivity={name}"], "have no labels")
         for name in ("fisher", "trace", "noise", "grad_l1", "measured")
     ],
-    (["calibration=bn_matched", "sensitivity=interaction", "sensitivity.variant=share"], "have no labels"),
+    (
+        ["calibration=bn_matched", "sensitivity=interaction", "sensitivity.variant=share"],
+        "have no labels",
+    ),
     ([PRICED], "set activation=mse"),
     ([PRICED, "activation=mse", "sensitivity=weight_mse"], "weights alone"),
     ([PRICED, "activation=mse", "sensitivity=mask_kl"], "weights alone"),
@@ -45,7 +48,10 @@ SENSELESS = [
     (["quantizer=asq"], "set activation=mse, or choose a quantizer without adapters"),
     (["quantizer=asq_ptq"], "without adapters"),
     (["quantizer=brecq", "quantizer.then.rates.adapter=0.01"], "without adapters"),
-    *((["grid=" + name, f"bits={bits}"], "levels for 2 to 8 bits") for name, bits in (("post", 1), ("lcq", 9))),
+    *(
+        (["grid=" + name, f"bits={bits}"], "levels for 2 to 8 bits")
+        for name, bits in (("post", 1), ("lcq", 9))
+    ),
 ]
 
 

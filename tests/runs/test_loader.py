@@ -17,7 +17,11 @@ from sq.runs.sweep import expand
 
 def load(*words, mode=RunMode.MULTIRUN, **more):
     with own.installed(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return GlobalHydra.instance().config_loader().load_configuration("config", [*words], mode, **more)
+        return (
+            GlobalHydra.instance()
+            .config_loader()
+            .load_configuration("config", [*words], mode, **more)
+        )
 
 
 def test_hydra_is_left_as_it_was():
@@ -25,7 +29,9 @@ def test_hydra_is_left_as_it_was():
         assert application.ConfigLoaderImpl is own.Loader
     assert application.ConfigLoaderImpl is ConfigLoaderImpl
     with pytest.raises(SqError), own.installed():
-        own._check_sweeper(OmegaConf.create({"runtime": {"choices": {"hydra/sweeper": "x"}}, "sweeper": {}}))
+        own._check_sweeper(
+            OmegaConf.create({"runtime": {"choices": {"hydra/sweeper": "x"}}, "sweeper": {}})
+        )
     assert application.ConfigLoaderImpl is ConfigLoaderImpl
 
 
@@ -40,9 +46,19 @@ def test_a_setting_of_swept_choices_is_left_to_the_runs_and_not_lost():
 
 
 def test_what_hydra_composes_is_as_hydra_composes_it():
-    words = ["quantizer=gptq", "quantizer.solve.order=act", "bits=3", "+calibration.new=1", "~sensitivity.bits"]
+    words = [
+        "quantizer=gptq",
+        "quantizer.solve.order=act",
+        "bits=3",
+        "+calibration.new=1",
+        "~sensitivity.bits",
+    ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        wanted = GlobalHydra.instance().config_loader().load_configuration("config", words, RunMode.MULTIRUN)
+        wanted = (
+            GlobalHydra.instance()
+            .config_loader()
+            .load_configuration("config", words, RunMode.MULTIRUN)
+        )
     assert load(*words) == wanted
     assert expand.resolve(load(*words, mode=RunMode.RUN)) == expand.resolve(wanted)
 
@@ -53,7 +69,9 @@ def test_a_setting_of_a_single_run_is_not_left_out():
 
 
 @pytest.mark.parametrize("mode", RunMode)
-@pytest.mark.parametrize("word", ["quantizer=null", "quantizer=3", "quantizer=true", "quantizer=[gptq,obq]", "~grid=3"])
+@pytest.mark.parametrize(
+    "word", ["quantizer=null", "quantizer=3", "quantizer=true", "quantizer=[gptq,obq]", "~grid=3"]
+)
 def test_a_choice_is_a_name(word, mode):
     group = word.partition("=")[0].strip("~")
     with pytest.raises(SqError) as refused:
@@ -64,7 +82,8 @@ def test_a_choice_is_a_name(word, mode):
 
 def test_a_choice_of_hydra_is_one_too():
     with pytest.raises(
-        SqError, match="hydra/launcher=null: one choice is made, by its name; choices: basic, local, slurm"
+        SqError,
+        match="hydra/launcher=null: one choice is made, by its name; choices: basic, local, slurm",
     ):
         load("hydra/launcher=null")
 
@@ -73,7 +92,10 @@ def test_a_choice_of_hydra_is_one_too():
     ("word", "said"),
     [
         ("hydra.sweeper.max_batch_size=2", "a sweep is not done in batches"),
-        ("hydra.sweeper._target_=hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "sq's own"),
+        (
+            "hydra.sweeper._target_=hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+            "sq's own",
+        ),
     ],
 )
 def test_another_sweeper_is_refused_in_a_sweep_alone(word, said):
@@ -86,7 +108,9 @@ def test_a_sweeper_that_is_installed_is_refused_by_its_name(tmp_path):
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="installed", node={"_target_": "x.Y", "direction": "minimize"})
+    store.store(
+        group="hydra/sweeper", name="installed", node={"_target_": "x.Y", "direction": "minimize"}
+    )
     try:
         with pytest.raises(SqError, match=r"hydra/sweeper=installed: .*\(all: basic\)"):
             load("hydra/sweeper=installed", "bits=3,4")

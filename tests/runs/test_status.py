@@ -19,7 +19,13 @@ def jobs(tmp_path_factory):
 
 def write(job, state, **more):
     file = record.path(job.config)
-    made = {"record": record.VERSION, "key": file.stem, "choices": job.choices, "status": state, "seconds": {"a": 2.0}}
+    made = {
+        "record": record.VERSION,
+        "key": file.stem,
+        "choices": job.choices,
+        "status": state,
+        "seconds": {"a": 2.0},
+    }
     record.write(file, made | more)
 
 
@@ -29,13 +35,19 @@ def test_done_running_failed_and_missing(jobs, capsys):
     for job in every[3:]:
         write(job, "done")
     write(every[0], "failed", error="too hot")
-    record.write(results / "quickstart" / "0123456789abcdef.json", {"record": record.VERSION, "status": "done"})
+    record.write(
+        results / "quickstart" / "0123456789abcdef.json",
+        {"record": record.VERSION, "status": "done"},
+    )
     held = run_claims.take(record.path(every[1].config))
     code = status.main(["quickstart", "--results", str(results)])
     held.release()
     said = capsys.readouterr()
     assert code == 1
-    assert "quickstart: 45 runs of quickstart: 42 done, 1 running, 1 failed, 0 damaged, 1 missing" in said.err
+    assert (
+        "quickstart: 45 runs of quickstart: 42 done, 1 running, 1 failed, 0 damaged, 1 missing"
+        in said.err
+    )
     assert "the rest takes about 6 s one after the other" in said.err
     assert "quickstart: 1 record beside, of other settings" in said.err
     lines = [line for line in said.out.splitlines() if "seed=" in line]
@@ -62,7 +74,11 @@ def test_parts_of_an_experiment_are_one(capsys):
 
 def test_no_such_experiment_is_one_line():
     done = subprocess.run(
-        [sys.executable, "-m", "sq", "status", "quickstar"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "sq", "status", "quickstar"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -92,12 +108,19 @@ def test_folder_without_a_question(tmp_path, capsys):
     write(jobs[1], "failed", config=jobs[1].config, error="too hot [/x]")
     (folder / "0123456789abcdef.json").write_text("{")
     held = run_claims.take(jobs[2].file)
-    (folder / "claims" / f"{jobs[3].file.stem}.1").write_text(json.dumps(held.who | {"pid": 999999999}))
+    (folder / "claims" / f"{jobs[3].file.stem}.1").write_text(
+        json.dumps(held.who | {"pid": 999999999})
+    )
     code, said = told()
     held.release()
     assert code == 1
-    assert "runs: 5 runs: 1 done, 1 running, 1 failed, 1 damaged, 1 ended; no experiment has this name" in said.err
-    lines = {line.split("│")[3].strip(): line for line in said.out.splitlines() if line.count("│") == 5}
+    assert (
+        "runs: 5 runs: 1 done, 1 running, 1 failed, 1 damaged, 1 ended; no experiment has this name"
+        in said.err
+    )
+    lines = {
+        line.split("│")[3].strip(): line for line in said.out.splitlines() if line.count("│") == 5
+    }
     assert jobs[0].file.stem not in lines
     assert "digits_resnet rtn 4 bits seed 1" in lines[jobs[1].file.stem]
     assert "too hot [/x]" in lines[jobs[1].file.stem]

@@ -40,7 +40,11 @@ def test_results_come_in_the_order_of_the_items(workers):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_item_has_one_thread_and_the_gradient_mode_of_the_caller(workers):
     def look(_):
-        return torch.get_num_threads(), cpu_threads.allowed() if workers > 1 else 1, torch.is_grad_enabled()
+        return (
+            torch.get_num_threads(),
+            cpu_threads.allowed() if workers > 1 else 1,
+            torch.is_grad_enabled(),
+        )
 
     with torch.no_grad():
         assert set(each(look, [1, 2, 3, 4], workers)) == {(1, 1, False)}
@@ -84,7 +88,8 @@ def test_items_run_side_by_side():
 
 def test_what_costs_most_begins_first():
     begun = []
-    each(begun.append, [3, 1, 4, 1, 5], 2, cost=lambda item: item, size=lambda item: 1, room=1)  # one at a time
+    # one at a time
+    each(begun.append, [3, 1, 4, 1, 5], 2, cost=lambda item: item, size=lambda item: 1, room=1)
     assert begun == [5, 4, 3, 1, 1]
 
 
@@ -205,8 +210,14 @@ print(blas() == before, within == [[1] * len(before)] * 2, before)
 
 def test_phases_side_by_side_restore_what_numpy_had():
     # In a process of its own, which has threads to begin with.
-    env = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], env=env, capture_output=True, text=True, timeout=100)
+    env = os.environ | {
+        "OMP_NUM_THREADS": "2",
+        "OPENBLAS_NUM_THREADS": "2",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SIDE_BY_SIDE], env=env, capture_output=True, text=True, timeout=100
+    )
     assert done.stdout.startswith("True True"), done.stdout + done.stderr
 
 
@@ -241,7 +252,11 @@ def each_number():
 @pytest.mark.parametrize("first", [0, 1])
 def test_blocks_side_by_side_end_in_any_order(first):
     torch.set_num_threads(3)
-    begun, ends, after = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)], {}
+    begun, ends, after = (
+        [threading.Event() for _ in range(2)],
+        [threading.Event() for _ in range(2)],
+        {},
+    )
 
     def work(number):
         with cpu_threads.use(number + 1):
@@ -323,5 +338,7 @@ print(inside.is_set(), begun.is_set(), set(numbers), len(numbers), all(same), le
 
 def test_two_calls_at_a_time_leave_the_number_and_return_what_they_return_alone():
     env = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", TWO_CALLS], env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_CALLS], env=env, capture_output=True, text=True, timeout=200
+    )
     assert done.stdout.startswith("True True {2} 5 True True"), done.stdout + done.stderr

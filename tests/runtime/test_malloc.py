@@ -19,7 +19,9 @@ print(faults() - before)
 
 
 def faults(how):
-    done = subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True
+    )
     return int(done.stdout)
 
 

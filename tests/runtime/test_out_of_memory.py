@@ -24,7 +24,9 @@ def cramped(most):
 
     def refuse(module, args):
         if len(args[0]) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."
+            )
 
     return refuse
 
@@ -63,7 +65,10 @@ def test_real_errors_of_cpu_memory_are_known():
     with pytest.raises(RuntimeError) as torch_error:
         torch.empty(2**46)
     assert out_of_memory.is_out(torch_error.value)
-    with pytest.raises(SqError, match=r"^out of memory \(.*\): lower batch_size="), out_of_memory.explained():
+    with (
+        pytest.raises(SqError, match=r"^out of memory \(.*\): lower batch_size="),
+        out_of_memory.explained(),
+    ):
         torch.empty(2**46)
     assert not out_of_memory.is_out(RuntimeError("shapes differ"))
 
@@ -73,7 +78,10 @@ def test_real_errors_of_cpu_memory_are_known():
     [
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
-        ("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`", True),
+        (
+            "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+            True,
+        ),
         ("cuFFT error: CUFFT_ALLOC_FAILED", True),
         ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
         ("unable to mmap 4096 bytes from file <x>: Cannot allocate memory (12)", True),
@@ -96,7 +104,11 @@ def test_statistics_in_halves_are_those_of_the_whole(resnet, digits_train):
     assert out_of_memory.halved["statistics"] <= 7
     for name, own in whole.layers.items():
         rounding = 2 * of_gram(own.hessian, own.hessian, own.positions, torch.float32)
-        rounding += 2 * of_layers(model.net, torch.float32) * float(own.hessian.diagonal(dim1=1, dim2=2).sum(1).max())
+        rounding += (
+            2
+            * of_layers(model.net, torch.float32)
+            * float(own.hessian.diagonal(dim1=1, dim2=2).sum(1).max())
+        )
         assert_within(parts.layers[name].hessian, own.hessian, rounding)
         assert parts.layers[name].positions == own.positions
 
@@ -117,7 +129,9 @@ def test_a_run_in_halves_leaves_the_figures_of_a_whole_one(tmp_path, monkeypatch
 
     monkeypatch.setattr(obq.greedy_elimination, "eliminate", tight)
     handle = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, args: cramped(100)(module, args) if isinstance(module, torch.nn.Conv2d) else None
+        lambda module, args: (
+            cramped(100)(module, args) if isinstance(module, torch.nn.Conv2d) else None
+        )
     )
     try:
         parts = job.execute(Job([], {**config, "rerun": True}, choices), wait=True)
@@ -132,7 +146,9 @@ def test_a_run_in_halves_leaves_the_figures_of_a_whole_one(tmp_path, monkeypatch
 
 def test_a_run_that_cannot_fit_fails_with_advice(tmp_path):
     config, choices = compose(*settings(tmp_path), "cache=null")
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, args: cramped(0)(module, args))
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: cramped(0)(module, args)
+    )
     try:
         made = job.execute(Job([], config, choices), wait=True)
     finally:

@@ -29,7 +29,9 @@ def test_threads_of_one_run_are_not_those_of_the_next(monkeypatch):
 
 
 def test_a_torchvision_of_another_torch_is_explained(tmp_path):
-    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    (tmp_path / "torchvision.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
     code = "from sq.runtime import torch_setup as ready; ready.import_torch(); ready.import_torchvision()"
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     result = subprocess.run(
@@ -40,7 +42,10 @@ def test_a_torchvision_of_another_torch_is_explained(tmp_path):
     )
     assert result.returncode == 1
     message = result.stderr.splitlines()[-1]
-    assert "torch and torchvision do not fit together (RuntimeError: operator torchvision::nms" in message
+    assert (
+        "torch and torchvision do not fit together (RuntimeError: operator torchvision::nms"
+        in message
+    )
 
 
 def test_a_run_imports_neither_torchvision_nor_the_compiler_of_pytorch(tmp_path):

@@ -49,7 +49,8 @@ def test_every_layer_is_priced_at_every_width_and_the_network_is_left_as_it_was(
     assert all(list(row) == [2, 4] for row in cost.weights.values())
     assert list(cost.inputs) == ([] if name in OF_WEIGHTS else names)
     assert all(list(row) == [3, 6] for row in cost.inputs.values())
-    assert all(row[2] != row[4] for row in cost.weights.values()) or name == "mask_kl"  # which may mask the same
+    # which may mask the same
+    assert all(row[2] != row[4] for row in cost.weights.values()) or name == "mask_kl"
     assert cost.unit
     assert set(cost.errors) <= set(names)
     assert net.state_dict(keep_vars=True).keys() == before.keys()
@@ -91,7 +92,11 @@ def test_it_is_deterministic_and_asked_for_a_gradient_or_not(own, name):
     torch.rand(1)  # the global generator is none of its sources
     with torch.no_grad():
         second = metric(name, **both(name))(own)
-    assert (first.weights, first.inputs, first.errors) == (second.weights, second.inputs, second.errors)
+    assert (first.weights, first.inputs, first.errors) == (
+        second.weights,
+        second.inputs,
+        second.errors,
+    )
 
 
 @pytest.mark.parametrize("name", sorted(LABELLED))
@@ -113,7 +118,9 @@ def test_labels_are_not_looked_at(own, name):
 @pytest.mark.parametrize("name", EVERY)
 def test_inputs_in_full_precision_have_no_price(name):
     bare = problem(tricky(), images(8), labels(8))
-    with pytest.raises(SqError, match="weights alone" if name in OF_WEIGHTS else "set activation=mse"):
+    with pytest.raises(
+        SqError, match="weights alone" if name in OF_WEIGHTS else "set activation=mse"
+    ):
         metric(name, input_bits=[4])(bare)
     assert metric(name)(bare).inputs == {}
 
@@ -124,10 +131,17 @@ def digits_problem(resnet, digits_train, fit):
     some = slice(0, 32)
     batch = Calibration(digits_train.x[some], digits_train.y[some], digits_train.ids[some])
     model = tracing.settle(replace(resnet, layers=found), batch.x[:1])
-    return Problem(model, batch, layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0), fit)
+    return Problem(
+        model,
+        batch,
+        layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0),
+        fit,
+    )
 
 
-@pytest.mark.one_arithmetic("the order of whole networks: costs of layers are compared with oracles")
+@pytest.mark.one_arithmetic(
+    "the order of whole networks: costs of layers are compared with oracles"
+)
 @pytest.mark.parametrize("name", EVERY)
 def test_more_bits_cost_less_on_a_trained_network(digits_problem, name):
     """Estimates with a sign, and those at a gradient that is all but noise, may say otherwise here and there."""

@@ -17,10 +17,17 @@ def test_cost_is_that_of_a_loop_over_images(tricky_problem):
         for layer, g in zip(sites.layers, gradients, strict=True):
             squares[layer.name] += g.square() / 5
     for layer, bits in sites.choices():
-        wanted = float((squares[layer.name] * sites.error(layer, bits, weight(layer)).square()).sum()) / 2
+        wanted = (
+            float((squares[layer.name] * sites.error(layer, bits, weight(layer)).square()).sum())
+            / 2
+        )
         assert cost.weights[layer.name][bits] == pytest.approx(wanted, rel=1e-4)
-    mean = torch.autograd.grad(F.cross_entropy(net(own.batch.x[:5]), own.batch.y[:5]), net.head.weight)[0]
-    assert float(squares["head"].sum()) > 2 * float(mean.square().sum()), "the square of the mean would do as well"
+    mean = torch.autograd.grad(
+        F.cross_entropy(net(own.batch.x[:5]), own.batch.y[:5]), net.head.weight
+    )[0]
+    assert float(squares["head"].sum()) > 2 * float(mean.square().sum()), (
+        "the square of the mean would do as well"
+    )
 
 
 def test_size_of_what_goes_together_changes_nothing(tricky_problem, monkeypatch):
@@ -40,4 +47,6 @@ def test_inputs_are_weighed_by_their_own_gradient(tricky_problem):
     handle.remove()
     g = torch.autograd.grad(losses, fed["x"])[0]
     d = own.inputs.grid("head", 3).nearest(fed["x"].detach()) - fed["x"].detach()
-    assert cost.inputs["head"][3] == pytest.approx(float((g * d).square().sum(1).mean()) / 2, rel=1e-4)
+    assert cost.inputs["head"][3] == pytest.approx(
+        float((g * d).square().sum(1).mean()) / 2, rel=1e-4
+    )

@@ -23,7 +23,9 @@ def test_cost_is_half_a_step_times_the_l1_norm(tricky_problem):
     wanted = float((step / 2 * by_weight.view(2, 2, -1).abs()).sum())
     assert cost.weights[layer.name][4] == pytest.approx(wanted, rel=1e-4)
     step = own.inputs.grid("head", 3).scale
-    assert cost.inputs["head"][3] == pytest.approx(float(step / 2 * by_input.abs().sum(1).mean()), rel=1e-4)
+    assert cost.inputs["head"][3] == pytest.approx(
+        float(step / 2 * by_input.abs().sum(1).mean()), rel=1e-4
+    )
     assert cost.unruly() == []
 
 
@@ -38,7 +40,8 @@ def test_it_bounds_what_rounding_does_to_first_order(tricky_problem):
 
     own = Sites(tricky_problem, "weights", [2, 4])
     with_curvature, half = (
-        torch.tensor(interaction.shares(own, tricky_problem.batch.x, losses, linear)) for linear in (True, False)
+        torch.tensor(interaction.shares(own, tricky_problem.batch.x, losses, linear))
+        for linear in (True, False)
     )
     first = (with_curvature - half).abs()
     assert (torch.tensor([v for row in cost.weights.values() for v in row.values()]) >= first).all()
@@ -55,6 +58,8 @@ def test_levels_that_are_not_equally_spaced_count_by_the_gap_around_each_weight(
         table = grids.values(own.grid("head", W.unsqueeze(0), bits), 1, len(W))[0]
         above = (table.unsqueeze(1) <= W.unsqueeze(-1)).sum(-1).clamp(1, table.shape[1] - 1)
         gaps = table.gather(1, above) - table.gather(1, above - 1)
-        assert cost.weights["head"][bits] == pytest.approx(float((gaps / 2 * by_weight.abs()).sum()), rel=1e-4)
+        assert cost.weights["head"][bits] == pytest.approx(
+            float((gaps / 2 * by_weight.abs()).sum()), rel=1e-4
+        )
     # The widest gap of POST is the same at any bits; those around small weights are not.
     assert cost.weights["head"][4] < 0.95 * cost.weights["head"][3]

@@ -32,11 +32,16 @@ class Sum(nn.Module):
 def rounded(own, sites, bits):
     """Round layers to `bits` by name, None leaving them, by weights lent or grids attached."""
     if sites.kind == "weights":
-        given = {s.name: sites.nearest(s, bits[s.name], weight(s)) for s in sites.layers if bits[s.name]}
+        given = {
+            s.name: sites.nearest(s, bits[s.name], weight(s)) for s in sites.layers if bits[s.name]
+        }
         with lent(own.model, given):
             yield
     else:
-        insertion.attach(own.model.net, {s.name: sites.grid(s, bits[s.name]) for s in sites.layers if bits[s.name]})
+        insertion.attach(
+            own.model.net,
+            {s.name: sites.grid(s, bits[s.name]) for s in sites.layers if bits[s.name]},
+        )
         yield
         insertion.detach(own.model.net)
 
@@ -45,7 +50,9 @@ def rounded(own, sites, bits):
 def quadratic():
     torch.manual_seed(0)
     x = torch.randn(10, 4, dtype=torch.float64)
-    return problem(Sum().double(), x, torch.zeros(10).long(), bits=4), torch.randn(10, 3, dtype=torch.float64)
+    return problem(Sum().double(), x, torch.zeros(10).long(), bits=4), torch.randn(
+        10, 3, dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("kind", ["weights", "inputs"])
@@ -103,10 +110,18 @@ def test_gradient_at_the_rounded_point_has_cross_terms_in_full(quadratic):
 
     sites = Sites(own, "weights", [2])
     found = interaction.slopes(sites, x, losses)
-    moved = {layer.name: sites.nearest(layer, 2, weight(layer)).requires_grad_() for layer in sites.layers}
+    moved = {
+        layer.name: sites.nearest(layer, 2, weight(layer)).requires_grad_()
+        for layer in sites.layers
+    }
     with lent(own.model, moved):
-        gradients = torch.autograd.grad(losses(own.model.net(x), slice(0, 10)).mean(), list(moved.values()))
-    wanted = [float((g * sites.error(s, 2, weight(s))).sum()) for g, s in zip(gradients, sites.layers, strict=True)]
+        gradients = torch.autograd.grad(
+            losses(own.model.net(x), slice(0, 10)).mean(), list(moved.values())
+        )
+    wanted = [
+        float((g * sites.error(s, 2, weight(s))).sum())
+        for g, s in zip(gradients, sites.layers, strict=True)
+    ]
     assert found == pytest.approx(wanted)
 
 
@@ -155,7 +170,9 @@ def test_pairs_make_the_quadratic_of_any_choice(tricky_problem):
         outputs = own.model.net(own.batch.x).double()
         u = torch.zeros_like(outputs)
         for layer in sites.layers:
-            with lent(own.model, {layer.name: sites.nearest(layer, widths[layer.name], weight(layer))}):
+            with lent(
+                own.model, {layer.name: sites.nearest(layer, widths[layer.name], weight(layer))}
+            ):
                 u += (own.model.net(own.batch.x).double() - outputs) / 4
     p = (outputs / 4).softmax(1)
     curved = ((p * u.square()).sum(1) - (p * u).sum(1).square()).mean()
@@ -165,13 +182,17 @@ def test_pairs_make_the_quadratic_of_any_choice(tricky_problem):
     assert np.linalg.eigvalsh(cost.gram)[0] > -1e-12 * np.linalg.eigvalsh(cost.gram)[-1]
     owner = np.array([name for name, _ in cost.choices()])
     assert (np.where(owner[:, None] == owner, 0, cost.gram) == cost.pairs).all()
-    assert cost.gram.diagonal() / 2 == pytest.approx([v for row in cost.weights.values() for v in row.values()])
+    assert cost.gram.diagonal() / 2 == pytest.approx(
+        [v for row in cost.weights.values() for v in row.values()]
+    )
     assert list(cost.inputs) == list(cost.weights)
 
 
 def test_unlabelled_images_are_refused_but_for_pairs(tricky_problem):
     own = replace(tricky_problem, batch=replace(tricky_problem.batch, y=torch.full((6,), -1)))
     for variant in ("share", "gradient", "both_ways"):
-        with pytest.raises(SqError, match=f"interaction sensitivity.variant={variant} needs labels, and 6 of 6"):
+        with pytest.raises(
+            SqError, match=f"interaction sensitivity.variant={variant} needs labels, and 6 of 6"
+        ):
             SCORE(own, bits=[2], input_bits=[], variant=variant)
     assert SCORE(own, bits=[2], input_bits=[], variant="pairs").weights

@@ -18,11 +18,17 @@ def test_cost_is_the_divergence_of_the_network_with_that_layer_rounded(tricky_pr
         layer.weight.copy_(own.fit(W, 2).nearest(W).view_as(before))
         q = net(x).double().softmax(1)
         layer.weight.copy_(before)
-        handle = net.head.register_forward_pre_hook(lambda _, args: (own.inputs.grid("head", 3).nearest(args[0]),))
+        handle = net.head.register_forward_pre_hook(
+            lambda _, args: (own.inputs.grid("head", 3).nearest(args[0]),)
+        )
         r = net(x).double().softmax(1)
         handle.remove()
-    assert cost.weights["blocks.0.second"][2] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-6)
-    assert cost.inputs["head"][3] == pytest.approx(float((p * (p / r).log()).sum(1).mean()), rel=1e-6)
+    assert cost.weights["blocks.0.second"][2] == pytest.approx(
+        float((p * (p / q).log()).sum(1).mean()), rel=1e-6
+    )
+    assert cost.inputs["head"][3] == pytest.approx(
+        float((p * (p / r).log()).sum(1).mean()), rel=1e-6
+    )
     assert cost.unit == "kl"
 
 

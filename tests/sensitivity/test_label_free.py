@@ -37,15 +37,21 @@ def test_linear_network_is_priced_by_the_diagonal_of_its_jacobian():
 
 def test_labels_change_nothing(tricky_problem):
     other = replace(tricky_problem, batch=replace(tricky_problem.batch, y=torch.full((6,), -1)))
-    first, second = (label_free.score(p, input_bits=[3], draws=3, **KNOBS) for p in (tricky_problem, other))
+    first, second = (
+        label_free.score(p, input_bits=[3], draws=3, **KNOBS) for p in (tricky_problem, other)
+    )
     assert first == second
 
 
 def test_it_stops_when_the_error_is_small_and_seeds_differ(tricky_problem):
     loose = label_free.score(tricky_problem, input_bits=[], draws=100, **KNOBS | {"tolerance": 0.5})
     assert 4 <= loose.about["draws_weights"] < 100
-    assert all(e <= 0.5 * loose.weights[n][b] for n, row in loose.errors.items() for b, e in row.items())
-    other = label_free.score(tricky_problem, input_bits=[], draws=100, **KNOBS | {"tolerance": 0.5, "seed": 1})
+    assert all(
+        e <= 0.5 * loose.weights[n][b] for n, row in loose.errors.items() for b, e in row.items()
+    )
+    other = label_free.score(
+        tricky_problem, input_bits=[], draws=100, **KNOBS | {"tolerance": 0.5, "seed": 1}
+    )
     assert other.weights != loose.weights
 
 
@@ -58,7 +64,11 @@ def test_where_memory_does_not_suffice_fewer_images_go_together(tricky_problem, 
             raise RuntimeError("can't allocate memory")
 
     hook = tricky_problem.model.net.register_forward_pre_hook(most)
-    widths = {"bits": [2, 3], "input_bits": [3]} if kind == "inputs" else {"bits": [2, 3], "input_bits": []}
+    widths = (
+        {"bits": [2, 3], "input_bits": [3]}
+        if kind == "inputs"
+        else {"bits": [2, 3], "input_bits": []}
+    )
     cost = label_free.score(tricky_problem, draws=2, **KNOBS | widths)
     hook.remove()
     assert out_of_memory.halved == {"sensitivity": 2}

@@ -53,7 +53,9 @@ def test_small_moves_of_all_layers_cost_the_divergence_of_their_sum(own):
     p, q = ((logits / 2).log_softmax(1) for logits in (full, full + u.sum(0)))
     wanted = float((p.exp() * (p - q)).sum(1).mean())
     assert cost.of({layer.name: 8 for layer in sites.layers}) == pytest.approx(wanted, rel=0.05)
-    assert sum(row[8] for row in cost.weights.values()) != pytest.approx(wanted, rel=0.2), "no pairs to be seen"
+    assert sum(row[8] for row in cost.weights.values()) != pytest.approx(wanted, rel=0.2), (
+        "no pairs to be seen"
+    )
 
 
 def test_temperature_lets_images_speak_that_the_network_is_sure_of(own):

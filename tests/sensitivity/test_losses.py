@@ -26,7 +26,11 @@ def test_kl_is_its_definition():
 def test_cross_entropy_is_minus_the_log_of_the_share():
     outputs = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
     wanted = torch.tensor([math.log(2), math.log(4)]).double()
-    assert_within(losses.cross_entropy(outputs, torch.tensor([0, 1])), wanted, relative(2, outputs.dtype) * wanted)
+    assert_within(
+        losses.cross_entropy(outputs, torch.tensor([0, 1])),
+        wanted,
+        relative(2, outputs.dtype) * wanted,
+    )
 
 
 def test_labels_are_of_the_first_images():
@@ -48,7 +52,9 @@ def test_objects_are_no_labels():
         losses.labels(batch(objects), 1, "trace")
 
 
-@pytest.mark.parametrize("call", [lambda y: losses.kl(y, y), lambda y: losses.cross_entropy(y, torch.zeros(2).long())])
+@pytest.mark.parametrize(
+    "call", [lambda y: losses.kl(y, y), lambda y: losses.cross_entropy(y, torch.zeros(2).long())]
+)
 def test_outputs_that_are_no_logits_are_refused(call):
     with pytest.raises(SqError, match=r"returns \(2, 3, 4\), not logits"):
         call(torch.zeros(2, 3, 4))

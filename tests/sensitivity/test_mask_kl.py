@@ -19,8 +19,12 @@ def test_cost_is_the_divergence_with_what_rounds_to_zero_zero(tricky_problem):
         layer.weight[gone] = 0
         q = net(own.batch.x).double().softmax(1)
         layer.weight.copy_(before)
-    assert cost.weights["blocks.0.first"][2] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
-    assert sum(row[8] for row in cost.weights.values()) < 0.1 * sum(row[2] for row in cost.weights.values())
+    assert cost.weights["blocks.0.first"][2] == pytest.approx(
+        float((p * (p / q).log()).sum(1).mean()), rel=1e-5
+    )
+    assert sum(row[8] for row in cost.weights.values()) < 0.1 * sum(
+        row[2] for row in cost.weights.values()
+    )
 
 
 def test_inputs_are_refused(tricky_problem):

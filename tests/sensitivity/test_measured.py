@@ -20,15 +20,21 @@ def test_cost_is_the_loss_of_the_rounded_network_less_that_of_full_precision(tri
             rounded = F.cross_entropy(net(own.batch.x).double(), own.batch.y)
             layer.module.weight.copy_(before)
             full = F.cross_entropy(net(own.batch.x).double(), own.batch.y)
-            assert cost.weights[layer.name][2] == pytest.approx(float(rounded - full), rel=1e-5, abs=1e-9)
+            assert cost.weights[layer.name][2] == pytest.approx(
+                float(rounded - full), rel=1e-5, abs=1e-9
+            )
     assert cost.unit == "loss"
 
 
 def test_losses_that_fall_are_negative_costs_and_said(tricky_problem):
-    cost = measured.score(tricky_problem, bits=[2, 3, 4], input_bits=[], images=6, loss="cross_entropy")
+    cost = measured.score(
+        tricky_problem, bits=[2, 3, 4], input_bits=[], images=6, loss="cross_entropy"
+    )
     negative = [(n, b) for n, row in cost.weights.items() for b, v in row.items() if v < 0]
     assert negative, "this net has none, so the test says nothing"
-    assert all(any(line.startswith(f"{n}: {b} bits") for line in cost.unruly()) for n, b in negative)
+    assert all(
+        any(line.startswith(f"{n}: {b} bits") for line in cost.unruly()) for n, b in negative
+    )
 
 
 def test_without_labels_it_is_the_divergence(tricky_problem):

@@ -21,12 +21,21 @@ def test_noise_is_distributed_as_rounding_errors_are():
     near = (added > -0.27) & (added < -0.23)
     assert float(near.float().mean()) == pytest.approx(0.7, abs=0.02)
     assert float(((added > -0.02) & (added < 0.12)).float().mean()) == pytest.approx(0.3, abs=0.02)
-    assert abs(float(torch.corrcoef(torch.stack([added, grid.nearest(values) - values]).flatten(1))[0, 1])) < 0.03
+    assert (
+        abs(
+            float(
+                torch.corrcoef(torch.stack([added, grid.nearest(values) - values]).flatten(1))[0, 1]
+            )
+        )
+        < 0.03
+    )
 
 
 def test_values_beyond_the_grid_are_clipped_and_get_no_noise():
     grid = UniformGrid(*(torch.tensor([[[v]]]) for v in (1.0, -2.0, 1.0)), levels=4)
-    made = noise.noisy(torch.tensor([[[-9.0, 3.0, 0.3, -1.2]]]), grid, 8, torch.Generator().manual_seed(0))
+    made = noise.noisy(
+        torch.tensor([[[-9.0, 3.0, 0.3, -1.2]]]), grid, 8, torch.Generator().manual_seed(0)
+    )
     assert made[0, 0, :2].tolist() == [-2.0, 1.0]
     assert not torch.equal(made[0, 0, 2:], torch.tensor([0.3, -1.2]))
 
@@ -63,5 +72,7 @@ def test_cost_is_the_mean_increase_of_the_loss(tricky_problem):
 
 
 def test_it_stops_where_the_error_is_small(tricky_problem):
-    cost = noise.score(tricky_problem, bits=[2, 8], input_bits=[], draws=20, **KNOBS | {"tolerance": 0.5})
+    cost = noise.score(
+        tricky_problem, bits=[2, 8], input_bits=[], draws=20, **KNOBS | {"tolerance": 0.5}
+    )
     assert 4 <= cost.about["draws_weights"] < 20

@@ -13,17 +13,23 @@ from sq.hessian.layer_statistics import relative_error
 from sq.quantizer import layerwise
 from sq.solver import brevitas_gptq, gptq
 
-needs_brevitas = pytest.mark.skipif(importlib.util.find_spec("brevitas") is None, reason="needs brevitas")
+needs_brevitas = pytest.mark.skipif(
+    importlib.util.find_spec("brevitas") is None, reason="needs brevitas"
+)
 
 
 def fitted(W, bits, symmetric):
-    return uniform.fit(W, bits, symmetric=symmetric, range="mse", norm=2.4, steps=80, shrink=0.2, hessian=None)
+    return uniform.fit(
+        W, bits, symmetric=symmetric, range="mse", norm=2.4, steps=80, shrink=0.2, hessian=None
+    )
 
 
 @needs_brevitas
 @pytest.mark.parametrize("order", ["natural", "act"])
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize(("G", "O", "I", "bits"), [(1, 16, 72, 3), (1, 6, 30, 2), (4, 5, 18, 4), (8, 1, 9, 3)])
+@pytest.mark.parametrize(
+    ("G", "O", "I", "bits"), [(1, 16, 72, 3), (1, 6, 30, 2), (4, 5, 18, 4), (8, 1, 9, 3)]
+)
 def test_same_problem_same_codes(correlated, order, symmetric, G, O, I, bits):
     W, H = (t.float() for t in correlated(1, G, O, I))
     grid = fitted(W, bits, symmetric)

@@ -15,7 +15,12 @@ def cheapest(error, diagonal, taken):
 
 def engines(W, H, grid, block):
     inverse = torch.linalg.inv(H)
-    order = torch.stack([torch.randperm(W.shape[2], generator=torch.Generator().manual_seed(g)) for g in range(len(W))])
+    order = torch.stack(
+        [
+            torch.randperm(W.shape[2], generator=torch.Generator().manual_seed(g))
+            for g in range(len(W))
+        ]
+    )
     return {
         "natural": column_elimination.sweep(W, H, grid, None, block=block),
         "ordered": column_elimination.sweep(W, H, grid, order, block=block),
@@ -45,12 +50,15 @@ def test_predicted_loss_of_obq_is_the_loss(fit, correlated):
 
     Q, predicted = greedy_elimination.eliminate(W.transpose(0, 1), inverse, rows, pick, block=8)
     error = W - Q.transpose(0, 1)
-    torch.testing.assert_close(predicted[:, 0], (error @ H * error).sum(-1)[0], rtol=of_solve(H), atol=0)
+    torch.testing.assert_close(
+        predicted[:, 0], (error @ H * error).sum(-1)[0], rtol=of_solve(H), atol=0
+    )
 
 
 @pytest.mark.parametrize("block", [1, 6, 100])
 def test_downdated_inverse_is_the_inverse_of_what_is_left(fit, correlated, block):
-    # Lemma 1 of OBQ. `pick` sees the diagonal of the inverse before each step; columns already done may be dropped.
+    # Lemma 1 of OBQ. `pick` sees the diagonal of the inverse before each step; columns already done
+    # may be dropped.
     W, H = correlated(2, 1, 4, 40)
     grid = fit(W, 3)
     columns, seen = list(range(40)), []
@@ -81,7 +89,9 @@ def test_ranked_sees_the_inverse_of_what_is_left(fit, correlated):
         order = saliency(error, diagonal)
         for g in range(2):
             wanted = torch.linalg.inv(H[g][active[g]][:, active[g]]).diagonal()
-            torch.testing.assert_close(diagonal[g].sort().values, wanted.sort().values, rtol=of_solve(H), atol=0)
+            torch.testing.assert_close(
+                diagonal[g].sort().values, wanted.sort().values, rtol=of_solve(H), atol=0
+            )
             # the engine may hold its columns in any order: know them by their diagonal
             taken = [int((wanted - diagonal[g, place]).abs().argmin()) for place in order[g, :5]]
             active[g] = [c for place, c in enumerate(active[g]) if place not in taken]
@@ -92,7 +102,8 @@ def test_ranked_sees_the_inverse_of_what_is_left(fit, correlated):
 
 
 def test_free_columns_are_at_their_optimum(fit, correlated):
-    # What is compensated for is seen in the errors that `rank` is given: w - nearest(w) of the best w left.
+    # What is compensated for is seen in the errors that `rank` is given: w - nearest(w) of the best
+    # w left.
     W, H = correlated(4, 1, 3, 12)
     grid = fit(W, 3)
     given = []
@@ -104,9 +115,14 @@ def test_free_columns_are_at_their_optimum(fit, correlated):
     Q, _ = column_elimination.ranked(W, torch.linalg.inv(H), grid, rank, stride=4, block=64)
     for step, error in enumerate(given):
         done, left = list(range(4 * step)), list(range(4 * step, 12))
-        best = W[0][:, left] + (W - Q)[0][:, done] @ H[0][done][:, left] @ torch.linalg.inv(H[0][left][:, left])
+        best = W[0][:, left] + (W - Q)[0][:, done] @ H[0][done][:, left] @ torch.linalg.inv(
+            H[0][left][:, left]
+        )
         torch.testing.assert_close(
-            error, best - grid.nearest(best.unsqueeze(0)), rtol=0, atol=of_solve(H) * float(W.norm())
+            error,
+            best - grid.nearest(best.unsqueeze(0)),
+            rtol=0,
+            atol=of_solve(H) * float(W.norm()),
         )
 
 
@@ -139,11 +155,16 @@ def test_factor(correlated):
 def test_inverse_diagonal(correlated):
     _, H = correlated(7, 3, 1, 25)
     wanted = torch.linalg.inv(H).diagonal(dim1=-2, dim2=-1)
-    torch.testing.assert_close(column_elimination.inverse_diagonal(H), wanted, rtol=of_solve(H), atol=0)
+    torch.testing.assert_close(
+        column_elimination.inverse_diagonal(H), wanted, rtol=of_solve(H), atol=0
+    )
 
 
 def test_columns():
     M = torch.arange(24).view(2, 3, 4)
     chosen, rows = torch.tensor([[3, 0], [1, 2]]), torch.tensor([[2], [0]])
-    assert column_elimination.columns(M, chosen).tolist() == [[[3, 0], [7, 4], [11, 8]], [[13, 14], [17, 18], [21, 22]]]
+    assert column_elimination.columns(M, chosen).tolist() == [
+        [[3, 0], [7, 4], [11, 8]],
+        [[13, 14], [17, 18], [21, 22]],
+    ]
     assert column_elimination.columns(M, chosen, rows).tolist() == [[[11, 8]], [[13, 14]]]

@@ -18,7 +18,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "quantizer"
 PARTS = {p.stem: OmegaConf.to_container(OmegaConf.load(p)) for p in sorted(CONF.glob("*.yaml"))}
 PARTS = {name: part["solve"] for name, part in PARTS.items() if "solve" in part}
 BLIND = ("rtn",)  # does not look at H
-# Natural order is part of what GPTQ computes; the others choose their own order, so columns may come in any.
+# Natural order is part of what GPTQ computes; the others choose their own order, so columns may
+# come in any.
 FOLLOWS_COLUMNS = ("gptq",)
 
 
@@ -54,7 +55,9 @@ def test_some_solvers_are_under_test():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("G", "O", "I", "bits"), [(1, 6, 20, 3), (8, 1, 9, 2), (2, 3, 5, 8), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    ("G", "O", "I", "bits"), [(1, 6, 20, 3), (8, 1, 9, 2), (2, 3, 5, 8), (1, 1, 1, 1)]
+)
 def test_codes_name_grid_values(solve, kind, fit, correlated, dtype, G, O, I, bits):
     W, H = (t.to(dtype) for t in correlated(1, G, O, I))
     grid = fit(W, bits if kind == "uniform" else max(bits, 2))
@@ -85,14 +88,18 @@ def test_uncorrelated_inputs_mean_round_to_nearest(found, fit, correlated):
         if own is grid:
             assert torch.equal(codes, nearest)
         else:  # a grid that has moved has other nearest values
-            assert loss(W - own.decode(codes), uncorrelated) < loss(W - grid.decode(nearest), uncorrelated)
+            assert loss(W - own.decode(codes), uncorrelated) < loss(
+                W - grid.decode(nearest), uncorrelated
+            )
 
 
 def test_round_to_nearest_is_the_nearest(fit, correlated):
     W, H = correlated(3, 2, 6, 25)
     grid = fit(W, 3)
     levels = grids.values(grid, 2, 6)
-    assert torch.equal(rtn.solve(W, H, grid).long(), (W.unsqueeze(-1) - levels.unsqueeze(2)).abs().argmin(-1))
+    assert torch.equal(
+        rtn.solve(W, H, grid).long(), (W.unsqueeze(-1) - levels.unsqueeze(2)).abs().argmin(-1)
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -143,7 +150,11 @@ def test_units_do_not_matter(solve, fit, correlated, scale):
 def test_not_positive_definite_is_an_error(name, solve, fit, correlated, broken):
     W, H = correlated(8, 2, 4, 12)
     codes = solve(W, H, fit(W, 3))
-    H[1] = {"negative": -H[1], "singular": torch.ones(12, 12), "nan": torch.full((12, 12), torch.nan)}[broken]
+    H[1] = {
+        "negative": -H[1],
+        "singular": torch.ones(12, 12),
+        "nan": torch.full((12, 12), torch.nan),
+    }[broken]
     if name in BLIND:
         assert torch.equal(solve(W, H, fit(W, 3)), codes)
         return
@@ -158,16 +169,22 @@ def quantized(solve, W, H, grid):
     model = Model(nn.Sequential(net), model.layers, (1,), "", None)
     statistics = Statistics({"0": LayerStatistics(H, 1)}, 1)
     problem = Problem(
-        model, Calibration(torch.zeros(0), torch.zeros(0), []), statistics, lambda W, bits: grid, {"0": 3}
+        model,
+        Calibration(torch.zeros(0), torch.zeros(0), []),
+        statistics,
+        lambda W, bits: grid,
+        {"0": 3},
     )
     return layerwise.quantize(problem, solve=solve, damp=0.01).layers["0"]
 
 
 def test_dead_input_is_as_good_as_absent(name, fit, correlated):
-    # With fewer rankings than columns, a dead column takes the place of another between two of them; and its own error
-    # counts, at the damping it gets, where scales are refitted.
+    # With fewer rankings than columns, a dead column takes the place of another between two of
+    # them; and its own error counts, at the damping it gets, where scales are refitted.
     knobs = {"rankings": None, "refits": 0}
-    solve = build(PARTS[name] | {knob: own for knob, own in knobs.items() if knob in PARTS[name]}, name)
+    solve = build(
+        PARTS[name] | {knob: own for knob, own in knobs.items() if knob in PARTS[name]}, name
+    )
     W, H = correlated(9, 1, 6, 30)
     H[:, 4], H[:, :, 4] = 0, 0
     others = [j for j in range(30) if j != 4]

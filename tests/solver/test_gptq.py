@@ -20,7 +20,9 @@ def slow(W, H, levels):
     return codes
 
 
-@pytest.mark.parametrize(("G", "O", "I", "bits"), [(1, 5, 30, 4), (1, 1, 1, 3), (3, 4, 17, 2), (6, 1, 9, 1)])
+@pytest.mark.parametrize(
+    ("G", "O", "I", "bits"), [(1, 5, 30, 4), (1, 1, 1, 3), (3, 4, 17, 2), (6, 1, 9, 1)]
+)
 def test_equals_slow_loop(fit, correlated, G, O, I, bits):
     W, H = correlated(I, G, O, I)
     grid = fit(W, bits)

@@ -24,9 +24,14 @@ def test_inside_is_the_bounded_least_squares_solution(fit, correlated, bits, G):
         for g, o in itertools.product(range(G), range(4)):
             root = torch.linalg.cholesky(H[g]).T.numpy()
             wanted = lsq_linear(
-                root, root @ W[g, o].numpy(), (lowest[g, o].item(), highest[g, o].item()), method="bvls"
+                root,
+                root @ W[g, o].numpy(),
+                (lowest[g, o].item(), highest[g, o].item()),
+                method="bvls",
             )
-            assert_within(V[g, o], torch.from_numpy(wanted.x), of_solve(H[g], steps=2) * float(W[g, o].norm()))
+            assert_within(
+                V[g, o], torch.from_numpy(wanted.x), of_solve(H[g], steps=2) * float(W[g, o].norm())
+            )
 
 
 @pytest.mark.parametrize("revisions", [0, 1, 2])
@@ -47,7 +52,9 @@ def test_inside_with_few_revisions_stays_inside_and_gets_better(fit, correlated,
 def test_inside_leaves_weights_within_the_grid_alone(correlated):
     W, H = correlated(1, 2, 3, 10)
     bounds = (torch.full((2, 3, 1), -1e3, dtype=W.dtype), torch.full((2, 3, 1), 1e3, dtype=W.dtype))
-    assert torch.equal(local_search.inside(W, torch.linalg.inv(H), bounds, revisions=3, hold=1.0), W)
+    assert torch.equal(
+        local_search.inside(W, torch.linalg.inv(H), bounds, revisions=3, hold=1.0), W
+    )
 
 
 def test_inside_a_few_rows_at_a_time_is_the_same(fit, correlated, monkeypatch):
@@ -55,7 +62,11 @@ def test_inside_a_few_rows_at_a_time_is_the_same(fit, correlated, monkeypatch):
     arguments = W, torch.linalg.inv(H), fit(W, 2).bounds()
     whole = local_search.inside(*arguments, revisions=3, hold=1.0)
     monkeypatch.setattr(local_search, "IN_FLIGHT", 1)
-    assert_within(local_search.inside(*arguments, revisions=3, hold=1.0), whole, of_solve(H, steps=2) * float(W.norm()))
+    assert_within(
+        local_search.inside(*arguments, revisions=3, hold=1.0),
+        whole,
+        of_solve(H, steps=2) * float(W.norm()),
+    )
 
 
 @pytest.mark.parametrize("depth", [1, 4, 16])
@@ -85,7 +96,9 @@ def coordinate_descent(w, H, levels, code):
         return e @ H @ e
 
     while True:
-        neighbours = [(j, d) for j in range(len(w)) for d in (-1, 1) if 0 <= code[j] + d < len(levels)]
+        neighbours = [
+            (j, d) for j in range(len(w)) for d in (-1, 1) if 0 <= code[j] + d < len(levels)
+        ]
         trials = []
         for j, d in neighbours:
             trial = code.copy()
@@ -104,7 +117,9 @@ def test_depth_1_is_coordinate_descent(fit, correlated):
     levels = grid.decode(torch.arange(8).expand(2, 3, 8)).numpy()
     found = local_search.descend(W, H, grid, codes, depth=1, rounds=40)
     for g, o in itertools.product(range(2), range(3)):
-        wanted = coordinate_descent(W[g, o].numpy(), H[g].numpy(), levels[g, o], codes[g, o].numpy())
+        wanted = coordinate_descent(
+            W[g, o].numpy(), H[g].numpy(), levels[g, o], codes[g, o].numpy()
+        )
         assert found[g, o].tolist() == wanted.tolist()
 
 
@@ -116,7 +131,9 @@ def test_several_codes_at_a_time_come_near_the_best_of_all(fit, correlated):
         W, H = correlated(seed, 1, 1, 6, damp=1e-3)
         grid = fit(W, 2)
         best = min(loss(W - q.view(1, 1, 6), H) for q in grid.decode(every.unsqueeze(0))[0])
-        one, many = (local_search.descend(W, H, grid, grid.encode(W), depth=d, rounds=60) for d in (1, 6))
+        one, many = (
+            local_search.descend(W, H, grid, grid.encode(W), depth=d, rounds=60) for d in (1, 6)
+        )
         losses = [loss(W - grid.decode(c), H) for c in (one, many)]
         rounding = float(of_quadratic(W, H).max())
         assert best <= losses[1] + rounding
@@ -143,7 +160,9 @@ def test_holding_few_weights_stays_inside(fit, correlated, hold):
     bounds = fit(W, 1).bounds()
     inverse = torch.linalg.inv(H)
     assert ((bounds[0] > W) | (bounds[1] < W)).sum(2).max() > 0.2 * 40
-    some, whole = (local_search.inside(W, inverse, bounds, revisions=2, hold=h) for h in (hold, 1.0))
+    some, whole = (
+        local_search.inside(W, inverse, bounds, revisions=2, hold=h) for h in (hold, 1.0)
+    )
     assert (some >= bounds[0]).all()
     assert (some <= bounds[1]).all()
     assert loss(W - whole, H) < loss(W - some, H)

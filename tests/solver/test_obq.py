@@ -23,7 +23,8 @@ def tables(grid, G, O):
 
 
 def best(w, H, fixed, levels):
-    # the weights that minimise (w - v) H (w - v)^T with `fixed` {column: code} given, and that minimum
+    # the weights that minimise (w - v) H (w - v)^T with `fixed` {column: code} given, and that
+    # minimum
     v = w.copy()
     free = [j for j in range(len(w)) if j not in fixed]
     done = list(fixed)
@@ -50,7 +51,8 @@ def brute_force(w, H, levels, half, outliers):
 
 
 def recorded(W, H, grid, outliers):
-    # the order that OBQ takes in each row of W (1, O, I); blocks as wide as W, so that places stay columns
+    # the order that OBQ takes in each row of W (1, O, I); blocks as wide as W, so that places stay
+    # columns
     O, I = W.shape[1:]
     order = []
 
@@ -61,7 +63,9 @@ def recorded(W, H, grid, outliers):
     rows = grid.map(lambda t: t.transpose(0, 1).contiguous())
     limit = rows.half_step().squeeze(2) * BEYOND if outliers else None
     inverse = torch.linalg.inv(H).expand(O, I, I)
-    greedy_elimination.eliminate(W.transpose(0, 1), inverse, rows, partial(watch, limit=limit), block=I)
+    greedy_elimination.eliminate(
+        W.transpose(0, 1), inverse, rows, partial(watch, limit=limit), block=I
+    )
     return torch.stack(order, 1)
 
 
@@ -76,7 +80,9 @@ def test_equals_brute_force(fit, correlated, outliers, bits):
         codes = solve(W, H, grid, outliers=outliers)
         for g in range(G):
             for o in range(O):
-                fixed = brute_force(W[g, o].numpy(), H[g].numpy(), levels[g, o], half[g, o], outliers)
+                fixed = brute_force(
+                    W[g, o].numpy(), H[g].numpy(), levels[g, o], half[g, o], outliers
+                )
                 assert codes[g, o].tolist() == [fixed[j] for j in range(I)], (seed, g, o)
 
 
@@ -141,7 +147,9 @@ def test_rows_in_flight_do_not_change_codes(fit, correlated, G):
 
 def test_memory_for_less_than_a_row_is_refused_with_the_cure(fit, correlated):
     W, H = correlated(2, 1, 2, 40)
-    with pytest.raises(SqError, match=r"40 columns: .* more than memory_gib=1e-06; give .*memory_gib=0.01 or more"):
+    with pytest.raises(
+        SqError, match=r"40 columns: .* more than memory_gib=1e-06; give .*memory_gib=0.01 or more"
+    ):
         solve(W, H, fit(W, 3), memory_gib=1e-6)
 
 

@@ -40,12 +40,14 @@ def solver(conf, name):
 
 
 def test_obq_leaves_the_errors_of_the_textbook_form(problems, fit):
-    narrow = [p for p in problems if p[0].shape[2] < 500]  # the wide ones take the textbook form a minute
+    # the wide ones take the textbook form a minute
+    narrow = [p for p in problems if p[0].shape[2] < 500]
     grids = [fit(W, 3) for W, _, _ in narrow]
     assert len(narrow) == 15
     ours = errors(lambda *a: obq.solve(*a, outliers=True, memory_gib=1.0, block=32), narrow, grids)
     slow = errors(lambda *a: textbook_obq.solve(*a, outliers=True, rows=32), narrow, grids)
-    # float32: of two columns that cost nearly the same either may come first, and all after it differ
+    # float32: of two columns that cost nearly the same either may come first, and all after it
+    # differ
     assert ((ours - slow).abs() <= 1e-3 * slow).all()
 
 
@@ -54,7 +56,8 @@ def test_errors_beside_obq(problems, fit, pytestconfig, bits):
     conf = pytestconfig.rootpath / "conf"
     grids = [fit(W, bits) for W, _, _ in problems]
     exact, shared, plus = (
-        errors(solver(conf, name), problems, grids).mean() for name in ("obq", "sensiquant", "sensiquant_plus")
+        errors(solver(conf, name), problems, grids).mean()
+        for name in ("obq", "sensiquant", "sensiquant_plus")
     )
     assert plus <= exact
     assert shared <= {2: 1.25, 3: 1.05, 4: 1.05}[bits] * exact

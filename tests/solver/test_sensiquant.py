@@ -10,7 +10,13 @@ from sq.hessian.layer_statistics import loss
 from sq.solver import column_elimination, greedy_elimination, obq, sensiquant
 
 BASE = dict(
-    order="static", direction="descending", score="saliency", aggregate="sum", rankings=None, clusters=4, block=64
+    order="static",
+    direction="descending",
+    score="saliency",
+    aggregate="sum",
+    rankings=None,
+    clusters=4,
+    block=64,
 )
 
 
@@ -23,7 +29,8 @@ def values(grid, G, O):
 
 
 def shared_update(W, H, levels, order, dynamic=False):
-    # Equation 3 of our notes as written: all rows, one explicit inverse, one group. `order` if not `dynamic`.
+    # Equation 3 of our notes as written: all rows, one explicit inverse, one group. `order` if not
+    # `dynamic`.
     W, inverse = W.copy(), np.linalg.inv(H)
     codes = np.zeros(W.shape, int)
     free = list(range(W.shape[1]))
@@ -51,7 +58,10 @@ def test_equation_3_equals_permuted_cholesky(fit, correlated, I):
     swept = grid.encode(column_elimination.sweep(W, H, grid, order, block=16)[0])
     assert torch.equal(swept, solve(W, H, grid))
     for g in range(2):
-        assert (swept[g].numpy() == shared_update(W[g].numpy(), H[g].numpy(), levels[g], order[g].tolist())).all()
+        assert (
+            swept[g].numpy()
+            == shared_update(W[g].numpy(), H[g].numpy(), levels[g], order[g].tolist())
+        ).all()
 
 
 @pytest.mark.parametrize("rankings", [None, 24])
@@ -61,7 +71,9 @@ def test_dynamic_equals_equation_3_with_a_ranking_a_column(fit, correlated, rank
     levels = values(grid, 2, 6)
     codes = solve(W, H, grid, order="dynamic", rankings=rankings).numpy()
     for g in range(2):
-        assert (codes[g] == shared_update(W[g].numpy(), H[g].numpy(), levels[g], None, dynamic=True)).all()
+        assert (
+            codes[g] == shared_update(W[g].numpy(), H[g].numpy(), levels[g], None, dynamic=True)
+        ).all()
 
 
 def test_one_row_in_the_order_of_obq_is_obq(fit, correlated):
@@ -77,7 +89,9 @@ def test_one_row_in_the_order_of_obq_is_obq(fit, correlated):
         pick = functools.partial(watch, limit=grid.half_step().squeeze(2) * (1 + 1e-5))
         greedy_elimination.eliminate(W, torch.linalg.inv(H), grid, pick, block=20)
         swept, _ = column_elimination.sweep(W, H, grid, torch.stack(order, 1), block=8)
-        assert torch.equal(grid.encode(swept), obq.solve(W, H, grid, outliers=True, memory_gib=1.0, block=7))
+        assert torch.equal(
+            grid.encode(swept), obq.solve(W, H, grid, outliers=True, memory_gib=1.0, block=7)
+        )
 
 
 @pytest.mark.parametrize("direction", ["descending", "ascending"])
@@ -85,7 +99,9 @@ def test_one_row_in_the_order_of_obq_is_obq(fit, correlated):
 def test_ranking_every_column_equals_greedy(fit, correlated, direction, aggregate):
     W, H = correlated(4, 2, 6, 37)
     grid = fit(W, 3)
-    run = functools.partial(solve, W, H, grid, order="dynamic", direction=direction, aggregate=aggregate)
+    run = functools.partial(
+        solve, W, H, grid, order="dynamic", direction=direction, aggregate=aggregate
+    )
     greedy = run(rankings=None)
     assert torch.equal(run(rankings=37), greedy)
     assert torch.equal(run(rankings=1000), greedy)
@@ -183,7 +199,8 @@ def test_dynamic_takes_saliency_alone(fit, correlated, score):
 
 
 def test_sensitivity_by_hand():
-    # H^-1 = [[2, -1], [-1, 1]]; integers are the grid, so the rounding errors are .25, .5 and 0, .125
+    # H^-1 = [[2, -1], [-1, 1]]; integers are the grid, so the rounding errors are .25, .5 and 0,
+    # .125
     H = torch.tensor([[[1.0, 1.0], [1.0, 2.0]]])
     W = torch.tensor([[[1.25, 2.5], [3.0, -1.125]]])
     grid = UniformGrid(*(torch.full((1, 2, 1), v) for v in (1.0, -8.0, 7.0)), levels=16)
@@ -198,4 +215,6 @@ def test_sensitivity_by_hand():
         ("activation", "max"): [1.0, 2.0],
     }
     for (score, aggregate), S in wanted.items():
-        assert_near(sensiquant.sensitivity(W, H, grid, score, aggregate), torch.tensor([S]), of_solve(H))
+        assert_near(
+            sensiquant.sensitivity(W, H, grid, score, aggregate), torch.tensor([S]), of_solve(H)
+        )

@@ -4,7 +4,15 @@ import torch
 from sq.hessian.layer_statistics import loss
 from sq.solver import obq, sensiquant, sensiquant_plus
 
-KNOBS = {"revisions": 2, "hold": 0.5, "effort": 0.25, "least": 0, "depth": 8, "refits": 2, "block": 64}
+KNOBS = {
+    "revisions": 2,
+    "hold": 0.5,
+    "effort": 0.25,
+    "least": 0,
+    "depth": 8,
+    "refits": 2,
+    "block": 64,
+}
 
 
 def solve(W, H, grid, **knobs):
@@ -71,7 +79,10 @@ def test_clipping_first_pays_where_the_grid_clips(fit, correlated):
         grid = fit(W, 2)
         assert (grid.bounds()[1] < W).any()
         plain = {"effort": 0.0, "refits": 0}
-        better, worse = better + solve(W, H, grid, **plain)[2], worse + solve(W, H, grid, revisions=0, **plain)[2]
+        better, worse = (
+            better + solve(W, H, grid, **plain)[2],
+            worse + solve(W, H, grid, revisions=0, **plain)[2],
+        )
     assert better < worse
 
 
@@ -86,7 +97,8 @@ def test_without_refits_the_grid_stays(fit, correlated):
 
 
 def test_narrow_rows_are_revised_as_well(fit, correlated):
-    # nine weights, as in a depthwise kernel: a share of them is less than one round, so `least` is what counts
+    # nine weights, as in a depthwise kernel: a share of them is less than one round, so `least` is
+    # what counts
     better = worse = 0.0
     for seed in range(8):
         W, H = correlated(seed, 16, 1, 9)

@@ -19,6 +19,12 @@ def test_unfinished_states_count_and_the_oldest_give_way(tmp_path):
     entry, newest = put(tmp_path, "c.safetensors", 30), put(tmp_path, "d.safetensors", 99)
     killed = put(unfinished, ".e.1.part", 5)
     eviction.make(tmp_path, newest, "entries", 300)
-    assert [file.exists() for file in (old, entry, state, newest, killed)] == [False, True, True, True, False]
+    assert [file.exists() for file in (old, entry, state, newest, killed)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
     eviction.make(tmp_path, state, "unfinished states", 100)
     assert [*tmp_path.rglob("*.safetensors")] == [state]

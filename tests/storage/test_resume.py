@@ -52,7 +52,8 @@ def test_state_is_taken_up_bit_by_bit_with_what_it_took(tmp_path):
 
 
 def test_moments_are_as_their_optimizer_wants_them(tmp_path):
-    # Fused Adam wants its number of steps in float32 on the device of what it learns: this is the half a CPU can see.
+    # Fused Adam wants its number of steps in float32 on the device of what it learns: this is the
+    # half a CPU can see.
     place = Place(tmp_path, "own", ROOM)
     values, optimizer, resume = begun(place)
     state = optimizer.state[values.learned]

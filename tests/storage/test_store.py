@@ -32,7 +32,10 @@ def test_keys_tell_entries_apart(tmp_path):
     kept = Store(str(tmp_path), 1.0)
     kept.kept("a", LOSSES, make(1.0), DEVICE)
     kept.kept("b", LOSSES, make(2.0), DEVICE)
-    assert [float(kept.kept(key, LOSSES, never, DEVICE)[0]["losses"][0]) for key in "ab"] == [1.0, 2.0]
+    assert [float(kept.kept(key, LOSSES, never, DEVICE)[0]["losses"][0]) for key in "ab"] == [
+        1.0,
+        2.0,
+    ]
 
 
 def test_no_folder_keeps_nothing():

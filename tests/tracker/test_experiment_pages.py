@@ -56,12 +56,22 @@ def test_digests_follow_the_bytes(folder):
 
 def test_failed_repetition_is_told_beside_the_figures(folder):
     before = digests(folder)
-    change(record.failed_rerun(folder / SOURCES[0].name), status="failed", error="too hot", traceback="T")
+    change(
+        record.failed_rerun(folder / SOURCES[0].name),
+        status="failed",
+        error="too hot",
+        traceback="T",
+    )
     found = experiment_pages.read(folder)
     page, other, whole = (item.draw() for item in found.items())
     assert (page.summary["status"], page.summary["repeat_error"]) == ("done", "too hot")
     assert "repeat_error" not in other.summary
-    assert [whole.summary[name] for name in ("runs", "done", "failed", "not_repeated")] == [2, 2, 0, 1]
+    assert [whole.summary[name] for name in ("runs", "done", "failed", "not_repeated")] == [
+        2,
+        2,
+        0,
+        1,
+    ]
     ((line,),) = whole.tables["failures"].rows
     assert f"({SOURCES[0].stem}): repeating it failed: too hot" in line
     assert digests(folder)[page.id] != before[page.id]
@@ -71,7 +81,11 @@ def test_failures_and_damage_are_in_the_whole(folder):
     change(folder / "0123.json", status="failed", error="too hot")
     (folder / "4567.json").write_text("{")
     found = experiment_pages.read(folder)
-    assert [item.id.partition("-")[0] for item in found.items()] == ["0123", *(f.stem for f in SOURCES), "summary"]
+    assert [item.id.partition("-")[0] for item in found.items()] == [
+        "0123",
+        *(f.stem for f in SOURCES),
+        "summary",
+    ]
     lines = [line for (line,) in found.summary().tables["failures"].rows]
     assert len(lines) == 2
     assert lines[0].endswith("(0123): too hot")
@@ -81,7 +95,9 @@ def test_failures_and_damage_are_in_the_whole(folder):
 def test_failure_known_from_elsewhere_is_told_once_and_in_those_words(folder):
     change(folder / "0123.json", status="failed", error="too hot")
     rows = (
-        experiment_pages.read(folder).summary({"0123": "bits=3: too hot", "4567": "left no record"}).tables["failures"]
+        experiment_pages.read(folder)
+        .summary({"0123": "bits=3: too hot", "4567": "left no record"})
+        .tables["failures"]
     )
     assert rows.rows == [["bits=3: too hot"], ["left no record"]]
 
@@ -101,7 +117,9 @@ def test_each_file_is_read_once_and_layers_are_not_kept(folder, monkeypatch):
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda file: seen.append(file.name) or read(file))
     found = experiment_pages.read(folder)
-    assert seen.count(SOURCES[0].name) == 2, "the record, and its failed repetition, which is not there"
+    assert seen.count(SOURCES[0].name) == 2, (
+        "the record, and its failed repetition, which is not there"
+    )
     assert all("layers" not in own for own in found.records.values())
     assert found.items()[0].draw().tables["layers"].rows, "a page has them all the same"
 

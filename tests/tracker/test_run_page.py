@@ -34,7 +34,11 @@ def test_ids_are_such_as_the_client_takes(name):
 
 
 def test_tags_are_the_words_of_the_command_line():
-    made = {**DONE, "choices": {**DONE["choices"], "correction": "bias"}, "config": {**DONE["config"], "bits": 2.5}}
+    made = {
+        **DONE,
+        "choices": {**DONE["choices"], "correction": "bias"},
+        "config": {**DONE["config"], "bits": 2.5},
+    }
     own = DONE["choices"]
     assert run_page.tags(made) == [
         own["model"],
@@ -48,7 +52,11 @@ def test_tags_are_the_words_of_the_command_line():
 
 def test_tags_are_short_and_told_once():
     choices = {"model": "m" * 100, "dataset": "same", "quantizer": "same"}
-    assert run_page.tags({"choices": choices, "config": {"bits": 4}}) == ["m" * 64, "same", "bits=4"]
+    assert run_page.tags({"choices": choices, "config": {"bits": 4}}) == [
+        "m" * 64,
+        "same",
+        "bits=4",
+    ]
 
 
 def test_done_run_has_every_figure_and_its_origin():
@@ -62,9 +70,14 @@ def test_done_run_has_every_figure_and_its_origin():
 
 
 def test_curves_of_what_was_learned_are_a_table():
-    rows = [{"part": "network", "step": 0, "error": 2.0, "rounding": 1.0}, {"part": "network", "step": 1, "error": 1.5}]
+    rows = [
+        {"part": "network", "step": 0, "error": 2.0, "rounding": 1.0},
+        {"part": "network", "step": 1, "error": 1.5},
+    ]
     page = run_page.run({**DONE, "learning": {"curves": rows}})
-    table = run_page.Table(["part", "step", "error", "rounding"], [["network", 0, 2.0, 1.0], ["network", 1, 1.5, None]])
+    table = run_page.Table(
+        ["part", "step", "error", "rounding"], [["network", 0, 2.0, 1.0], ["network", 1, 1.5, None]]
+    )
     assert page.tables["curves"] == table
     assert "curves" not in run_page.run(DONE).tables
 
@@ -77,12 +90,18 @@ def test_scores_of_layers_are_a_table():
 
 def test_layers_that_report_different_things_share_a_table():
     page = run_page.run({**DONE, "layers": [{"name": "a", "x": 1}, {"name": "b", "y": 2}]})
-    assert page.tables["layers"] == run_page.Table(["name", "x", "y"], [["a", 1, None], ["b", None, 2]])
+    assert page.tables["layers"] == run_page.Table(
+        ["name", "x", "y"], [["a", 1, None], ["b", None, 2]]
+    )
 
 
 def test_failed_run_has_its_cause():
     page = run_page.run(FAILED)
-    assert page.summary == {"status": "failed", "error": "too hot", "traceback": "Traceback: too hot"}
+    assert page.summary == {
+        "status": "failed",
+        "error": "too hot",
+        "traceback": "Traceback: too hot",
+    }
     assert (page.exit_code, page.tables) == (1, {})
 
 
@@ -109,7 +128,10 @@ def test_whole_experiment():
 
 
 def test_whole_experiment_without_failures_and_one_of_failures_only():
-    done, failed = run_page.summary("a", [DONE], {}), run_page.summary("a", [], {"k": "b (k): too hot"})
+    done, failed = (
+        run_page.summary("a", [DONE], {}),
+        run_page.summary("a", [], {"k": "b (k): too hot"}),
+    )
     assert (done.exit_code, set(done.tables)) == (0, {"table"})
     assert (failed.exit_code, set(failed.tables), failed.pictures) == (1, {"failures"}, {})
 

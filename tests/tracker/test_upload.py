@@ -30,9 +30,13 @@ def write(folder, *, failed=True):
         (made / file.name).write_bytes(file.read_bytes())
     if failed:
         found = json.loads(SOURCES[0].read_text())
-        own = {k: found[k] for k in ("record", "choices", "config", "provenance")} | {"name": "trial", "key": FAILED}
+        own = {k: found[k] for k in ("record", "choices", "config", "provenance")} | {
+            "name": "trial",
+            "key": FAILED,
+        }
         record.write(
-            made / f"{FAILED}.json", own | {"status": "failed", "error": "too hot", "traceback": "Tr: too hot"}
+            made / f"{FAILED}.json",
+            own | {"status": "failed", "error": "too hot", "traceback": "Tr: too hot"},
         )
     return made
 
@@ -83,7 +87,9 @@ def test_offline_once_and_what_changed_again(folder, main):
         assert code == 0
         assert "2 of 5 to upload" in said[0]
         assert ", about " in said[0]
-    ids = [run_page.identity("trial", stem) for stem in sorted([FAILED, *(f.stem for f in SOURCES)])]
+    ids = [
+        run_page.identity("trial", stem) for stem in sorted([FAILED, *(f.stem for f in SOURCES)])
+    ]
     assert {own["run"].run_id for own in runs} == {*ids, run_page.summary_identity("trial")}
     again = [own["run"].run_id for own in offline(folder / "outputs")[5:7]]
     assert again == [run_page.identity("trial", changed.stem), run_page.summary_identity("trial")]
@@ -94,7 +100,10 @@ def test_offline_once_and_what_changed_again(folder, main):
         assert (own["run"].run_group, own["run"].job_type, own["exit"]) == ("trial", "run", 0)
         assert len(rows(own, "layers")[1]) == len(made["layers"])
     own = seen[run_page.identity("trial", FAILED)]
-    assert own["summary"].items() >= {"status": "failed", "error": "too hot", "traceback": "Tr: too hot"}.items()
+    assert (
+        own["summary"].items()
+        >= {"status": "failed", "error": "too hot", "traceback": "Tr: too hot"}.items()
+    )
     assert own["exit"] == 1
     whole = seen[run_page.summary_identity("trial")]
     assert rows(whole, "failures")[1][0][0].endswith(f"({FAILED}): too hot")
@@ -106,10 +115,14 @@ def test_offline_once_and_what_changed_again(folder, main):
 
 def test_tracker_and_upload_make_the_same_page(folder):
     made = json.loads(SOURCES[0].read_text())
-    begun = {k: made[k] for k in ("record", "key", "name", "choices", "config", "provenance")} | {"status": "failed"}
+    begun = {k: made[k] for k in ("record", "key", "name", "choices", "config", "provenance")} | {
+        "status": "failed"
+    }
     where = run_page.Destination("offline", "sq", None, str(folder / "mirror"), 30)
     with client(folder):
-        own = adapter.open(begun, mode="offline", project="sq", entity=None, dir=where.dir, timeout=30)
+        own = adapter.open(
+            begun, mode="offline", project="sq", entity=None, dir=where.dir, timeout=30
+        )
         own.close(made)
         adapter.upload(run_page.run(made), where)
     tracked, uploaded = offline(folder / "mirror")
@@ -156,7 +169,9 @@ def test_one_run_refused_does_not_stop_the_others(folder, main, plain):
         there.deleted.add(refused)
         code, said = main("--timeout=2")
         assert code == 1
-        assert said[-2].startswith(f"not uploaded: {refused}: run {refused} was deleted in W&B, which keeps its id")
+        assert said[-2].startswith(
+            f"not uploaded: {refused}: run {refused} was deleted in W&B, which keeps its id"
+        )
         assert said[-1] == "trial: 4 uploaded, 0 were there as they are, 1 not uploaded"
         assert len(there.runs) == 4
         there.deleted.clear()
@@ -237,30 +252,54 @@ def test_interrupted(folder, main, monkeypatch):
     code, said = main("--mode=offline")
     assert code == 130
     assert "the same command goes on" in said[-1]
-    ahead = [stem for stem in sorted([FAILED, *(f.stem for f in SOURCES)]) if stem < SOURCES[1].stem]
+    ahead = [
+        stem for stem in sorted([FAILED, *(f.stem for f in SOURCES)]) if stem < SOURCES[1].stem
+    ]
     assert f"trial: {5 - len(ahead)} of 5 to upload" in main("--mode=offline")[1][0]
     assert len(ahead) > 0
 
 
 def records(*trackers):
-    return [{"config": {"tracker": {"_target_": "sq.tracker.wandb.open", **own}}} for own in trackers]
+    return [
+        {"config": {"tracker": {"_target_": "sq.tracker.wandb.open", **own}}} for own in trackers
+    ]
 
 
 def options(**more):
-    return Namespace(**{"mode": "online", "project": None, "entity": None, "outputs": "o", "timeout": None, **more})
+    return Namespace(
+        **{
+            "mode": "online",
+            "project": None,
+            "entity": None,
+            "outputs": "o",
+            "timeout": None,
+            **more,
+        }
+    )
 
 
 def test_destination_is_that_of_the_runs():
-    assert upload.destination(options(), records({})) == run_page.Destination("online", "sq", None, "o", 30)
-    made = upload.destination(options(timeout=3), records({"project": "p", "entity": "e"}, {}, {"project": "p"}))
+    assert upload.destination(options(), records({})) == run_page.Destination(
+        "online", "sq", None, "o", 30
+    )
+    made = upload.destination(
+        options(timeout=3), records({"project": "p", "entity": "e"}, {}, {"project": "p"})
+    )
     assert made == run_page.Destination("online", "p", "e", "o", 3)
-    assert upload.destination(options(project="mine"), records({"project": "p"}, {"project": "q"})).project == "mine"
+    assert (
+        upload.destination(
+            options(project="mine"), records({"project": "p"}, {"project": "q"})
+        ).project
+        == "mine"
+    )
 
 
 def test_destination_that_no_run_names_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     monkeypatch.setenv("WANDB_ENTITY", "team")
-    assert upload.destination(options(), records({})) == run_page.Destination("online", "theirs", "team", "o", 30)
+    assert upload.destination(options(), records({})) == run_page.Destination(
+        "online", "theirs", "team", "o", 30
+    )
     assert upload.destination(options(), records({"project": "p"})).project == "p"
     assert upload.destination(options(project="mine", entity="me"), []).entity == "me"
 
@@ -275,7 +314,9 @@ def test_no_time_to_wait_is_refused():
         upload.destination(options(timeout=0), [])
 
 
-@pytest.mark.parametrize("option", sorted(file.stem for file in (ROOT / "conf" / "tracker").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "option", sorted(file.stem for file in (ROOT / "conf" / "tracker").glob("*.yaml"))
+)
 def test_every_tracker_takes_summaries(option):
     part = compose(f"tracker={option}")[0]["tracker"]
     build({**part, "_target_": part["_target_"].removesuffix("open") + "summarise"}, "tracker")
@@ -286,7 +327,11 @@ def test_no_such_experiment_is_one_line():
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "nearest: quickstart" in done.stderr
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    loaded = {
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time")
+    }
     assert "sq.tracker.upload" in loaded or "argparse" in loaded
     assert not loaded & {"wandb", "torch", "pandas", "matplotlib"}
 
@@ -295,7 +340,13 @@ def test_no_such_experiment_is_one_line():
 
 
 def config(folder, **knobs):
-    part = {"_target_": "sq.tracker.wandb.open", "_partial_": True, "mode": "offline", "project": "sq", "entity": None}
+    part = {
+        "_target_": "sq.tracker.wandb.open",
+        "_partial_": True,
+        "mode": "offline",
+        "project": "sq",
+        "entity": None,
+    }
     part |= {"dir": str(folder / "mirror"), "timeout": 30, **knobs}
     return {"name": "trial", "results": str(folder / "results"), "tracker": part}
 
@@ -303,7 +354,10 @@ def config(folder, **knobs):
 def test_sweep_leaves_the_whole_experiment(folder):
     place, other = folder / "results" / "trial", folder / "results" / "other"
     known = {place / file.name: record.read(file) for file in SOURCES[:1]}
-    failures = {place / "4567.json": "bits=3 (4567): left no record", other / "89.json": "of another experiment"}
+    failures = {
+        place / "4567.json": "bits=3 (4567): left no record",
+        other / "89.json": "of another experiment",
+    }
     with client(folder):
         upload.summarise(known, failures, config(folder))
     (seen,) = offline(folder / "mirror")
@@ -312,7 +366,9 @@ def test_sweep_leaves_the_whole_experiment(folder):
     assert rows(seen, "failures")[1][0] == ["bits=3 (4567): left no record"]
 
 
-@pytest.mark.parametrize("part", [{"_target_": "sq.tracker.none.open", "_partial_": True}, {"mode": "disabled"}])
+@pytest.mark.parametrize(
+    "part", [{"_target_": "sq.tracker.none.open", "_partial_": True}, {"mode": "disabled"}]
+)
 def test_sweep_without_a_tracker_draws_nothing(part, folder, monkeypatch):
     monkeypatch.setattr(experiment_pages, "read", lambda *_: pytest.fail("read"))
     own = config(folder)
@@ -325,11 +381,16 @@ def test_sweep_without_a_tracker_draws_nothing(part, folder, monkeypatch):
     ("change", "said"),
     [
         ({}, "W&B could not leave the summary: too hot"),
-        ({"_target_": "sq.tracker.no_such.open"}, "no summary in the tracker: tracker._target_=sq.tracker.no_such"),
+        (
+            {"_target_": "sq.tracker.no_such.open"},
+            "no summary in the tracker: tracker._target_=sq.tracker.no_such",
+        ),
         ({"_target_": None}, "no summary in the tracker"),
     ],
 )
-def test_summary_that_cannot_be_left_does_not_fail_the_sweep(change, said, folder, monkeypatch, capsys, caplog):
+def test_summary_that_cannot_be_left_does_not_fail_the_sweep(
+    change, said, folder, monkeypatch, capsys, caplog
+):
     def broken(*_):
         raise RuntimeError("too hot")
 

@@ -56,7 +56,9 @@ def test_long_work_is_written_meanwhile(tmp_path, monkeypatch):
 def test_damage_is_told_and_left(text, tmp_path):
     file = tmp_path / "a.json"
     file.write_text(text)
-    with pytest.raises(SqError, match=r"a\.json is not a whole list of what was uploaded \(.*\): delete it"):
+    with pytest.raises(
+        SqError, match=r"a\.json is not a whole list of what was uploaded \(.*\): delete it"
+    ):
         Ledger(file, "here")
     assert file.read_text() == text
 

@@ -54,7 +54,10 @@ def test_one_offline_run_for_each_record(swept):
 
 
 def test_client_says_nothing(swept):
-    assert "wandb" not in swept[1].stderr.replace("tracker=wandb", "").replace(str(swept[0]), "").lower()
+    assert (
+        "wandb"
+        not in swept[1].stderr.replace("tracker=wandb", "").replace(str(swept[0]), "").lower()
+    )
     assert "wandb" not in swept[1].stdout.lower()
 
 
@@ -98,7 +101,11 @@ def test_experiment_as_a_whole_is_one_more(swept):
     assert seen["run"].run_id == run_page.summary_identity("trial")
     assert seen["run"].run_group == "trial"
     assert seen["exit"] == 1
-    assert {name: seen["summary"][name] for name in ("runs", "done", "failed")} == {"runs": 3, "done": 2, "failed": 1}
+    assert {name: seen["summary"][name] for name in ("runs", "done", "failed")} == {
+        "runs": 3,
+        "done": 2,
+        "failed": 1,
+    }
     made = table.build(sorted(done, key=lambda r: r["key"]))
     assert rows(seen, "table") == (list(made.columns), made.to_numpy().tolist())
     ((line,),) = rows(seen, "failures")[1]
@@ -117,7 +124,12 @@ def test_finished_runs_are_not_mirrored_again(swept):
 
 
 def test_figures_outlive_a_failed_repetition(tmp_path, monkeypatch):
-    figures = {"results": {"top1": 1.0}, "seconds": {}, "layers": [{"name": "a"}], "sensitivity": {}}
+    figures = {
+        "results": {"top1": 1.0},
+        "seconds": {},
+        "layers": [{"name": "a"}],
+        "sensitivity": {},
+    }
     words = [*settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}"]
     with client(tmp_path):
         monkeypatch.setattr(pipeline, "run", lambda *_: {**IMAGES, **figures})
@@ -135,10 +147,14 @@ def test_figures_outlive_a_failed_repetition(tmp_path, monkeypatch):
 
 def test_failure_of_the_client_is_logged_for_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        pipeline, "run", lambda *_: {**IMAGES, "results": {}, "seconds": {}, "layers": [], "sensitivity": {}}
+        pipeline,
+        "run",
+        lambda *_: {**IMAGES, "results": {}, "seconds": {}, "layers": [], "sensitivity": {}},
     )
     monkeypatch.setattr(wandb, "init", raising)
-    config, choices = compose(*settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}")
+    config, choices = compose(
+        *settings(tmp_path), "tracker=wandb", f"tracker.dir={tmp_path / 'mirror'}"
+    )
     made = job.execute(Job([], config, choices), wait=True)
     assert made["status"] == "done"
     log = (tmp_path / "outputs" / "runs" / f"{made['key']}.log").read_text()
@@ -165,8 +181,22 @@ def test_none_keeps_nothing():
 
 # A client that misbehaves.
 
-BEGUN = {"record": 1, "key": "ab", "name": "trial", "status": "failed", "choices": {}, "config": {"bits": 4, "seed": 0}}
-DONE = {**BEGUN, "status": "done", "results": {}, "seconds": {}, "layers": [{"name": "a"}], "sensitivity": {}}
+BEGUN = {
+    "record": 1,
+    "key": "ab",
+    "name": "trial",
+    "status": "failed",
+    "choices": {},
+    "config": {"bits": 4, "seed": 0},
+}
+DONE = {
+    **BEGUN,
+    "status": "done",
+    "results": {},
+    "seconds": {},
+    "layers": [{"name": "a"}],
+    "sensitivity": {},
+}
 
 
 def raising(*_, **__):
@@ -221,7 +251,9 @@ def test_full_disk_of_the_mirror_is_one_line(tmp_path, monkeypatch, logged, capf
     finally:
         logging.getLogger("wandb.full").removeHandler(handler)
     said = capfd.readouterr().err
-    assert said.startswith("W&B could not start: No space left on device (debug.log); runs go on without it")
+    assert said.startswith(
+        "W&B could not start: No space left on device (debug.log); runs go on without it"
+    )
     assert said.count("\n") == 1
 
 
@@ -326,7 +358,9 @@ def test_run_whose_process_died_is_shown_as_failed_in_log_and_mirror(tmp_path):
     config, choices = compose(*settings(tmp_path), *words)
     file = record.path(config)
     with client(tmp_path):
-        assert job.bury(Job([], config, choices, record.mark(file)), "killed by signal 9", "the end of\nits log")
+        assert job.bury(
+            Job([], config, choices, record.mark(file)), "killed by signal 9", "the end of\nits log"
+        )
     (seen,) = offline(tmp_path / "mirror")
     assert seen["run"].run_id == run_page.identity("trial", file.stem)
     assert seen["summary"].items() >= {"status": "failed", "error": "killed by signal 9"}.items()

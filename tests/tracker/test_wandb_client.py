@@ -32,7 +32,9 @@ def service(tmp_path):
 
 def test_the_interpreter_does_not_wait_for_the_service(service, tmp_path):
     start = time.monotonic()
-    subprocess.run([sys.executable, "-c", WAITS, str(service), str(tmp_path)], check=True, timeout=100)
+    subprocess.run(
+        [sys.executable, "-c", WAITS, str(service), str(tmp_path)], check=True, timeout=100
+    )
     assert time.monotonic() - start < 60
 
 

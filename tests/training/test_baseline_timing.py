@@ -23,7 +23,11 @@ def test_steps_and_their_seconds_are_counted():
 
 
 def test_full_precision_trains_a_copy_and_leaves_the_network():
-    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval().requires_grad_(False)
+    net = (
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        .eval()
+        .requires_grad_(False)
+    )
     before = {name: value.clone() for name, value in net.state_dict().items()}
     own, x, y = Plain(net, 100), torch.randn(8, 4), torch.tensor([0, 1] * 4)
     assert own.cpu_seconds() == 0

@@ -28,7 +28,8 @@ def test_value_is_the_nearest_of_the_grid_with_the_learned_scale(kind):
 
 @pytest.mark.parametrize("kind", grids.KINDS)
 def test_derivatives_by_finite_differences(kind):
-    # of the function whose units stay as they are, with what rounding adds held: its derivatives are straight-through
+    # of the function whose units stay as they are, with what rounding adds held: its derivatives
+    # are straight-through
     W, grid = fitted(kind)
     W, scale = W.requires_grad_(), (0.6 * grid.scale).requires_grad_()
     g = grids.weights(1, *W.shape)

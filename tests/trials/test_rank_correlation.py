@@ -28,20 +28,26 @@ def test_only_the_order_counts(lists):
 def test_perfect_orders_have_no_doubt():
     found = rank_correlation.correlation([1, 2, 3, 4], [10, 20, 30, 40], seed=0)
     assert found["spearman"] == found["spearman_low"] == found["kendall_high"] == pytest.approx(1)
-    assert rank_correlation.correlation([1, 2, 3, 4], [4, 3, 2, 1], seed=0)["kendall"] == pytest.approx(-1)
+    assert rank_correlation.correlation([1, 2, 3, 4], [4, 3, 2, 1], seed=0)[
+        "kendall"
+    ] == pytest.approx(-1)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     draw, truth, held = np.random.default_rng(1), 6 / np.pi * np.arcsin(0.5 / 2), 0
     for seed in range(60):
         x = draw.normal(size=80)
-        found = rank_correlation.correlation(x, 0.5 * x + np.sqrt(0.75) * draw.normal(size=80), seed=seed)
+        found = rank_correlation.correlation(
+            x, 0.5 * x + np.sqrt(0.75) * draw.normal(size=80), seed=seed
+        )
         held += found["spearman_low"] <= truth <= found["spearman_high"]
     assert 51 <= held <= 60  # 95 % of 60 are 57; below 51 by chance once in 100
 
 
 def test_equal_seeds_give_equal_intervals(lists):
-    assert rank_correlation.correlation(*lists, seed=3) == rank_correlation.correlation(*lists, seed=3)
+    assert rank_correlation.correlation(*lists, seed=3) == rank_correlation.correlation(
+        *lists, seed=3
+    )
 
 
 def test_a_constant_has_no_order():

@@ -23,7 +23,9 @@ WIDTHS = [2, 3, 8]
 
 @pytest.fixture(scope="module")
 def parts():
-    config = compose("quantizer=rtn", f"sensitivity.bits={WIDTHS}", "calibration.images=32", "threads=1")[0]
+    config = compose(
+        "quantizer=rtn", f"sensitivity.bits={WIDTHS}", "calibration.images=32", "threads=1"
+    )[0]
     return {
         name: build(config[name], name)
         for name in ("model", "dataset", "calibration", "grid", "sensitivity", "quantizer")
@@ -38,9 +40,13 @@ def trial(parts, tmp_path_factory):
     batch = parts["calibration"](model, dataset, None)
     model = tracing.settle(model, batch.x[:1])
     collected = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
-    problem = Problem(model, batch, collected, parts["grid"], dict.fromkeys([own.name for own in model.layers], 4))
+    problem = Problem(
+        model, batch, collected, parts["grid"], dict.fromkeys([own.name for own in model.layers], 4)
+    )
     store = Store(str(tmp_path_factory.mktemp("store")), 1.0)
-    return Trial(problem, parts["sensitivity"](problem), parts["quantizer"], dataset.test, None, store)
+    return Trial(
+        problem, parts["sensitivity"](problem), parts["quantizer"], dataset.test, None, store
+    )
 
 
 def by_hand(trial, bits, count):
@@ -51,18 +57,25 @@ def by_hand(trial, bits, count):
     net = copy.deepcopy(problem.model.net)
     for layer in problem.model.layers:
         W = geometry.weight(layer.module)
-        geometry.set_weight(net.get_submodule(layer.name), problem.fit(W, bits[layer.name]).nearest(W))
+        geometry.set_weight(
+            net.get_submodule(layer.name), problem.fit(W, bits[layer.name]).nearest(W)
+        )
     every = len(trial.images.ids)
     places = torch.linspace(0, every - 1, count).round().long().tolist()
     batch = loading.load(trial.images, places, problem.model.prepare, "test")
     with torch.no_grad():
         outputs = net(batch.x)
-    return float(F.cross_entropy(outputs, batch.y)), float((outputs.argmax(1) == batch.y).double().mean() * 100)
+    return float(F.cross_entropy(outputs, batch.y)), float(
+        (outputs.argmax(1) == batch.y).double().mean() * 100
+    )
 
 
 def test_losses_are_those_of_networks_put_together_by_hand(trial):
     names = [layer.name for layer in trial.problem.model.layers]
-    mixes = [dict(zip(names, [WIDTHS[(i + k) % 3] for i in range(len(names))], strict=True)) for k in range(3)]
+    mixes = [
+        dict(zip(names, [WIDTHS[(i + k) % 3] for i in range(len(names))], strict=True))
+        for k in range(3)
+    ]
     found = losses(trial, [(mix, {}) for mix in mixes], 50)
     assert found.images == 50
     for mix, own in zip(mixes, found.mixes, strict=True):
@@ -90,7 +103,9 @@ def test_settled_layers_can_be_set_to_their_bits_priced_or_not(trial):
     assert [name for name, row in mixture.values.items() if 6 in row] == [first]
     W = geometry.weight(problem.model.layers[0].module)
     mixture.set(problem.bits)
-    assert torch.equal(geometry.weight(mixture.net.get_submodule(first)), problem.fit(W, 6).nearest(W))
+    assert torch.equal(
+        geometry.weight(mixture.net.get_submodule(first)), problem.fit(W, 6).nearest(W)
+    )
 
 
 def test_random_trials_leave_settled_bits_alone(trial, parts):
@@ -120,7 +135,10 @@ def test_runs_that_differ_in_prices_alone_measure_once(trial):
     again = random.measure(trial, count=24, images=50, seed=0)
     other = replace(
         trial,
-        cost=replace(trial.cost, weights={n: {b: -c for b, c in row.items()} for n, row in trial.cost.weights.items()}),
+        cost=replace(
+            trial.cost,
+            weights={n: {b: -c for b, c in row.items()} for n, row in trial.cost.weights.items()},
+        ),
     )
     turned = random.measure(other, count=24, images=50, seed=0)
     assert turned["cached"]
@@ -128,7 +146,8 @@ def test_runs_that_differ_in_prices_alone_measure_once(trial):
     assert turned["spearman"] == pytest.approx(-again["spearman"])
     assert not random.measure(trial, count=5, images=50, seed=1)["cached"]
     fewer = replace(trial.problem, batch=replace(trial.problem.batch, x=trial.problem.batch.x[:5]))
-    assert random.measure(replace(trial, problem=fewer), count=24, images=50, seed=0)["cached"]  # rtn looks at none
+    # rtn looks at none
+    assert random.measure(replace(trial, problem=fewer), count=24, images=50, seed=0)["cached"]
 
 
 def test_other_weights_are_measured_anew(trial):
@@ -148,7 +167,9 @@ def test_other_weights_are_measured_anew(trial):
 
 def test_the_front_is_measured_in_its_order(trial, parts):
     names = [layer.name for layer in trial.problem.model.layers]
-    points = [{"bits": b, "cost": 1 / b, "widths": dict.fromkeys(names, b), "inputs": {}} for b in (8, 2)]
+    points = [
+        {"bits": b, "cost": 1 / b, "widths": dict.fromkeys(names, b), "inputs": {}} for b in (8, 2)
+    ]
     found = front.measure(replace(trial, front=points), images=50)
     assert [point["bits"] for point in found["front"]] == [8, 2]
     for point in found["front"]:
@@ -165,7 +186,9 @@ def test_no_front_is_refused(trial):
 def test_detectors_are_refused(trial):
     objects = [Objects(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), (8, 8))]
     with pytest.raises(SqError, match="trials=none"):
-        random.measure(replace(trial, images=replace(trial.images, y=objects)), count=2, images=2, seed=0)
+        random.measure(
+            replace(trial, images=replace(trial.images, y=objects)), count=2, images=2, seed=0
+        )
 
 
 def test_quantized_inputs_are_refused(trial):

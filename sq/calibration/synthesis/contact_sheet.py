@@ -13,7 +13,9 @@ from sq.types.images import Calibration
 from sq.types.problem import Model
 
 MOST = 64  # images shown: the first ones
-SIDE = 96  # pixels of the shorter side of an image on the sheet, at least where it is smaller: whole multiples of it
+# pixels of the shorter side of an image on the sheet, at least where it is smaller: whole multiples
+# of it
+SIDE = 96
 GAP = 4  # pixels of white around each
 
 
@@ -34,7 +36,9 @@ def tile(x: Tensor) -> Tensor:
     count, channels, height, width = x.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    page = torch.full((3, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), 255, dtype=torch.uint8)
+    page = torch.full(
+        (3, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), 255, dtype=torch.uint8
+    )
     for number, image in enumerate(x.expand(count, 3, height, width) if channels == 1 else x):
         row, column = divmod(number, columns)
         top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)

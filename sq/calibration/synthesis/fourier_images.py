@@ -24,14 +24,26 @@ class Canvas:
     """
 
     def __init__(
-        self, model: Model, images: int, random: torch.Generator, *, slope: float, grey: float, contrast: float
+        self,
+        model: Model,
+        images: int,
+        random: torch.Generator,
+        *,
+        slope: float,
+        grey: float,
+        contrast: float,
     ):
         self.device = next(model.net.parameters()).device
         channels, self.height, self.width = model.input
-        self.low, self.high = (torch.tensor(own, device=self.device).view(-1, 1, 1) for own in model.span)
-        # White noise, that all channels share and each has of its own; its standard deviation stays that of the image.
+        self.low, self.high = (
+            torch.tensor(own, device=self.device).view(-1, 1, 1) for own in model.span
+        )
+        # White noise, that all channels share and each has of its own; its standard deviation stays
+        # that of the image.
         self.waves = [
-            torch.randn(images, own, self.height, self.width, generator=random).to(self.device).requires_grad_()
+            torch.randn(images, own, self.height, self.width, generator=random)
+            .to(self.device)
+            .requires_grad_()
             for own in (1, channels)
         ]
         self.shares = grey**0.5, (1 - grey) ** 0.5
@@ -44,8 +56,12 @@ class Canvas:
     def images(self) -> Tensor:
         """Return the images (B, C, H, W) as the network takes them."""
         shared, own = (share * wave for share, wave in zip(self.shares, self.waves, strict=True))
-        grown = torch.fft.irfft2(torch.fft.rfft2(shared + own) * self.weights, s=(self.height, self.width))
-        return batching.to_device(self.low + (self.high - self.low) * Bounded.apply(0.5 + grown), self.device)
+        grown = torch.fft.irfft2(
+            torch.fft.rfft2(shared + own) * self.weights, s=(self.height, self.width)
+        )
+        return batching.to_device(
+            self.low + (self.high - self.low) * Bounded.apply(0.5 + grown), self.device
+        )
 
 
 class Bounded(torch.autograd.Function):

@@ -26,7 +26,8 @@ from sq.types.problem import Model, digest
 
 WRONG = 0.5  # share of images that the method is not content with, above which they are refused
 PIXELS = Kind("images", "making them", ["x"])
-# Read along with the code itself: an edit while a sweep runs must not name what the old code computes.
+# Read along with the code itself: an edit while a sweep runs must not name what the old code
+# computes.
 CODE = [inspect.getsource(module) for module in (fourier_images, batchnorm)]
 
 
@@ -66,7 +67,9 @@ class Request:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept: Store) -> Calibration:
+def deliver(
+    model: Model, request: Request, search: Callable[..., Tensor], kept: Store
+) -> Calibration:
     """Return the images of `request`, from the store if it has them, made by `search` otherwise.
 
     Parameters
@@ -75,8 +78,8 @@ def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept:
 
     Returns
     -------
-    images on the CPU; `made` tells seconds and steps spent on them, figures of the method, and whether this run
-    found them (`cached`) or spent that itself
+    images on the CPU; `made` tells seconds and steps spent on them, figures of the method, and
+    whether this run found them (`cached`) or spent that itself
 
     Raises
     ------
@@ -89,14 +92,23 @@ def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept:
     def make() -> tuple[Tensors, Note]:
         synchronize(device)
         start = time.perf_counter()
-        with cpu_threads.for_product(tracing.work(model, torch.zeros(1, *model.input, device=device)) * batch):
+        with cpu_threads.for_product(
+            tracing.work(model, torch.zeros(1, *model.input, device=device)) * batch
+        ):
             x = search(model, request)
             figures = _means(request, x, device, batch)
         spent = {"seconds": time.perf_counter() - start, "steps": search.keywords["steps"]}
         return {"x": x}, {**spent, **figures}
 
     code, state = store.describe(model)
-    settings = [request.name, request.seed, request.settings, search.keywords, kept.origin, model.span]
+    settings = [
+        request.name,
+        request.seed,
+        request.settings,
+        search.keywords,
+        kept.origin,
+        model.span,
+    ]
     name = store.name(
         [
             *CODE,
@@ -109,7 +121,9 @@ def deliver(model: Model, request: Request, search: Callable[..., Tensor], kept:
             store.place(device),
         ]
     )
-    tensors, note, there = kept.kept(name, replace(PIXELS, what=f"images, {request.name}"), make, torch.device("cpu"))
+    tensors, note, there = kept.kept(
+        name, replace(PIXELS, what=f"images, {request.name}"), make, torch.device("cpu")
+    )
     ids = [f"{request.name}/{request.seed}/{number}" for number in range(len(request.y))]
     _judge(request, tensors["x"], device, search.keywords)
     made = {**note, "digest": digest(tensors.values()), "cached": there}
@@ -126,9 +140,13 @@ def _judge(request: Request, x: Tensor, device: torch.device, knobs: dict[str, A
             refused += int((~accepted).sum())
     if not refused:
         return
-    told = f"{refused} of {len(x)} images are not taken for their class after {knobs['tries']} tries"
+    told = (
+        f"{refused} of {len(x)} images are not taken for their class after {knobs['tries']} tries"
+    )
     if refused > WRONG * len(x):
-        raise SqError(f"calibration={request.name}: {told}: raise calibration.search.steps or calibration.search.tries")
+        raise SqError(
+            f"calibration={request.name}: {told}: raise calibration.search.steps or calibration.search.tries"
+        )
     say(told)
 
 
@@ -137,6 +155,8 @@ def _means(request: Request, x: Tensor, device: torch.device, batch: int) -> dic
     total: dict[str, float] = {}
     with torch.no_grad():
         for part, y in zip(x.split(batch), request.y.split(batch), strict=True):
-            for name, value in request.method.figures(batching.to_device(part, device), y.to(device)).items():
+            for name, value in request.method.figures(
+                batching.to_device(part, device), y.to(device)
+            ).items():
                 total[name] = total.get(name, 0.0) + value * len(y) / len(request.y)
     return total

@@ -39,23 +39,27 @@ def search(
 ) -> Tensor:
     """Return images (N, C, H, W) on the CPU, as the network takes them, of little loss.
 
-    Adam on the waves that images are sums of (`sq.calibration.synthesis.fourier_images`), its step falling to 0 along
-    a cosine. At each step the network sees the images moved and mirrored at random, so that what it likes does not
-    depend on single pixels. That fades out over the first half: what suits the network moved by anything suits it too
-    well as it is, and would stay beyond the loss aimed at. Values stay within `model.span`.
+    Adam on the waves that images are sums of (`sq.calibration.synthesis.fourier_images`), its step
+    falling to 0 along a cosine. At each step the network sees the images moved and mirrored at
+    random, so that what it likes does not depend on single pixels. That fades out over the first
+    half: what suits the network moved by anything suits it too well as it is, and would stay beyond
+    the loss aimed at. Values stay within `model.span`.
 
     Parameters
     ----------
     batch : images at a time
     steps : of Adam, for each batch
     lr : of the first step, in standard deviations of a wave
-    slope : waves of f cycles begin with amplitudes as 1 / f^slope and are moved in that proportion; 0 makes every pixel
+    slope : waves of f cycles begin with amplitudes as 1 / f^slope and are moved in that proportion;
+    0 makes every pixel
         for itself
     grey : correlation of the channels of what images begin as, 0 to 1
     contrast : standard deviation of what images begin as, in units of black to white
-    jitter : images are moved by up to this share of their sides, what leaves on one side entering on the other
+    jitter : images are moved by up to this share of their sides, what leaves on one side entering
+    on the other
     flips : every other step, at first, shows images mirrored
-    tries : images that the method is not content with are begun anew, until there were so many attempts; what comes of
+    tries : images that the method is not content with are begun anew, until there were so many
+    attempts; what comes of
         the last is kept
 
     Raises
@@ -64,11 +68,15 @@ def search(
 
     Source
     ------
-    Yin et al. 2020 (DeepInversion, arXiv 1912.08795): images by gradients, jitter and flips. Olah et al. 2017 (Feature
-    Visualization, doi 10.23915/distill.00007): gradients in a decorrelated space, whose slope follows natural images
-    (Field 1987: about 1). Beginning there, the fading, and the cosine are ours.
+    Yin et al. 2020 (DeepInversion, arXiv 1912.08795): images by gradients, jitter and flips. Olah
+    et al. 2017 (Feature Visualization, doi 10.23915/distill.00007): gradients in a decorrelated
+    space, whose slope follows natural images (Field 1987: about 1). Beginning there, the fading,
+    and the cosine are ours.
     """
-    device, knobs = next(model.net.parameters()).device, {"slope": slope, "grey": grey, "contrast": contrast}
+    device, knobs = (
+        next(model.net.parameters()).device,
+        {"slope": slope, "grey": grey, "contrast": contrast},
+    )
     x, left = torch.empty(len(request.y), *model.input), torch.arange(len(request.y))
     told = _Forecast(len(left), steps * len(left.split(batch)), device)
     for attempt in range(tries):
@@ -76,12 +84,17 @@ def search(
         for place in track(range(steps * len(parts)), "generating images", steps * len(parts)):
             number, step = divmod(place, steps)
             if step == 0:
-                y, random = request.y[parts[number]].to(device), _random(request.seed, attempt, number)
+                y, random = (
+                    request.y[parts[number]].to(device),
+                    _random(request.seed, attempt, number),
+                )
                 made = Canvas(model, len(y), random, **knobs)
                 adam = torch.optim.Adam(made.waves, lr=lr)
             adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
             moving = max(0.0, 1 - 2 * step / steps)
-            seen = moved(made.images(), random, jitter=moving * jitter, flips=moving / 2 if flips else 0.0)
+            seen = moved(
+                made.images(), random, jitter=moving * jitter, flips=moving / 2 if flips else 0.0
+            )
             _descend(adam, made.waves, request.method.loss(seen, y))
             told.see(place)
             if step == steps - 1:
@@ -106,7 +119,9 @@ def _descend(adam: torch.optim.Adam, waves: list[Tensor], loss: Tensor) -> None:
 def _accepted(request: Request, x: Tensor, part: Tensor, device: torch.device) -> Tensor:
     """Return (B,) bool, on the CPU: whether the method is content with each of the images x[part]."""
     with torch.no_grad():
-        return request.method.accepted(batching.to_device(x[part], device), request.y[part].to(device)).cpu()
+        return request.method.accepted(
+            batching.to_device(x[part], device), request.y[part].to(device)
+        ).cpu()
 
 
 def _random(seed: int, attempt: int, number: int) -> torch.Generator:

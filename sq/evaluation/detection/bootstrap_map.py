@@ -1,7 +1,7 @@
 """COCO's mean average precision for many samples of the same images: match once, then only count.
 
-What a bootstrap over images needs. `sq/evaluation/detection/coco_eval.py` gives the headline figure; on whole sets
-both are equal.
+What a bootstrap over images needs. `sq/evaluation/detection/coco_eval.py` gives the headline
+figure; on whole sets both are equal.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Matches:
 def match(found: Sequence[Detections], objects: Sequence[Objects], classes: int) -> Matches:
     """Match the detections of each image and class to its objects, at every IoU threshold.
 
-    In order of score, a detection takes the free object it overlaps most, if by the threshold or more (of equals
-    the last); failing that, it is ignored where its overlap with a crowd, as a share of its own area, reaches it.
+    In order of score, a detection takes the free object it overlaps most, if by the threshold or
+    more (of equals the last); failing that, it is ignored where its overlap with a crowd, as a
+    share of its own area, reaches it.
 
     Parameters
     ----------
@@ -63,19 +64,27 @@ def match(found: Sequence[Detections], objects: Sequence[Objects], classes: int)
             states.append(_take(overlap[own[:, None], plain], overlap[own[:, None], many]))
     if not images:
         nothing = np.zeros((0, 2), dtype=np.int64)
-        return Matches(nothing[:, 0], np.zeros(classes + 1, dtype=np.int64), nothing, nothing, counts)
+        return Matches(
+            nothing[:, 0], np.zeros(classes + 1, dtype=np.int64), nothing, nothing, counts
+        )
     kind, score = np.concatenate(kinds), np.concatenate(scores)
     order = np.lexsort((-score, kind))  # stable: of equal scores, the first image's comes first
     state = np.concatenate(states, axis=1)[:, order]
     first = np.searchsorted(kind[order], np.arange(classes + 1))
-    return Matches(np.concatenate(images)[order], first, np.argwhere(state == 1), np.argwhere(state == 2), counts)
+    return Matches(
+        np.concatenate(images)[order],
+        first,
+        np.argwhere(state == 1),
+        np.argwhere(state == 2),
+        counts,
+    )
 
 
 def mean(matches: Matches, copies: np.ndarray) -> float:
     """Return mAP50-95, from 0 to 1, of a sample in which image i occurs ``copies[i]`` times, copies side by side.
 
-    Precision at a recall is the highest at this recall or any above. Classes without an object in the sample are
-    left out; a sample without any has mAP 0.
+    Precision at a recall is the highest at this recall or any above. Classes without an object in
+    the sample are left out; a sample without any has mAP 0.
 
     Parameters
     ----------
@@ -83,13 +92,15 @@ def mean(matches: Matches, copies: np.ndarray) -> float:
 
     Source
     ------
-    Everingham et al. 2010, The PASCAL Visual Object Classes Challenge, section 4.2, at COCO's 101 recalls.
+    Everingham et al. 2010, The PASCAL Visual Object Classes Challenge, section 4.2, at COCO's 101
+    recalls.
     """
     objects = copies @ matches.objects
     if not objects.any() or not len(matches.hits):
         return 0.0
     classes, sizes = len(objects), np.diff(matches.first)
-    # Precision is highest just after a hit, so only hits are looked at: `group` is their threshold and class.
+    # Precision is highest just after a hit, so only hits are looked at: `group` is their threshold
+    # and class.
     threshold, place = matches.hits.T
     kind = np.repeat(np.arange(classes), sizes)[place]
     group = threshold * classes + kind
@@ -97,9 +108,14 @@ def mean(matches: Matches, copies: np.ndarray) -> float:
     weight = copies[matches.image].astype(float)
     right = _running(weight[place], start)
     seen = np.concatenate(([0.0], weight.cumsum()))
-    judged = seen[place + 1] - seen[matches.first[kind]] - _ignored_before(matches, weight, threshold, place, kind)
+    judged = (
+        seen[place + 1]
+        - seen[matches.first[kind]]
+        - _ignored_before(matches, weight, threshold, place, kind)
+    )
     precision = right / (judged + np.spacing(1))  # as COCO guards against nothing judged
-    reached = np.searchsorted(RECALLS, right / np.maximum(objects[kind], 1), side="right")  # recalls up to here
+    # recalls up to here
+    reached = np.searchsorted(RECALLS, right / np.maximum(objects[kind], 1), side="right")
     new = reached - np.where(np.arange(len(group)) == start, 0, np.roll(reached, 1))
     area = (_highest_after(precision, group) * new).sum()
     return float(area / (len(RECALLS) * len(OVERLAPS) * np.count_nonzero(objects)))
@@ -118,13 +134,16 @@ def _ignored_before(
     row, column = matches.ignored.T
     width = len(matches.image) + 1
     key, total = row * width + column, np.concatenate(([0.0], weight[column].cumsum()))
-    upto, before = (np.searchsorted(key, threshold * width + end) for end in (place, matches.first[kind]))
+    upto, before = (
+        np.searchsorted(key, threshold * width + end) for end in (place, matches.first[kind])
+    )
     return total[upto] - total[before]
 
 
 def _highest_after(precision: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Return the highest precision at each place or later in its group."""
-    lift = 2.0 * (group.max() - group)  # lifts each group above all later ones, so that one running maximum does
+    # lifts each group above all later ones, so that one running maximum does
+    lift = 2.0 * (group.max() - group)
     return np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
 
 
@@ -147,7 +166,8 @@ def _take(plain: np.ndarray, crowd: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    plain, crowd : (D, G) overlap of one class's detections, in order of score, with its objects and its crowds
+    plain, crowd : (D, G) overlap of one class's detections, in order of score, with its objects and
+    its crowds
     """
     state = np.zeros((len(OVERLAPS), len(plain)), dtype=np.int8)
     if crowd.size:

@@ -10,7 +10,8 @@ from torch import Tensor
 from sq.config.constraints import Count, Share
 from sq.runtime import torch_setup
 
-CANDIDATES = 30_000  # what enters the suppression at most: a bound on its time, above what any confident net yields
+# what enters the suppression at most: a bound on its time, above what any confident net yields
+CANDIDATES = 30_000
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,14 @@ class Detections:
     classes: Tensor  # (n,) int64
 
 
-def detect(boxes: Tensor, scores: Tensor, *, confidence: float, iou: Share, limit: Count) -> Detections:
+def detect(
+    boxes: Tensor, scores: Tensor, *, confidence: float, iou: Share, limit: Count
+) -> Detections:
     """Return the boxes of one image that survive non-maximum suppression within their class.
 
-    A box is a candidate for every class whose score exceeds `confidence`, not for its best class alone. What
-    quantization has made NaN or infinite is no candidate. Of equal scores, the one that comes first is taken first.
+    A box is a candidate for every class whose score exceeds `confidence`, not for its best class
+    alone. What quantization has made NaN or infinite is no candidate. Of equal scores, the one that
+    comes first is taken first.
 
     Parameters
     ----------

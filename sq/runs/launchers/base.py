@@ -1,7 +1,7 @@
 """Launchers of ours: they take the jobs of a sweep as they are, run them elsewhere, and notice processes that die.
 
-Hydra's own launchers compose every job again from its overrides, wait for the first crash at most, and know nothing of
-records.
+Hydra's own launchers compose every job again from its overrides, wait for the first crash at most,
+and know nothing of records.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Follower(Launcher):
 
     def check(self) -> None:
         """Raise an `SqError` unless every setting is there and makes sense."""
-        check_settings(self.settings, get_type_hints(self.kinds(), include_extras=True), "hydra.launcher")
+        check_settings(
+            self.settings, get_type_hints(self.kinds(), include_extras=True), "hydra.launcher"
+        )
 
     @abstractmethod
     def run(self, jobs: list[Job]) -> Generator[Ended, None, None]:
@@ -58,6 +60,10 @@ class Follower(Launcher):
     def setup(self, **_: Any) -> None:
         """Take what Hydra hands a launcher; none of it is needed."""
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         """Refuse a sweeper that is not ours."""
-        raise SqError("this launcher works with sq's own sweeper; remove hydra/sweeper= from the command")
+        raise SqError(
+            "this launcher works with sq's own sweeper; remove hydra/sweeper= from the command"
+        )

@@ -1,7 +1,7 @@
 """Runs on this machine, several at a time: one process for each GPU, or the CPU cores shared out among processes.
 
-Each process takes run after run, so that PyTorch is imported once. One that dies (a crash, the system out of memory)
-is replaced, and the sweep learns which run it died in.
+Each process takes run after run, so that PyTorch is imported once. One that dies (a crash, the
+system out of memory) is replaced, and the sweep learns which run it died in.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Settings(TypedDict):
 class Worker:
     """A process, the line to it, and the job it does: its number, or None.
 
-    `log` is where it prints, which had `before` bytes when it began, of the process whose place it took.
+    `log` is where it prints, which had `before` bytes when it began, of the process whose place it
+    took.
     """
 
     place: Place
@@ -65,7 +66,9 @@ def run(jobs: list[Job], settings: Settings) -> Generator[Ended, None, None]:
     own = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
     folder = Path(settings["folder"]) / own
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"{quantity(given, 'process')} on this machine, {_words(given[0])} each; what is printed there is in {folder}")
+    say(
+        f"{quantity(given, 'process')} on this machine, {_words(given[0])} each; what is printed there is in {folder}"
+    )
     queue = deque((number, False) for number in range(len(jobs)))
     workers = [_start(place, folder / f"{number}.log") for number, place in enumerate(given)]
     try:
@@ -98,7 +101,8 @@ def run(jobs: list[Job], settings: Settings) -> Generator[Ended, None, None]:
 def places(jobs: list[Job], processes: int | None) -> list[Place]:
     """Return what sets each process apart: its GPU, where there are GPUs that the jobs may use, or its cores.
 
-    `processes` None means one for each GPU, or as many as the cores suffice for: `threads` each, else `CORES`.
+    `processes` None means one for each GPU, or as many as the cores suffice for: `threads` each,
+    else `CORES`.
     """
     gpus = _gpus() if any(one.config["device"] in ("auto", "cuda") for one in jobs) else []
     threads = max((one.config["threads"] or CORES for one in jobs), default=CORES)
@@ -106,7 +110,10 @@ def places(jobs: list[Job], processes: int | None) -> list[Place]:
     number = processes or len(gpus) or max(1, cpu_cores.own() // threads)
     number = min(number, len(jobs))
     share = {"OMP_NUM_THREADS": str(max(1, cpu_cores.own() // number))}
-    return [{**share, **({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})} for i in range(number)]
+    return [
+        {**share, **({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})}
+        for i in range(number)
+    ]
 
 
 def _gpus() -> list[str]:
@@ -154,7 +161,8 @@ def _death(worker: Worker) -> tuple[str, str]:
     )
     if code == -signal.SIGKILL:
         cause += "; the system does that when memory runs out"
-    printed = worker.log.read_bytes()[worker.before :] if worker.log.is_file() else b""  # it may die before it prints
+    # it may die before it prints
+    printed = worker.log.read_bytes()[worker.before :] if worker.log.is_file() else b""
     return cause, printed.decode(errors="replace")[-TAIL:]
 
 

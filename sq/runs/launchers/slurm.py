@@ -1,8 +1,8 @@
 """Runs on a SLURM cluster, through submitit: tasks of job arrays, followed from the login node.
 
-A task whose time runs out, or that is preempted, is queued again: its runs that are done are not run again. One that
-dies (killed, out of memory, its node lost) leaves no record, so its end is told by SLURM's accounting: the run it died
-in has failed, those it had not come to are still missing.
+A task whose time runs out, or that is preempted, is queued again: its runs that are done are not
+run again. One that dies (killed, out of memory, its node lost) leaves no record, so its end is told
+by SLURM's accounting: the run it died in has failed, those it had not come to are still missing.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from sq.runs.launchers.base import TAIL, Ended
 from sq.runs.sweep.expand import Job
 
 COMMANDS = ("sbatch", "scontrol", "sacct", "sinfo")
-OWN = ("folder", "requeues", "runs_per_task", "max_array", "poll_s")  # settings that are not sbatch's
+# settings that are not sbatch's
+OWN = ("folder", "requeues", "runs_per_task", "max_array", "poll_s")
 # States that are a task's end. Others pass, and new ones may come with new releases of SLURM.
 ENDS = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "REVOKED", "TIMEOUT",
 }  # fmt: skip
-SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")  # that submitit names for any cluster
+# that submitit names for any cluster
+SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
 
 
 class Settings(TypedDict):
@@ -61,7 +63,8 @@ class Settings(TypedDict):
 class Task:
     """What a task does: its runs, one after the other. submitit pickles it by name, and its jobs as plain data.
 
-    It allows the plugins that the command allowed: clusters may be set up not to hand the environment on.
+    It allows the plugins that the command allowed: clusters may be set up not to hand the
+    environment on.
     """
 
     def __init__(self) -> None:
@@ -94,19 +97,26 @@ def run(jobs: list[Job], settings: Settings) -> Generator[Ended, None, None]:
     _require()
     each = settings["runs_per_task"]
     parts = [range(first, min(first + each, len(jobs))) for first in range(0, len(jobs), each)]
-    tasks = dict(zip(_submit([[jobs[i] for i in part] for part in parts], settings), parts, strict=True))
+    tasks = dict(
+        zip(_submit([[jobs[i] for i in part] for part in parts], settings), parts, strict=True)
+    )
     arrays = _arrays(tasks)
-    say(f"{quantity(tasks, 'task')} of SLURM job {', '.join(arrays)}; scancel {' '.join(arrays)} ends them")
+    say(
+        f"{quantity(tasks, 'task')} of SLURM job {', '.join(arrays)}; scancel {' '.join(arrays)} ends them"
+    )
     looked = 0.0
     while tasks:
-        # One call of sacct tells of all tasks; files that tell of a task's end are looked at in between.
+        # One call of sacct tells of all tasks; files that tell of a task's end are looked at in
+        # between.
         due = time.monotonic() - looked > settings["poll_s"]
         for number, task in enumerate(list(tasks)):
             if task.done(force_check=due and number == 0):
                 part = tasks.pop(task)
                 cause, trace = _death(task)
                 for run_number in part:
-                    yield Ended(run_number, cause, trace, not cause or _begun(jobs[run_number], task.job_id))
+                    yield Ended(
+                        run_number, cause, trace, not cause or _begun(jobs[run_number], task.job_id)
+                    )
         looked = time.monotonic() if due else looked
         time.sleep(min(1.0, settings["poll_s"]))
 
@@ -116,14 +126,19 @@ def _require() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise SqError(f"hydra/launcher=slurm needs submitit: {installation.command('slurm')}") from error
+        raise SqError(
+            f"hydra/launcher=slurm needs submitit: {installation.command('slurm')}"
+        ) from error
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
         raise SqError(
             f"hydra/launcher=slurm: no {', '.join(missing)} on this machine; run it on a login node of the cluster "
             "(slurm/README.md), or use hydra/launcher=local"
         )
-    # Without accounting nobody would tell that a task has died, and it would be waited for without an end.
-    probe = subprocess.run(["sacct", "-n", "-X", "-o", "JobID"], capture_output=True, text=True, check=False)
+    # Without accounting nobody would tell that a task has died, and it would be waited for without
+    # an end.
+    probe = subprocess.run(
+        ["sacct", "-n", "-X", "-o", "JobID"], capture_output=True, text=True, check=False
+    )
     if probe.returncode:
         raise SqError(
             f"hydra/launcher=slurm: sacct tells nothing ({_reason_of(probe)}), and this launcher learns from it how "
@@ -139,13 +154,19 @@ def _submit(parts: list[list[Job]], settings: Settings) -> list[Any]:
     executor = submitit.AutoExecutor(
         folder=settings["folder"], cluster="slurm", slurm_max_num_timeout=settings["requeues"]
     )
-    given = {name: value for name, value in settings.items() if name not in OWN and value not in (None, {}, [])}
+    given = {
+        name: value
+        for name, value in settings.items()
+        if name not in OWN and value not in (None, {}, [])
+    }
     # srun does not take over the cores of a task since SLURM 22.05: a step would have one.
     given["srun_args"] = [f"--cpus-per-task={settings['cpus_per_task']}"]
     most = settings["max_array"]
     tasks: list[Any] = []
     try:
-        executor.update_parameters(**{n if n in SHARED else f"slurm_{n}": value for n, value in given.items()})
+        executor.update_parameters(
+            **{n if n in SHARED else f"slurm_{n}": value for n, value in given.items()}
+        )
         for first in range(0, len(parts), most):
             tasks += executor.map_array(Task(), parts[first : first + most])
     except (submitit.core.utils.FailedJobError, subprocess.SubprocessError, OSError) as error:
@@ -160,7 +181,8 @@ def _watcher() -> Any:
 
     class Watcher(SlurmInfoWatcher):
         def is_done(self, job_id: str, mode: str = "standard") -> bool:
-            return self.get_state(job_id, mode=mode).upper().partition(" ")[0] in ENDS  # "CANCELLED by 1000"
+            # "CANCELLED by 1000"
+            return self.get_state(job_id, mode=mode).upper().partition(" ")[0] in ENDS
 
     return Watcher(delay_s=600)  # seconds; `run` asks more often
 
@@ -191,7 +213,11 @@ def _reason(error: Exception) -> str:
 def _partitions() -> str:
     found = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, check=False)
     names = sorted(set(found.stdout.split()))
-    return f"partitions here: {', '.join(names)}" if names else f"and sinfo knows no partition: {_reason_of(found)}"
+    return (
+        f"partitions here: {', '.join(names)}"
+        if names
+        else f"and sinfo knows no partition: {_reason_of(found)}"
+    )
 
 
 def _reason_of(done: subprocess.CompletedProcess) -> str:
@@ -208,13 +234,22 @@ def _death(task: Any) -> tuple[str, str]:
     """Return what SLURM says that `task` died of, and the end of its log; "" if it came to its end."""
     if task.paths.result_pickle.exists():
         error = task.exception()
-        return ("", "") if error is None else (f"SLURM job {task.job_id}: {_last(str(error))}", str(error)[-TAIL:])
+        return (
+            ("", "")
+            if error is None
+            else (f"SLURM job {task.job_id}: {_last(str(error))}", str(error)[-TAIL:])
+        )
     log: Path = task.paths.stderr
     trace = log.read_text(errors="replace")[-TAIL:] if log.is_file() else ""
-    return f"SLURM job {task.job_id} ended as {task.state} and left no result; its log: {log}", trace
+    return (
+        f"SLURM job {task.job_id} ended as {task.state} and left no result; its log: {log}",
+        trace,
+    )
 
 
 def _last(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip(" -")]
-    inner = [line for line in lines if not line.startswith(("You can check", "or at paths", "  - "))]
+    inner = [
+        line for line in lines if not line.startswith(("You can check", "or at paths", "  - "))
+    ]
     return (inner or lines or ["failed"])[-1].strip()

@@ -1,7 +1,8 @@
 """The points of a sweep: what a command line expands to, composed fast.
 
-Hydra composes every job anew, a tenth of a second each. Here each combination of choices is composed once, and what
-each setting changes in it is found once; a point is those changes put together: ten thousand take seconds.
+Hydra composes every job anew, a tenth of a second each. Here each combination of choices is
+composed once, and what each setting changes in it is found once; a point is those changes put
+together: ten thousand take seconds.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from sq.runs.sweep.override_deltas import Changes, plain
 class Job:
     """One point of a sweep: its overrides, its resolved config and the choices made in it.
 
-    `seen` is the mark of its record when the sweep decided to run it (`record.mark`); None if nobody looked. `key` is
-    the hash of its config (`record.key`), found here unless it is given: that takes longer than most else of a job.
+    `seen` is the mark of its record when the sweep decided to run it (`record.mark`); None if
+    nobody looked. `key` is the hash of its config (`record.key`), found here unless it is given:
+    that takes longer than most else of a job.
     """
 
     overrides: list[str]
@@ -86,12 +88,16 @@ def expand(loader: ConfigLoader, config: DictConfig, most: int | None = None) ->
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # interpolations are each job's own
+    # interpolations are each job's own
+    task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     assert isinstance(task, list)
     parser = OverridesParser.create(config_loader=loader)
     given = unambiguous([str(word) for word in task])
-    # What the command says takes the place of what the experiment's file says, and stands where that stood.
-    params = {str(name): f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()}
+    # What the command says takes the place of what the experiment's file says, and stands where
+    # that stood.
+    params = {
+        str(name): f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()
+    }
     parsed = cache(lambda word: parser.parse_override(word))
     every = parser.parse_overrides(list((params | given).values()))
     for override in every:
@@ -105,13 +111,15 @@ def expand(loader: ConfigLoader, config: DictConfig, most: int | None = None) ->
     jobs: dict[Any, Job] = {}
     for point in points:
         ours = [o for word in point if not (o := parsed(word)).is_hydra_override()]
-        # What is added with "+" may be a group that the master config knows nothing of: Hydra composes that.
+        # What is added with "+" may be a group that the master config knows nothing of: Hydra
+        # composes that.
         choosing = tuple(str(o.input_line) for o in ours if o.key_or_group in groups or o.is_add())
         own = [o for o in ours if o.input_line not in choosing]
         if choosing not in bases:
             composed = loader.load_sweep_config(config, list(choosing))
             choices = chosen(composed.hydra)
-            with flag_override(composed, ["struct", "readonly"], [False, False]):  # which settings need afterwards
+            # which settings need afterwards
+            with flag_override(composed, ["struct", "readonly"], [False, False]):
                 del composed["hydra"]
             bases[choosing] = Changes(composed, [o for o in own if o.input_line in same]), choices
         base, choices = bases[choosing]
@@ -128,16 +136,23 @@ def _check(override: Override, shard: str | None) -> None:
         return
     line = override.input_line
     if override.key_or_group.partition(".")[0] == "sweep":
-        raise SqError(f"nothing was run: {line}: of the sweep as a whole, and not swept itself; give one value")
+        raise SqError(
+            f"nothing was run: {line}: of the sweep as a whole, and not swept itself; give one value"
+        )
     if override.is_interval_sweep():
-        raise SqError(f"nothing was run: {line}: an interval is no list of values; write range(START,STOP,STEP)")
+        raise SqError(
+            f"nothing was run: {line}: an interval is no list of values; write range(START,STOP,STEP)"
+        )
     sweep = override.value()
     if isinstance(sweep, RangeSweep):
         endless = any(
-            isinstance(end, float) and not math.isfinite(end) for end in (sweep.start, sweep.stop, sweep.step)
+            isinstance(end, float) and not math.isfinite(end)
+            for end in (sweep.start, sweep.stop, sweep.step)
         )
         if endless or not sweep.step:
-            raise SqError(f"nothing was run: {line}: start, stop and step are finite numbers, and step is not 0")
+            raise SqError(
+                f"nothing was run: {line}: start, stop and step are finite numbers, and step is not 0"
+            )
     if isinstance(sweep, ChoiceSweep) and any(isinstance(value, Sweep) for value in sweep.list):
         raise SqError(f"nothing was run: {line}: a sweep within a sweep; list the values")
     if shard is not None and isinstance(sweep, ChoiceSweep | RangeSweep) and sweep.shuffle:

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 Place = tuple[str, ...]  # of a value: the names on the way to it
 _ABSENT = object()
-# Interpolations whose value follows from those they name, whatever they are: plain names, and the environment.
+# Interpolations whose value follows from those they name, whatever they are: plain names, and the
+# environment.
 _SIMPLE = re.compile(r"\$\{(?:oc\.env:)?[^${}:]*\}")
 
 
@@ -27,8 +28,9 @@ def plain(config: DictConfig) -> dict[str, Any]:
 class Changes:
     """What settings change in the config `composed` of some choices, after settings `shared` by all points.
 
-    Putting changes together is what applying the settings together gives as long as no two touch the same value, of
-    their own or through interpolations; where that is not sure, they are applied together.
+    Putting changes together is what applying the settings together gives as long as no two touch
+    the same value, of their own or through interpolations; where that is not sure, they are applied
+    together.
     """
 
     def __init__(self, composed: DictConfig, shared: list[Override]):
@@ -37,7 +39,9 @@ class Changes:
         config = _applied(self.bare, shared)
         self.config = pickle.dumps(config)
         self.plain = plain(config)
-        self.simple = all(_is_simple(text) for text in _texts(OmegaConf.to_container(config, resolve=False)))
+        self.simple = all(
+            _is_simple(text) for text in _texts(OmegaConf.to_container(config, resolve=False))
+        )
         self.each: dict[str, dict[Place, Any]] = {}
 
     def together(self, overrides: list[Override]) -> dict[str, Any]:
@@ -59,7 +63,9 @@ class Changes:
             after = plain(_applied(self.config, [override]))
             own = _place(override)
             # Its own value is one it touches even where it says what stands there already.
-            self.each[line] = {own: _at(after, own)} | dict(_differences(self.plain, after, (), own))
+            self.each[line] = {own: _at(after, own)} | dict(
+                _differences(self.plain, after, (), own)
+            )
         return self.each[line]
 
 
@@ -89,7 +95,9 @@ def _overlap(places: Iterable[Place]) -> bool:
     """Return whether one of `places` is there twice, or lies within another."""
     listed = list(places)
     every = set(listed)
-    return len(every) < len(listed) or any(p[:depth] in every for p in every for depth in range(1, len(p)))
+    return len(every) < len(listed) or any(
+        p[:depth] in every for p in every for depth in range(1, len(p))
+    )
 
 
 def _differences(before: Any, after: Any, place: Place, own: Place) -> Iterator[tuple[Place, Any]]:
@@ -101,7 +109,9 @@ def _differences(before: Any, after: Any, place: Place, own: Place) -> Iterator[
             yield place, after
         return
     for name in [*before, *(name for name in after if name not in before)]:
-        yield from _differences(before.get(name, _ABSENT), after.get(name, _ABSENT), (*place, name), own)
+        yield from _differences(
+            before.get(name, _ABSENT), after.get(name, _ABSENT), (*place, name), own
+        )
 
 
 def _at(config: Any, place: Place) -> Any:

@@ -37,8 +37,13 @@ class Known:
         self.standings: dict[Path, Standing] = {}
         self.claimed: set[Path] = set()
         for folder in sorted({job.file.parent for job in jobs}):
-            self.claimed |= {folder / f"{place.name.split('.')[0]}.json" for place in (folder / "claims").glob("*.*")}
-            self.standings |= {file: run_state.find(file, keep=_kept) for file in sorted(folder.glob("*.json"))}
+            self.claimed |= {
+                folder / f"{place.name.split('.')[0]}.json"
+                for place in (folder / "claims").glob("*.*")
+            }
+            self.standings |= {
+                file: run_state.find(file, keep=_kept) for file in sorted(folder.glob("*.json"))
+            }
 
     def state(self, job: Job) -> Run:
         """Return how `job` stands."""
@@ -49,14 +54,22 @@ class Known:
         process = run_claims.words(who) if who else ""
         if run_claims.alive(who):
             return Run(job, "running", process)
-        return Run(job, found.state, f"{process}, which is gone" if found.state == "new" and who else found.cause)
+        return Run(
+            job,
+            found.state,
+            f"{process}, which is gone" if found.state == "new" and who else found.cause,
+        )
 
     def estimate(self, jobs: list[Job]) -> Estimate:
         """Return what `jobs` should take, by earlier runs of the same choices."""
         seconds: dict[tuple, list[float]] = {}
         peaks: dict[tuple, float] = {}
         for own in self.standings.values():
-            if own.state == "done" and (found := own.record) and {"choices", "seconds"} <= found.keys():
+            if (
+                own.state == "done"
+                and (found := own.record)
+                and {"choices", "seconds"} <= found.keys()
+            ):
                 kind = _alike(found["choices"])
                 seconds.setdefault(kind, []).append(sum(found["seconds"].values()))
                 peaks[kind] = max(peaks.get(kind, 0.0), *found.get("peak_bytes", {}).values(), 0.0)
@@ -80,7 +93,9 @@ class Estimate:
     def words(self, runs: int) -> str:
         """Return what so many runs should take: how many of them are done at a time is the launcher's affair."""
         order = " one after the other" if runs > 1 else ""
-        return f"about {durations.words(self.seconds)}{order}" + (f" and {self.gib:.1f} GiB" if self.gib else "")
+        return f"about {durations.words(self.seconds)}{order}" + (
+            f" and {self.gib:.1f} GiB" if self.gib else ""
+        )
 
 
 def share(jobs: list[Job], shard: str | None) -> list[Job]:
@@ -93,7 +108,10 @@ def share(jobs: list[Job], shard: str | None) -> list[Job]:
 
 def chosen(runs: list[Run], retry: str) -> list[Run]:
     """Return those of `runs` that are to be done: new ones, and by `retry` "failed" ones too, or "all"."""
-    wanted = {"none": {"new", "running", "damaged"}, "failed": {"new", "running", "damaged", "failed"}}.get(retry)
+    wanted = {
+        "none": {"new", "running", "damaged"},
+        "failed": {"new", "running", "damaged", "failed"},
+    }.get(retry)
     return [run for run in runs if wanted is None or run.state in wanted or run.job.config["rerun"]]
 
 
@@ -102,7 +120,9 @@ def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
     count = Counter(run.state for run in runs)
     done = sum(run.state == "done" for run in runs) - sum(run.state == "done" for run in todo)
     parts = [quantity(runs, "run"), f"{done} done", f"{len(todo)} to do"]
-    parts += [f"{count[state]} {state}" for state in ("failed", "running", "damaged") if count[state]]
+    parts += [
+        f"{count[state]} {state}" for state in ("failed", "running", "damaged") if count[state]
+    ]
     line = ", ".join(parts)
     if not todo:
         return line
@@ -114,7 +134,9 @@ def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
     )
 
 
-def listing(runs: list[Run], todo: list[Run], part: str = "sweep.shard=k/n shows a part of them") -> Table:
+def listing(
+    runs: list[Run], todo: list[Run], part: str = "sweep.shard=k/n shows a part of them"
+) -> Table:
     """Return a table of `runs`: which are `todo`, what sets each apart, how it stands, its record's key, and why.
 
     Parameters
@@ -135,7 +157,9 @@ def listing(runs: list[Run], todo: list[Run], part: str = "sweep.shard=k/n shows
 
 def single(job: Job) -> str:
     """Return what a run that is not part of a sweep should take; "" if it is done, cannot run, or nothing is known."""
-    if problems(job.config) or (run_state.find(job.file).state == "done" and not job.config["rerun"]):
+    if problems(job.config) or (
+        run_state.find(job.file).state == "done" and not job.config["rerun"]
+    ):
         return ""
     known = Known([job])
     guess = known.estimate([job])
@@ -154,4 +178,7 @@ def _kept(record: Record) -> Record:
 
 
 def _alike(choices: dict[str, str]) -> tuple:
-    return tuple(choices.get(family) for family in ("model", "dataset", "quantizer", "allocation", "sensitivity"))
+    return tuple(
+        choices.get(family)
+        for family in ("model", "dataset", "quantizer", "allocation", "sensitivity")
+    )

@@ -56,7 +56,9 @@ def told(faults: Faults, jobs: list[Job], what: str) -> str:
     words = dict(zip(map(id, jobs), differing(jobs), strict=True))
     parts = []
     for fault, own in sorted(faults.items(), key=lambda item: -len(item[1]))[:MOST]:
-        some = "; ".join(words[id(job)] for job in own[:SHOWN]) + ("; ..." if len(own) > SHOWN else "")
+        some = "; ".join(words[id(job)] for job in own[:SHOWN]) + (
+            "; ..." if len(own) > SHOWN else ""
+        )
         count = f"{quantity(own, 'run')}: " if len(own) > 1 else ""
         parts.append(fault if len(own) == len(jobs) else f"{fault} ({count}{some})")
     if len(faults) > MOST:
@@ -65,7 +67,9 @@ def told(faults: Faults, jobs: list[Job], what: str) -> str:
     return f"{len(wrong)} of {len(jobs)} runs {what}: {' | '.join(parts)}"
 
 
-def _by_part(jobs: list[Job], families: tuple[str, ...], find: Callable[[Mapping[str, Any]], list[str]]) -> Faults:
+def _by_part(
+    jobs: list[Job], families: tuple[str, ...], find: Callable[[Mapping[str, Any]], list[str]]
+) -> Faults:
     """Return what `find` says of these families of each job; equal ones are asked about once."""
     known: dict[str, list[str]] = {}  # the first check of a family imports torch
     found: Faults = {}

@@ -1,7 +1,7 @@
 """A sweep: expanded and checked as a whole, run where the launcher says, then one table and every failure.
 
-Hydra 1.3 shows the first failing job alone and stops nothing else; so jobs never raise here. They leave records, and
-the summary reads those when the sweep ends, wherever the jobs ran.
+Hydra 1.3 shows the first failing job alone and stops nothing else; so jobs never raise here. They
+leave records, and the summary reads those when the sweep ends, wherever the jobs ran.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from sq.runs.sweep.expand import Job
 from sq.runs.sweep.plan import Run
 from sq.tracker import upload
 
-HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process, one by one
+# runs jobs in this process, one by one
+HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 LOST = "left no record: never begun, killed or unable to write; run the same command again"
 
 
@@ -89,8 +90,12 @@ def _launch(runs: list[Run], launcher: Launcher, *, again: bool) -> None:
         _follow(jobs, words, launcher)
     else:
         try:
-            launcher.launch([[*one.overrides, *(["rerun=true"] if again else [])] for one in jobs], initial_job_idx=0)
-        except Exception as error:  # one job that crashed, and it gives up all; the others have left records
+            launcher.launch(
+                [[*one.overrides, *(["rerun=true"] if again else [])] for one in jobs],
+                initial_job_idx=0,
+            )
+        except Exception as error:
+            # one job that crashed, and it gives up all; the others have left records
             say(f"launcher: {one_line(error)}")
 
 
@@ -136,7 +141,11 @@ def _told(one: Job, words: str, end: Ended) -> bool:
             return True
         if end.cause and end.begun and not job.bury(one, end.cause, end.trace):
             return False
-        made = record.read(record.failed_rerun(file)) or record.read(file) or {"error": "left no record"}
+        made = (
+            record.read(record.failed_rerun(file))
+            or record.read(file)
+            or {"error": "left no record"}
+        )
     except SqError as error:
         made = {"error": str(error)}
     say(f"{words}: " + (f"failed: {made['error']}" if "error" in made else job.outcome(made)))
@@ -161,8 +170,8 @@ def finish(one: Job, *, wait: bool = True) -> bool:
 def summarise(jobs: list[Job], tried: list[Job]) -> None:
     """Print one table of everything that is done, list every failure with its cause.
 
-    Exit 1 if a run is not done, or one of those just `tried` could not be repeated. Where anything was tried, the
-    tracker gets the experiment as a whole too.
+    Exit 1 if a run is not done, or one of those just `tried` could not be repeated. Where anything
+    was tried, the tracker gets the experiment as a whole too.
     """
     from sq.report import table
 

@@ -14,7 +14,9 @@ from sq.types.problem import Model
 
 def picture(x, span):
     model = Model(torch.nn.Identity(), [], tuple(x.shape[1:]), "", None, span=span)
-    png = contact_sheet.draw(model, Calibration(x, torch.zeros(len(x)), [str(i) for i in range(len(x))]))
+    png = contact_sheet.draw(
+        model, Calibration(x, torch.zeros(len(x)), [str(i) for i in range(len(x))])
+    )
     image = Image.open(io.BytesIO(png))
     assert image.format == "PNG"
     assert image.mode == "RGB"
@@ -52,4 +54,6 @@ def test_pixels_are_enlarged_as_they_are():
     found = picture(x, ((0.0,), (1.0,)))[4:-4, 4:-4]
     assert (found == found[:, :, :1]).all()
     assert np.array_equal(found[6::12, 6::12, 0], (x[0, 0] * 255).round().numpy().astype(np.uint8))
-    assert all(np.array_equal(found[i::12, j::12], found[::12, ::12]) for i in (3, 11) for j in (3, 11))
+    assert all(
+        np.array_equal(found[i::12, j::12], found[::12, ::12]) for i in (3, 11) for j in (3, 11)
+    )

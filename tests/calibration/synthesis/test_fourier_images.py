@@ -8,7 +8,9 @@ import torch
 from sq.calibration.synthesis.fourier_images import Bounded, Canvas, moved
 from sq.types.problem import Model
 
-MODEL = Model(torch.nn.Linear(1, 1), [], (3, 32, 32), "", None, span=((-1.0, 0.0, 2.0), (1.0, 4.0, 3.0)))
+MODEL = Model(
+    torch.nn.Linear(1, 1), [], (3, 32, 32), "", None, span=((-1.0, 0.0, 2.0), (1.0, 4.0, 3.0))
+)
 
 
 def random(seed=0):
@@ -42,9 +44,12 @@ def test_channels_are_correlated(grey):
 @pytest.mark.parametrize("slope", [0.0, 1.0, 1.5])
 def test_spectrum_falls_with_the_slope(slope):
     x = shares(canvas(256, slope=slope).images())
-    power = torch.fft.fft2(x).abs().square().mean((0, 1))[0, 1:17]  # of vertical waves that fit 1 to 16 times
+    # of vertical waves that fit 1 to 16 times
+    power = torch.fft.fft2(x).abs().square().mean((0, 1))[0, 1:17]
     waves = torch.arange(1, 17).log()
-    fitted = torch.linalg.lstsq(torch.stack([waves, torch.ones(16)], 1), power.log()[:, None]).solution[0]
+    fitted = torch.linalg.lstsq(
+        torch.stack([waves, torch.ones(16)], 1), power.log()[:, None]
+    ).solution[0]
     assert float(fitted) == pytest.approx(-2 * slope, abs=0.1)
 
 
@@ -92,6 +97,8 @@ def test_moves_are_rolls_within_reach():
 def test_mirrors_as_often_as_asked():
     x = torch.arange(12.0).view(1, 1, 3, 4)
     generator = random()
-    mirrored = sum(torch.equal(moved(x, generator, jitter=0.0, flips=0.25), x.flip(3)) for _ in range(400))
+    mirrored = sum(
+        torch.equal(moved(x, generator, jitter=0.0, flips=0.25), x.flip(3)) for _ in range(400)
+    )
     assert mirrored == pytest.approx(100, abs=30)
     assert torch.equal(moved(x, generator, jitter=0.0, flips=0.0), x)

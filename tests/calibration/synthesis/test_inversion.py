@@ -14,7 +14,16 @@ from sq.errors import SqError
 from sq.storage.store import NOWHERE
 from sq.types.problem import Model
 
-KNOBS = {"batch": 4, "steps": 150, "lr": 0.1, "slope": 0.0, "grey": 0.0, "contrast": 0.2, "jitter": 0.0, "flips": False}
+KNOBS = {
+    "batch": 4,
+    "steps": 150,
+    "lr": 0.1,
+    "slope": 0.0,
+    "grey": 0.0,
+    "contrast": 0.2,
+    "jitter": 0.0,
+    "flips": False,
+}
 KNOBS |= {"tries": 1}
 MODEL = Model(nn.Linear(6, 1), [], (1, 6, 6), "", None, span=((0.0,), (1.0,)))
 
@@ -36,7 +45,9 @@ class Grey:
 
 
 def search(method=None, y=(1, 2, 3, 4, 5, 6), **knobs):
-    return inversion.search(MODEL, Request("grey", torch.tensor(y), 0, "reference", method or Grey()), **KNOBS | knobs)
+    return inversion.search(
+        MODEL, Request("grey", torch.tensor(y), 0, "reference", method or Grey()), **KNOBS | knobs
+    )
 
 
 def test_the_minimum_is_found_for_each_label():
@@ -48,7 +59,14 @@ def test_the_minimum_is_found_for_each_label():
 
 def test_only_what_was_refused_is_made_again():
     once, again = search(Grey((1, 2, 4)), steps=1), search(Grey((1, 2, 4)), steps=1, tries=3)
-    assert [torch.equal(a, b) for a, b in zip(once, again, strict=True)] == [True, True, False, True, False, False]
+    assert [torch.equal(a, b) for a, b in zip(once, again, strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_content_at_once_means_one_attempt():
@@ -59,13 +77,17 @@ def test_images_that_are_not_what_was_wanted_are_told_and_refused_where_they_are
     def deliver(content):
         y = torch.tensor((1, 2, 3, 4, 5, 6))
         made = partial(inversion.search, **KNOBS | {"steps": 1, "tries": 2})
-        return deliver_images(MODEL, Request("grey", y, 0, "reference", Grey(content)), made, NOWHERE)
+        return deliver_images(
+            MODEL, Request("grey", y, 0, "reference", Grey(content)), made, NOWHERE
+        )
 
     assert len(deliver((1, 2, 3, 4, 5, 6)).x) == 6
     assert capsys.readouterr().err == ""
     assert len(deliver((1, 2, 3)).x) == 6
     assert "3 of 6 images are not taken for their class after 2 tries" in capsys.readouterr().err
-    with pytest.raises(SqError, match=r"calibration=grey: 4 of 6 images .* raise calibration\.search\.steps"):
+    with pytest.raises(
+        SqError, match=r"calibration=grey: 4 of 6 images .* raise calibration\.search\.steps"
+    ):
         deliver((1, 2))
 
 

@@ -19,7 +19,9 @@ def noisy(random, true, classes, spread=0.1, wrong=8):
     """Jittered copies of the objects, some twice, some of another class, and boxes of nothing."""
     height, width = true.size
     place = (
-        torch.randint(len(true.classes), (int(1.6 * len(true.classes)),), generator=random) if len(true.boxes) else []
+        torch.randint(len(true.classes), (int(1.6 * len(true.classes)),), generator=random)
+        if len(true.boxes)
+        else []
     )
     boxes, kinds = true.boxes[place], true.classes[place]
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
@@ -66,7 +68,9 @@ ROUNDING = relative(10 * 101 * 80, torch.float64)
 
 def ours(found, objects, copies=None, classes=CLASSES):
     ones = np.ones(len(objects), dtype=int)
-    return bootstrap_map.mean(bootstrap_map.match(found, objects, classes), ones if copies is None else copies)
+    return bootstrap_map.mean(
+        bootstrap_map.match(found, objects, classes), ones if copies is None else copies
+    )
 
 
 def reference(found, objects, classes=CLASSES, evaluator="pycocotools"):
@@ -85,14 +89,21 @@ def test_equals_pycocotools(seed):
 def test_equals_pycocotools_with_ties_and_boxes_on_whole_pixels(seed):
     found, objects = made_up(seed)
     objects = [Objects(o.boxes.round(), o.classes, o.crowd, o.size) for o in objects]
-    assert ours(rounded(found), objects) == pytest.approx(reference(rounded(found), objects), abs=ROUNDING)
+    assert ours(rounded(found), objects) == pytest.approx(
+        reference(rounded(found), objects), abs=ROUNDING
+    )
 
 
 def test_overlaps_that_equal_a_threshold_count():
-    # Widths 10 of 20, 11 of 20 ... 19 of 20: IoU is a threshold each time, or a rounding away from it.
-    objects = [Objects(torch.tensor([[0.0, 0, 20, 7]]), torch.tensor([0]), torch.tensor([False]), (50, 50))] * 10
+    # Widths 10 of 20, 11 of 20 ... 19 of 20: IoU is a threshold each time, or a rounding away from
+    # it.
+    objects = [
+        Objects(torch.tensor([[0.0, 0, 20, 7]]), torch.tensor([0]), torch.tensor([False]), (50, 50))
+    ] * 10
     found = [
-        Detections(torch.tensor([[0.0, 0, 10 + i, 7]]), torch.tensor([0.9 - i / 100]), torch.tensor([0]))
+        Detections(
+            torch.tensor([[0.0, 0, 10 + i, 7]]), torch.tensor([0.9 - i / 100]), torch.tensor([0])
+        )
         for i in range(10)
     ]
     assert ours(found, objects) == pytest.approx(reference(found, objects), abs=ROUNDING)
@@ -102,7 +113,11 @@ def test_of_objects_overlapped_equally_the_last_is_taken():
     # The first detection lies halfway between both objects; the second needs the first of them.
     boxes = torch.tensor([[0.0, 0, 20, 10], [8, 0, 28, 10]])
     true = Objects(boxes, torch.zeros(2).long(), torch.zeros(2).bool(), (50, 50))
-    found = [Detections(torch.tensor([[4.0, 0, 24, 10], [0, 0, 20, 10]]), torch.tensor([0.9, 0.8]), true.classes)]
+    found = [
+        Detections(
+            torch.tensor([[4.0, 0, 24, 10], [0, 0, 20, 10]]), torch.tensor([0.9, 0.8]), true.classes
+        )
+    ]
     assert ours(found, [true]) == pytest.approx(reference(found, [true]), abs=ROUNDING)
     free = (51 * 0.5) / 101  # above an IoU of 2/3 only the second is right
     assert ours(found, [true]) == pytest.approx((4 * 1 + 6 * free) / 10)
@@ -110,10 +125,16 @@ def test_of_objects_overlapped_equally_the_last_is_taken():
 
 def test_only_the_best_hundred_of_a_class_and_image_count():
     random = torch.Generator().manual_seed(0)
-    true = Objects(made_boxes(random, 150, 200, 300), torch.zeros(150).long(), torch.zeros(150).bool(), (200, 300))
+    true = Objects(
+        made_boxes(random, 150, 200, 300),
+        torch.zeros(150).long(),
+        torch.zeros(150).bool(),
+        (200, 300),
+    )
     found = [Detections(true.boxes, torch.rand(150, generator=random), true.classes)]
     assert ours(found, [true]) == pytest.approx(reference(found, [true]), abs=ROUNDING)
-    assert ours(found, [true]) == pytest.approx(67 / 101)  # recalls 0, 0.01 ... 0.66 of the 100 in 150
+    # recalls 0, 0.01 ... 0.66 of the 100 in 150
+    assert ours(found, [true]) == pytest.approx(67 / 101)
 
 
 def test_no_detections_at_all_is_zero():
@@ -134,7 +155,10 @@ def test_sample_without_objects_is_zero():
 def test_copies_equal_images_that_are_truly_there_so_many_times(seed):
     found, objects = made_up(seed)
     copies = np.random.default_rng(seed).integers(0, 4, size=len(objects))
-    repeated = [[own for own, n in zip(side, copies, strict=True) for _ in range(n)] for side in (found, objects)]
+    repeated = [
+        [own for own, n in zip(side, copies, strict=True) for _ in range(n)]
+        for side in (found, objects)
+    ]
     assert ours(found, objects, copies) == pytest.approx(reference(*repeated), abs=ROUNDING)
 
 
@@ -166,8 +190,16 @@ def test_figures_are_those_of_cocos_own_summary(capsys):
     for i, (d, o) in enumerate(zip(found, objects, strict=True)):
         for box, k, crowd in zip(o.boxes.double(), o.classes, o.crowd, strict=True):
             left, top, right, bottom = box.tolist()
-            own = {"image_id": i, "category_id": int(k), "bbox": [left, top, right - left, bottom - top]}
-            own |= {"id": len(truth.dataset["annotations"]) + 1, "iscrowd": int(crowd), "area": 1000}
+            own = {
+                "image_id": i,
+                "category_id": int(k),
+                "bbox": [left, top, right - left, bottom - top],
+            }
+            own |= {
+                "id": len(truth.dataset["annotations"]) + 1,
+                "iscrowd": int(crowd),
+                "area": 1000,
+            }
             truth.dataset["annotations"].append(own)
         for box, k, score in zip(d.boxes.double(), d.classes, d.scores, strict=True):
             rows.append([i, *box[:2], *(box[2:] - box[:2]), float(score), int(k)])
@@ -181,7 +213,12 @@ def test_figures_are_those_of_cocos_own_summary(capsys):
 
 def real(seed=0, spread=0.1):
     data = coco.load(
-        name="coco_sample", root="coco", train="train", test="val", annotations="coco.yaml", skip_corrupt=False
+        name="coco_sample",
+        root="coco",
+        train="train",
+        test="val",
+        annotations="coco.yaml",
+        skip_corrupt=False,
     )
     random = torch.Generator().manual_seed(seed)
     return [noisy(random, o, 80, spread) for o in data.test.y], data.test.y
@@ -198,8 +235,13 @@ def test_equals_pycocotools_on_real_objects(needs_data):
 def test_repeated_real_images(needs_data):
     found, objects = real(1)
     copies = np.random.default_rng(0).integers(0, 3, size=len(objects))
-    repeated = [[own for own, n in zip(side, copies, strict=True) for _ in range(n)] for side in (found, objects)]
-    assert ours(found, objects, copies, 80) == pytest.approx(reference(*repeated, classes=80), abs=ROUNDING)
+    repeated = [
+        [own for own, n in zip(side, copies, strict=True) for _ in range(n)]
+        for side in (found, objects)
+    ]
+    assert ours(found, objects, copies, 80) == pytest.approx(
+        reference(*repeated, classes=80), abs=ROUNDING
+    )
 
 
 def test_five_hundred_samples_are_quick(needs_data):
@@ -207,7 +249,8 @@ def test_five_hundred_samples_are_quick(needs_data):
     matches = bootstrap_map.match(found, objects, 80)
     start = time.perf_counter()
     figures = [
-        bootstrap_map.mean(matches, np.bincount(np.arange(128) // (1 + i % 3), minlength=128)) for i in range(500)
+        bootstrap_map.mean(matches, np.bincount(np.arange(128) // (1 + i % 3), minlength=128))
+        for i in range(500)
     ]
     assert time.perf_counter() - start < 10
     assert len(set(figures)) == 3

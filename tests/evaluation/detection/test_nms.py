@@ -10,11 +10,18 @@ from sq.evaluation.detection.nms import CANDIDATES, detect
 
 def slow(boxes, scores, confidence, iou, limit):
     """One candidate after another, in plain Python: (box's place, class), best first."""
-    rows = [(float(s), n, k) for n, row in enumerate(scores.tolist()) for k, s in enumerate(row) if s > confidence]
+    rows = [
+        (float(s), n, k)
+        for n, row in enumerate(scores.tolist())
+        for k, s in enumerate(row)
+        if s > confidence
+    ]
     rows.sort(key=lambda row: (-row[0], row[1], row[2]))
     kept = []
     for _, n, k in rows:
-        if all(k != other or overlap(boxes[n].tolist(), boxes[m].tolist()) <= iou for m, other in kept):
+        if all(
+            k != other or overlap(boxes[n].tolist(), boxes[m].tolist()) <= iou for m, other in kept
+        ):
             kept.append((n, k))
     return kept[:limit]
 
@@ -33,7 +40,9 @@ def crowded(seed, n, classes):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("confidence", "iou", "limit"), [(0.001, 0.6, 300), (0.5, 0.45, 20), (0.9, 1.0, 5)])
+@pytest.mark.parametrize(
+    ("confidence", "iou", "limit"), [(0.001, 0.6, 300), (0.5, 0.45, 20), (0.9, 1.0, 5)]
+)
 def test_equals_the_slow_one(seed, confidence, iou, limit):
     boxes, scores = crowded(seed, 60, 4)
     found = detect(boxes, scores, confidence=confidence, iou=iou, limit=limit)
@@ -58,7 +67,13 @@ def test_many_classes_and_boxes_take_the_other_path_of_torchvision():
 
 
 def test_score_at_the_confidence_is_no_candidate():
-    found = detect(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[0.5, 0.50001]]), confidence=0.5, iou=0.6, limit=9)
+    found = detect(
+        torch.tensor([[0.0, 0, 1, 1]]),
+        torch.tensor([[0.5, 0.50001]]),
+        confidence=0.5,
+        iou=0.6,
+        limit=9,
+    )
     assert found.classes.tolist() == [1]
 
 
@@ -80,6 +95,8 @@ def test_the_best_candidates_are_the_ones_looked_at():
     n = CANDIDATES + 50
     left = 2.0 * torch.arange(n).view(-1, 1)
     boxes = torch.cat((left, left * 0, left + 1, left * 0 + 1), dim=1)
-    found = detect(boxes, torch.linspace(0.1, 0.9, n).view(-1, 1), confidence=0.01, iou=0.6, limit=n)
+    found = detect(
+        boxes, torch.linspace(0.1, 0.9, n).view(-1, 1), confidence=0.01, iou=0.6, limit=n
+    )
     assert len(found.boxes) == CANDIDATES
     assert torch.equal(found.boxes, boxes.flip(0)[:CANDIDATES])

@@ -55,11 +55,15 @@ def test_runs_at_a_time_leave_the_records_of_runs_one_by_one(tmp_path):
     assert "2 processes on this machine" in told
     assert sum(f"[{number}/4] " in told for number in range(1, 5)) == 4
     assert call(alone, *words, sweep=True).returncode == 0
-    of_both = [{r["key"]: r["results"]["codes"] for r in records(folder)} for folder in (together, alone)]
+    of_both = [
+        {r["key"]: r["results"]["codes"] for r in records(folder)} for folder in (together, alone)
+    ]
     assert len(of_both[0]) == 4
     assert of_both[0] == of_both[1]
     processes = {
-        text for f in (together / "outputs" / "runs").glob("*.log") for text in f.read_text().split(" process ")[1:]
+        text
+        for f in (together / "outputs" / "runs").glob("*.log")
+        for text in f.read_text().split(" process ")[1:]
     }
     assert len({text.split()[0] for text in processes}) == 2, "both processes had a part"
 
@@ -69,7 +73,13 @@ def test_killed_process_costs_its_run_alone_and_is_replaced(tmp_path):
     with start(tmp_path, *words) as sweeping:
         victim = holders(tmp_path, 2)[0]
         until = time.monotonic() + PATIENCE
-        while sum("GFLOP" in log.read_text() for log in (tmp_path / "outputs" / "local").glob("*/*.log")) < 2:
+        while (
+            sum(
+                "GFLOP" in log.read_text()
+                for log in (tmp_path / "outputs" / "local").glob("*/*.log")
+            )
+            < 2
+        ):
             assert time.monotonic() < until
             time.sleep(0.02)
         os.kill(victim, signal.SIGKILL)
@@ -95,7 +105,9 @@ class Deadly(Job):
 def test_no_process_is_started_where_nothing_is_left_to_do(tmp_path, monkeypatch):
     started, start = [], local._start
     monkeypatch.setattr(local, "_start", lambda *given: started.append(given) or start(*given))
-    (ended,) = local.run([Deadly([], {"device": "cpu", "threads": 1}, {})], {"processes": 1, "folder": str(tmp_path)})
+    (ended,) = local.run(
+        [Deadly([], {"device": "cpu", "threads": 1}, {})], {"processes": 1, "folder": str(tmp_path)}
+    )
     assert ended.cause == "its process ended with exit code 3"
     assert len(started) == 1
 
@@ -141,7 +153,12 @@ def test_processes_share_gpus_and_cores(monkeypatch):
         {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "2"},
         {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "GPU-7f"},
     ]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in local.places(eight, 4)] == ["2", "GPU-7f", "2", "GPU-7f"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in local.places(eight, 4)] == [
+        "2",
+        "GPU-7f",
+        "2",
+        "GPU-7f",
+    ]
     assert local.places([job("cpu")] * 8, None) == [{"OMP_NUM_THREADS": "4"}] * 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert local.places(eight, None) == [{"OMP_NUM_THREADS": "4"}] * 2

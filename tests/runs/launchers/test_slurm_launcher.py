@@ -23,7 +23,9 @@ def test_no_slurm_here(tmp_path, monkeypatch):
     done = call(tmp_path, "hydra/launcher=slurm", sweep=True)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("sq: hydra/launcher=slurm: no sbatch, scontrol, sacct, sinfo on this machine")
+    assert line.startswith(
+        "sq: hydra/launcher=slurm: no sbatch, scontrol, sacct, sinfo on this machine"
+    )
     assert "hydra/launcher=local" in line
 
 
@@ -40,7 +42,9 @@ def test_slurm_without_accounting_is_refused(tmp_path, monkeypatch):
     done = call(tmp_path, "hydra/launcher=slurm", sweep=True)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("sq: hydra/launcher=slurm: sacct tells nothing (Slurm accounting storage is disabled)")
+    assert line.startswith(
+        "sq: hydra/launcher=slurm: sacct tells nothing (Slurm accounting storage is disabled)"
+    )
     assert "slurm/array.sbatch" in line
 
 
@@ -60,19 +64,27 @@ def test_of_a_sweep_that_is_refused_in_part_nothing_is_left(withdrawn, tmp_path,
     with pytest.raises(SqError, match=refused) as caught:
         list(slurm.run(jobs, given))
     assert (tmp_path / "cancelled").read_text() == "41\n"
-    assert str(caught.value).endswith("and cancelled: 41" if withdrawn else "still there: end it by scancel 41")
+    assert str(caught.value).endswith(
+        "and cancelled: 41" if withdrawn else "still there: end it by scancel 41"
+    )
 
 
 def test_srun_is_told_the_cores_of_a_task(tmp_path, monkeypatch):
     commands(tmp_path, monkeypatch, sbatch=f"cp $1 {tmp_path}/script; echo Submitted batch job 41")
-    slurm._submit([[job(tmp_path, 0)]], DEFAULTS | {"folder": str(tmp_path / "%j"), "cpus_per_task": 7})
-    (line,) = [line for line in (tmp_path / "script").read_text().splitlines() if line.startswith("srun ")]
+    slurm._submit(
+        [[job(tmp_path, 0)]], DEFAULTS | {"folder": str(tmp_path / "%j"), "cpus_per_task": 7}
+    )
+    (line,) = [
+        line for line in (tmp_path / "script").read_text().splitlines() if line.startswith("srun ")
+    ]
     assert " --cpus-per-task=7 " in line
 
 
 def shell(*words, **env):
     given = {"PATH": os.environ["PATH"], **env}
-    return subprocess.run(["bash", *words], cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", *words], cwd=ROOT, env=given, capture_output=True, text=True, check=False
+    )
 
 
 def test_scripts_of_a_node_need_no_user_name_and_hand_on_the_cores_of_a_task(tmp_path, monkeypatch):
@@ -80,7 +92,13 @@ def test_scripts_of_a_node_need_no_user_name_and_hand_on_the_cores_of_a_task(tmp
     assert shell("-euc", ". slurm/env.sh; echo $MPLCONFIGDIR").stdout == f"/tmp/mpl-{os.getuid()}\n"
     array = {"JOB_ID": "7", "TASK_ID": "5", "TASK_MIN": "4", "TASK_COUNT": "3"}
     env = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "6"}
-    done = shell("slurm/array.sbatch", "-m", "bits=3", **env, **{f"SLURM_ARRAY_{k}": v for k, v in array.items()})
+    done = shell(
+        "slurm/array.sbatch",
+        "-m",
+        "bits=3",
+        **env,
+        **{f"SLURM_ARRAY_{k}": v for k, v in array.items()},
+    )
     assert done.stdout == "--cpus-per-task=6 python run.py -m bits=3 sweep.shard=2/3\n", done.stderr
 
 
@@ -98,8 +116,21 @@ def test_one_node_leaves_a_slurm_alone_that_is_here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("state", "over"),
     [
-        *[(state, False) for state in ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUE_HOLD", "RESIZING")],
-        *[(state, True) for state in ("COMPLETED", "CANCELLED by 1000", "OUT_OF_MEMORY", "NODE_FAIL", "TIMEOUT")],
+        *[
+            (state, False)
+            for state in (
+                "PENDING",
+                "RUNNING",
+                "SUSPENDED",
+                "CONFIGURING",
+                "REQUEUE_HOLD",
+                "RESIZING",
+            )
+        ],
+        *[
+            (state, True)
+            for state in ("COMPLETED", "CANCELLED by 1000", "OUT_OF_MEMORY", "NODE_FAIL", "TIMEOUT")
+        ],
     ],
 )
 def test_what_is_not_known_as_an_end_is_none(state, over, tmp_path, monkeypatch):
@@ -115,7 +146,10 @@ def test_what_is_not_known_as_an_end_is_none(state, over, tmp_path, monkeypatch)
 
 def test_reason_is_the_last_word_of_sbatch():
     text = "sbatch: error: Batch job submission failed: Invalid partition name specified\n\n"
-    assert slurm._reason(FailedJobError(text)) == "Batch job submission failed: Invalid partition name specified"
+    assert (
+        slurm._reason(FailedJobError(text))
+        == "Batch job submission failed: Invalid partition name specified"
+    )
     assert slurm._reason(OSError()) == "OSError"
 
 
@@ -172,10 +206,16 @@ def job(folder, seed):
 
 def test_only_the_run_that_a_dead_task_was_doing_has_failed(tmp_path, dead, monkeypatch, capsys):
     done, doing, left, others = (job(tmp_path, seed) for seed in range(4))
-    made = {"record": record.VERSION, "status": "done", "results": {"relative_error": 0.1, "drop": 0.2}}
+    made = {
+        "record": record.VERSION,
+        "status": "done",
+        "results": {"relative_error": 0.1, "drop": 0.2},
+    }
     record.write(done.file, made | {"seconds": {"all": 3.0}})
     for one, task in ((doing, "7_0"), (others, "7_1")):
-        monkeypatch.setattr(run_claims, "_me", lambda task=task: {"host": "", "machine": "x", "pid": 1, "job": task})
+        monkeypatch.setattr(
+            run_claims, "_me", lambda task=task: {"host": "", "machine": "x", "pid": 1, "job": task}
+        )
         assert run_claims.take(one.file)
     monkeypatch.setattr(run_claims, "alive", lambda who: False)  # their processes are gone
     before = {one.file: record.mark(one.file) for one in (done, left, others)}
@@ -186,5 +226,6 @@ def test_only_the_run_that_a_dead_task_was_doing_has_failed(tmp_path, dead, monk
     assert said[1] == "a: relative error 0.10000, drop 0.2, 3.0 s"
     assert said[2].startswith("b: failed: SLURM job 7_0 ended as OUT_OF_MEMORY")
     assert [line.partition("; its log")[0] for line in said[3:]] == [
-        f"{words}: not done: SLURM job 7_0 ended as OUT_OF_MEMORY and left no result" for words in "cd"
+        f"{words}: not done: SLURM job 7_0 ended as OUT_OF_MEMORY and left no result"
+        for words in "cd"
     ]

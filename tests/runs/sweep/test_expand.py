@@ -85,7 +85,8 @@ def swept(composed):
 
 def by_hydra(loader, master, folder, monkeypatch):
     """Return the overrides of each job that Hydra's own sweeper hands to its launcher."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra loads its plugins anew each time
+    # Hydra loads its plugins anew each time
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     batches = []
 
@@ -94,7 +95,8 @@ def by_hydra(loader, master, folder, monkeypatch):
             batches.extend(map(list, batch))
             return []
 
-    monkeypatch.setattr(BasicSweeper, "validate_batch_is_legal", lambda *_: None)  # composes each job
+    # composes each job
+    monkeypatch.setattr(BasicSweeper, "validate_batch_is_legal", lambda *_: None)
     sweeper = BasicSweeper(None, dict(master.hydra.sweeper.params or {}))
     sweeper.hydra_context = HydraContext(config_loader=loader, callbacks=Callbacks())
     sweeper.launcher = Launcher()
@@ -122,7 +124,9 @@ def test_jobs_are_those_of_hydra(words, swept, tmp_path, monkeypatch):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("words", [[], ["bits=2,3"], ["fold=false", "quantizer=gptq,rtn"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["bits=2,3"], ["fold=false", "quantizer=gptq,rtn"]], ids=" ".join
+)
 def test_with_what_an_experiment_sweeps_over(words, params, swept, tmp_path, monkeypatch):
     loader, master = swept(*words, params=params)
     jobs = expand.expand(loader, master)
@@ -131,7 +135,12 @@ def test_with_what_an_experiment_sweeps_over(words, params, swept, tmp_path, mon
 
 @pytest.mark.parametrize(
     "word",
-    ["bits=shuffle(2,3,4)", "bits=shuffle(choice(2,3,4))", "bits=shuffle(range(2,5))", "bits=shuffle(sort(4,3,2))"],
+    [
+        "bits=shuffle(2,3,4)",
+        "bits=shuffle(choice(2,3,4))",
+        "bits=shuffle(range(2,5))",
+        "bits=shuffle(sort(4,3,2))",
+    ],
 )
 def test_shuffled_ones_are_the_same_in_any_order(word, swept):
     found = set()
@@ -147,7 +156,10 @@ def test_shuffled_ones_are_the_same_in_any_order(word, swept):
     [
         (["bits=interval(2,4)"], "bits=interval(2,4): an interval is no list of values"),
         (["bits=tag(a,interval(2,4))"], "an interval is no list of values"),
-        (["bits=range(2,4,0)"], "bits=range(2,4,0): start, stop and step are finite numbers, and step is not 0"),
+        (
+            ["bits=range(2,4,0)"],
+            "bits=range(2,4,0): start, stop and step are finite numbers, and step is not 0",
+        ),
         (["bits=range(2,4,0.0)"], "step is not 0"),
         (["bits=range(0,inf)"], "finite"),
         (["bits=range(0,nan)"], "finite"),
@@ -156,7 +168,10 @@ def test_shuffled_ones_are_the_same_in_any_order(word, swept):
         (["quantizer=glob(x*)"], "quantizer=glob(x*): no value"),
         (["bits=choice(2,choice(3,4))"], "a sweep within a sweep"),
         (["sweep.retry=all,none"], "sweep.retry=all,none: of the sweep as a whole"),
-        (["sweep.shard=1/2", "bits=shuffle(3,4)"], "sweep.shard=1/2 bits=shuffle(3,4): each process shuffles anew"),
+        (
+            ["sweep.shard=1/2", "bits=shuffle(3,4)"],
+            "sweep.shard=1/2 bits=shuffle(3,4): each process shuffles anew",
+        ),
         (["bits=range(1e12)"], "up to 1000000000000 runs"),
         (["seed=range(1" + 400 * "0" + ")"], "more than sweep.max_runs=1000"),
     ],

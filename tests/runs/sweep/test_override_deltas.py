@@ -16,7 +16,14 @@ calibration: {seed: "${seed}", images: 32, size: "${batch}"}
 quantizer: {damp: 0.01, solve: {order: act, levels: [1, 2]}}
 where: "${oc.env:HOME}/x"
 """
-WORDS = ["bits=3.5", "seed=7", "batch=16", "calibration.images=64", "quantizer.solve.order=none", "quantizer.damp=0.1"]
+WORDS = [
+    "bits=3.5",
+    "seed=7",
+    "batch=16",
+    "calibration.images=64",
+    "quantizer.solve.order=none",
+    "quantizer.damp=0.1",
+]
 HARD = [
     "calibration.seed=5",
     "quantizer.solve={order: x}",
@@ -39,8 +46,12 @@ def applied(config, own):
     return plain(whole)
 
 
-@pytest.mark.parametrize("config", [CONFIG, CONFIG + "hidden: ${${name}}\nname: seed\n"], ids=["simple", "nested"])
-@pytest.mark.parametrize("shared", [(), ("calibration.images=48",), ("seed=3", "quantizer.damp=0.2")], ids=len)
+@pytest.mark.parametrize(
+    "config", [CONFIG, CONFIG + "hidden: ${${name}}\nname: seed\n"], ids=["simple", "nested"]
+)
+@pytest.mark.parametrize(
+    "shared", [(), ("calibration.images=48",), ("seed=3", "quantizer.damp=0.2")], ids=len
+)
 def test_together_is_one_after_the_other(config, shared):
     changes = Changes(OmegaConf.create(config), overrides(*shared))
     for words in itertools.permutations(WORDS + HARD, 2):

@@ -7,7 +7,17 @@ from contextlib import ExitStack
 
 import hydra
 import pytest
-from cli_helpers import CONF, PATIENCE, call, command, compose, environment, error_line, settings, snapshot
+from cli_helpers import (
+    CONF,
+    PATIENCE,
+    call,
+    command,
+    compose,
+    environment,
+    error_line,
+    settings,
+    snapshot,
+)
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -26,7 +36,13 @@ def fake(folder, seed, status=None, **more):
     file = record.path(config)
     if status:
         seconds = {"load": 1.0, "quantize": 3.0}
-        made = {"record": record.VERSION, "key": file.stem, "choices": choices, "status": status, "seconds": seconds}
+        made = {
+            "record": record.VERSION,
+            "key": file.stem,
+            "choices": choices,
+            "status": status,
+            "seconds": seconds,
+        }
         record.write(file, made | more)
     return Job([f"seed={seed}"], config, choices)
 
@@ -37,7 +53,11 @@ def stand(jobs):
 
 
 def test_how_runs_stand(tmp_path):
-    jobs = [fake(tmp_path, 0, "done"), fake(tmp_path, 1, "failed", error="too hot"), fake(tmp_path, 2)]
+    jobs = [
+        fake(tmp_path, 0, "done"),
+        fake(tmp_path, 1, "failed", error="too hot"),
+        fake(tmp_path, 2),
+    ]
     jobs += [fake(tmp_path, 3, "done"), fake(tmp_path, 4)]
     record.path(jobs[3].config).write_text("{")
     held = run_claims.take(record.path(jobs[4].config))
@@ -51,7 +71,10 @@ def test_how_runs_stand(tmp_path):
 
 
 def test_plans_keep_of_a_record_what_they_go_by_alone(tmp_path):
-    jobs = [fake(tmp_path, 0, "done", layers=[{"name": "a"}] * 9, config={"bits": 4}), fake(tmp_path, 1, "failed")]
+    jobs = [
+        fake(tmp_path, 0, "done", layers=[{"name": "a"}] * 9, config={"bits": 4}),
+        fake(tmp_path, 1, "failed"),
+    ]
     kept = plan.Known(jobs).standings.values()
     assert {name for own in kept for name in own.record} == {"choices", "seconds"}
 
@@ -63,9 +86,13 @@ def test_a_single_run_that_is_done_reads_its_own_record_alone(tmp_path, monkeypa
     assert plan.single(done) == ""
 
 
-@pytest.mark.parametrize(("retry", "wanted"), [("failed", [1, 2]), ("none", [2]), ("all", [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("retry", "wanted"), [("failed", [1, 2]), ("none", [2]), ("all", [0, 1, 2])]
+)
 def test_what_is_tried_again(tmp_path, retry, wanted):
-    runs = stand([fake(tmp_path, 0, "done"), fake(tmp_path, 1, "failed", error=""), fake(tmp_path, 2)])
+    runs = stand(
+        [fake(tmp_path, 0, "done"), fake(tmp_path, 1, "failed", error=""), fake(tmp_path, 2)]
+    )
     assert [each.job.config["seed"] for each in plan.chosen(runs, retry)] == wanted
 
 
@@ -164,7 +191,10 @@ def test_dry_run_says_what_makes_no_sense(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["seed=range(5)", "sweep.max_runs=4"], "nothing was run: up to 5 runs, more than sweep.max_runs=4"),
+        (
+            ["seed=range(5)", "sweep.max_runs=4"],
+            "nothing was run: up to 5 runs, more than sweep.max_runs=4",
+        ),
         (["bits=3", "sweep.shard=2/2"], "sweep.shard=2/2 of 1 runs holds none"),
         (["bits=3", "sweep.shard=2of2"], "sweep.shard=2of2: k/n"),
         (["bits=3", "sweep.retry=sometimes"], "sweep.retry=sometimes: "),
@@ -187,10 +217,15 @@ def test_sweep_that_makes_no_sense_as_a_whole(tmp_path, words, message):
         (["quantizer=glob([r*,g*])", "seed=range(1000000000)"], 2_000_000_000),
     ],
 )
-def test_slip_of_the_keyboard_is_refused_before_it_is_expanded(tmp_path, words, number, monkeypatch):
+def test_slip_of_the_keyboard_is_refused_before_it_is_expanded(
+    tmp_path, words, number, monkeypatch
+):
     monkeypatch.setattr(BasicSweeper, "split_arguments", lambda *_: pytest.fail("expanded"))
     done = call(tmp_path, *words, sweep=True)
-    assert error_line(done) == f"sq: nothing was run: up to {number} runs, more than sweep.max_runs=1000"
+    assert (
+        error_line(done)
+        == f"sq: nothing was run: up to {number} runs, more than sweep.max_runs=1000"
+    )
 
 
 def test_limit_counts_values_given_twice_once(tmp_path):
@@ -220,23 +255,36 @@ def test_two_launchers_do_each_run_once(tmp_path):
     words = f"calibration.images={','.join(map(str, sizes))}"
     places = [tmp_path / "one", tmp_path / "other"]
     # Until both are there, all runs are somebody else's.
-    files = [record.path(compose(*settings(tmp_path), f"calibration.images={size}")[0]) for size in sizes]
+    files = [
+        record.path(compose(*settings(tmp_path), f"calibration.images={size}")[0]) for size in sizes
+    ]
     held = [run_claims.take(file) for file in files]
     with ExitStack() as stack:
         every = []
         for own in places:
             own.mkdir()
             out, err = (stack.enter_context((own / name).open("w")) for name in ("out", "err"))
-            mine = [f"outputs={own}" if w.startswith("outputs=") else w for w in command(tmp_path, words, sweep=True)]
+            mine = [
+                f"outputs={own}" if w.startswith("outputs=") else w
+                for w in command(tmp_path, words, sweep=True)
+            ]
             env = environment(tmp_path)
-            every.append(stack.enter_context(subprocess.Popen(mine, cwd=tmp_path, env=env, stdout=out, stderr=err)))
+            every.append(
+                stack.enter_context(
+                    subprocess.Popen(mine, cwd=tmp_path, env=env, stdout=out, stderr=err)
+                )
+            )
         until = time.monotonic() + PATIENCE
-        while not all((own / "err").read_text().count("another launcher") >= len(sizes) for own in places):
+        while not all(
+            (own / "err").read_text().count("another launcher") >= len(sizes) for own in places
+        ):
             assert time.monotonic() < until
             time.sleep(0.05)
         for one in held:
             one.release()
-        assert [process.wait(PATIENCE) for process in every] == [0, 0], [(own / "err").read_text() for own in places]
+        assert [process.wait(PATIENCE) for process in every] == [0, 0], [
+            (own / "err").read_text() for own in places
+        ]
     assert (places[0] / "out").read_text() == (places[1] / "out").read_text()  # one table
     assert all("6 of 6 runs done, 0 failed" in (own / "err").read_text() for own in places)
     # a log is begun by the process that does the run
@@ -325,7 +373,9 @@ def test_a_dead_process_is_recorded_unless_its_run_was_attempted_or_is_held(tmp_
     assert job.bury(Job([], config, choices, seen), "killed", "its log")
     made = record.read(file)
     assert (made["status"], made["error"], made["traceback"]) == ("failed", "killed", "its log")
-    assert job.bury(Job([], config, choices, seen), "killed again", ""), "settled: there is a record since"
+    assert job.bury(Job([], config, choices, seen), "killed again", ""), (
+        "settled: there is a record since"
+    )
     assert record.read(file) == made
     record.write(file, {"record": record.VERSION, "status": "done"})
     assert job.bury(Job([], config, choices, record.mark(file)), "repeating it was killed", "")

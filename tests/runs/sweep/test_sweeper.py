@@ -8,7 +8,17 @@ import subprocess
 import time
 
 import pytest
-from cli_helpers import PATIENCE, WEIGHTS, call, command, compose, environment, run, settings, snapshot
+from cli_helpers import (
+    PATIENCE,
+    WEIGHTS,
+    call,
+    command,
+    compose,
+    environment,
+    run,
+    settings,
+    snapshot,
+)
 
 from sq.records import record
 from sq.runs.sweep import plan, sweeper
@@ -19,7 +29,10 @@ POINTS = "calibration.images=32,100000,48"
 
 
 def records(folder):
-    return {r["config"]["calibration"]["images"]: r for r in record.read_all(folder / "results" / "runs")}
+    return {
+        r["config"]["calibration"]["images"]: r
+        for r in record.read_all(folder / "results" / "runs")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +45,11 @@ def test_one_failing_point_leaves_the_others_alone(one_failing):
     folder, done = one_failing
     assert done.returncode == 1
     made = records(folder)
-    assert {images: r["status"] for images, r in made.items()} == {32: "done", 48: "done", 100000: "failed"}
+    assert {images: r["status"] for images, r in made.items()} == {
+        32: "done",
+        48: "done",
+        100000: "failed",
+    }
     cause = "calibration.images=100000: the training split has 1 to 1201 images to draw"
     failures = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     assert len(failures) == 1
@@ -91,7 +108,9 @@ def test_damaged_record_fails_its_point_and_stays(one_failing, tmp_path):
     done = call(tmp_path, "calibration.images=32,48", sweep=True)
     assert done.returncode == 1
     assert done.stdout.count("│ rtn") == 1
-    assert str(damaged) in next(line for line in done.stderr.splitlines() if line.startswith("failed: "))
+    assert str(damaged) in next(
+        line for line in done.stderr.splitlines() if line.startswith("failed: ")
+    )
     assert snapshot(tmp_path / "results") == before
 
 
@@ -102,13 +121,19 @@ def test_damaged_record_fails_its_point_and_stays(one_failing, tmp_path):
         (["bits=0,4,99"], ["bits=0: allowed", "bits=99: allowed"]),
         (["quantizer=sensiqant,obq"], ["quantizer=sensiqant", "nearest: sensiquant"]),
         (["bits=abc,4"], ["bits=abc"]),
-        (["quantizer=gptq", "quantizer.solve.ordr=a,b"], ["quantizer.solve.ordr:", "nearest: quantizer.solve.order"]),
+        (
+            ["quantizer=gptq", "quantizer.solve.ordr=a,b"],
+            ["quantizer.solve.ordr:", "nearest: quantizer.solve.order"],
+        ),
         (["quantizer=glob(x*)"], ["quantizer=glob(x*)", "no run"]),
         (["quantizer=rtn,gptq", "quantizer.solve.order=act"], ["no such setting of quantizer=rtn"]),
         (["bits=null,4"], ["bits=null: should be a number; it may not be null"]),
         (["bits=interval(2,4)"], ["bits=interval(2,4)", "range(START,STOP,STEP)"]),
         (["hydra/sweeper=optuna", "bits=3,4"], ["hydra/sweeper=optuna", "(all: basic)"]),
-        (["hydra/launcher=basic,local", "bits=3,4"], ["hydra/launcher=basic,local", "give one value"]),
+        (
+            ["hydra/launcher=basic,local", "bits=3,4"],
+            ["hydra/launcher=basic,local", "give one value"],
+        ),
         (["bits=3", "bits=4,5"], ["bits is given twice (bits=3 and bits=4,5): keep one"]),
     ],
 )
@@ -133,7 +158,9 @@ def test_sweep_into_a_folder_that_is_a_file_is_refused(tmp_path):
 
 def test_finished_sweep_needs_no_place_to_write(one_failing, monkeypatch):
     folder, _ = one_failing
-    monkeypatch.setattr(record, "probe", lambda folder: pytest.fail("a read-only disk would be refused"))
+    monkeypatch.setattr(
+        record, "probe", lambda folder: pytest.fail("a read-only disk would be refused")
+    )
     assert call(folder, "calibration.images=32,48", sweep=True).returncode == 0
 
 
@@ -147,9 +174,9 @@ def test_failed_rerun_in_a_sweep_is_a_failure_and_keeps_the_record(tmp_path):
     after = snapshot(tmp_path / "results")
     assert {name: after[name] for name in before} == before
     assert done.returncode == 1
-    assert any(line.startswith("not repeated: ") and str(file) in line for line in done.stderr.splitlines()), (
-        done.stderr
-    )
+    assert any(
+        line.startswith("not repeated: ") and str(file) in line for line in done.stderr.splitlines()
+    ), done.stderr
 
 
 def test_point_that_is_not_a_number_is_named(tmp_path):
@@ -212,11 +239,23 @@ def forecast(jobs, retry="failed"):
 
 
 def test_forecast_is_the_mean_of_earlier_records_of_the_same_kind(tmp_path):
-    jobs = [fake_job(tmp_path, 0, 4.0), fake_job(tmp_path, 1, 8.0), fake_job(tmp_path, 2), fake_job(tmp_path, 3)]
-    assert forecast(jobs) == "4 runs, 2 done, 2 to do, about 12 s one after the other by earlier records"
+    jobs = [
+        fake_job(tmp_path, 0, 4.0),
+        fake_job(tmp_path, 1, 8.0),
+        fake_job(tmp_path, 2),
+        fake_job(tmp_path, 3),
+    ]
+    assert (
+        forecast(jobs)
+        == "4 runs, 2 done, 2 to do, about 12 s one after the other by earlier records"
+    )
     assert forecast(jobs[:2]) == "2 runs, 2 done, 0 to do"
-    other = Job(["quantizer=obq"], {**jobs[0].config, "seed": 9}, {**jobs[0].choices, "quantizer": "obq"})
-    assert forecast([*jobs, other]).endswith("about 12 s one after the other by earlier records, 1 of them unknown")
+    other = Job(
+        ["quantizer=obq"], {**jobs[0].config, "seed": 9}, {**jobs[0].choices, "quantizer": "obq"}
+    )
+    assert forecast([*jobs, other]).endswith(
+        "about 12 s one after the other by earlier records, 1 of them unknown"
+    )
 
 
 def test_forecast_without_earlier_records(tmp_path):
@@ -230,7 +269,11 @@ def test_forecast_counts_done_runs_that_are_asked_for_again(tmp_path):
 
 
 def test_collect_tells_what_became_of_each_job(tmp_path):
-    jobs = [fake_job(tmp_path, 0, 4.0), fake_job(tmp_path, 1, error="too hot"), fake_job(tmp_path, 2)]
+    jobs = [
+        fake_job(tmp_path, 0, 4.0),
+        fake_job(tmp_path, 1, error="too hot"),
+        fake_job(tmp_path, 2),
+    ]
     found, failures = sweeper.collect(jobs)
     assert [*found] == [record.path(jobs[0].config)]
     hot, lost = failures.values()
@@ -242,7 +285,8 @@ def test_collect_tells_what_became_of_each_job(tmp_path):
 
 def test_records_are_plain_json(one_failing):
     folder, _ = one_failing
-    assert {file.suffix for file in (folder / "results" / "runs").iterdir()} == {".json", ""}  # and calibration/
+    # and calibration/
+    assert {file.suffix for file in (folder / "results" / "runs").iterdir()} == {".json", ""}
     for file in (folder / "results" / "runs").glob("*.json"):
         text = file.read_text()
         assert text == json.dumps(json.loads(text), indent=1) + "\n"
