@@ -35,7 +35,7 @@ def collect(model: Model, batch: Batch, kept: Store, **settings: Any) -> tuple[S
         }
 
     device = next(model.net.parameters()).device
-    hessians, note, there = kept.kept(
+    hessians, note, there = kept.get_or_compute(
         key(model, batch, settings, kept.origin), kind(model), make, device
     )
     own = {
@@ -67,6 +67,6 @@ def key(model: Model, batch: Batch, settings: dict[str, Any], origin: Any) -> st
         *state,
         digest([batch.x]),
         json.dumps([settings, origin], sort_keys=True),
-        store.place(batch.x.device),
+        store.rounding(batch.x.device),
     ]
     return store.name(parts)

@@ -54,7 +54,7 @@ def collect(
     kind = Kind(
         "importance of weights", "computing it", names, lambda note: isinstance(note["draws"], int)
     )
-    h, note, there = kept.kept(key(model, x, weigh, kept.origin), kind, make, x.device)
+    h, note, there = kept.get_or_compute(key(model, x, weigh, kept.origin), kind, make, x.device)
     return h, {"importance": {"images": len(x), "draws": note["draws"], "cached": there}}
 
 
@@ -73,4 +73,6 @@ def key(model: Model, x: Tensor, weigh: partial, origin: Any) -> str:
     sizes = [(layer.name, layer.groups, layer.outputs, layer.inputs) for layer in model.layers]
     settings = [f"{weigh.func.__module__}.{weigh.func.__name__}", weigh.keywords, origin]
     told = json.dumps(settings, sort_keys=True)
-    return store.name([*CODE, *code, repr(sizes), *state, digest([x]), told, store.place(x.device)])
+    return store.name(
+        [*CODE, *code, repr(sizes), *state, digest([x]), told, store.rounding(x.device)]
+    )

@@ -16,8 +16,7 @@ from sq.dataset import loading as reading
 from sq.errors import SqError
 from sq.network.forward import forward
 from sq.runtime import batching, out_of_memory
-from sq.storage import code_hash
-from sq.storage.store import Kind, Store, describe, name, place
+from sq.storage.store import Kind, Store, code_hash, describe, name, rounding
 from sq.trials.bit_switching import Mixture, Quantize
 from sq.types.costs import Cost
 from sq.types.images import Batch, Images
@@ -75,14 +74,16 @@ def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
     )
     batch = reading.load(trial.images, places, trial.problem.model.prepare, "trial images")
     mixture = Mixture(trial.problem, trial.quantize, trial.cost.weights)
-    parts = [code_hash.digest(), trial.store.origin, *_content(trial, mixture, batch), mixes]
+    parts = [code_hash(), trial.store.origin, *_content(trial, mixture, batch), mixes]
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {
             "losses": torch.tensor(_measure(trial, mixture, batch, mixes), dtype=torch.float64)
         }, {}
 
-    kept, _, cached = trial.store.kept(name([json.dumps(parts)]), KIND, make, torch.device("cpu"))
+    kept, _, cached = trial.store.get_or_compute(
+        name([json.dumps(parts)]), KIND, make, torch.device("cpu")
+    )
     full, *found = [(loss, top1) for loss, top1 in kept["losses"].tolist()]
     return Losses(full, found, len(places), cached)
 
@@ -110,7 +111,7 @@ def _content(trial: Trial, mixture: Mixture, batch: Batch) -> list[Any]:
         list(grids),
         levels,
         digest([batch.x, batch.y]),
-        place(batch.x.device),
+        rounding(batch.x.device),
     ]
 
 

@@ -118,10 +118,10 @@ def deliver(
             *state,
             digest([request.y]),
             json.dumps(settings, sort_keys=True),
-            store.place(device),
+            store.rounding(device),
         ]
     )
-    tensors, note, there = kept.kept(
+    tensors, note, there = kept.get_or_compute(
         name, replace(PIXELS, what=f"images, {request.name}"), make, torch.device("cpu")
     )
     ids = [f"{request.name}/{request.seed}/{number}" for number in range(len(request.y))]
