@@ -13,7 +13,7 @@ from sq.errors import SqError
 
 @contextlib.contextmanager
 def temporary_beside(file: Path, suffix: str = ".part") -> Iterator[Path]:
-    """Yield a path in the folder of `file` that no other process uses; remove the file there at the end.
+    """Yield a path beside `file` that no other process uses; remove it at the end.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def replacing(file: Path, suffix: str = ".part") -> Iterator[Path]:
 
 
 def write_to_disk(file: Path, content: bytes) -> None:
-    """Write `content` to `file` and wait until it is on the disk: a full disk may report itself only then."""
+    """Write `content` to `file` and wait for the disk: an error may show only then."""
     with file.open("wb") as stream:
         stream.write(content)
         stream.flush()
