@@ -109,8 +109,8 @@ def exactly() -> Iterator[None]:
         settings = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
         mode = torch.get_deterministic_debug_mode()
         try:
-            # Not by `allow_tf32`, which raises where the caller has set these. A run uses it all the
-            # same, since the exporters of PyTorch raise where these differ from it.
+            # Not by `allow_tf32`, which raises where the caller has set these. A run uses it all
+            # the same, since the exporters of PyTorch raise where these differ from it.
             for part in _precisions():
                 part.fp32_precision = "ieee"
             _be_repeatable()
