@@ -164,7 +164,9 @@ def test_processes_share_gpus_and_cores(monkeypatch):
     assert local.environments(eight, None) == [{"OMP_NUM_THREADS": "4"}] * 2
     assert local.environments([job(threads=1)] * 8, None) == [{"OMP_NUM_THREADS": "1"}] * 8
     assert local.environments([job(threads=16)] * 8, None) == [{"OMP_NUM_THREADS": "8"}]
-    assert local.environments([job()], 5) == [{"OMP_NUM_THREADS": "8"}], "no more processes than runs"
+    assert local.environments([job()], 5) == [{"OMP_NUM_THREADS": "8"}], (
+        "no more processes than runs"
+    )
 
 
 def test_threads_that_are_exported_do_not_take_processes_away(monkeypatch):
