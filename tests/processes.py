@@ -155,6 +155,11 @@ class _Server:
         self.line.sendmsg([json.dumps(request).encode()], ancillary)
         return int(self.line.recv(32))
 
+    def end(self) -> None:
+        """Let the process end, and wait for that."""
+        self.line.close()
+        self.process.wait()
+
 
 _servers: list[_Server] = []
 
@@ -162,6 +167,7 @@ _servers: list[_Server] = []
 def _server() -> _Server:
     if not _servers:
         _servers.append(_Server())
+        atexit.register(_servers[0].end)
     return _servers[0]
 
 
