@@ -10,7 +10,7 @@ from sq.activation import insertion
 from sq.config.constraints import FLOAT
 from sq.evaluation.evaluate import Measured
 from sq.learning import adaptive_step
-from sq.network.resource_counts import beside, bops, code_bits, numbers, weight_bytes
+from sq.network.resource_counts import bops, code_bits, full_precision_rest, parameter_count, weight_bytes
 from sq.types.costs import Cost, Rows, Widths
 from sq.types.images import Calibration, Dataset, without
 from sq.types.problem import Layer, Model, Problem, QuantizedModel
@@ -39,7 +39,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
     done = {layer["name"] for layer in layers}
     left = [layer for layer in whole.layers if layer.name not in done]
     weights = sum(layer["weights"] for layer in layers)
-    rest = beside(whole, problem.model.layers)
+    rest = full_precision_rest(whole, problem.model.layers)
     measured = all("solve_cpu_seconds" in layer for layer in layers)  # not where a GPU did the work
 
     def total(what: str) -> float:
@@ -52,7 +52,7 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
         "fit_seconds": total("fit_seconds"),
         "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / weights,
         "bytes": total("bytes") + rest["bytes"],
-        "bytes_full": numbers(whole.net) * FLOAT // 8,
+        "bytes_full": parameter_count(whole.net) * FLOAT // 8,
         "bops": total("bops") + rest["bops"],
         "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),

@@ -38,7 +38,7 @@ def trial(parts, tmp_path_factory):
 
     model, dataset = parts["model"](), parts["dataset"]()
     batch = parts["calibration"](model, dataset, None)
-    model = tracing.settle(model, batch.x[:1])
+    model = tracing.trace(model, batch.x[:1])
     collected = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     problem = Problem(
         model, batch, collected, parts["grid"], dict.fromkeys([own.name for own in model.layers], 4)
