@@ -14,7 +14,12 @@ from sq.config.instantiate import build
 from sq.config.schema import FAMILIES
 from sq.errors import SqError
 from sq.evaluation import expected_accuracy, fp_baseline, summarize
-from sq.evaluation.evaluate import Evaluation, check_classes, check_disjoint, check_images
+from sq.evaluation.evaluate import (
+    NetworkEvaluator,
+    check_classes,
+    check_disjoint,
+    check_images,
+)
 from sq.export.finished_run import Finished
 from sq.hessian import cache, weight_importance
 from sq.network import (
@@ -69,8 +74,8 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         covered = weight_coverage.of_model(whole, config["ends"], batch.x[:1])
     cpu_threads.set_for(cpu_threads.work(whole, batching.images_per_pass(model.input, size)))
     with clock.phase("full_precision"):
-        evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
-        full, known = fp_baseline.measure(config, whole, dataset, evaluation)
+        evaluation = NetworkEvaluator(whole, part["metric"], dataset.test, size, device)
+        full, known = fp_baseline.process_cache.measure(config, whole, dataset, evaluation)
         expected = expected_accuracy.check(whole, dataset.name, full.figures)
     done = solve(config, part, Given(whole, batch, kept, dataset.train), clock)
     problem, quantized = done.problem, done.quantized
