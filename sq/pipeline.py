@@ -14,19 +14,24 @@ from sq.config.instantiate import build
 from sq.config.schema import FAMILIES
 from sq.errors import SqError
 from sq.evaluation import expected_accuracy, fp_baseline, summarize
-from sq.evaluation.evaluate import Evaluation, check_classes, check_disjoint, check_images
+from sq.evaluation.evaluate import (
+    NetworkEvaluator,
+    check_classes,
+    check_disjoint,
+    check_images,
+)
 from sq.export.finished_run import Finished
 from sq.hessian import cache, weight_importance
 from sq.network import (
     batchnorm_folding,
     checks,
     copies,
-    coverage,
     first_last,
     gradients,
     plain_layers,
     resource_counts,
     tracing,
+    weight_coverage,
 )
 from sq.runtime import batching, cpu_threads, out_of_memory
 from sq.runtime.phase_timer import Clock
@@ -62,15 +67,15 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         check_disjoint(batch.ids, dataset.test.ids)
         check_images(model, batch, "calibration")
         batch = replace(batch, x=batching.to_device(batch.x, device))
-        model = plain_layers.settle(model, batch.x)
+        model = plain_layers.rewrite_model(model, batch.x)
         folded = batchnorm_folding.fold(model.net, batch.x[:1], batch.x) if config["fold"] else None
         model = replace(model, folded=folded.pairs if folded else ())
-        whole = tracing.settle(model, batch.x)
-        covered = coverage.of_model(whole, config["ends"], batch.x[:1])
+        whole = tracing.trace(model, batch.x)
+        covered = weight_coverage.of_model(whole, config["ends"], batch.x[:1])
     cpu_threads.set_for(cpu_threads.work(whole, batching.images_per_pass(model.input, size)))
     with clock.phase("full_precision"):
-        evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
-        full, known = fp_baseline.measure(config, whole, dataset, evaluation)
+        evaluation = NetworkEvaluator(whole, part["metric"], dataset.test, size, device)
+        full, known = fp_baseline.process_cache.measure(config, whole, dataset, evaluation)
         expected = expected_accuracy.check(whole, dataset.name, full.figures)
     done = solve(config, part, Given(whole, batch, kept, dataset.train), clock)
     problem, quantized = done.problem, done.quantized
@@ -146,7 +151,8 @@ def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, cloc
     """
     whole, batch, kept = given.whole, given.batch, given.kept
     size, policy = config["batch_size"], config["ends"]
-    model, fixed = first_last.leave(whole, policy), first_last.widths(whole, policy)
+    model = first_last.without_kept_layers(whole, policy)
+    fixed = first_last.fixed_bits(whole, policy)
     with clock.phase("statistics"):
         how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
         collected, cached = cache.collect(model, batch, kept, **how)
@@ -167,14 +173,14 @@ def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, cloc
         wide = {
             layer.name: inputs.bits.get(layer.name, resource_counts.FLOAT) for layer in model.layers
         }
-        rest = resource_counts.beside(whole, model.layers)
+        rest = resource_counts.full_precision_rest(whole, model.layers)
         budget = Budget(
             config["bits"],
             fixed,
             wide,
             rest,
-            first_last.kept(whole, policy),
-            resource_counts.sizes(problem),
+            first_last.kept_layers(whole, policy),
+            resource_counts.size_function(problem),
         )
         widths = part["allocation"](cost, model.layers, budget)
     with clock.phase("activation"):

@@ -125,13 +125,13 @@ def _run(
     fed = {name: net.get_submodule(name) for name in names}
     with torch.no_grad():
         for batch in batches:
-            twice = adds and len(batch) == 1  # see `sq.network.residual_adds.in_company`
+            twice = adds and len(batch) == 1  # see `sq.network.residual_adds.two_images`
             observing = Adds(partial(_pass_on, see)) if adds and not twice else nullcontext()
             with hooks.feeding(fed, lambda name, _, x: _look(see, name, x)), observing as mode:
                 forward(net, batch)
             if twice:
                 with Adds(partial(_pass_on, partial(_half, see))) as mode:
-                    forward(net, additions.in_company(batch))
+                    forward(net, additions.two_images(batch))
             made.add(mode.number if mode else 0)
     if len(made) > 1:
         raise SqError(
@@ -168,7 +168,7 @@ class _Nearest:
         return args, named | {"input": self._nearest(named["input"])}
 
     def _nearest(self, x: Tensor) -> Tensor:
-        self.grid = additions.on(self.grid, x.device)
+        self.grid = additions.to_device(self.grid, x.device)
         return self.grid.nearest(x)
 
 

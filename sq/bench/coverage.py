@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sq.core import closed_pipe
 from sq.core.files import write_text
 from sq.core.progress import out, track
-from sq.network import coverage, geometry, plain_layers, tracing
+from sq.network import geometry, plain_layers, tracing, weight_coverage
 from sq.network.reparameterize import apply as fused
 from sq.runtime import torch_setup
 from sq.types.problem import Model
@@ -34,11 +34,11 @@ LEAST = 0.95  # of the weights of a network; below, the reason must be among the
 # What no rewriting can change: the network multiplies inputs by something else than a weight, or
 # not at all.
 ARITHMETIC = (
-    coverage.RECURRENT,
-    coverage.LOOKED_UP,
-    coverage.ADDED,
-    coverage.OUTSIDE,
-    coverage.TRANSPOSED,
+    weight_coverage.RECURRENT,
+    weight_coverage.LOOKED_UP,
+    weight_coverage.ADDED,
+    weight_coverage.OUTSIDE,
+    weight_coverage.TRANSPOSED,
 )
 
 
@@ -59,7 +59,7 @@ class Row:
 
     network: Network
     parameters: int
-    found: coverage.Coverage
+    found: weight_coverage.Coverage
     unaccounted: int  # weights neither quantized nor listed
     modules: int  # rewritten as plain layers
 
@@ -164,9 +164,11 @@ def look(network: Network) -> Row:
     x = torch.rand(1, 3, network.side, network.side, generator=torch.Generator().manual_seed(0))
     net = fused(net, x, "reparameterize=False")
     found, skipped = geometry.find(net)
-    model = plain_layers.settle(Model(net, found, tuple(x.shape[1:]), "", _unused, skipped), x)
-    model = tracing.settle(model, x)
-    covered = coverage.measure(model.net, model.layers, x, rewritten=model.rewritten)
+    model = plain_layers.rewrite_model(
+        Model(net, found, tuple(x.shape[1:]), "", _unused, skipped), x
+    )
+    model = tracing.trace(model, x)
+    covered = weight_coverage.measure(model.net, model.layers, x, rewritten=model.rewritten)
     return Row(network, parameters, covered, _unaccounted(model, covered), len(model.rewritten))
 
 
@@ -174,7 +176,7 @@ def _unused(image: Any, resized: Any = None) -> Tensor:
     raise AssertionError("no image is read here")
 
 
-def _unaccounted(model: Model, covered: coverage.Coverage) -> int:
+def _unaccounted(model: Model, covered: weight_coverage.Coverage) -> int:
     """Count the weights that are neither quantized nor listed, from the network's parameters."""
     known = {id(layer.module.weight) for layer in model.layers}
     state = dict(model.net.named_parameters(remove_duplicate=False)) | model.net.state_dict(
@@ -196,7 +198,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """Return a row of the table, see `HEAD`."""
     own, found = row.network, row.found
     reasons = "; ".join(
-        f"{coverage.percent(share)} {reason}" for reason, share in found.reasons().items()
+        f"{weight_coverage.percent(share)} {reason}" for reason, share in found.reasons().items()
     )
     listed = sum(left.share for left in found.left_out)
     figures = (str(row.parameters), str(found.weights), _two(found.share), _two(listed))
@@ -212,14 +214,18 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def _two(share: float) -> str:
-    return coverage.percent(share).removesuffix(" %")
+    return weight_coverage.percent(share).removesuffix(" %")
 
 
 def summary(rows: Iterable[Row]) -> str:
     """Return the median and the lowest shares in a few words."""
     shares = {f"{row.network.library} {row.network.name}": row.found.share for row in rows}
-    low = [f"{name} ({coverage.percent(share)})" for name, share in shares.items() if share < LEAST]
-    median = coverage.percent(statistics.median(shares.values()))
+    low = [
+        f"{name} ({weight_coverage.percent(share)})"
+        for name, share in shares.items()
+        if share < LEAST
+    ]
+    median = weight_coverage.percent(statistics.median(shares.values()))
     return (
         f"{len(shares)} networks: median {median} of the weights quantized; "
         f"below {LEAST:.0%}: {', '.join(low) or 'none'}"

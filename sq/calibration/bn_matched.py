@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sq.calibration.synthesis import image_request
 from sq.calibration.synthesis.image_request import Request
 from sq.config.constraints import Count
-from sq.network import batchnorm
+from sq.network import batchnorm_statistics
 from sq.storage.store import NOWHERE, Store
 from sq.types.images import Calibration, Dataset
 from sq.types.problem import Model
@@ -49,10 +49,10 @@ def draw(
     ------
     Cai et al. 2020, ZeroQ, arXiv 2001.00281, its distilled data. There distances are those of
     single images; here those of a batch, in units of the running statistics
-    (`sq.network.batchnorm.distance`), which leaves images free to differ. Its term for the
+    (`sq.network.batchnorm_statistics.distance`), which leaves images free to differ. Its term for the
     network's input is what images begin as.
     """
-    batchnorm.check(model.net, "calibration=bn_matched")
+    batchnorm_statistics.require(model.net, "calibration=bn_matched")
     unlabelled = torch.full((images,), -1)
     return image_request.deliver(
         model, Request("bn_matched", unlabelled, seed, inputs, Matched(model.net)), search, store
@@ -67,7 +67,7 @@ class Matched:
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distance of images x (B, C, H, W)."""
-        return batchnorm.seen(self.net, x)[1]
+        return batchnorm_statistics.forward_with_distance(self.net, x)[1]
 
     def accepted(self, x: Tensor, y: Tensor) -> Tensor:
         """Return (B,) True: images of a batch are what they are together."""
@@ -75,4 +75,4 @@ class Matched:
 
     def figures(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """Return the distance."""
-        return {"bn_distance": float(batchnorm.seen(self.net, x)[1])}
+        return {"bn_distance": float(batchnorm_statistics.forward_with_distance(self.net, x)[1])}

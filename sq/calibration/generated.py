@@ -16,7 +16,7 @@ from sq.calibration.synthesis import image_request
 from sq.calibration.synthesis.image_request import Request
 from sq.config.constraints import Count, NotNegative
 from sq.errors import SqError
-from sq.network import batchnorm
+from sq.network import batchnorm_statistics
 from sq.network.forward import forward
 from sq.runtime import batching
 from sq.storage.store import NOWHERE, Store
@@ -64,9 +64,8 @@ def draw(
     tv : weight of the total variation, mean |difference| of neighbours, of values as the network
     takes them
     l2 : weight of their mean square
-    bn_weight : weight of `sq.network.batchnorm.distance`, for each image of a batch; above 0 the
-    network needs
-        BatchNorm layers
+    bn_weight : weight of `sq.network.batchnorm_statistics.distance`, for each image of a batch;
+        above 0 the network needs BatchNorm layers
 
     Raises
     ------
@@ -88,7 +87,7 @@ def draw(
             "calibration=bn_matched, or calibration=subset"
         )
     if bn_weight:
-        batchnorm.check(model.net, "calibration.bn_weight")
+        batchnorm_statistics.require(model.net, "calibration.bn_weight")
     y = balanced(images, outputs.shape[1], torch.Generator().manual_seed(seed))
     weights = {"confidence": confidence, "tv": tv, "l2": l2, "bn_weight": bn_weight}
     request = Request("generated", y, seed, inputs, Labelled(model.net, **weights), weights)
@@ -108,7 +107,9 @@ class Labelled:
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of images x (B, C, H, W) with labels y (B,), summed over images."""
         logits, distance = (
-            batchnorm.seen(self.net, x) if self.bn_weight else (forward(self.net, x), None)
+            batchnorm_statistics.forward_with_distance(self.net, x)
+            if self.bn_weight
+            else (forward(self.net, x), None)
         )
         loss = (log_odds(logits, y) - math.log(self.confidence / (1 - self.confidence))).abs()
         if self.tv:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sq.config.constraints import Count
 from sq.correction import layer_by_layer
-from sq.network import batchnorm, hooks
+from sq.network import batchnorm_statistics, hooks
 from sq.types.images import Batch
 
 
@@ -58,11 +58,11 @@ class Statistics(layer_by_layer.Repair):
     """The correction of one BatchNorm's running statistics."""
 
     watching = staticmethod(hooks.feeding)
-    find = staticmethod(batchnorm.find)
+    find = staticmethod(batchnorm_statistics.find)
 
     def __init__(self, ours: nn.Module, theirs: nn.Module):
         self.ours, self.theirs = ours, theirs
-        self.original = tuple(t.clone() for t in batchnorm.running(ours))
+        self.original = tuple(t.clone() for t in batchnorm_statistics.running(ours))
         self.expected: list[Tensor] = []  # sums of the reference's inputs, of batches not yet seen
         self.sums = torch.zeros(
             2, 2, *self.original[0].shape, dtype=torch.float64, device=self.original[0].device
@@ -77,12 +77,12 @@ class Statistics(layer_by_layer.Repair):
         """Add the input, and correct the statistics that it is about to be normalised by."""
         self.sums += torch.stack([_sums(tensor), self.expected.pop(0)])
         self.count += tensor.numel() // tensor.shape[1]
-        batchnorm.set_running(self.ours, *self.shifted())
+        batchnorm_statistics.set_running(self.ours, *self.shifted())
 
     def shifted(self) -> tuple[Tensor, Tensor]:
         """Return the running mean and variance, moved as the layer's input moved."""
         (mean_q, square_q), (mean_r, square_r) = self.sums / self.count
-        mean, variance = (t.double() for t in batchnorm.running(self.theirs))
+        mean, variance = (t.double() for t in batchnorm_statistics.running(self.theirs))
         eps = float(self.theirs.eps)  # type: ignore[arg-type]
         variance_q, variance_r = square_q - mean_q * mean_q, square_r - mean_r * mean_r
         ratio = (variance_q.clamp_min(0) + eps) / (variance_r.clamp_min(0) + eps)
@@ -92,14 +92,16 @@ class Statistics(layer_by_layer.Repair):
         """Return whether the statistics differ from what they were."""
         return any(
             not torch.equal(a, b)
-            for a, b in zip(batchnorm.running(self.ours), self.original, strict=True)
+            for a, b in zip(batchnorm_statistics.running(self.ours), self.original, strict=True)
         )
 
     def undo(self) -> None:
         """Restore the statistics."""
-        batchnorm.set_running(self.ours, *self.original)
+        batchnorm_statistics.set_running(self.ours, *self.original)
 
 
 def _sums(x: Tensor) -> Tensor:
     """Return the sums of `x` (B, C, ...) and of its squares, (2, C) float64."""
-    return torch.stack([batchnorm.total(x), batchnorm.total(x * x)])
+    return torch.stack(
+        [batchnorm_statistics.channel_sums(x), batchnorm_statistics.channel_sums(x * x)]
+    )

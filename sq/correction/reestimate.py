@@ -13,7 +13,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from sq.correction import layer_by_layer
-from sq.network import batchnorm, hooks
+from sq.network import batchnorm_statistics, hooks
 from sq.types.images import Batch
 
 
@@ -49,11 +49,11 @@ def correct(
     Frantar et al. 2022 (OBC), arXiv:2208.11580, "batchnorm tuning"; a summary of arXiv:2509.05576
     names it too.
     """
-    modules, alone = layer_by_layer.called_once(net, batchnorm.find(net), batch.x[:1])
+    modules, alone = layer_by_layer.called_once(net, batchnorm_statistics.find(net), batch.x[:1])
     wanted = list(layer_by_layer.outputs(reference, batch.x, batch_size))
     before = layer_by_layer.output_error(net, wanted, batch.x, batch_size)
     original = {
-        name: tuple(t.clone() for t in batchnorm.running(module))
+        name: tuple(t.clone() for t in batchnorm_statistics.running(module))
         for name, module in modules.items()
     }
     sums: dict[str, list[Tensor]] = {name: [] for name in modules}
@@ -62,22 +62,22 @@ def correct(
     def see(name: str, module: nn.Module, x: Tensor) -> None:
         if not x.numel():  # a router has sent nothing here
             return
-        values = batchnorm.channels(x)
+        values = batchnorm_statistics.by_channel(x)
         statistics = torch.stack([values.mean(1), values.var(1, unbiased=False)])
         sums[name].append(statistics * len(x))
         counts[name] += len(x)
-        batchnorm.set_running(module, *statistics)
+        batchnorm_statistics.set_running(module, *statistics)
 
     with hooks.feeding(modules, see):
         for _ in layer_by_layer.outputs(net, batch.x, batch_size):
             pass  # `see` does all
     for name, module in modules.items():
         if counts[name]:
-            batchnorm.set_running(module, *torch.stack(sums[name]).sum(0) / counts[name])
+            batchnorm_statistics.set_running(module, *torch.stack(sums[name]).sum(0) / counts[name])
     after, kept = layer_by_layer.output_error(net, wanted, batch.x, batch_size), len(modules)
     if guard and not after < before:
         for name, module in modules.items():
-            batchnorm.set_running(module, *original[name])
+            batchnorm_statistics.set_running(module, *original[name])
         after, kept = before, 0
     return {
         "layers": len(modules),

@@ -25,7 +25,7 @@ from sq.errors import SqError, one_line
 from sq.network import hooks, residual_adds
 from sq.network.copies import copied
 from sq.network.forward import forward
-from sq.network.rounding_sites import holders
+from sq.network.weight_swap import weight_users
 from sq.types.problem import Grid, Layer, Model, Problem, QuantizedLayer, QuantizedModel
 
 BATCH = "batch"  # the axis of images in a file
@@ -128,8 +128,8 @@ def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame
     """
     plain = copied(net).cpu().eval()
     insertion.detach(plain)
-    x = residual_adds.in_company(x[:2].cpu())  # one image would be taken for a constant
-    if shared := [layer.name for layer in layers if len(holders(model.net, layer)) > 1]:
+    x = residual_adds.two_images(x[:2].cpu())  # one image would be taken for a constant
+    if shared := [layer.name for layer in layers if len(weight_users(model.net, layer)) > 1]:
         raise SqError(f"{shared[0]} shares its weight, which ONNX cannot hold: use export=packed")
     shapes = {layer.name: tuple(weight(plain, layer.name).shape) for layer in layers}
     calls, additions = _passed(plain, x, list(shapes))

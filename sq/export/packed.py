@@ -110,14 +110,14 @@ def _load(file: Path, layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.
         x = torch.rand(1, *model.input, generator=torch.Generator().manual_seed(0))
         if rewritten := layout.get("rewritten"):  # earlier files have networks as they were built
             # The run compared outputs on images; no other changes are made here.
-            model = plain_layers.settle(model, x, rewritten)
+            model = plain_layers.rewrite_model(model, x, rewritten)
             net = model.net.requires_grad_(False)
             if [*model.rewritten] != rewritten:
                 raise ValueError(
                     f"other modules are plain layers: {', '.join({*model.rewritten} ^ {*rewritten})}"
                 )
         if config["fold"] and "folded" in layout:
-            batchnorm_folding.again(
+            batchnorm_folding.fold_pairs(
                 net, [batchnorm_folding.Pair(*names) for names in layout["folded"]]
             )
         elif config["fold"]:  # an earlier file: what one image reaches was folded
@@ -195,7 +195,7 @@ def _make_room(net: nn.Module, name: str, shape: list[int]) -> None:
     """Give a layer without a bias the one that was stored: `correction=bias` gives it to some."""
     layer, _, kind = name.rpartition(".")
     module = net.get_submodule(layer) if kind == "bias" else None
-    if isinstance(module, geometry.Quantizable) and module.bias is None:
+    if isinstance(module, geometry.QUANTIZABLE) and module.bias is None:
         module.bias = nn.Parameter(torch.zeros(shape), requires_grad=False)
 
 

@@ -23,9 +23,9 @@ from sq.config.constraints import Count, Draws, Positive, Whole
 from sq.core.progress import track
 from sq.errors import SqError
 from sq.network import geometry, hooks, per_sample_gradients
-from sq.network.derivatives import HEAVIER
+from sq.network.derivatives import SECOND_ORDER_MEMORY
 from sq.network.forward import forward
-from sq.network.rounding_sites import weight
+from sq.network.weight_swap import original_weight
 from sq.runtime import batching, out_of_memory
 from sq.runtime import monte_carlo as random
 from sq.types.problem import Model
@@ -69,7 +69,9 @@ def activation_scores(model: Model, x: Tensor, draws: Draws, seed: Whole) -> dic
 
     with torch.enable_grad():
         return out_of_memory.fitting(
-            "scores", attempt, max(1, batching.images_per_pass(x.shape[1:], None) // HEAVIER)
+            "scores",
+            attempt,
+            max(1, batching.images_per_pass(x.shape[1:], None) // SECOND_ORDER_MEMORY),
         )
 
 
@@ -101,14 +103,14 @@ def weight_scores(
     """
     x = x[:images]
     vectors = _Vectors(_shape(model, x), draws, seed, _normal)
-    weights = {layer.name: weight(layer) for layer in model.layers}
+    weights = {layer.name: original_weight(layer) for layer in model.layers}
     sums = {layer.name: torch.zeros_like(geometry.weight(layer.module)) for layer in model.layers}
 
     def draw(number: int) -> Tensor:
         def own(place: slice) -> Tensor:
             return vectors.of(number, range(place.start, place.stop)).to(x)
 
-        found = per_sample_gradients.mean(
+        found = per_sample_gradients.mean_squares(
             model.net, weights, x, lambda outputs, v: (v * outputs).sum(), own
         )
         for name, total in sums.items():

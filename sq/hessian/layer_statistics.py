@@ -115,7 +115,7 @@ def _observe(
     named: dict[str, Tensor],
     output: Tensor,
 ) -> None:
-    x = hooks.given(args, named).detach()  # a forward may turn gradients on
+    x = hooks.first_argument(args, named).detach()  # a forward may turn gradients on
     total.add(geometry.batched(module, x), geometry.positions(module, output))
 
 

@@ -155,7 +155,7 @@ def _input_grids(done: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
         {layer.name: layer.module for layer in layers}, lambda name, module, x: see(name, x)
     )
     with torch.no_grad(), fed, residual_adds.Adds(see):
-        forward(net, residual_adds.in_company(done.problem.batch.x[:2]))
+        forward(net, residual_adds.two_images(done.problem.batch.x[:2]))
     grids: dict[str, Grid] = {
         name: per_tensor(low, high, 8, False) for name, (low, high) in ends.items()
     }

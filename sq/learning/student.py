@@ -22,7 +22,7 @@ from sq.learning.schedules import Mix
 from sq.learning.soft_rounding import Forward, Rounding
 from sq.network import geometry, hooks
 from sq.network.copies import copied
-from sq.network.rounding_sites import counterparts, lending
+from sq.network.weight_swap import copied_weight_users, swapped_parameters
 from sq.types.problem import Problem, QuantizedLayer, QuantizedModel, digest
 
 Start = Callable[[Problem], QuantizedModel]  # the codes to start from
@@ -61,7 +61,7 @@ class Student:
         )
         self.precision: Precision = "float32"
         self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none
-        self._holders = counterparts(problem.model, self.net)
+        self._holders = copied_weight_users(problem.model, self.net)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -83,7 +83,7 @@ class Student:
             given += [(module, "weight", weight) for module in self._holders[name]]
             if own.bias is not None:
                 given.append((self.net.get_submodule(name), "bias", own.bias))
-        with lending(given), self.mixed(mix):
+        with swapped_parameters(given), self.mixed(mix):
             yield h
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:

@@ -63,7 +63,10 @@ class Detected:
         drops = []
         for draw in draws:
             copies = np.bincount(draw, minlength=n)
-            drops.append(bootstrap_map.mean(other, copies) - bootstrap_map.mean(own, copies))
+            drops.append(
+                bootstrap_map.mean_average_precision(other, copies)
+                - bootstrap_map.mean_average_precision(own, copies)
+            )
         low, high = np.percentile(drops, [2.5, 97.5])
         return {
             "drop": full.figures["map"] - self.figures["map"],

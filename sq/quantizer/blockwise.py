@@ -26,7 +26,7 @@ from sq.learning.student import Hold, Start
 from sq.learning.target_cache import Kept
 from sq.learning.weighted_mse import squares
 from sq.network import blocks, hooks
-from sq.network.blocks import Unit
+from sq.network.blocks import ReconstructionUnit
 from sq.network.forward import forward
 from sq.runtime import batching
 from sq.runtime.monte_carlo import seeded, signs
@@ -108,7 +108,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
         "seed": seed,
     }
     model, x = problem.model, problem.batch.x
-    each = [Unit(layer.name, layer.module, [layer]) for layer in model.layers]
+    each = [ReconstructionUnit(layer.name, layer.module, [layer]) for layer in model.layers]
     chosen = blocks.find(model, x[:1], named) if parts == "blocks" else each
     blocks.check(model.net, chosen, x[:1])
     ready(problem, {"learn": learn, "then": then}, [unit.name for unit in chosen])
@@ -129,7 +129,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
 class _Error:
     """The distance of what one part returns from full precision's, by the numbers of images."""
 
-    def __init__(self, session: Session, unit: Unit, drop: float, kept: Kept):
+    def __init__(self, session: Session, unit: ReconstructionUnit, drop: float, kept: Kept):
         self.session, self.unit, self.module = (
             session,
             unit,
@@ -157,7 +157,7 @@ class _Seen:
     their number.
     """
 
-    def __init__(self, session: Session, unit: Unit, fisher: bool, drops: bool):
+    def __init__(self, session: Session, unit: ReconstructionUnit, fisher: bool, drops: bool):
         self.session, self.unit, self.drops = session, unit, drops
         self.mean: float | None = None  # of the squared gradients, of the first images
         self.fisher = fisher

@@ -29,7 +29,7 @@ from sq.core import installation
 from sq.errors import SqError
 from sq.grid.uniform_grid import UniformGrid
 from sq.hessian.layer_statistics import relative_error
-from sq.network import batchnorm, geometry
+from sq.network import batchnorm_statistics, geometry
 from sq.network.copies import copied
 from sq.types.problem import Layer, Problem, QuantizedLayer, QuantizedModel
 
@@ -64,7 +64,10 @@ def quantize(
         _one(problem.bits, "weights"),
         _one(problem.inputs.bits, "inputs") if problem.inputs.bits else None,
     )
-    if any(isinstance(module, batchnorm.Kinds) for module in problem.model.net.modules()):
+    if any(
+        isinstance(module, batchnorm_statistics.BATCHNORMS)
+        for module in problem.model.net.modules()
+    ):
         raise SqError(
             "quantizer=peer/mct_gptq: MCT folds BatchNorm, so errors must be of folded weights: set fold=true"
         )

@@ -18,7 +18,7 @@ from sq.learning.input_quantizers import inputs
 from sq.learning.learned_step import FLOOR
 from sq.network import geometry, hooks
 from sq.network.copies import copied
-from sq.network.rounding_sites import counterparts, lending
+from sq.network.weight_swap import copied_weight_users, swapped_parameters
 from sq.training.weight_projection import Weight
 from sq.types.problem import Problem, QuantizedLayer, QuantizedModel, digest
 
@@ -49,7 +49,7 @@ class Trainee:
         for layer in problem.model.layers:
             grid = problem.grid(layer.name, geometry.weight(layer.module), problem.bits[layer.name])
             self.weights[layer.name] = Weight(layer, grid)
-        self._holders = counterparts(problem.model, self.net)
+        self._holders = copied_weight_users(problem.model, self.net)
         self.inputs = inputs(problem, seed if adaptive else None, adaptive == "static")
         self.quantizers = nn.ModuleList([*self.weights.values(), *self.inputs.values()]).to(
             problem.batch.x.device
@@ -71,7 +71,7 @@ class Trainee:
             for module in own
         )
         fed = {name: self.net.get_submodule(name) for name in self.inputs}
-        with lending(given), hooks.replacing(fed, see):
+        with swapped_parameters(given), hooks.replacing(fed, see):
             yield
 
     def groups(self) -> list[Group]:

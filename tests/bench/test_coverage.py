@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sq.bench import coverage
-from sq.network.coverage import percent
+from sq.network.weight_coverage import percent
 
 COMMITTED = Path(__file__).parents[2] / "results" / "coverage"
 SMALL = {

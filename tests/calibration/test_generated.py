@@ -11,7 +11,7 @@ from torch import nn
 from sq.calibration import generated
 from sq.calibration.synthesis import image_request, inversion
 from sq.errors import SqError
-from sq.network import batchnorm
+from sq.network import batchnorm_statistics
 from sq.storage.store import NOWHERE, Store
 from sq.types.problem import Model
 
@@ -203,7 +203,10 @@ def test_both_together_keeps_classes_and_matches_statistics(resnet, made):
     both = draw(resnet, bn_weight=50.0, images=20)
     assert both.made["agreement"] >= 0.9
     with torch.no_grad():
-        near, far = (float(batchnorm.seen(resnet.net, own.x[:20])[1]) for own in (both, made))
+        near, far = (
+            float(batchnorm_statistics.forward_with_distance(resnet.net, own.x[:20])[1])
+            for own in (both, made)
+        )
     assert near < far / 3
 
 

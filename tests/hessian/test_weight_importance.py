@@ -30,7 +30,7 @@ def batch(digits_train):
 
 @pytest.fixture(scope="module")
 def model(resnet):
-    return tracing.settle(resnet, torch.zeros(1, 1, 8, 8))
+    return tracing.trace(resnet, torch.zeros(1, 1, 8, 8))
 
 
 @pytest.mark.parametrize("range", ["minmax", "mse"])

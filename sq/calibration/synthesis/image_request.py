@@ -16,7 +16,7 @@ from torch import Tensor
 from sq.calibration.synthesis import fourier_images
 from sq.core.progress import say
 from sq.errors import SqError
-from sq.network import batchnorm, tracing
+from sq.network import batchnorm_statistics, tracing
 from sq.runtime import batching, cpu_threads
 from sq.runtime.phase_timer import synchronize
 from sq.storage import store
@@ -28,7 +28,7 @@ WRONG = 0.5  # share of images that the method is not content with, above which 
 PIXELS = Kind("images", "making them", ["x"])
 # Read along with the code itself: an edit while a sweep runs must not name what the old code
 # computes.
-CODE = [inspect.getsource(module) for module in (fourier_images, batchnorm)]
+CODE = [inspect.getsource(module) for module in (fourier_images, batchnorm_statistics)]
 
 
 class Method(Protocol):
