@@ -66,7 +66,7 @@ def inside(
 
 
 def _costliest(cost: Tensor, held: Tensor, count: int) -> Tensor:
-    """Return a mask (G, O, I) of the `count` held weights of each row that have the highest cost."""
+    """Return a mask (G, O, I) of the `count` held weights of each row with the highest cost."""
     ranking = cost.masked_fill_(~held, -1).argsort(dim=2, descending=True, stable=True)
     return torch.zeros_like(held).scatter_(2, ranking[:, :, :count], True)
 
