@@ -49,7 +49,7 @@ class Ranges:
             raise SqError("weights hold NaN or infinity: check the checkpoint")
         if self.range == "hmse" and h is None:
             raise SqError(
-                "grid.range=hmse needs a network: it weighs errors by the curvature of its outputs; "
+                "grid.range=hmse needs a network: it weighs errors by the curvature of outputs; "
                 "for single layers, as in a benchmark, use range=mse"
             )
         if self.range != "hmse" and h is not None:
