@@ -111,6 +111,7 @@ class Labelled:
         else:
             logits = forward(self.net, x)
         target = math.log(self.confidence / (1 - self.confidence))
+        # Absolute, since a probability above the target is as unwanted as one below.
         loss = (log_odds(logits, y) - target).abs()  # (B,)
         if self.tv:
             loss = loss + self.tv * total_variation(x)
@@ -118,6 +119,7 @@ class Labelled:
             loss = loss + self.l2 * x.square().flatten(1).mean(1)
         total = loss.sum()
         if distance is not None:
+            # The distance is one number for the batch, the other terms are sums over images.
             total = total + self.bn_weight * len(x) * distance
         return total
 
@@ -144,6 +146,7 @@ def balanced(images: int, classes: int, random: torch.Generator) -> Tensor:
 
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     """Return log p / (1 - p), (B,), where p is the probability of label y (B,) by logits (B, K)."""
+    # p / (1 - p) = exp(logit of y) / sum of exp(other logits)
     others = logits.scatter(1, y[:, None], -math.inf)
     return logits.gather(1, y[:, None])[:, 0] - others.logsumexp(1)
 

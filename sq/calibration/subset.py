@@ -46,6 +46,7 @@ def draw(
     shuffled = torch.randperm(len(train.ids), generator=torch.Generator().manual_seed(seed))
     labels = _largest_class(train.y) if isinstance(train.y, list) else train.y
     labels = labels[shuffled]
+    # Stable sorts keep the shuffled order within a class.
     by_class = labels.argsort(stable=True)
     _, counts = labels[by_class].unique_consecutive(return_counts=True)
     rank = torch.empty_like(labels)  # of an image within its class, in shuffled order

@@ -80,10 +80,12 @@ class RunningStatistics(layer_by_layer.Repair):
 
     def shifted(self) -> tuple[Tensor, Tensor]:
         """Return the running mean and variance with the change that the input's have."""
+        # Means of x and x^2; variance = mean of x^2 - square of the mean.
         (mean_q, square_q), (mean_r, square_r) = self.sums / self.count
         mean, variance = (t.double() for t in batchnorm.running(self.reference))
         eps = float(self.reference.eps)  # type: ignore[arg-type]
         variance_q, variance_r = square_q - mean_q * mean_q, square_r - mean_r * mean_r
+        # BatchNorm divides by sqrt(variance + eps). Constant inputs have a finite ratio, too.
         ratio = (variance_q.clamp_min(0) + eps) / (variance_r.clamp_min(0) + eps)
         return mean + mean_q - mean_r, ((variance + eps) * ratio - eps).clamp_min(0)
 

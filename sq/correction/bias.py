@@ -86,9 +86,11 @@ class Bias(layer_by_layer.Repair):
         """Add an output, as it would be uncorrected; correct the layer, and this output as well."""
         before = self.correction
         positions = tensor.numel() // len(before)
+        # Adding `before` back gives the sum of the uncorrected output.
         self.difference += self._total(tensor) + positions * before - self.expected.pop(0)
         self.count += positions
         self._subtract(self.shift())
+        # This output still has the bias of `before`.
         more = (self.correction - before).to(tensor.dtype)
         if not more.any():
             return None

@@ -119,7 +119,7 @@ def repair(
     error_before = output_error(net, targets, x, batch_size)
     _correct(net, modules, x, kind, repairs, batch_size)
     error_after = output_error(net, targets, x, batch_size)
-    if not error_after < error_before:
+    if not error_after < error_before:  # also if it is NaN
         error_after = error_before
         for matched in repairs.values():
             matched.repair.undo()
@@ -203,7 +203,7 @@ class _MatchedRepair:
             expected = self._expected.pop(0) if self._expected else None
             if expected != (batch, tensor.shape):
                 self._give_up()
-        if self.differs or not tensor.numel():
+        if self.differs or not tensor.numel():  # a router may call an expert without images
             return None
         return self.repair.see(tensor)
 

@@ -85,6 +85,7 @@ def _reestimate(
         statistics = torch.stack([values.mean(1), values.var(1, unbiased=False)])
         sums[name].append(statistics * len(x))
         counts[name] += len(x)
+        # Set before this batch is normalised, so that it is normalised by its own statistics.
         batchnorm.set_running(module, *statistics)
 
     with hooks.feeding(modules, see):

@@ -190,7 +190,7 @@ def _expanded(
         by_within = np.where((within >= 0) & (within <= 1), by_level[1:-1], 0) / K
         by_start = np.bincount(k, -by_within / shares[k], minlength=K)
         by_share = np.bincount(k, -by_within * (within / shares[k]), minlength=K) - by_start
-        # A share moves the starts of all later intervals.
+        # A share also moves the starts of all later intervals.
         by_share += by_start[::-1].cumsum()[::-1]
         return shares * (by_share - (by_share * shares).sum())  # through softmax
 

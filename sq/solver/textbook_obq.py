@@ -3,6 +3,8 @@
 It serves as the reference of sq/solver/obq.py, in codes (they must be equal) and in speed.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -39,9 +41,14 @@ def solve(W: Tensor, H: Tensor, grid: Grid, *, outliers: bool, rows: Count) -> T
     Q = torch.empty_like(W)
     for g, inverse in enumerate(column_elimination.inverse(H)):
         for chunk in torch.arange(W.shape[1], device=W.device).split(rows):
-            grids = grid.map(lambda t, g=g, rows=chunk: t[g, rows].unsqueeze(1))  # type: ignore[misc]
+            grids = grid.map(partial(_grid_rows, group=g, rows=chunk))
             Q[g, chunk] = _solve_rows(W[g, chunk], inverse, grids, outliers)
     return grid.encode(Q)
+
+
+def _grid_rows(t: Tensor, *, group: int, rows: Tensor) -> Tensor:
+    """Return the tensor (G, O, 1) of a grid for some rows of a group, (R, 1, 1)."""
+    return t[group, rows].unsqueeze(1)
 
 
 def _solve_rows(W: Tensor, inverse: Tensor, grid: Grid, outliers: bool) -> Tensor:

@@ -23,6 +23,7 @@ def draw(model: Model, batch: Calibration) -> bytes:
     """Return a PNG of the first images of `batch`, row by row."""
     x = batch.x[:MAX_IMAGES].cpu()  # (B, C, H, W), as inputs of the network
     low, high = (torch.tensor(values).view(-1, 1, 1) for values in model.span)
+    # Black is 0 and white is 255, whatever span the network expects.
     pixels = ((x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
     scale = max(1, ENLARGED_SIDE // min(x.shape[2:]))
     pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -45,6 +46,7 @@ def tile(x: Tensor) -> Tensor:
         x = x.expand(count, 3, height, width)
     for number, image in enumerate(x):
         row, column = divmod(number, columns)
-        top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
-        page[:, top : top + height, left : left + width] = image
+        top = GAP + row * (height + GAP)
+        first = GAP + column * (width + GAP)
+        page[:, top : top + height, first : first + width] = image
     return page

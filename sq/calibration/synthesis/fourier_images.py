@@ -48,7 +48,9 @@ class FourierImages:
         lowest = 1 / max(self.height, self.width)  # frequency; the mean counts as the longest wave
         rows, columns = torch.fft.fftfreq(self.height)[:, None], torch.fft.fftfreq(self.width)[None]
         weights = torch.hypot(rows, columns).clamp_min(lowest) ** -slope
+        # White noise with these weights has a standard deviation of `contrast` (Parseval).
         weights *= contrast / weights.square().mean().sqrt()
+        # Of a real image rfft2 computes these frequencies only; the others are their conjugates.
         self.weights = weights[:, : self.width // 2 + 1].to(self.device)
 
     def images(self) -> Tensor:

@@ -90,7 +90,7 @@ def deliver(
     batch = search.keywords["batch"]
 
     def make() -> tuple[Tensors, Note]:
-        synchronize(device)
+        synchronize(device)  # GPU work before this must not count
         start = time.perf_counter()
         work = tracing.work(model, torch.zeros(1, *model.input, device=device)) * batch
         with cpu_threads.for_product(work):
@@ -99,6 +99,7 @@ def deliver(
         seconds = time.perf_counter() - start
         return {"x": x}, {"seconds": seconds, "steps": search.keywords["steps"], **figures}
 
+    # `kind` names the images in messages of the store.
     kind = replace(PIXELS, what=f"images, {request.name}")
     entry = _key(model, request, search, storage.origin, device)
     tensors, note, cached = storage.kept(entry, kind, make, torch.device("cpu"))

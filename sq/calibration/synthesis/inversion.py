@@ -84,16 +84,16 @@ def search(
             adam = torch.optim.Adam(images.waves, lr=lr)
             for step in range(steps):
                 adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-                fade = max(0.0, 1 - 2 * step / steps)
+                fade = max(0.0, 1 - 2 * step / steps)  # 0 in the second half of the steps
                 flip_probability = fade / 2 if flips else 0.0
                 seen = augmented(
                     images.images(), random, jitter=fade * jitter, flips=flip_probability
                 )
                 _descend(adam, images.waves, request.method.loss(seen, y))
-                if step == steps - 1:
-                    x[indices] = images.images().detach().cpu()
                 yield
+            x[indices] = images.images().detach().cpu()
 
+    # The steps of the first attempt; how many images are refused is not known yet.
     forecast = _Forecast(len(remaining), steps * len(remaining.split(batch)), device)
     for attempt in range(tries):
         batches = remaining.split(batch)
@@ -105,6 +105,7 @@ def search(
                 f"calibration.search.lr={lr}: the images hold NaN or infinity; lower it, or check "
                 "the weights"
             )
+        # Only images that the method refuses are generated again.
         refused = [indices[~_accepted(request, x, indices, device)] for indices in batches]
         remaining = torch.cat(refused)
         if not len(remaining):
@@ -128,6 +129,7 @@ def _accepted(request: Request, x: Tensor, indices: Tensor, device: torch.device
 
 def _random(seed: int, attempt: int, number: int) -> torch.Generator:
     """Return the random generator of batch `number` of an attempt."""
+    # One seed of the three numbers: each batch and attempt has its own random numbers.
     hashed = hashlib.sha256(f"{seed} images {attempt} {number}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(hashed[:7], "big"))
 
