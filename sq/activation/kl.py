@@ -15,7 +15,7 @@ from sq.activation.histogram import Histogram
 from sq.errors import SqError
 from sq.grid.uniform_grid import UniformGrid, per_tensor, reach, spanning
 from sq.runtime.cpu_threads import suited_to
-from sq.solver.argmin import first_least
+from sq.solver.argmin import first_argmin
 from sq.types.problem import Grid
 
 CHUNK = 2**16  # elements of one temporary: 512 KiB in float64, which stays in the cache
@@ -71,7 +71,7 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
         ):
             grid = spanning(some_lows, some_highs, bits, signed)
             divergences.append(divergence(histogram, counts, some_lows, some_highs, grid))
-    best = first_least(torch.cat(divergences))  # the widest of equals
+    best = first_argmin(torch.cat(divergences))  # the widest of equals
     return per_tensor(float(lows[best]), float(highs[best]), bits, symmetric)
 
 

@@ -19,7 +19,7 @@ from sq.activation.histogram import Histogram
 from sq.config.constraints import Count, Positive
 from sq.grid.uniform_grid import UniformGrid, per_tensor, reach, spanning
 from sq.runtime.cpu_threads import suited_to
-from sq.solver.argmin import first_least
+from sq.solver.argmin import first_argmin
 from sq.types.problem import Grid
 
 CHUNK = 2**16  # elements of one temporary: 512 KiB in float64, which stays in the cache
@@ -67,7 +67,7 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool, norm: Positive, ste
         ):
             grid = spanning(some_lows.unsqueeze(1), some_highs.unsqueeze(1), bits, signed)
             errors.append(error(histogram, grid, norm))
-    best = first_least(torch.cat(errors))  # the widest of equals
+    best = first_argmin(torch.cat(errors))  # the widest of equals
     return per_tensor(float(lows[best]), float(highs[best]), bits, symmetric)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 TIE = 1e-9  # relative: sums in float64 that are equal on paper differ by less
 
 
-def first_least(values: Tensor) -> int:
+def first_argmin(values: Tensor) -> int:
     """Return the index of the first of `values` (n,) float64 that equals the minimum up to `TIE`.
 
     The choice between equally good candidates must not depend on the last bits of sums.
@@ -15,14 +15,14 @@ def first_least(values: Tensor) -> int:
     return int((values <= least + TIE * least.abs()).to(torch.int8).argmax())
 
 
-def lowest(values: Tensor) -> Tensor:
+def row_argmin(values: Tensor) -> Tensor:
     """Return the index of each row's minimum, (R,), for `values` (R, A); the first of equals."""
     if values.device.type == "cpu":  # NumPy's search is vectorised, PyTorch's on the CPU is not
         return torch.from_numpy(values.numpy().argmin(1))
     return values.argmin(1)
 
 
-def highest(values: Tensor) -> Tensor:
+def row_argmax(values: Tensor) -> Tensor:
     """Return the index of each row's maximum, (R,), for `values` (R, A); the first of equals."""
     if values.device.type == "cpu":
         return torch.from_numpy(values.numpy().argmax(1))

@@ -1,9 +1,9 @@
 """Local search that continues where compensation in one shared order stops.
 
 There are two parts, both for all rows at once. Both minimise tr((W - Q) H (W - Q)^T), and both are
-ours. `inside` finds the best weights within the range of the grid: where the grid clips, these are
-a better target than W. `descend` changes codes by one step each, several at a time, as Kernighan
-and Lin (1970) swap the nodes of a graph.
+ours. `fit_within_bounds` finds the best weights within the range of the grid: where the grid clips,
+these are a better target than W. `descend` changes codes by one step each, several at a time, as
+Kernighan and Lin (1970) swap the nodes of a graph.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sq.runtime import cpu_threads
-from sq.solver.argmin import highest
+from sq.solver.argmin import row_argmax
 from sq.solver.greedy_elimination import submatrices
 from sq.types.problem import Grid
 
 IN_FLIGHT = 2**24  # elements of the held weights' inverse Hessians at a time: 64 MiB in float32
 
 
-def inside(
+def fit_within_bounds(
     W: Tensor, inverse: Tensor, bounds: tuple[Tensor, Tensor], *, revisions: int, hold: float
 ) -> Tensor:
     """Return the V that minimises (w - v) H (w - v)^T for each row, lowest <= v <= highest.
@@ -156,7 +156,7 @@ def _best_changes(
     gain_of = torch.empty_like(penalty)
     for _ in range(depth):
         torch.addcmul(penalty, change, slope, value=2, out=gain_of)
-        best = highest(gain_of.view(R, 2 * I))
+        best = row_argmax(gain_of.view(R, 2 * I))
         flat_index, column = best + offset, best % I
         best_change = change.view(-1).index_select(0, flat_index)
         gains.append(gain_of.view(-1).index_select(0, flat_index))

@@ -11,7 +11,7 @@ from sq.config.constraints import Count, Positive
 from sq.errors import SqError
 from sq.runtime import out_of_memory
 from sq.solver import column_elimination, greedy_elimination
-from sq.solver.argmin import lowest
+from sq.solver.argmin import row_argmin
 from sq.types.problem import Grid, Layer, Plan
 
 # By how much the error of an outlier must exceed half a step: rounding alone can reach half a step.
@@ -105,9 +105,9 @@ def pick(error: Tensor, diagonal: Tensor, taken: Tensor, *, limit: Tensor | None
     An outlier has an error above `limit`; with None the rule is off.
     """
     size = error.squeeze(1).abs()
-    cheapest = lowest(size.square().div_(diagonal).add_(taken))
+    cheapest = row_argmin(size.square().div_(diagonal).add_(taken))
     if limit is None:
         return cheapest
     within = torch.sub(limit, size).add_(taken)  # < 0 exactly where the rule applies
-    worst = lowest(within)
+    worst = row_argmin(within)
     return torch.where(within.gather(1, worst.unsqueeze(1)).squeeze(1) < 0, worst, cheapest)

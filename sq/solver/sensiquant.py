@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sq.config.constraints import Count
 from sq.solver import column_elimination, greedy_elimination
-from sq.solver.argmin import lowest
+from sq.solver.argmin import row_argmin
 from sq.types.problem import Grid
 
 Score = Literal["saliency", "weight", "inverse", "activation"]
@@ -137,6 +137,6 @@ def _picker(direction: str, aggregate: str) -> greedy_elimination.Pick:
 
     def pick(error: Tensor, diagonal: Tensor, taken: Tensor) -> Tensor:
         saliency = _aggregate(error.square(), aggregate).div_(diagonal)
-        return lowest(saliency.mul_(sign).add_(taken))
+        return row_argmin(saliency.mul_(sign).add_(taken))
 
     return pick

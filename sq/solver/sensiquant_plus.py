@@ -32,8 +32,8 @@ def solve(
     ----------
     W : (G, O, I)
     H : (G, I, I), positive definite
-    revisions : of the set of weights clipped at the start; see `local_search.inside`. 0 clips
-        nothing
+    revisions : of the set of weights clipped at the start, see `local_search.fit_within_bounds`; 0
+        clips nothing
     hold : share of a row's weights that may be in that set; others are clipped without compensation
     effort : changes of codes tried in each row, as a share of its weights
     least : changes tried in a row, at least. Narrow rows are cheap to revise, and for the nine
@@ -59,7 +59,7 @@ def solve(
     sum).
     """
     inverse = column_elimination.inverse(H)
-    V = local_search.inside(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
+    V = local_search.fit_within_bounds(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
     saliency = (V - grid.nearest(V)).square().sum(1) / inverse.diagonal(dim1=-2, dim2=-1)
     order = saliency.argsort(dim=-1, descending=True, stable=True)
     Q, _ = column_elimination.sweep(V, H, grid, order, block=block)
