@@ -41,7 +41,7 @@ def plain(layer: Layer, x: Tensor) -> Tensor:
 
 def fast(layer: Layer, x: Tensor) -> Tensor:
     """Return the same by sq/hessian/gram.py."""
-    way = gram.of(layer, x, 1.0, 0)
+    way = gram.choose(layer, x, 1.0, 0)
     way.add(x, x[:, 0].numel())
     return way.finish()
 

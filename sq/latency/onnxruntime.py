@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq.allocation.latency_table import lines
+from sq.allocation.latency_table import to_csv
 from sq.config.constraints import FLOAT, Count, Whole, Widths
 from sq.core import cpu_cores, files, processor
 from sq.errors import SqError
@@ -108,7 +108,7 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     }
     if layers:
         file = record.path(done.config).with_suffix(".latency.csv")
-        files.write_text(file, lines(found))
+        files.write_text(file, to_csv(found))
         made |= {"layers": found, "sums": _sums(done, found), "table": file.name}
     return made
 

@@ -65,7 +65,7 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
 def layers(records: list[Record]) -> dict[str, str]:
     """Return the tables of single layers that runs wrote, by file name: what `allocation.latency_table` takes."""
     found = [r["latency"] for r in records if "table" in r.get("latency", {})]
-    return {own["table"]: latency_table.lines(own["layers"]) for own in found}
+    return {own["table"]: latency_table.to_csv(own["layers"]) for own in found}
 
 
 def figures(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:

@@ -18,7 +18,7 @@ from sq.types.problem import Model
 
 @pytest.fixture(autouse=True)
 def _few_steps_suffice(monkeypatch):
-    monkeypatch.setattr(image_request, "WRONG", 1.0)
+    monkeypatch.setattr(image_request, "MAX_REFUSED_SHARE", 1.0)
 
 
 SEARCH = {
@@ -144,7 +144,7 @@ def test_the_network_is_left_as_it_was(resnet, made):
 def test_kept_for_other_runs(resnet, tmp_path, monkeypatch):
     kept = Store(str(tmp_path), 1.0, {"name": "digits"})
     first = draw(resnet, kept, steps=2)
-    monkeypatch.setattr(inversion, "Canvas", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(inversion, "FourierImages", lambda *_, **__: pytest.fail("made again"))
     again = draw(resnet, kept, steps=2)
     assert torch.equal(first.x, again.x)
     assert torch.equal(first.y, again.y)

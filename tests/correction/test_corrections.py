@@ -166,7 +166,7 @@ def test_statistics_move_as_the_input_moved():
     ours = copy.deepcopy(theirs)
     x_r = torch.randn(6, 3, 4, 4, dtype=torch.float64)
     x_q = 1.2 * x_r + 0.3 * torch.randn_like(x_r) + 0.5
-    one = batchnorm.Statistics(ours, theirs)
+    one = batchnorm.RunningStatistics(ours, theirs)
     assert one.changed() is False
     dims, eps = (0, 2, 3), theirs.eps
     for end in (4, 6):  # after each batch, by all of them so far
@@ -219,9 +219,9 @@ def test_logit_error_never_rises(resnet, batch, bits):
 def test_harm_is_undone(resnet, batch, monkeypatch):
     # a rule that makes everything worse: nothing of it may stay
     monkeypatch.setattr(
-        batchnorm.Statistics,
+        batchnorm.RunningStatistics,
         "shifted",
-        lambda self: (self.ours.running_mean + 9, self.ours.running_var),
+        lambda self: (self.module.running_mean + 9, self.module.running_var),
     )
     net = round_weights(resnet, 4)
     before = copy.deepcopy(net)
