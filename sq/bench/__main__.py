@@ -69,13 +69,14 @@ def measure(benchmark: settings.Settings) -> record.Record:
     torch_setup.import_torch()
     methods = settings.methods(benchmark)
     grid = settings.choose("grid", benchmark.grid, benchmark.seed)
-    record.probe(benchmark.file.parent)
+    record.probe(benchmark.file.parent)  # refuses a folder that cannot be written
     device = torch_setup.prepare(settings.plain(benchmark))
 
     from sq.bench import measure as bench
     from sq.config.instantiate import build
     from sq.core import provenance
 
+    # Plugins that these functions are from are part of the provenance.
     functions = {"grid": grid, "solvers": [method.solve for method in methods]}
     where = provenance.collect(device, functions)
     source = build(benchmark.source, "source")

@@ -102,12 +102,9 @@ def measure(repeats: int, before: Path | None) -> tuple[list[Run], dict[str, Any
     from sq.core.progress import track
 
     checkouts = {"this": PACKAGE.parent}
-    kinds: list[tuple[str, str, int | None]] = []  # checkout, solver, threads
-    kinds += [("this", solver, None) for solver in SOLVERS]
-    kinds += [("this", solver, 1) for solver in ONE_THREAD]
     if before:
         checkouts["before"] = before.resolve()
-        kinds += [("before", solver, None) for solver in SOLVERS]
+    kinds = _kinds(list(checkouts))
     runs: list[Run] = []
     order = random.Random(0)
     with ExitStack() as stack:
@@ -123,8 +120,9 @@ def measure(repeats: int, before: Path | None) -> tuple[list[Run], dict[str, Any
         turns = list(itertools.product(range(repeats), (ALONE, BUSY)))
         for repeat, beside in track(turns, "turns", len(turns)):
             with busy(os.cpu_count() or 1) if beside == BUSY else ExitStack():
+                # In random order, so that no run always follows the same one.
                 for code, solver, threads in order.sample(kinds, len(kinds)):
-                    load = os.getloadavg()[0]
+                    load = os.getloadavg()[0]  # of the last minute
                     figures = servers[code]([f"quantizer={solver}", f"threads={threads or 'null'}"])
                     figures.pop("provenance")
                     settings = {
@@ -137,6 +135,16 @@ def measure(repeats: int, before: Path | None) -> tuple[list[Run], dict[str, Any
                     }
                     runs.append(settings | figures)
     return runs, provenance
+
+
+def _kinds(checkouts: list[str]) -> list[tuple[str, str, int | None]]:
+    """Return checkout, solver and threads of each run of a turn; None: threads by default."""
+    kinds: list[tuple[str, str, int | None]] = []
+    kinds += itertools.product(("this",), SOLVERS, (None,))
+    kinds += itertools.product(("this",), ONE_THREAD, (1,))
+    if "before" in checkouts:
+        kinds += itertools.product(("before",), SOLVERS, (None,))
+    return kinds
 
 
 @contextmanager
@@ -200,6 +208,7 @@ def serve() -> int:
     provenance = _module("sq.core.provenance")
     expand = _module("sq.runs.sweep.expand")
     cpu = _cpu_seconds_of_phases(_module("sq.runtime.phase_timer"))
+    # No cache: every run has to collect its statistics.
     fixed = ["bits=3", "cache=null", "tracker=none", "correction=batchnorm"]
     for line in sys.stdin:
         overrides = [*json.loads(line), *fixed]

@@ -124,6 +124,7 @@ def _problems(case: Case, fit: Fit, bits: list[int], device: torch.device) -> li
     problems = []
     for width in bits:
         grid, spent = timed(partial(fit, W, width), device)
+        # One dict for all bit-widths: H and its damping do not depend on them.
         problem = _Problem(layer, W, hessian, width, grid, spent.seconds, order, damped_hessians)
         problems.append(problem)
     return problems
@@ -140,7 +141,7 @@ def _solve(
 ) -> _Run:
     """Solve `rows` rows of a problem, with more damping if that is needed."""
     W, grid = problem.sample(rows)
-    clock = Clock(device)
+    clock = Clock(device)  # of peak memory
 
     def attempt(damp: float) -> tuple[Any, Spent]:
         start = prepared(solve, W, problem.damped_hessian(damp), grid)

@@ -107,7 +107,7 @@ def _part(title: str, note: str, lines: list[dict[str, str]]) -> str:
 
 def _total(total: dict[str, Any]) -> dict[str, str]:
     """Return the cells of a quantizer at one bit-width."""
-    mark = "~" if total["extrapolated_seconds"] else ""
+    mark = "~" if total["extrapolated_seconds"] else ""  # of one layer at least
     return {
         "quantizer": total["quantizer"],
         "bits": str(total["bits"]),
@@ -209,7 +209,7 @@ def scaling(measurements: list[Measurement]) -> Figure:
         by_columns.set(xlabel="columns", ylabel="solve time of a layer (s)", yscale="log")
         by_rows.set(xlabel="rows")
         for axes in (by_columns, by_rows):
-            axes.set_xscale("log", base=2)
+            axes.set_xscale("log", base=2)  # sizes of layers are mostly powers of two
             axes.xaxis.set_major_formatter("{x:g}")
         if sampled:
             by_rows.set_title("hollow: extrapolated from a sample of rows", fontsize=8, loc="right")

@@ -212,7 +212,7 @@ def _method(entry: str | dict[str, Any], seed: int) -> Method:
     if "solve" not in config:
         raise SqError(f"quantizers: {text} is not solved layer by layer (it has no `solve`)")
     choice, *knobs = text.split()
-    # Without the folder of conf/quantizer, and without the part of a setting that all solvers have.
+    # Short: without the folder of conf/quantizer, and without "solve.", which all settings share.
     label = " ".join([choice.rsplit("/", 1)[-1], *(knob.removeprefix("solve.") for knob in knobs)])
     method = Method(label, choice, config["solve"], float(config["damp"]))
     if entry.get("sample_rows") is None:

@@ -148,6 +148,7 @@ def synthetic(
     ------
     SqError : `inputs` is no multiple of kernel^2
     """
+    # Columns of a convolution's weight: channels times pixels of the kernel.
     channels, remainder = divmod(inputs, kernel**2)
     if remainder:
         raise SqError(f"source.inputs={inputs}: not a multiple of source.kernel^2 = {kernel**2}")
@@ -181,7 +182,7 @@ def _synthetic_case(
         module = layer.module.to_empty(device=device).eval()
         assert isinstance(module, nn.Conv2d | nn.Linear)
         weight = features.heavy_tailed(module.weight.shape, generator, tail=tail).to(device)
-        geometry.set_weight(module, weight / layer.inputs**0.5)
+        geometry.set_weight(module, weight / layer.inputs**0.5)  # outputs about as large as inputs
         if module.bias is not None:
             nn.init.zeros_(module.bias)
         x = inputs(module, generator).to(device)

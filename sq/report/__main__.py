@@ -101,6 +101,7 @@ def report(name: str, results: Path, questions: Path = FOLDER) -> list[Path]:
     SqError : no such experiment, no record in it, a damaged one, or a folder that cannot be written
     """
     folder = record.folder(name, results)
+    # Not at the top: --help is quick without the modules of tables and figures.
     from sq.report.slim import Slim
 
     slim = Slim()
@@ -195,6 +196,7 @@ def _write(
         contents.table = table.cells(rows)
         contents.claims = claims.table(finished, claims.read(folder.parent))
         files = [*_write_tables(contents, finished, folder), *_write_figures(contents, folder)]
+    # The page links to the other files, so it is written last.
     contents.files = [file.name for file in files]
     write_text(folder / index.PAGE, page.experiment(contents, index.summary(contents)))
     return [*files, folder / index.PAGE]

@@ -152,16 +152,17 @@ def power_law(sizes: list[Size], seconds: list[float]) -> tuple[float | None, fl
 
     if not sizes or min(seconds) <= 0:
         return None, None
-    logs = np.log(np.array(sizes, dtype=float))
+    logs = np.log(np.array(sizes, dtype=float))  # (layers, 2)
     varies = [len(set(axis)) > 1 for axis in zip(*sizes, strict=True)]  # rows, columns
+    # log seconds = log k + a log rows + b log columns, without the terms of equal sizes
     A = np.column_stack([np.ones(len(sizes)), logs[:, varies]])
     if not any(varies) or len(sizes) < A.shape[1] or np.linalg.matrix_rank(A) < A.shape[1]:
         return None, None
     solution = np.linalg.lstsq(A, np.log(np.array(seconds)), rcond=None)[0]
-    fitted = iter(solution[1:])  # the first is log k
-    rows = float(next(fitted)) if varies[0] else None
-    columns = float(next(fitted)) if varies[1] else None
-    return rows, columns
+    exponents: list[float | None] = [None, None]
+    for axis, exponent in zip(np.flatnonzero(varies), solution[1:], strict=True):  # after log k
+        exponents[axis] = float(exponent)
+    return exponents[0], exponents[1]
 
 
 def _select(measurements: list[Measurement], quantizer: str, bits: int) -> list[Measurement]:
@@ -176,4 +177,6 @@ def _geometric_mean(weighted: list[tuple[int, float | None]]) -> float | None:
         if value is not None and value > 0:
             counts.append(count)
             logs.append(count * math.log(value))
-    return math.exp(sum(logs) / sum(counts)) if counts else None
+    if not counts:
+        return None
+    return math.exp(sum(logs) / sum(counts))

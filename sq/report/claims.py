@@ -71,7 +71,7 @@ def _claims_of(group: Mapping[str, Any]) -> list[dict[str, Any]]:
     for figure in group["figures"]:
         settings = {**group["when"], **figure}
         claimed = {name: settings.pop(name) for name in FIGURES if name in settings}
-        ((name, value),) = claimed.items()
+        ((name, value),) = claimed.items()  # one figure; a ValueError for none or several
         claims.append(
             {
                 "source": group["source"],
@@ -146,7 +146,7 @@ def _row(claim: Mapping[str, Any], headline: str, measured: list[float]) -> dict
     """Return the cells of one claim; `measured` holds the figure of each run."""
     form = ".1f" if claim["name"] == "speedup" else HEADLINES[headline][1]
     mean = statistics.fmean(measured)
-    settings = claim["when"]
+    settings = claim["when"]  # every claim names model, quantizer and bits
     return {
         "source": claim["source"],
         "model": settings["model"],
@@ -189,5 +189,6 @@ def _gap(mean: float, value: float | list[float], form: str) -> str:
     low, high = value
     if low <= mean <= high:
         return "within"
-    nearest = low if mean < low else high
-    return f"{mean - nearest:+{form}}"
+    if mean < low:
+        return f"{mean - low:+{form}}"
+    return f"{mean - high:+{form}}"

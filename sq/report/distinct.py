@@ -78,4 +78,6 @@ def _column(values: list[Any], part_of_run: list[int]) -> dict[str, Any]:
 
 def _token(value: Any) -> Hashable:
     """Return what is equal for equal values of one type."""
-    return repr(value) if isinstance(value, list | dict) else (value.__class__, value)
+    if isinstance(value, list | dict):  # not hashable
+        return repr(value)
+    return (value.__class__, value)

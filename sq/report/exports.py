@@ -32,7 +32,7 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
 
 def _cells(runs: list[Record]) -> dict[str, str]:
     """Return the cells of the runs of one row."""
-    headline = runs[0]["results"]["headline"]
+    headline = runs[0]["results"]["headline"]  # runs of one row have the same
     title, form = HEADLINES[headline]
     exports = values(runs, "export")
     shares = [run["export"]["bytes"] / run["results"]["bytes_full"] for run in runs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from sq.config.constraints import FLOAT
 from sq.records.record import Record
 from sq.report import latency, learning, mixed, sensitivities
 from sq.report.labels import ACTIVATION, NETWORK, differing, network
-from sq.report.rows import Row, full_precision, grouped, optional, values
+from sq.report.rows import Row, full_precision, grouped, omit, optional, select, values
 from sq.report.style import (
     MAX_LINES,
     STYLE,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MAX_NETWORKS = 8  # rows of panels
 DODGE = 0.05  # bits between two lines, so that their error bars do not overlap
 LOG_RATIO = 16  # an axis is logarithmic if its largest value is this many times the smallest
+AXIS_TITLES = {"bits": "weight bits"}  # of labels whose name would be unclear
 TRADEOFF_WIDTH = 3.6  # inches of the panel of error against time
 
 
@@ -60,12 +62,12 @@ def methods(rows: list[Row]) -> Figure:
     by_activation_bits = grouped(rows, lambda row: _panel(row, along))
     columns = sorted(by_activation_bits, reverse=True)
     names = _line_names(shown, along)[:MAX_LINES]
-    widths = []
+    widths = []  # inches of each column of panels
     for activation_bits in columns:
         positions = _positions(by_activation_bits[activation_bits], along)
         widths.append(2.2 + 0.5 * min(8, len(positions)))
     widths.append(TRADEOFF_WIDTH)
-    legend_height = 0.18 * (1 + len(names) // 6)
+    legend_height = 0.18 * (1 + len(names) // 6)  # inches; six names a row
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(shown),
@@ -78,6 +80,7 @@ def methods(rows: list[Row]) -> Figure:
         for panels, (name, members) in zip(axes, shown.items(), strict=True):
             _network_row(panels, members, _panel_titles(name, columns), names, along)
         legend(figure, axes, 6)
+        # The page shows everything: a reader of the figure has to know.
         note = _left_out(networks, names, along)
         if note:
             figure.suptitle(note, fontsize=8)
@@ -90,7 +93,7 @@ def _without_network_labels(rows: list[Row], along: str) -> list[Row]:
     names.update(differing(grouped(rows, network).values()))
     result = []
     for row in rows:
-        labels = {name: value for name, value in row["labels"].items() if name in names}
+        labels = select(row["labels"], names)
         result.append({**row, "labels": labels})
     return result
 
@@ -140,14 +143,14 @@ def _accuracy(axes: Axes, rows: list[Row], names: list[str], along: str) -> None
     dodge = _dodge(along, len(ticks))
     for name, members in _lines(rows, names, along).items():
         index = names.index(name)
+        # A line has the same shift in all panels, and the shifts have their middle at 0.
         shift = dodge * (index - (len(names) - 1) / 2)
         ordered = sorted(members, key=lambda row: row["labels"][along])
-        positions = [row["labels"][along] + shift for row in ordered]
+        positions = [value + shift for value in values(ordered, "labels", along)]
         draw_line(axes, positions, values(ordered, "score"), index, name)
     draw_full_precision(axes, full_precision(rows))
     axes.margins(x=0.06 if len(ticks) > 1 else 0.15)
-    label = "weight bits" if along == "bits" else along
-    axes.set(xlabel=label, ylabel=HEADLINES[rows[0]["headline"]][0])
+    axes.set(xlabel=AXIS_TITLES.get(along, along), ylabel=HEADLINES[rows[0]["headline"]][0])
     if ticks[0] > 0 and ticks[-1] >= LOG_RATIO * ticks[0]:
         axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -159,13 +162,15 @@ def _dodge(along: str, ticks: int) -> float:
     """Return how far apart lines stand at one position, in bits; 0 along other labels."""
     if along != "bits":
         return 0.0
-    return DODGE if ticks > 1 else 3 * DODGE
+    if ticks == 1:
+        return 3 * DODGE  # a single position leaves more room
+    return DODGE
 
 
 def _tradeoff(axes: Axes, rows: list[Row], names: list[str], along: str) -> None:
     """Draw the layer error of each line against solve time, with label `along` at the points."""
     for name, members in _lines(rows, names, along).items():
-        seconds = [statistics.fmean(row["solve_seconds"]) for row in members]
+        seconds = list(map(statistics.fmean, values(members, "solve_seconds")))
         errors = values(members, "relative_error")
         draw_line(axes, seconds, errors, names.index(name), name)
         for row, x in zip(members, seconds, strict=True):
@@ -192,9 +197,9 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
 
     costs = cost.to_numpy(dtype=float)
     positive = costs[costs > 0]
-    floor = positive.min() if positive.size else 1e-12
+    floor = positive.min() if positive.size else 1e-12  # zeros have no logarithm
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        size = (1.8 + 0.75 * len(cost.columns), 0.8 + 0.24 * len(cost))
+        size = (1.8 + 0.75 * len(cost.columns), 0.8 + 0.24 * len(cost))  # inches
         figure, axes = plt.subplots(figsize=size, layout="constrained")
         norm = LogNorm(floor, max(positive.max(initial=0.0), floor * 10))
         image = axes.imshow(costs.clip(min=floor), norm=norm, cmap="cividis", aspect="auto")
@@ -202,7 +207,7 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
             for x, value in enumerate(line):
                 if value != value:  # NaN: no cost
                     continue
-                is_dark = norm(max(value, floor)) < 0.5
+                is_dark = norm(max(value, floor)) < 0.5  # the lower half of cividis
                 text = axes.text(x, y, f"{value:.1e}", ha="center", va="center", fontsize=6)
                 # Out of the layout, which takes half the time then: a text stays in its cell.
                 text.set(color="white" if is_dark else "black", in_layout=False)
@@ -215,33 +220,31 @@ def heat(cost: pandas.DataFrame, title: str) -> Figure:
 
 def _lines(rows: list[Row], names: list[str], along: str) -> dict[str, list[Row]]:
     """Return the rows of each line that is among `names`."""
-    lines = grouped(rows, lambda row: line_name(row, along))
-    return {name: members for name, members in lines.items() if name in names}
+    return select(grouped(rows, lambda row: line_name(row, along)), names)
 
 
 def _line_names(networks: dict[str, list[Row]], along: str) -> list[str]:
     """Return the names of the lines of all `networks`, each once, in order."""
-    names: dict[str, None] = {}
-    for rows in networks.values():
-        names.update(dict.fromkeys(line_name(row, along) for row in rows))
-    return list(names)
+    rows = itertools.chain.from_iterable(networks.values())
+    return list(grouped(rows, lambda row: line_name(row, along)))
 
 
 def _panel(row: Row, along: str) -> int:
     """Return the bits of activations, which have a panel each unless they are the axis."""
-    return FLOAT if along == ACTIVATION else row["labels"].get(ACTIVATION, FLOAT)
+    if along == ACTIVATION:
+        return FLOAT
+    return row["labels"].get(ACTIVATION, FLOAT)
 
 
 def line_name(row: Row, along: str) -> str:
     """Return the name of a row's line: its labels, but for those of panels, bits, and `along`."""
     excluded = ("bits", ACTIVATION, along, *NETWORK)
-    shown = [str(value) for name, value in row["labels"].items() if name not in excluded]
-    return " ".join(shown)
+    return " ".join(map(str, omit(row["labels"], excluded).values()))
 
 
 def _positions(rows: list[Row], along: str) -> list[float]:
     """Return the values of label `along` in `rows`, in ascending order."""
-    return sorted({row["labels"][along] for row in rows})
+    return sorted(set(values(rows, "labels", along)))
 
 
 def _left_out(networks: dict[str, list[Row]], names: list[str], along: str) -> str:

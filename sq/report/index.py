@@ -17,11 +17,12 @@ from sq.records.record import Record, read
 from sq.report import benchmark_summary, page
 from sq.report.figure import line_name
 from sq.report.labels import ACTIVATION, as_text, network
-from sq.report.rows import Row, full_precision, grouped, optional, values
+from sq.report.rows import Row, full_precision, grouped, optional, select, values
 from sq.report.table import HEADLINES
 
 PAGE = "index.html"
 HEAD_CHARACTERS = 1 << 18  # of a page, which may be large: the summary is among them
+# The summary in a page's head, see `page.experiment`.
 SUMMARY = re.compile(
     r'<script type="application/json" id="summary">(.*?)</script>', flags=re.DOTALL
 )
@@ -61,7 +62,7 @@ def summary(contents: page.Contents) -> dict[str, Any]:
 def _by_frequency(entries: Iterable[Any]) -> list[str]:
     """Return the distinct values as text, the most frequent first, without absent ones."""
     counts = Counter(map(str, entries))
-    del counts["None"]
+    del counts["None"]  # also a setting that is null
     return sorted(counts, key=lambda value: (-counts[value], value))
 
 
@@ -89,9 +90,8 @@ def best(rows: list[Row]) -> list[dict[str, Any]]:
 def build(results: Path, questions: list[Experiment]) -> str:
     """Return the index of folder `results`: experiments, reported or not, and benchmarks."""
     experiments, benchmarks = [], []
-    for folder in sorted(results.iterdir()) if results.is_dir() else ():
-        if not folder.is_dir():
-            continue
+    folders = filter(Path.is_dir, results.iterdir()) if results.is_dir() else ()
+    for folder in sorted(folders):
         if (folder / "bench.json").is_file():
             benchmarks.append(_benchmark(folder, questions))
         elif any(folder.glob("*.json")):
@@ -123,7 +123,7 @@ def _experiment(folder: Path) -> dict[str, Any]:
     if reported != records:
         runs = quantity(reported, "run")
         note = f"the page is of {runs}, now there are {records}: report again"
-    line = {name: summary[name] for name in SHOWN}
+    line = select(summary, SHOWN)
     line["commits"] = [commit[:8] for commit in summary["commits"]]
     line["href"] = f"{folder.name}/{PAGE}"
     line["note"] = note
@@ -149,7 +149,7 @@ def _benchmark(folder: Path, questions: list[Experiment]) -> dict[str, Any]:
     totals = []
     if measurements:
         totals = benchmark_summary.totals(measurements, record["config"]["reference"])
-    most_bits = max((total["bits"] for total in totals), default=0)
+    most_bits = max(values(totals, "bits"), default=0)  # one bit-width is shown
     return {
         "name": folder.name,
         "question": headers[0].get("question", "") if headers else "",
@@ -165,8 +165,9 @@ def _benchmark(folder: Path, questions: list[Experiment]) -> dict[str, Any]:
 
 def _total(total: dict[str, Any]) -> list[str]:
     """Return method, speed-up and error ratio of a line of a benchmark's totals."""
-    error = total["error_ratio"]
-    error_cell = "" if error is None else f"error {error:.3f}x"
+    error_cell = ""
+    if total["error_ratio"] is not None:
+        error_cell = f"error {total['error_ratio']:.3f}x"
     return [total["quantizer"], _speedup_cell(total["speedup"]), error_cell]
 
 
@@ -175,7 +176,9 @@ def _speedup_cell(speedup: float | None) -> str:
         return "-"
     if speedup == 1:
         return "reference"
-    return f"{speedup:.0f}x" if speedup >= 100 else f"{speedup:.3g}x"
+    if speedup >= 100:
+        return f"{speedup:.0f}x"  # three digits would be written as a power of ten from 1,000 on
+    return f"{speedup:.3g}x"
 
 
 def _links(folder: Path, names: tuple[str, ...]) -> list[list[str]]:
@@ -185,10 +188,12 @@ def _links(folder: Path, names: tuple[str, ...]) -> list[list[str]]:
 
 def _machine(provenance: Record) -> str | None:
     """Return processor or GPU, and threads; None if a run failed before they were known."""
-    if not provenance:
+    if not provenance:  # the run failed early
         return None
     device = provenance.get("device", "cpu")
     if device == "cpu":
         device = provenance.get("processor", "unknown processor")
     threads = provenance.get("threads", "?")
-    return f"{device}, {threads} thread{'' if threads == 1 else 's'}"
+    if threads == 1:
+        return f"{device}, 1 thread"
+    return f"{device}, {threads} threads"

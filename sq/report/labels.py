@@ -12,7 +12,7 @@ from sq.config.constraints import FLOAT
 from sq.config.schema import leaves
 from sq.records.record import BOOKKEEPING, Record
 from sq.report.distinct import ABSENT, distinct, ordered_names
-from sq.report.rows import Row, optional, values
+from sq.report.rows import Row, omit, optional, values
 
 SEEDS = ("seed", "calibration.seed", "sensitivity.seed", "quantizer.seed")
 # families whose varying settings become part of the choice's name: "gptq damp=0.1"
@@ -85,6 +85,7 @@ class Labels:
         kinds = set(optional(activation.forms[:-1], f"{CHOICE}activation"))
         # With one kind of activation quantization, the column of bits says as much.
         self._one_activation = len(kinds - {"none"}) <= 1
+        # Names of settings that become labels under their own name, or that of their family.
         self._columns = [name for name in self._varying if self._is_column(name)]
 
     def groups(self) -> list[tuple[dict[str, Any], list[Record]]]:
@@ -97,7 +98,7 @@ class Labels:
 
     def _runs_of_groups(self) -> list[list[int]]:
         """Return the indices of the records that differ in seeds only, a list for each group."""
-        texts = []  # by part, the settings of each run
+        texts = []  # for each part, the settings of each run as text
         for part in self._parts.values():
             form_texts = [json.dumps(form, sort_keys=True) for form in part.forms]
             texts.append([form_texts[form] for form in part.form_of_run])
@@ -197,7 +198,7 @@ def _parts(records: list[Record]) -> dict[str, _Part]:
 def _flat(part: str, config: Any, choice: str | None) -> dict[str, Any]:
     """Return the settings of one part of a config by dotted name, seeds apart, and its choice."""
     flat = leaves({part: config})
-    for seed in SEEDS:
+    for seed in SEEDS:  # runs that differ in seeds only are one row
         flat.pop(seed, None)
     if choice is not None:
         flat[f"{CHOICE}{part}"] = choice
@@ -210,12 +211,16 @@ def sort_key(name: str, value: Any) -> tuple:
     Bits come from high to low. Text is sorted by the numbers in it: "a2" before "a10".
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return (0, -value if name == "bits" else value, ())
+        number = -value if name == "bits" else value
+        return (0, number, ())
     parts = []
     for part in re.split(r"(\d+)", str(value)):
-        number = int(part) if part.isdigit() else 0
-        parts.append((not part.isdigit(), number, part))
-    return (1 if value is not None else 2, 0, tuple(parts))
+        if part.isdigit():
+            parts.append((False, int(part), part))
+        else:
+            parts.append((True, 0, part))
+    kind = 2 if value is None else 1
+    return (kind, 0, tuple(parts))
 
 
 def sort_keys(labels: Mapping[str, Any]) -> list[tuple]:
@@ -225,18 +230,24 @@ def sort_keys(labels: Mapping[str, Any]) -> list[tuple]:
 
 def as_text(value: Any) -> str:
     """Return the value of a label as tables show it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
 
 
 def texts(labels: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, str]:
     """Return `labels` as tables show them, but for those named in `without`."""
-    return {name: as_text(value) for name, value in labels.items() if name not in without}
+    return {name: as_text(value) for name, value in omit(labels, without).items()}
 
 
 def network(row: Row) -> str:
     """Return the network and dataset of a row's runs, in words; they have panels of their own."""
-    labels = row["labels"]
-    return " ".join(as_text(labels[name]) for name in NETWORK if name in labels)
+    return " ".join(network_texts(row["labels"]).values())
+
+
+def network_texts(labels: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels that tell networks apart, as tables show them."""
+    return {name: as_text(labels[name]) for name in NETWORK if name in labels}
 
 
 def differing(groups: Iterable[list[Row]]) -> list[str]:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 from sq.allocation import latency_table
 from sq.records.record import Record
 from sq.report.labels import NETWORK, NOT_SHOWN, as_text, differing, network, texts
-from sq.report.rows import Row, frame, full_precision, grouped, mean, optional, records_of, values
+from sq.report.rows import (
+    Row,
+    all_have,
+    frame,
+    full_precision,
+    grouped,
+    mean,
+    optional,
+    records_of,
+    values,
+)
 from sq.report.style import FULL, MAX_LINES, STYLE, legend, line_style, pyplot
 from sq.report.table import HEADLINES
 
@@ -91,7 +101,9 @@ def against_speed(rows: list[Row], timed: Timed) -> Figure:
     settings = _settings_in_names(panels)
     lines = list(grouped(rows, lambda row: _line_name(row, settings)))
     shown = lines[:MAX_LINES]
-    note = f"; {MAX_LINES} of {len(lines)} lines" if len(lines) > MAX_LINES else ""
+    note = ""
+    if len(lines) > MAX_LINES:
+        note = f"; {MAX_LINES} of {len(lines)} lines"
     with plt.rc_context(STYLE):
         size = (max(6.4, 0.6 + 3.6 * len(panels)), 3.4 + 0.18 * len(shown))
         figure, axes = plt.subplots(
@@ -105,7 +117,7 @@ def against_speed(rows: list[Row], timed: Timed) -> Figure:
                 if name in shown:
                     style = line_style(shown.index(name)) | {"label": name}
                     _draw(panel, row, records_of(row, timed), style)
-            panel.margins(0.14)
+            panel.margins(0.14)  # room for large markers at the edges
             panel.set_xlabel("times as fast as full precision")
             panel.set_ylabel(HEADLINES[members[0]["headline"]][0])
             panel.set_title(title, fontsize=8, loc="left")
@@ -122,7 +134,7 @@ def _draw(axes: Axes, row: Row, runs: list[dict[str, Any]], style: dict[str, Any
     bits = mean(runs, "bits")
     score = statistics.fmean(row["score"])
     colour = style["color"]
-    for kind in ("run_in_8", "run"):
+    for kind in ("run_in_8", "run"):  # the run's own network is drawn on top
         if not _all_timed(runs, kind):
             continue
         networks = values(runs, "networks", kind)
@@ -136,13 +148,13 @@ def _draw(axes: Axes, row: Row, runs: list[dict[str, Any]], style: dict[str, Any
             capsize=2,
             zorder=2,
         )
-        label = None
+        label = None  # one entry of the legend for each line, with a full marker
         if kind == "run" and style["label"] not in labelled:
             label = style["label"]
         axes.scatter(
             [median],
             [score],
-            s=AREA * _share_of_bytes(runs, networks),
+            s=AREA * _share_of_bytes(runs, networks),  # the area is proportional to bytes
             zorder=3,
             marker=style["marker"],
             facecolor=colour if kind == "run" else "white",
@@ -190,13 +202,15 @@ def _timed(records: list[Record]) -> Timed:
 
 def _all_timed(runs: list[dict[str, Any]], kind: str) -> bool:
     """Return whether all `runs` timed the network of this `kind`, see `NAMES`."""
-    return all(kind in run["networks"] for run in runs)
+    return all_have(values(runs, "networks"), kind)
 
 
 def _sum_of_layers(runs: list[dict[str, Any]], kind: str) -> str:
     """Return the milliseconds of layers one by one, in all; "-" where a run did not time them."""
-    sums = [run.get("sums", {}).get(kind) for run in runs]
-    return "-" if None in sums else f"{statistics.fmean(sums):.3f}"
+    sums = optional(optional(runs, "sums", {}), kind)
+    if None in sums:
+        return "-"
+    return f"{statistics.fmean(sums):.3f}"
 
 
 def _vnni(runs: list[dict[str, Any]]) -> dict[str, str]:

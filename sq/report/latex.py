@@ -15,10 +15,11 @@ ESCAPES = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
-    "+-": r"$\pm$",
+    "+-": r"$\pm$",  # between mean and standard deviation
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
 }
 _SPECIAL = re.compile("|".join(re.escape(mark) for mark in ESCAPES))
+# A cell of a number: "-" stands for none, "~" for an extrapolated one, "[" begins an interval.
 _NUMBER = re.compile(r"-|[\[~]?[-+]?\d.*")
 _MINUS = re.compile(r"(?<![\w.)}-])-(?=\d)")  # of a number, not the hyphen of a word
 

@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Any
 from sq.config.constraints import FLOAT
 from sq.records.record import Record
 from sq.report.distinct import ordered_names
-from sq.report.labels import ACTIVATION, NETWORK, as_text, sort_key, texts
-from sq.report.rows import Row, frame, full_precision, grouped, mean, records_of, values
+from sq.report.labels import ACTIVATION, NETWORK, as_text, network_texts, sort_key, texts
+from sq.report.rows import (
+    Row,
+    all_have,
+    frame,
+    full_precision,
+    grouped,
+    mean,
+    optional,
+    records_of,
+    select,
+    values,
+)
 from sq.report.style import (
     MAX_LINES,
     STYLE,
@@ -86,16 +97,16 @@ def against_time(rows: list[Row], learned: Learned) -> Figure:
         panels[title] = _lines(members)
     names = ordered_names(list(panels.values()))[:MAX_LINES]
     across = min(PANELS_ACROSS, len(panels))
-    down = -(-len(panels) // across)
+    down = -(-len(panels) // across)  # rounded up
     ylabel = HEADLINES[rows[0]["headline"]][0]
     with plt.rc_context(STYLE):
+        # inches; the legend has four names a row
         size = (0.4 + 3.4 * across, 2.8 * down + 0.4 + 0.18 * (len(names) // 4))
         figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
-        for panel in axes.flat[len(panels) :]:
+        for panel in axes.flat[len(panels) :]:  # the rest of the last row
             panel.set_axis_off()
         for panel, (title, lines) in zip(axes.flat, panels.items(), strict=False):
-            shown = {name: members for name, members in lines.items() if name in names}
-            _draw_panel(panel, shown, names, learned)
+            _draw_panel(panel, select(lines, names), names, learned)
             panel.set_title(title, fontsize=8, loc="left")
             panel.set_ylabel(ylabel)
         legend(figure, axes, 4)
@@ -123,12 +134,13 @@ def _cut_off(axes: Axes, rows: list[Row], learned: Learned) -> None:
 
     Otherwise one of them would press the other lines together.
     """
-    drops = [statistics.fmean(row["drop"]) for row in rows]
+    drops = list(map(statistics.fmean, values(rows, "drop")))  # means over seeds, in points
     full_scores = []
     for row, drop in zip(rows, drops, strict=True):
         score = statistics.fmean(row["score"])
         full_scores.append(score + drop)
     full = statistics.fmean(full_scores)
+    # A median below one point would cut off what differs little.
     low = full - FAR * max(1.0, statistics.median(drops))
     scores = [full - drop for drop in drops]
     if min(scores) >= low:
@@ -155,7 +167,7 @@ def _panel_key(row: Row) -> list[tuple]:
 def _panel_title(row: Row) -> str:
     """Return the title of a row's panel: network, dataset, bits of weights and of inputs."""
     labels = row["labels"]
-    parts = [as_text(labels[name]) for name in NETWORK if name in labels]
+    parts = list(network_texts(labels).values())
     parts.append(f"weights {as_text(labels['bits'])} bits")
     activation_bits = labels.get(ACTIVATION, FLOAT)
     if activation_bits != FLOAT:
@@ -196,7 +208,7 @@ def _varying_settings(rows: list[Row]) -> list[str]:
 def _seconds(row: Row, learned: Learned) -> float:
     """Return the CPU seconds of learning, mean over seeds; the solve time where it is unknown."""
     runs = records_of(row, learned)
-    if not runs or not all(STEP_SECONDS in run for run in runs):
+    if not runs or not all_have(runs, STEP_SECONDS):
         return statistics.fmean(row["solve_seconds"])
     seconds = []
     for run in runs:
@@ -208,14 +220,14 @@ def _seconds(row: Row, learned: Learned) -> float:
 
 def _mean_cell(runs: list[dict[str, Any]], figure: str, form: str) -> str:
     """Return the mean of a figure that all `runs` have; "-" where one lacks it."""
-    if not all(figure in run for run in runs):
+    if not all_have(runs, figure):
         return "-"
     return f"{mean(runs, figure):{form}}"
 
 
 def _ratio_cell(runs: list[dict[str, Any]]) -> str:
     """Return the time of a step over that in full precision, in the same run; "-" if unknown."""
-    if not all(run.get(PLAIN_STEP_SECONDS) for run in runs):
+    if not all(optional(runs, PLAIN_STEP_SECONDS)):
         return "-"
     ratios = [run[STEP_SECONDS] / run[PLAIN_STEP_SECONDS] for run in runs]
     return f"{statistics.fmean(ratios):.2f}"

@@ -30,7 +30,7 @@ def correlations(records: list[Record]) -> pandas.DataFrame | None:
     lines = []
     for labels, members in Labels(measured).groups():
         networks = [str(labels.get(name)) for name in NETWORK]
-        best_first = -mean(members, "results", "spearman")
+        best_first = -mean(members, "results", "spearman")  # as lower sorts first
         lines.append((networks, best_first, _correlation_line(labels, members)))
     lines.sort(key=lambda entry: entry[:2])
     return frame([line for *_, line in lines])
@@ -86,6 +86,7 @@ def correlation_bars(records: list[Record], title: str) -> Figure:
     members = [groups[name] for name in names]
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(5.4, 1.0 + 0.32 * len(names)), layout="constrained")
+        # Hatches tell the two apart in grey print.
         _bars(axes, members, "spearman", shift=0.2, color=COLOURS[0], hatch="")
         _bars(axes, members, "kendall", shift=-0.2, color=COLOURS[1], hatch="///")
         axes.set_yticks(range(len(names)), names)
@@ -124,12 +125,13 @@ def bits_map(records: list[Record], title: str) -> Figure:
     """Draw the bits of each layer's weights, seeds averaged; a column is a metric and budget."""
     plt = pyplot()
     groups = _by_name(records)
-    layers = list(_layer_bits(records[0]))
+    layers = list(_layer_bits(records[0]))  # records of one network have the same
     columns = [_mean_bits(members, layers) for members in groups.values()]
     table = list(zip(*columns, strict=True))  # a line for each layer
     with plt.rc_context(STYLE | {"axes.grid": False}):
         size = (2.2 + 0.42 * len(groups), 1.9 + 0.19 * len(layers))
         figure, axes = plt.subplots(figsize=size, layout="constrained")
+        # The scale is of 2 to 8 bits; more has the colour of 8.
         image = axes.imshow(table, cmap="cividis", aspect="auto", vmin=2, vmax=8)
         for y, cells in enumerate(table):
             for x, bits in enumerate(cells):
@@ -182,9 +184,10 @@ def _mean_front(fronts: list[list[dict[str, float]]]) -> tuple[list[float], list
         bits, top1 = zip(*points, strict=True)
         all_bits.append(bits)
         all_top1.append(top1)
+    # Outside of what all fronts reach, a mean would be over fewer of them.
     low = max(bits[0] for bits in all_bits)
     high = min(bits[-1] for bits in all_bits)
-    within = []
+    within = []  # points of each front between the bounds
     for bits in all_bits:
         inside = [b for b in bits if low <= b <= high]
         within.append(inside)

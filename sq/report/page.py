@@ -112,17 +112,25 @@ def index(experiments: list[dict[str, Any]], benchmarks: list[dict[str, Any]]) -
 def tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the figures at the top of a page, of all runs together: label, value, note."""
     commits = [commit[:8] for commit in summary["commits"]]
-    hours = summary["seconds"] / 3600
+    changes = "with changes not committed" if summary["dirty"] else ""
     rows = [
         ("Runs", f"{summary['done']} done", f"{summary['failed'] or 'none'} failed"),
         ("Models", _first(summary["models"], 3), _first(summary["datasets"], 3)),
         ("Methods", _first(summary["methods"], 6), ""),
         ("Seeds", str(len(summary["seeds"])), _first(summary["seeds"], 6)),
-        ("Time of all runs", f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min", ""),
-        ("Commits", _first(commits, 3), "with changes not committed" if summary["dirty"] else ""),
+        ("Time of all runs", _duration(summary["seconds"]), ""),
+        ("Commits", _first(commits, 3), changes),
         ("Machines", str(len(summary["machines"])), _first(summary["machines"], 2)),
     ]
     return [row for row in rows if row[1] not in ("", "0")]
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in hours, or in minutes below one hour."""
+    hours = seconds / 3600
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min"
 
 
 def _first(values: list[str], count: int) -> str:

@@ -9,7 +9,7 @@ from sq.records.record import BOOKKEEPING, Record
 from sq.report import style
 from sq.report.distinct import columns, ordered_names
 from sq.report.labels import Labels, as_text, sort_key, sort_keys
-from sq.report.rows import Row, optional, values
+from sq.report.rows import Row, omit, optional, values
 from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _label_texts(labels_of_run: list[dict[str, Any]]) -> list[dict[str, str]]:
     texts: dict[int, dict[str, str]] = {}
     result = []
     for labels in labels_of_run:
-        if id(labels) not in texts:
+        if id(labels) not in texts:  # `labels_of_run` keeps objects alive, so ids stay unique
             texts[id(labels)] = _texts(labels)
         result.append(texts[id(labels)])
     return result
@@ -157,12 +157,12 @@ def _settings(records: list[Record]) -> dict[str, Any]:
 
 
 def _without_bookkeeping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in BOOKKEEPING}
+    return omit(settings, BOOKKEEPING)
 
 
 def _facts(record: Record) -> dict[str, Any]:
     """Return what else a record holds beside figures: the machine, the data, the corrections."""
-    facts = {name: value for name, value in record.items() if name not in NOT_FACTS}
+    facts = omit(record, NOT_FACTS)
     results = record.get("results", {})
     facts |= {name: value for name, value in results.items() if isinstance(value, str)}
     return facts
@@ -183,4 +183,5 @@ def _figures(record: Record) -> dict[str, float]:
 
 
 def _short(value: Any) -> Any:
+    # Six digits are more than the page shows, and keep it small.
     return float(f"{value:.6g}") if isinstance(value, float) else value

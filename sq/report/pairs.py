@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sq.evaluation import paired_tests
 from sq.records.record import Record
-from sq.report.labels import as_text
-from sq.report.rows import Row, records_of
+from sq.report.labels import texts
+from sq.report.rows import Row, frame, records_of
 
 if TYPE_CHECKING:
     import pandas
@@ -24,8 +24,6 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
     is that of `sq.evaluation.paired_tests.gain`, of 95 %: where it holds 0, other images might
     reverse the order. Older records without predictions are left out.
     """
-    import pandas
-
     comparable = {r["key"]: r for r in records if "right" in r.get("evaluation", {})}
     settings: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -34,20 +32,19 @@ def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
             settings.setdefault((_setting(row), _images(runs)), []).append(row)
     lines = []
     for (setting, _), members in settings.items():
-        if len(members) > MAX_METHODS:
+        if len(members) > MAX_METHODS:  # no table is better than an unreadable one
             continue
         best_first = sorted(members, key=lambda row: -statistics.fmean(row["score"]))
         for first, second in itertools.combinations(best_first, 2):
             line = _line(first, second, comparable)
             if line is not None:
                 lines.append(dict(setting) | line)
-    return pandas.DataFrame(lines) if lines else None
+    return frame(lines)
 
 
 def _setting(row: Row) -> tuple[tuple[str, str], ...]:
     """Return the labels of a row but its method, as pairs of name and text."""
-    labels = row["labels"].items()
-    return tuple((name, as_text(value)) for name, value in labels if name != "method")
+    return tuple(texts(row["labels"], without=("method",)).items())
 
 
 def _images(runs: list[Record]) -> tuple[str, ...]:
@@ -62,7 +59,7 @@ def _line(first: Row, second: Row, records: dict[str, Record]) -> dict[str, Any]
     seeds = sorted(set(first_runs) & set(second_runs))
     if not seeds:
         return None
-    images = first_runs[seeds[0]]["images"]
+    images = first_runs[seeds[0]]["images"]  # their number, the same in all runs
     first_right = [first_runs[seed]["right"] for seed in seeds]
     second_right = [second_runs[seed]["right"] for seed in seeds]
     estimate = paired_tests.gain(first_right, second_right, images)

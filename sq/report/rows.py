@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,21 @@ def values(records: Iterable[Mapping[str, Any]], *keys: str) -> list[Any]:
 def optional(records: Iterable[Mapping[str, Any]], key: str, default: Any = None) -> list[Any]:
     """Return the value of each record under `key`, `default` for those without."""
     return [record.get(key, default) for record in records]
+
+
+def all_have(records: Iterable[Mapping[str, Any]], key: str) -> bool:
+    """Return whether all `records` have a value under `key`."""
+    return all(key in record for record in records)
+
+
+def select(mapping: Mapping[Any, Any], names: Collection[Any]) -> dict[Any, Any]:
+    """Return the entries of `mapping` whose key is among `names`, in the order of `mapping`."""
+    return {name: value for name, value in mapping.items() if name in names}
+
+
+def omit(mapping: Mapping[Any, Any], names: Collection[Any]) -> dict[Any, Any]:
+    """Return the entries of `mapping` whose key is not among `names`."""
+    return {name: value for name, value in mapping.items() if name not in names}
 
 
 def finished(records: Iterable[Mapping[str, Any]]) -> list[Any]:

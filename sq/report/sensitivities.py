@@ -96,7 +96,9 @@ def _distinguishing_settings(runs: list[dict[str, Any]]) -> list[list[str]]:
 def _choice(settings: dict[str, Any], name: str) -> Any:
     """Return the choice that setting `name` belongs to; None for the choice itself."""
     target = name.partition(".")[0] + "._target_"
-    return None if name == target else settings.get(target)
+    if name == target:
+        return None
+    return settings.get(target)
 
 
 def _setting_text(name: str, value: Any) -> str:

@@ -109,8 +109,8 @@ def _nonzero(values: tuple) -> dict[int, Any]:
 
 def _one_or_all(values: tuple) -> str:
     """Return a column as JSON: one number if all are alike."""
-    is_one = len(set(values)) == 1
-    return json.dumps(values[0] if is_one else values, separators=(",", ":"))
+    column = values[0] if len(set(values)) == 1 else values
+    return json.dumps(column, separators=(",", ":"))
 
 
 def _numbers(values: tuple) -> str:

@@ -61,6 +61,7 @@ def draw_line(axes: Axes, x: list[float], y: list[list[float]], index: int, name
     means, deviations = [], []
     for seeds in y:
         means.append(statistics.fmean(seeds))
+        # One seed has no standard deviation.
         deviations.append(statistics.stdev(seeds) if len(seeds) > 1 else 0.0)
     bars = deviations if any(deviations) else None
     axes.errorbar(x, means, yerr=bars, capsize=2, label=name, **line_style(index))
@@ -102,12 +103,12 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     svg = stem.with_name(f"{stem.name}.svg")
     pdf = stem.with_name(f"{stem.name}.pdf")
     with plt.rc_context(STYLE):
-        _fix_layout(figure)
+        _fix_layout(figure)  # once, for both formats
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
         FigureCanvasPdf(figure).print_pdf(
             pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None}
         )
-    plt.close(figure)
+    plt.close(figure)  # pyplot would keep it
     return [svg, pdf]
 
 

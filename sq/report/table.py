@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sq.records.record import Record, canonical
-from sq.report.labels import NETWORK, Labels, as_text, sort_keys, texts
-from sq.report.rows import Row, finished, full_precision, mean_cell, optional, values
+from sq.report.labels import Labels, network_texts, sort_keys, texts
+from sq.report.rows import Row, all_have, finished, full_precision, mean_cell, optional, values
 from sq.report.style import FULL
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def _full_precision_lines(rows: list[Row]) -> list[dict[str, str]]:
     """Return the cells of full precision, one line for each model and dataset in the table."""
     lines: dict[tuple, dict[str, str]] = {}
     for row in rows:
-        labels = row["labels"]
-        network = {name: as_text(labels[name]) for name in NETWORK if name in labels}
+        network = network_texts(row["labels"])
         title, form = HEADLINES[row["headline"]]
         score = f"{full_precision([row]):{form}}"
         line = {"method": FULL, "bits": "32", **network, title: score}
@@ -116,9 +115,9 @@ def _row(
     intervals, speedups = [], []
     for record in members:
         results = record["results"]
-        if "drop_low" in results:
+        if "drop_low" in results:  # older records have no interval
             intervals.append((results["drop_low"], results["drop_high"]))
-        ratio = speedup(record, reference)
+        ratio = speedup(record, reference)  # None without OBQ's run on this problem
         if ratio is not None:
             speedups.append(ratio)
     return {
@@ -146,7 +145,7 @@ def clock(records: Iterable[Record]) -> str:
     CPU seconds if all have them: they are the solver's own, while wall-clock seconds include the
     machine's other work. Older records, and those of GPUs, have wall-clock seconds only.
     """
-    return CPU if all(CPU in record["results"] for record in records) else WALL
+    return CPU if all_have(values(records, "results"), CPU) else WALL
 
 
 def reference_times(records: Iterable[Record]) -> dict[str, Times]:
@@ -163,7 +162,7 @@ def reference_times(records: Iterable[Record]) -> dict[str, Times]:
     for problem, results in results_of_problem.items():
         times[problem] = {}
         for figure in (CPU, WALL):
-            if all(figure in result for result in results):
+            if all_have(results, figure):
                 times[problem][figure] = statistics.fmean(values(results, figure))
     return times
 
@@ -184,6 +183,7 @@ def speedup(record: Record, reference: Mapping[str, Times]) -> float | None:
 def _problem(record: Record) -> str:
     """Return the problem that solvers of equal text were given, and the machine, as text."""
     config = record["config"]
+    # An allocation gives layers bits of their own, on which solve time depends.
     parts = [canonical(config[part]) for part in ("bits", "grid", "allocation")]
     machine = record["provenance"]["machine"]
     return json.dumps([record["statistics"], machine, *parts], sort_keys=True)
@@ -194,5 +194,6 @@ def _cell(numbers: list[float], form: str, unit: str = "") -> str:
     if not numbers:
         return "-"
     cell = mean_cell(numbers, form, unit)
-    is_zero = float(f"{statistics.fmean(numbers):{form}}") == 0
-    return cell.lstrip("-") if is_zero else cell
+    if float(f"{statistics.fmean(numbers):{form}}") == 0:
+        return cell.lstrip("-")
+    return cell
