@@ -7,6 +7,6 @@ from typing import Any
 from sq.export.finished_run import Finished
 
 
-def measure(done: Finished) -> dict[str, Any]:
+def measure(run: Finished) -> dict[str, Any]:
     """Time nothing."""
     return {}

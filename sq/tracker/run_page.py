@@ -237,4 +237,4 @@ def _pictures(records: Sequence[Record]) -> dict[str, bytes]:
     from sq.report import figure, style, table
 
     done = list(records)
-    return {name: style.png(drawn) for name, drawn in figure.every(table.rows(done), done)}
+    return {name: style.png(drawn) for name, drawn in figure.all_figures(table.rows(done), done)}
