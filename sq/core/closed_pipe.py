@@ -1,7 +1,7 @@
-"""Programs whose output nobody reads any more: ``sq --help | head`` ends quietly, as every Unix program does.
+"""End a program quietly when the reader of its output has gone, as in ``sq --help | head``.
 
-Not by the default action of SIGPIPE, which would also end a run whose connection to a tracker has
-gone.
+The default action of SIGPIPE would do so too, but would also end a run that loses its connection to
+a tracker.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ R = TypeVar("R")
 
 
 def quiet(program: Callable[P, R]) -> Callable[P, R]:
-    """Let `program` end without a word, with exit code `EXIT`, where the reader of its output has gone.
+    """Decorate `program`: without a reader of its output it ends silently, with exit code `EXIT`.
 
-    A broken pipe of anything else is an error as before.
+    Any other broken pipe stays an error.
     """
 
     @functools.wraps(program)
@@ -32,8 +32,7 @@ def quiet(program: Callable[P, R]) -> Callable[P, R]:
             try:
                 return program(*args, **kwargs)
             finally:
-                # what stands in the buffer, of a help text say, would fail at the end of the
-                # process
+                # Text left in the buffer, such as a help text, would fail only as the process ends.
                 _flush()
         except BrokenPipeError:
             if not unread():
@@ -44,16 +43,16 @@ def quiet(program: Callable[P, R]) -> Callable[P, R]:
 
 
 def unread() -> bool:
-    """Return whether standard output or standard error is a pipe, or socket, that nobody reads any more."""
-    return any(_unread(stream) for stream in (sys.stdout, sys.stderr))
+    """Tell whether standard output or error is a pipe or socket that nobody reads any more."""
+    return any(_is_unread(stream) for stream in (sys.stdout, sys.stderr))
 
 
 def end() -> NoReturn:
-    """End the process quietly: what it still writes goes nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """End the process silently: anything it still writes is discarded."""
+    null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        if _unread(stream):
-            os.dup2(nowhere, stream.fileno())
+        if _is_unread(stream):
+            os.dup2(null, stream.fileno())
     raise SystemExit(EXIT)
 
 
@@ -63,14 +62,14 @@ def _flush() -> None:
             stream.flush()
 
 
-def _unread(stream: TextIO | None) -> bool:
+def _is_unread(stream: TextIO | None) -> bool:
     try:
-        number = stream.fileno()  # type: ignore[union-attr]
+        descriptor = stream.fileno()  # type: ignore[union-attr]
     except (AttributeError, ValueError, OSError):  # None, closed, or not of a file
         return False
-    # Windows, where it cannot be told whose pipe it is: an error as before
+    # On Windows one cannot tell whose pipe is broken: the error stays an error.
     if not hasattr(select, "poll"):
         return False
-    looked = select.poll()
-    looked.register(number, select.POLLOUT)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in looked.poll(0))
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -1,10 +1,10 @@
-"""Durations in words, the same wherever one is told."""
+"""Durations as text, in the same form in every message."""
 
-UNITS = ((3600.0, "h"), (60.0, "min"))
+UNITS = ((3600.0, "h"), (60.0, "min"))  # seconds, largest unit first
 
 
 def words(seconds: float | None) -> str:
-    """Return `seconds` in words, "?" for None."""
+    """Return `seconds` as text such as "2.5 h", "?" for None."""
     if seconds is None:
         return "?"
     for unit, name in UNITS:

@@ -1,4 +1,4 @@
-"""Files of users that hold something else than their name says: what it is, and text in the encodings people use."""
+"""Read files of users: recognise well-known wrong contents, and text in common encodings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sq.errors import SqError
 
-HEAD = 512  # bytes that are looked at
+HEAD = 512  # bytes at the start of a file that are examined
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -16,10 +16,10 @@ BYTE_ORDER_MARKS = (
 
 
 def mistaken_content(path: Path) -> str | None:
-    """Return what the file at `path` is, as a clause, if it is a well-known mistake; None if it is none of them.
+    """Return a clause that says what the file is if it is a well-known mistake, else None.
 
-    Known are folders, links to nothing, empty files, files of zeros, pointers of Git LFS and pages
-    of HTML.
+    Known mistakes are folders, broken links, empty files, files of zeros, Git LFS pointers and
+    HTML pages.
     """
     if path.is_dir():
         return "it is a folder"
@@ -44,7 +44,7 @@ def mistaken_content(path: Path) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text in `path`: UTF-8, or UTF-16 with a byte order mark, which is left out.
+    """Return the text in `path`, UTF-8 or UTF-16, without its byte order mark.
 
     Raises
     ------
@@ -54,7 +54,11 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise SqError(f"{path} cannot be read: {error.strerror}") from error
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    encoding = "utf-8"
+    for mark, marked_encoding in BYTE_ORDER_MARKS:
+        if content.startswith(mark):
+            encoding = marked_encoding
+            break
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:

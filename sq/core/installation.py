@@ -1,4 +1,4 @@
-"""What sq needs beside itself: the requirements of its parts, what of them is here, and how the rest is installed."""
+"""Requirements of sq and its extras: what is installed, and how to install the rest."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ CORE = ""  # the part that every run needs; the others are extras
 
 @functools.cache
 def requirements() -> dict[str, list[Requirement]]:
-    """Return the requirements on this Python of the core and of each extra, as pyproject.toml or the wheel has them.
+    """Return the requirements on this Python of the core and of each extra.
 
-    Empty where neither can be read: in a checkout that is not installed, before Python 3.11.
+    They come from pyproject.toml or the wheel. The result is empty where neither can be read: in a
+    checkout that is not installed, before Python 3.11.
     """
-    found = _of_checkout(CHECKOUT) if CHECKOUT else None
-    return _of_wheel() if found is None else found
+    if CHECKOUT:
+        parts = _of_checkout(CHECKOUT)
+        if parts is not None:
+            return parts
+    return _of_wheel()
 
 
 def version(package: str) -> Version | None:
@@ -33,29 +37,30 @@ def version(package: str) -> Version | None:
 
 
 def meets(requirement: Requirement) -> bool:
-    """Return whether what is installed meets `requirement`."""
-    found = version(requirement.name)
-    return found is not None and requirement.specifier.contains(found, prereleases=True)
+    """Return whether the installed package meets `requirement`."""
+    installed = version(requirement.name)
+    return installed is not None and requirement.specifier.contains(installed, prereleases=True)
 
 
 def missing(part: str) -> list[Requirement]:
     """Return the requirements of `part` that are not met here."""
-    return [one for one in requirements().get(part, []) if not meets(one)]
+    return [need for need in requirements().get(part, []) if not meets(need)]
 
 
 def command(extra: str) -> str:
     """Return the command that installs an extra.
 
-    That of a wheel names packages: an index may know another project by the name of this one.
+    For a wheel it names the packages: on an index, another project may have the name of this one.
     """
     if CHECKOUT:
         return f'python -m pip install -e ".[{extra}]"'
     return install(requirements().get(extra, []))
 
 
-def install(wanted: list[Requirement]) -> str:
+def install(packages: list[Requirement]) -> str:
     """Return the command that installs packages."""
-    return " ".join(["python -m pip install", *(f"'{_without_marker(one)}'" for one in wanted)])
+    quoted = [f"'{_without_marker(package)}'" for package in packages]
+    return " ".join(["python -m pip install", *quoted])
 
 
 def _without_marker(requirement: Requirement) -> str:
@@ -64,32 +69,34 @@ def _without_marker(requirement: Requirement) -> str:
 
 
 def _of_checkout(folder: Path) -> dict[str, list[Requirement]] | None:
+    """Return the requirements in pyproject.toml; None if this Python has no parser for it."""
     try:
         import tomllib
     except ModuleNotFoundError:  # before Python 3.11
         return None
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     parts = {CORE: project["dependencies"], **project["optional-dependencies"]}
-    every = {part: [Requirement(line) for line in lines] for part, lines in parts.items()}
-    return {
-        part: [one for one in own if one.marker is None or one.marker.evaluate()]
-        for part, own in every.items()
-    }
+    return {part: _on_this_python(lines) for part, lines in parts.items()}
+
+
+def _on_this_python(lines: list[str]) -> list[Requirement]:
+    needs = [Requirement(line) for line in lines]
+    return [need for need in needs if need.marker is None or need.marker.evaluate()]
 
 
 def _of_wheel() -> dict[str, list[Requirement]]:
+    """Return the requirements in the metadata of the installed package, {} if there is none."""
     try:
         about = metadata.metadata("sq")
     except metadata.PackageNotFoundError:
         return {}
-    every = [Requirement(line) for line in metadata.requires("sq") or []]
-    core = [one for one in every if one.marker is None or one.marker.evaluate({"extra": CORE})]
-    extras = {
-        extra: [
-            one
-            for one in every
-            if one not in core and one.marker and one.marker.evaluate({"extra": extra})
+    needs = [Requirement(line) for line in metadata.requires("sq") or []]
+    core = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": CORE})]
+    parts = {CORE: core}
+    # A wheel marks the requirements of an extra by `extra == "NAME"`.
+    rest = [need for need in needs if need not in core]
+    for extra in about.get_all("Provides-Extra") or []:
+        parts[extra] = [
+            need for need in rest if need.marker and need.marker.evaluate({"extra": extra})
         ]
-        for extra in about.get_all("Provides-Extra") or []
-    }
-    return {CORE: core, **extras}
+    return parts

@@ -1,6 +1,6 @@
-"""Where the project lies: what it reads of itself that is no code stands there.
+"""Folders of the project: the package, its configs and its experiments.
 
-In a checkout the folders stand beside the package, in an installed wheel within it (see setup.py).
+In a checkout the configs lie beside the package, in an installed wheel within it (see setup.py).
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The processor: its name, its instruction set, and whether it multiplies integers of 8 bits exactly.
+"""The processor: its name, its instruction set, and whether 8-bit products are exact.
 
 An x86 processor without VNNI multiplies unsigned bytes by signed ones with an instruction that adds
 two products in 16 bits and saturates: 255 * 127 + 255 * 127 gives 32,767. With VNNI (AVX512-VNNI,
@@ -19,7 +19,7 @@ VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")  # as Linux calls them
 
 @functools.cache
 def name() -> str:
-    """Return the processor's name, "unknown" where the system does not say it."""
+    """Return the processor's name, "unknown" where the system does not report it."""
     for line in _cpuinfo():
         if line.startswith(("model name", "Model\t")):
             return line.split(":", 1)[1].strip()
@@ -27,24 +27,24 @@ def name() -> str:
 
 
 def is_x86() -> bool:
-    """Tell whether it is of the x86 family."""
+    """Tell whether the processor is of the x86 family."""
     return platform.machine().lower() in X86
 
 
 @functools.cache
 def flags() -> frozenset[str]:
-    """Return its features in Linux' names, such as "avx2"; empty where the system does not list them."""
+    """Return its features by their Linux names, such as "avx2"; empty where none are listed."""
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             return frozenset(line.split(":", 1)[1].split())
-    listed = f"{_sysctl('machdep.cpu.features')} {_sysctl('machdep.cpu.leaf7_features')}"
-    return frozenset(listed.lower().split())  # of Intel's Macs; Apple's own chips have none
+    features = f"{_sysctl('machdep.cpu.features')} {_sysctl('machdep.cpu.leaf7_features')}"
+    return frozenset(features.lower().split())  # of Intel's Macs; Apple's own chips have none
 
 
 def vnni() -> bool | None:
-    """Tell whether it has VNNI instructions; None where the system does not say.
+    """Tell whether it has VNNI instructions; None where that is unknown.
 
-    Processors that are not x86 have none, and need none: see `saturates`.
+    Processors other than x86 neither have nor need them: see `saturates`.
     """
     if not is_x86():
         return False
@@ -54,26 +54,28 @@ def vnni() -> bool | None:
 
 
 def saturates() -> bool | None:
-    """Tell whether sums of products of unsigned and signed bytes saturate; None where that is unknown."""
-    has = vnni()
-    return is_x86() and (None if has is None else not has)
+    """Tell whether sums of products of unsigned and signed bytes saturate; None if unknown."""
+    if not is_x86():
+        return False
+    has_vnni = vnni()
+    return None if has_vnni is None else not has_vnni
 
 
 def instruction_set() -> str:
-    """Return what PyTorch's own operations use, such as "AVX2" or "AVX512"; "DEFAULT" is the oldest."""
+    """Return what PyTorch's operations use, such as "AVX2" or "AVX512"; "DEFAULT" is the oldest."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability()
 
 
 def _vnni_by_torch() -> bool | None:
-    """Return PyTorch's answer, which knows AVX512-VNNI alone: without that it is unknown."""
+    """Return True if PyTorch reports VNNI, else None: PyTorch recognises AVX512-VNNI only."""
     try:
         import torch
     except ImportError:
         return None
-    ask = getattr(torch.cpu, "_is_vnni_supported", None)
-    return True if ask is not None and ask() else None
+    is_supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return True if is_supported is not None and is_supported() else None
 
 
 def _cpuinfo() -> list[str]:
@@ -84,11 +86,11 @@ def _cpuinfo() -> list[str]:
 
 
 def _sysctl(key: str) -> str:
-    """Return what macOS says of its processor, "" elsewhere."""
+    """Return a value that macOS reports of its processor, "" on other systems."""
     if platform.system() != "Darwin":
         return ""
     try:
-        done = subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, timeout=10)
+        process = subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""What a person sees while sq works: progress on standard error, so that standard output holds results only."""
+"""Progress bars and messages on standard error; standard output holds results only."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -17,30 +17,29 @@ from rich.progress import (
 from sq.core import closed_pipe
 
 T = TypeVar("T")
-_bar = threading.Lock()  # held while a progress bar is there
+_bar = threading.Lock()  # held while a progress bar is shown: a terminal has room for one
 
 
 class Console(rich.console.Console):
-    """A console whose program ends quietly where nobody reads it any more."""
+    """A console that ends its program quietly once nobody reads the output any more."""
 
     def on_broken_pipe(self) -> NoReturn:
         """End the program."""
         closed_pipe.end()
 
 
-# What is shown is text of errors and files: "[enforce fail at ...]" is no markup, ":cpp:" no
-# picture.
+# Text of errors and files is shown as it is: "[enforce fail at ...]" is no markup, ":cpp:" no
+# emoji.
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 out = Console(highlight=False, markup=False, emoji=False)
 if not out.is_terminal:
-    out.width = 160  # a file or a pipe has no width: do not cut tables to 80 columns
+    out.width = 160  # columns: for a file or a pipe, rich would cut tables to 80
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, showing how far along it is while there is a terminal to show it on.
+    """Yield `items`, with a progress bar named `what` if standard error is a terminal.
 
-    While another such loop goes on, around this one or in another thread, nothing is shown: there
-    is one place for it.
+    No bar is shown while another loop shows one, around this loop or in another thread.
     """
     if not _bar.acquire(blocking=False):
         yield from items
@@ -57,7 +56,7 @@ def _shown(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
 
 
 def bar() -> Progress:
-    """Return a bar that shows how far along something is, then is gone; nothing where there is no terminal."""
+    """Return a progress bar that vanishes when it is done; it shows nothing without a terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     return Progress(
         *columns,

@@ -1,30 +1,33 @@
-"""What may hang is done beside the thread that needs it, which waits so long and no longer."""
+"""Run a call that may hang in a daemon thread, with a time limit."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-GRACE = 5  # seconds more than a client was given itself, before it is left behind
+GRACE = 5  # seconds beyond the limit that the action has itself
 
 
 def within(action: Callable[[], None], seconds: float) -> None:
-    """Do `action`, which was given `seconds` itself; raise what it raises, or a `TimeoutError` if it goes on after it.
+    """Run `action`, which has a limit of `seconds` itself, and raise what it raises.
 
-    It is left to its thread then, which does not keep the process from ending.
+    Raises
+    ------
+    TimeoutError : it is still running `GRACE` seconds after its limit. It goes on in its thread,
+    which does not keep the process from ending
     """
-    raised: list[Exception] = []
+    errors: list[Exception] = []
 
     def attempt() -> None:
         try:
             action()
         except Exception as error:
-            raised.append(error)
+            errors.append(error)
 
-    thread = threading.Thread(target=attempt, name="beside", daemon=True)
+    thread = threading.Thread(target=attempt, name="time limit", daemon=True)
     thread.start()
     thread.join(seconds + GRACE)
     if thread.is_alive():
         raise TimeoutError(f"no answer within {seconds + GRACE:g} s")
-    if raised:
-        raise raised[0]
+    if errors:
+        raise errors[0]

@@ -1,4 +1,4 @@
-"""Words of messages that depend on a number."""
+"""Singular and plural in messages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sized
 
 
 def quantity(number: int | Sized, noun: str) -> str:
-    """Return `number`, or the size of a collection, before `noun`: "1 run", "12,000 runs", "2 classes".
+    """Return a number, or the size of a collection, with its noun: "1 run", "12,000 runs".
 
     Parameters
     ----------
-    noun : in the singular; the last word of several is the one that takes the plural
+    noun : in the singular; of several words, the last one takes the plural
     """
     size = number if isinstance(number, int) else len(number)
     return f"{size:,} {noun if size == 1 else plural(noun)}"

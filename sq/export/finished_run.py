@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from sq.core import files
 from sq.evaluation.evaluate import Measured
 from sq.records import record
 from sq.types.problem import Model, Problem, QuantizedModel
@@ -42,9 +42,5 @@ class Finished:
     @contextmanager
     def written(self, file: Path) -> Iterator[Path]:
         """Give a place to write and verify a file at, which takes the name of `file` only if nothing goes wrong."""
-        part = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.part{file.suffix}")
-        try:
+        with files.replacing(file, f".part{file.suffix}") as part:
             yield part
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ def collect(model: Model, batch: Batch, storage: Store, **settings: Any) -> tupl
 
     device = next(model.net.parameters()).device
     entry = key(model, batch, settings, storage.origin)
-    hessians, note, cached = storage.kept(entry, kind(model), make, device)
+    hessians, note, cached = storage.get_or_compute(entry, kind(model), make, device)
     layers = {}
     for name, hessian in hessians.items():
         layers[name] = LayerStatistics(hessian, note["positions"][name])
@@ -66,6 +66,6 @@ def key(model: Model, batch: Batch, settings: dict[str, Any], origin: Any) -> st
         *state,
         digest([batch.x]),
         json.dumps([settings, origin], sort_keys=True),
-        store.place(batch.x.device),
+        store.rounding(batch.x.device),
     ]
     return store.name(parts)

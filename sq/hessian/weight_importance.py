@@ -56,7 +56,7 @@ def collect(
     names = [layer.name for layer in model.layers]
     kind = Kind("importance of weights", "computing it", names, fits)
     entry = key(model, x, compute, storage.origin)
-    h, note, cached = storage.kept(entry, kind, make, x.device)
+    h, note, cached = storage.get_or_compute(entry, kind, make, x.device)
     return h, {"importance": {"images": len(x), "draws": note["draws"], "cached": cached}}
 
 
@@ -82,6 +82,6 @@ def key(model: Model, x: Tensor, compute: partial, origin: Any) -> str:
         *state,
         digest([x]),
         json.dumps(settings, sort_keys=True),
-        store.place(x.device),
+        store.rounding(x.device),
     ]
     return store.name(parts)

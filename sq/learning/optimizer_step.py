@@ -163,7 +163,7 @@ class Descent:
         for name, value in terms.items():
             if not math.isfinite(value):
                 kept = self.session.resume.save(self.stage, step, self.optimizers)
-                place = self.session.resume.place
+                place = self.session.resume.location
                 where = (
                     f" (the state before it is kept in {place.file}, to look into)"
                     if kept and place

@@ -14,8 +14,7 @@ from sq.learning.session import Session
 from sq.learning.student import Start, Student
 from sq.learning.target_cache import check_rows
 from sq.network.forward import forward
-from sq.storage import resume_location
-from sq.storage.resume import Resume
+from sq.storage.resume import Resume, checkpoint_location
 from sq.types.problem import Problem, QuantizedModel
 
 
@@ -65,7 +64,7 @@ def begin(
     """
     student = Student(problem, start, own["hold"], own["seed"] if _adapts(stages) else None)
     settings = [own, *(getattr(one, "keywords", {}) for one in stages)]
-    where = resume_location.place(problem, settings, student.values)
+    where = checkpoint_location(problem, settings, student.values)
     return Session(student, Resume(student.values, where), len(problem.batch.x), own["seed"], every)
 
 

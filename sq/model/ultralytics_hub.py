@@ -8,7 +8,6 @@ ultralytics is run.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sq.config.data_paths import without_weights
+from sq.core import files
 from sq.errors import SqError
 from sq.model.state_dict import Inert, load_into, standing_in
 
@@ -53,13 +53,12 @@ def fetch(file: str) -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as part:
-            with (
-                urlopen(f"{RELEASE}/{file}", timeout=PATIENCE) as answer,
-                open(f"{part}/{file}", "wb") as target,
-            ):
-                shutil.copyfileobj(answer, target)
-            os.replace(f"{part}/{file}", path)  # whole or not at all
+        with (
+            files.replacing(path) as part,
+            urlopen(f"{RELEASE}/{file}", timeout=PATIENCE) as answer,
+            part.open("wb") as target,
+        ):
+            shutil.copyfileobj(answer, target)
     except OSError as error:
         raise SqError(
             f"model.weights=null: {RELEASE}/{file} cannot be fetched ({error}): put the file at {path}, "

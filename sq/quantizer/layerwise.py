@@ -132,7 +132,7 @@ class _Crew:
 
     def _bytes(self, layer: Layer) -> int:
         plan = self.plans.get(layer.name)
-        return memory.SOLVING * memory.NUMBER * layer.groups * layer.inputs**2 + (
+        return memory.SOLVER_COPIES * memory.FLOAT64 * layer.groups * layer.inputs**2 + (
             plan.bytes if plan else 0
         )
 

@@ -20,8 +20,7 @@ from sq.errors import SqError
 from sq.learning import input_quantizers
 from sq.learning.adaptive_step import Adaptive
 from sq.network.forward import forward
-from sq.storage import resume_location
-from sq.storage.resume import Resume
+from sq.storage.resume import Resume, checkpoint_location
 from sq.training.quantized_network import Trainee
 from sq.training.train import Kept, Wanted
 from sq.types.problem import Problem, QuantizedModel, digest
@@ -65,7 +64,7 @@ def quantize(
     trainee = Trainee(problem, adaptive, seed)
     settings = [adaptive, images, seed, getattr(train, "keywords", {}), _digest(problem)]
     values = nn.ModuleList([trainee.net, trainee.quantizers])
-    where = resume_location.place(problem, settings, values)
+    where = checkpoint_location(problem, settings, values)
     resume = Resume(values, where, dict(trainee.net.named_buffers()))
     told = train(trainee, Wanted(images, seed), Kept(resume, checkpoint_every))
     done = trainee.finish(resume.spent.seconds.get("network", 0.0), resume.spent.cpu)

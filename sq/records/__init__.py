@@ -1,1 +1,1 @@
-"""Records of runs on disk, claims to runs, and the experiments they belong to."""
+"""Records of runs on disk, locks of runs, and the experiments that runs belong to."""

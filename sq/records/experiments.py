@@ -1,4 +1,4 @@
-"""Experiments as questions: the files of a folder, what their headers say, and which of them keep records together."""
+"""Experiments: config files that answer a question, their headers, and where their records go."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sq.core.paths import CONF
 from sq.core.paths import EXPERIMENTS as FOLDER
 from sq.errors import SqError, one_line
 
-DEFAULT = CONF / "config.yaml"  # its name is that of runs which answer no question
-BENCH = "bench_"  # files of benchmarks begin with it: those are measured by sq.bench, not swept
-UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0}
+DEFAULT = CONF / "config.yaml"  # its name is that of runs without an experiment
+BENCH = "bench_"  # prefix of the files of benchmarks, which sq.bench measures
+SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0}
 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A file of experiments/: the question it answers, and the folder of results/ that its records go to."""
+    """A file of experiments/: its question, and the folder of results/ for its records."""
 
     file: Path
     name: str
@@ -28,7 +28,7 @@ class Experiment:
 
     @property
     def stem(self) -> str:
-        """Return what the command line knows it by."""
+        """Return its name on the command line."""
         return self.file.stem
 
     @property
@@ -43,11 +43,11 @@ class Experiment:
 
     @property
     def seconds(self) -> float | None:
-        """Return what all of it takes by its header ("about 3 minutes"), None if the header does not say."""
-        found = re.search(
+        """Return its duration by the header ("about 3 minutes"), None if that has none."""
+        match = re.search(
             r"\babout (\d+(?:\.\d+)?) (second|minute|hour)s?\b", self.header.get("Cost", "")
         )
-        return float(found[1]) * UNITS[found[2]] if found else None
+        return float(match[1]) * SECONDS[match[2]] if match else None
 
 
 def read(folder: Path = FOLDER) -> list[Experiment]:
@@ -55,21 +55,22 @@ def read(folder: Path = FOLDER) -> list[Experiment]:
 
     Raises
     ------
-    SqError : there is none, one cannot be read, or two of different questions would keep their
-    records together
+    SqError : there is none, one cannot be read, or two of different questions would share a folder
+    of records
     """
-    found = listed(folder)
-    if not found:
+    experiments = listed(folder)
+    if not experiments:
         raise SqError(
             f"no experiments in {folder}: it should hold files NAME.yaml, each a question"
         )
-    if wrong := misnamed(found):
-        raise SqError("; ".join(wrong))
-    return found
+    problems = misnamed(experiments)
+    if problems:
+        raise SqError("; ".join(problems))
+    return experiments
 
 
 def listed(folder: Path = FOLDER) -> list[Experiment]:
-    """Return the experiments of `folder`, if there are any, as they are, sorted by file.
+    """Return the experiments of `folder`, possibly none, sorted by file and without a check.
 
     Raises
     ------
@@ -79,80 +80,83 @@ def listed(folder: Path = FOLDER) -> list[Experiment]:
 
 
 def header(file: Path) -> dict[str, str]:
-    """Return the header of an experiment's `file`, by the word that each of its parts begins with.
+    """Return the parts of the header of an experiment's `file` by their first word.
 
-    A part is a comment "# Word  text", with two spaces or more; lines that follow without such a
-    word go on with it.
+    A part is a comment "# Word  text", with two spaces or more. Comment lines without such a word
+    continue the part before them.
     """
     parts: dict[str, str] = {}
     word = ""
     for line in file.read_text().splitlines():
         if not line.startswith("#"):
             break
-        if found := re.match(r"# ([A-Z]\w+) {2,}(\S.*)", line):
-            word = found[1]
-            parts[word] = found[2]
+        match = re.match(r"# ([A-Z]\w+) {2,}(\S.*)", line)
+        if match:
+            word = match[1]
+            parts[word] = match[2]
         elif word:
             parts[word] += " " + line.removeprefix("#").strip()
     return parts
 
 
 def misnamed(experiments: list[Experiment]) -> list[str]:
-    """Return a line for each of `experiments` that would mix its records with those of another question.
+    """Return a line for each experiment whose records would mix with those of another question.
 
-    A second part of a question goes beside the first: NAME_PART.yaml may have the name of
-    NAME.yaml. Any other name than its file's is another question's, or one that nobody would look
-    under.
+    A file has its own name. The second part of a question may share the folder of the first:
+    NAME_PART.yaml may have the name NAME of NAME.yaml.
     """
-    stems = {one.stem for one in experiments}
+    stems = {experiment.stem for experiment in experiments}
     lines = []
-    for one in experiments:
-        part = one.name in stems and one.stem.startswith(f"{one.name}_") and not one.is_bench
-        if one.name == one.stem or part:
+    for experiment in experiments:
+        name, stem = experiment.name, experiment.stem
+        is_second_part = name in stems and stem.startswith(f"{name}_") and not experiment.is_bench
+        if name == stem or is_second_part:
             continue
-        others = [
+        namesakes = [
             f"{other.stem}.yaml"
             for other in experiments
-            if other.name == one.name and other is not one
+            if other.name == name and other is not experiment
         ]
-        shared = (
-            f", as in {', '.join(others)}: two questions would share results/{one.name}"
-            if others
-            else ""
-        )
+        shared = ""
+        if namesakes:
+            shared = f", as in {', '.join(namesakes)}: two questions would share results/{name}"
         lines.append(
-            f"{one.file}: name: {one.name}{shared}; set name: {one.stem}, "
+            f"{experiment.file}: name: {name}{shared}; set name: {stem}, "
             "or for a second part of one question call the file NAME_PART.yaml"
         )
     return lines
 
 
 def misplaced(hydra: Any, name: str) -> str:
-    """Return why the question that a command asks may not keep its records under `name`, "" if it may.
+    """Return why the experiment of a command may not keep its records under `name`, "" if it may.
 
     Parameters
     ----------
-    hydra : Hydra's own part of the command's config; a name that the command gives is the user's
-    own affair
+    hydra : Hydra's own part of the command's config. A name on the command line is not checked
     """
-    stem = Path(hydra.job.config_name).name
-    given = any(word.startswith("name=") for word in hydra.overrides.task)
-    folders = [
-        Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"
-    ]
-    file = next(
-        (
-            found
-            for folder in folders
-            if (found := folder / f"{hydra.job.config_name}.yaml").is_file()
-        ),
-        None,
-    )
-    if name == stem or given or file is None or name == _name(DEFAULT):
+    config_name = hydra.job.config_name
+    if name == Path(config_name).name:
         return ""
+    if any(override.startswith("name=") for override in hydra.overrides.task):
+        return ""
+    file = _config_file(hydra.runtime.config_sources, config_name)
+    if file is None or name == _name(DEFAULT):
+        return ""
+    experiments = [Experiment(file, name, {})]
     namesake = file.with_name(f"{name}.yaml")
-    others = [Experiment(namesake, name, {})] if namesake.is_file() else []
-    return "; ".join(misnamed([Experiment(file, name, {}), *others]))
+    if namesake.is_file():
+        experiments.append(Experiment(namesake, name, {}))
+    return "; ".join(misnamed(experiments))
+
+
+def _config_file(sources: Any, config_name: str) -> Path | None:
+    """Return the file that Hydra reads the config from, None if no folder has it."""
+    for source in sources:
+        if source.schema == "file":
+            file = Path(source.path) / f"{config_name}.yaml"
+            if file.is_file():
+                return file
+    return None
 
 
 def _name(file: Path) -> str:

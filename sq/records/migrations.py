@@ -1,4 +1,4 @@
-"""Settings that came after the first records: runs from before they were there, and runs that leave them, are one."""
+"""Defaults of settings added after the first records, so that old records keep their keys."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from sq.config import renamed_targets
 
-# Each with the value that says what runs did before it was there, functions by their first names,
-# which keys hash. A setting of a part counts where the part is.
+# Each setting with the value that describes what runs did before it existed. Functions have their
+# first names, since keys hash those. A setting of a part applies to configs that have the part.
 SETTINGS: dict[str, Any] = {
     "trials": {"_target_": "sq.trials.none.measure", "_partial_": True},
     "export": {"_target_": "sq.export.none.write", "_partial_": True},
@@ -29,9 +29,9 @@ SETTINGS: dict[str, Any] = {
     "quantizer.then.rates.adapter": 0.0,
     "quantizer.train.crop": None,
     "export.unsigned": False,
-    "model.reparameterize": True,  # no network of a run from before offers it
+    "model.reparameterize": True,  # no network of an earlier run can be reparameterized
 }
-# Settings that not every choice of their part has, with the functions that have them.
+# Settings that only some choices of their part have, with the functions that take them.
 TAKEN_BY = {
     "export.unsigned": ("sq.export.onnx.write",),
     "model.reparameterize": ("sq.model.timm.load", "sq.model.checkpoint.load"),
@@ -39,25 +39,30 @@ TAKEN_BY = {
 
 
 def stripped(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `config` without those of `SETTINGS` that have that value: its key is then what it was without them."""
+    """Return `config` without `SETTINGS` at those values: its key is then that of an old record."""
     for setting, value in SETTINGS.items():
         config = _without(config, setting.split("."), value)
     return config
 
 
 def _without(part: Mapping[str, Any], path: list[str], value: Any) -> Mapping[str, Any]:
-    first, *rest = path
-    own = part.get(first)
+    """Return `part` without the setting at `path` if that has `value`."""
+    name, *rest = path
+    setting = part.get(name)
     if rest:
-        return {**part, first: _without(own, rest, value)} if isinstance(own, Mapping) else part
-    return {name: kept for name, kept in part.items() if name != first} if own == value else part
+        if not isinstance(setting, Mapping):
+            return part
+        return {**part, name: _without(setting, rest, value)}
+    if setting != value:
+        return part
+    return {other: part[other] for other in part if other != name}
 
 
 def complete(record: dict[str, Any]) -> None:
-    """Give a record the values of `SETTINGS` that say what a run from before they were there did, and today's names."""
+    """Give an old record the values of `SETTINGS` that it lacks, and today's names of functions."""
     config, choices = record.get("config"), record.get("choices")
     if not isinstance(config, dict) or not isinstance(choices, dict):
-        return  # of a benchmark
+        return  # the record of a benchmark
     for setting, value in SETTINGS.items():
         *path, knob = setting.split(".")
         part: Any = config
@@ -71,8 +76,8 @@ def complete(record: dict[str, Any]) -> None:
 
 
 def _takes(part: dict[str, Any], setting: str) -> bool:
-    """Return whether `part` names a function that has `setting`."""
+    """Tell whether `part` names a function that takes `setting`."""
+    if setting not in TAKEN_BY:
+        return True
     target = str(part.get("_target_"))
-    return (
-        setting not in TAKEN_BY or renamed_targets.RENAMED.get(target, target) in TAKEN_BY[setting]
-    )
+    return renamed_targets.RENAMED.get(target, target) in TAKEN_BY[setting]

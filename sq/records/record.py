@@ -1,4 +1,4 @@
-"""Records: one run's JSON, named by a hash of its config, written whole or not at all."""
+"""Records of runs: JSON files, named by a hash of the config, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sq.errors import SqError
 from sq.records import migrations
 
 VERSION = 1
-# Settings that say where and how a run is kept, not what it computes.
+# Settings that decide where and how a run is stored, not what it computes.
 BOOKKEEPING = (
     "name",
     "results",
@@ -36,24 +36,28 @@ Record = dict[str, Any]
 
 
 def key(config: Mapping[str, Any]) -> str:
-    """Return the run's identity: 16 hex digits, a hash of the resolved config without bookkeeping."""
-    first = migrations.stripped(renamed_targets.original(config))
-    science = {name: canonical(value) for name, value in first.items() if name not in BOOKKEEPING}
+    """Return the run's identity: a hash of the config without bookkeeping, as 16 hex digits."""
+    original = migrations.stripped(renamed_targets.original(config))
+    science = {
+        name: canonical(value) for name, value in original.items() if name not in BOOKKEEPING
+    }
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def canonical(value: Any) -> Any:
     """Return `value` with whole floats as integers, so that 1 and 1.0 are one setting."""
     if isinstance(value, Mapping):
-        return {name: canonical(own) for name, own in value.items()}
+        return {name: canonical(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [canonical(own) for own in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        return [canonical(inner) for inner in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
-def path(config: Mapping[str, Any], known: str | None = None) -> Path:
-    """Return where the record of `config` belongs; its key takes a while to find, unless it is `known`."""
-    return Path(config["results"]) / config["name"] / f"{known or key(config)}.json"
+def path(config: Mapping[str, Any], run_key: str | None = None) -> Path:
+    """Return the file of the record of `config`; its key is computed unless `run_key` is given."""
+    return Path(config["results"]) / config["name"] / f"{run_key or key(config)}.json"
 
 
 def folder(name: str, results: Path) -> Path:
@@ -63,31 +67,37 @@ def folder(name: str, results: Path) -> Path:
     ------
     SqError : there is none, or it holds a benchmark
     """
-    found = results / name
-    if not found.is_dir():
-        known = [f.name for f in results.iterdir() if f.is_dir()] if results.is_dir() else []
+    experiment = results / name
+    if not experiment.is_dir():
+        names: list[str] = []
+        if results.is_dir():
+            names = [entry.name for entry in results.iterdir() if entry.is_dir()]
         raise SqError(
-            f"no experiment {name} in {results}; {nearest(name, known) if known else 'it is empty'}"
+            f"no experiment {name} in {results}; {nearest(name, names) if names else 'it is empty'}"
         )
-    if (found / "bench.json").is_file():
+    if (experiment / "bench.json").is_file():
         raise SqError(
-            f"{found} holds a benchmark: python -m sq.bench {name.removeprefix('bench_')} --report"
+            f"{experiment} holds a benchmark: "
+            f"python -m sq.bench {name.removeprefix('bench_')} --report"
         )
-    return found
+    return experiment
 
 
-def beside(wanted: set[Path]) -> list[str]:
-    """Return a line for each folder of the records `wanted` that holds others."""
-    places = {file.parent: file.parent.glob("*.json") for file in sorted(wanted)}
-    return [
-        f"{place.name}: {quantity(others, 'record')} beside, of other settings or of earlier code, in its tables too"
-        for place, files in places.items()
-        if (others := {*files} - wanted)
-    ]
+def beside(expected: set[Path]) -> list[str]:
+    """Return a line for each folder of the `expected` records that holds other records too."""
+    lines = []
+    for record_folder in dict.fromkeys(file.parent for file in sorted(expected)):
+        others = {*record_folder.glob("*.json")} - expected
+        if others:
+            lines.append(
+                f"{record_folder.name}: {quantity(others, 'record')} beside, of other settings or "
+                "of earlier code, in its tables too"
+            )
+    return lines
 
 
 def failed_rerun(file: Path) -> Path:
-    """Return where a failed attempt to repeat the done run of `file` is kept."""
+    """Return the file for the failed attempt to repeat the done run of record `file`."""
     return file.parent / "failed" / file.name
 
 
@@ -96,7 +106,7 @@ def read(file: Path, parse: Callable[[bytes], Any] = json.loads) -> Record | Non
 
     Parameters
     ----------
-    parse : reads JSON; raises a ValueError for what is none
+    parse : a JSON parser; raises a ValueError for invalid JSON
 
     Raises
     ------
@@ -117,7 +127,8 @@ def read(file: Path, parse: Callable[[bytes], Any] = json.loads) -> Record | Non
         ) from error
     if version != VERSION:
         raise SqError(
-            f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use that sq"
+            f"{file} is a record of version {version}, this sq reads {VERSION}: delete it or use "
+            "that sq"
         )
     if status not in ("done", "failed"):
         raise SqError(
@@ -127,36 +138,41 @@ def read(file: Path, parse: Callable[[bytes], Any] = json.loads) -> Record | Non
     return record
 
 
-def mark(file: Path) -> str:
-    """Return what tells whether the run of record `file` has been attempted since: a hash of what it left so far."""
-    left = hashlib.sha256()
-    for own in (file, failed_rerun(file)):
+def fingerprint(file: Path) -> str:
+    """Return a hash of the files of the run of record `file`, which changes with each attempt."""
+    sha = hashlib.sha256()
+    for attempt in (file, failed_rerun(file)):
         with contextlib.suppress(OSError):
-            left.update(own.name.encode() + own.read_bytes())
-    return left.hexdigest()
+            sha.update(attempt.name.encode() + attempt.read_bytes())
+    return sha.hexdigest()
 
 
-def keep(file: Path, record: Record, *, spare: bool) -> None:
-    """Write the `record` of an attempt: to `file`, or beside the done one there if that is to be spared a failure.
+def save(file: Path, record: Record, *, keep_done: bool) -> None:
+    """Write the `record` of an attempt to `file`.
+
+    Parameters
+    ----------
+    keep_done : `file` is of a done run; a failed attempt to repeat it is written beside it
 
     Raises
     ------
     SqError : the folder cannot be written, or the disk is full
     """
-    aside = spare and record["status"] == "failed"
-    write(failed_rerun(file) if aside else file, record)
-    if not aside:
+    if keep_done and record["status"] == "failed":
+        write(failed_rerun(file), record)
+    else:
+        write(file, record)
         failed_rerun(file).unlink(missing_ok=True)
 
 
 def read_all(
-    folder: Path, keep: Callable[[Record], Record] = lambda record: record
+    folder: Path, reduce: Callable[[Record], Record] = lambda record: record
 ) -> list[Record]:
     """Return every record in `folder`, sorted by key.
 
     Parameters
     ----------
-    keep : returns of a record what is to be kept of it; 10,000 whole ones would take gigabytes
+    reduce : returns the part of a record to keep; 10,000 whole ones would take gigabytes
 
     Raises
     ------
@@ -164,8 +180,11 @@ def read_all(
     """
     from pydantic_core import from_json  # three times as fast as json
 
-    files = sorted(folder.glob("*.json"))
-    records = [keep(r) for file in files if (r := read(file, from_json)) is not None]
+    records = []
+    for file in sorted(folder.glob("*.json")):
+        record = read(file, from_json)
+        if record is not None:
+            records.append(reduce(record))
     if not records:
         raise SqError(f"no records in {folder}: run the experiment first")
     return records
@@ -181,24 +200,24 @@ def write(file: Path, record: Record) -> None:
     files.write_text(file, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def keep_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
-    """Keep the ids of calibration images beside the records that name their hash, one a line."""
+def save_ids(config: Mapping[str, Any], name: str, ids: list[str]) -> None:
+    """Write the ids of calibration images, one a line, beside the records that have their hash."""
     file = Path(config["results"]) / config["name"] / "calibration" / f"{name}.txt"
     if not file.is_file():
         files.write_text(file, "\n".join(ids) + "\n")
 
 
-def sheet(config: Mapping[str, Any], key: str) -> Path:
-    """Return where the picture of the images belongs that a run made to calibrate with: beside its log."""
+def contact_sheet(config: Mapping[str, Any], key: str) -> Path:
+    """Return the file for the picture of generated calibration images: beside the run's log."""
     return Path(config["outputs"]) / config["name"] / f"{key}.images.png"
 
 
 def probe(folder: Path) -> None:
-    """Make sure a record could be written to `folder`, before any work is done for it.
+    """Check that a record can be written to `folder`, before any work is done for it.
 
     Raises
     ------
-    SqError : it could not
+    SqError : it cannot
     """
     file = folder / f".probe.{uuid.uuid4().hex}"
     try:

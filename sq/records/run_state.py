@@ -1,4 +1,4 @@
-"""How a run stands by what it left: whoever counts runs asks here, so that all count alike."""
+"""The state of a run, derived from the records that it left."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sq.records.record import Record, failed_rerun, read
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What became of a run.
+class RunState:
+    """The state of a run.
 
     Parameters
     ----------
-    state : "done", "failed", "new" (it left nothing), or "damaged": a file that is no whole record
+    state : "done", "failed", "new" (no record), or "damaged" (a file that is not a whole record)
     cause : why it failed, or what is damaged; of a done run "", unless it could not be repeated
-    record : of the run; None if it left none, or a damaged one
+    record : of the run; None if there is none, or a damaged one
     repeat : the record of the failed attempt to repeat a done run
     """
 
@@ -32,37 +32,38 @@ class Standing:
 def find(
     file: Path,
     parse: Callable[[bytes], Any] | None = None,
-    keep: Callable[[Record], Record] = lambda own: own,
-) -> Standing:
-    """Return how the run of record `file` stands. A done run stays done if repeating it fails: its figures are there.
+    reduce: Callable[[Record], Record] = lambda record: record,
+) -> RunState:
+    """Return the state of the run of record `file`.
+
+    A done run stays done if repeating it fails, because its results are there.
 
     Parameters
     ----------
-    parse : reads JSON; None takes the fastest parser
-    keep : returns of a record what is to be kept of it
+    parse : a JSON parser; None takes the fastest one
+    reduce : returns the part of a record to keep
     """
     from pydantic_core import from_json  # three times as fast as json
 
     parse = parse or from_json
+    repeat = None
     try:
-        found = read(file, parse)
-        done = found is not None and found["status"] == "done"
-        repeat = read(failed_rerun(file), parse) if done else None
+        record = read(file, parse)
+        if record is not None and record["status"] == "done":
+            repeat = read(failed_rerun(file), parse)
     except SqError as error:
-        return Standing("damaged", str(error))
-    if found is None:
-        return Standing("new")
-    if not done:
-        return Standing("failed", _error(found), keep(found))
-    cause = (
-        ""
-        if repeat is None
-        else (
-            f"repeating it failed: {_error(repeat)} (the earlier record counts; rerun=true tries again, and deleting "
-            f"{failed_rerun(file)} settles it)"
+        return RunState("damaged", str(error))
+    if record is None:
+        return RunState("new")
+    if record["status"] != "done":
+        return RunState("failed", _error(record), reduce(record))
+    cause = ""
+    if repeat is not None:
+        cause = (
+            f"repeating it failed: {_error(repeat)} (the earlier record counts; rerun=true tries "
+            f"again, and deleting {failed_rerun(file)} settles it)"
         )
-    )
-    return Standing("done", cause, keep(found), repeat)
+    return RunState("done", cause, reduce(record), repeat)
 
 
 def _error(record: Record) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from sq.core.progress import out, say, track
 from sq.core.wording import quantity
 from sq.errors import SqError, one_line
-from sq.records import record, run_claims
+from sq.records import record, run_locks
 from sq.tracker import run_page
 
 SHOWN = 1000  # runs in a listing: rich takes half a second for a thousand
@@ -59,19 +59,19 @@ def _left(file: Path) -> Left:
     """Return how the run of record `file` stands."""
     from pydantic_core import from_json
 
-    who = run_claims.last(file)
+    who = run_locks.last_holder(file)
     try:
         found = record.read(file, from_json)
         words = run_page.title(found) if found else ""
     except (SqError, KeyError) as error:
         return Left(file.stem, "damaged", cause=one_line(error))
-    if run_claims.alive(who) and who:
-        return Left(file.stem, "running", words, run_claims.words(who))
+    if run_locks.is_alive(who) and who:
+        return Left(file.stem, "running", words, run_locks.describe(who))
     if found is None:
         return Left(
             file.stem,
             "ended",
-            cause=f"{run_claims.words(who)}, which is gone" if who else "it was just given back",
+            cause=f"{run_locks.describe(who)}, which is gone" if who else "it was just given back",
         )
     return Left(file.stem, found["status"], words, found.get("error", ""))
 

@@ -19,7 +19,7 @@ from sq.config.schema import check
 from sq.core import files
 from sq.core.progress import say
 from sq.errors import SqError, one_line
-from sq.records import record, run_claims
+from sq.records import record, run_locks
 from sq.runs import incompatible_settings
 from sq.runtime import torch_setup
 from sq.tracker import run_page
@@ -67,15 +67,15 @@ def execute(one: Job, *, wait: bool) -> record.Record | None:
     if wrong := incompatible_settings.find(config, one.choices):
         raise SqError("; ".join(wrong))
     record.probe(file.parent)
-    seen = record.mark(file) if one.seen is None else one.seen
-    held = _claimed(file) if wait else run_claims.take(file)
+    seen = record.fingerprint(file) if one.seen is None else one.seen
+    held = _claimed(file) if wait else run_locks.acquire(file)
     if held is None:
         return None
     try:
         # which also makes an NFS client look again for files it did not find before
         record.probe(file.parent)
         found = record.read(file)
-        if found is not None and record.mark(file) != seen:
+        if found is not None and record.fingerprint(file) != seen:
             return found
         done = found if found is not None and found["status"] == "done" else None
         # Trackers are left last: they can take a minute, and whatever happens meanwhile must not
@@ -88,18 +88,18 @@ def execute(one: Job, *, wait: bool) -> record.Record | None:
                 )
             # A failed attempt at `rerun` must not cost the figures that are there: it is kept
             # beside them.
-            record.keep(file, made, spare=done is not None)
+            record.save(file, made, keep_done=done is not None)
         return made
     finally:
         held.release()
 
 
-def _claimed(file: Path) -> run_claims.Claim:
+def _claimed(file: Path) -> run_locks.RunLock:
     """Return the claim to a run, as soon as nobody else holds it."""
     told = False
-    while (held := run_claims.take(file)) is None:
-        if not told and (who := run_claims.holder(file)):
-            say(f"    waiting for the process that runs it {run_claims.words(who)}")
+    while (held := run_locks.acquire(file)) is None:
+        if not told and (who := run_locks.holder(file)):
+            say(f"    waiting for the process that runs it {run_locks.describe(who)}")
             told = True
         time.sleep(POLL)
     return held
@@ -120,19 +120,19 @@ def bury(one: Job, cause: str, trace: str) -> bool:
     SqError : the folder cannot be written
     """
     config, file, seen = one.config, one.file, one.seen or ""
-    if record.mark(file) != seen:
+    if record.fingerprint(file) != seen:
         return True
-    held = run_claims.take(file)
+    held = run_locks.acquire(file)
     if held is None:
         return False
     try:
-        if record.mark(file) == seen:
+        if record.fingerprint(file) == seen:
             made = {**_begun(config, one.choices, file.stem), "error": cause, "traceback": trace}
             found = record.read(file)
             done = found if found is not None and found["status"] == "done" else None
             with _LogTo(_log(config, file)):
                 log.error("failed: %s; the last it said:\n%s", cause, trace)
-                record.keep(file, made, spare=done is not None)
+                record.save(file, made, keep_done=done is not None)
                 _leave(config["tracker"], made, done)
         return True
     finally:
@@ -177,7 +177,7 @@ def _run(
             figures = pipeline.run(config, device)
         _keep_sheet(config, key, figures.pop("sheet", None))
         json.dumps(figures, allow_nan=False)  # what cannot be written is a failure too
-        record.keep_ids(config, figures["calibration"]["ids"], figures.pop("calibration_ids"))
+        record.save_ids(config, figures["calibration"]["ids"], figures.pop("calibration_ids"))
         made |= figures
         made["status"] = "done"
     except Exception as error:  # whatever it is, it belongs in the record
@@ -200,7 +200,7 @@ def _keep_sheet(config: Mapping[str, Any], key: str, picture: bytes | None) -> N
     if picture is None:
         return
     try:
-        files.write_bytes(record.sheet(config, key), picture, "outputs")
+        files.write_bytes(record.contact_sheet(config, key), picture, "outputs")
     except SqError as error:
         log.warning("no picture of the calibration images: %s", error)
 

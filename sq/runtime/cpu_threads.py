@@ -1,15 +1,15 @@
-"""How many CPU threads work is worth: several where operations are large, one elsewhere; items side by side, one each.
+"""CPU threads: several for a large operation, one for small ones, and items computed in parallel.
 
 An operation on several threads ends when the slowest of them does. On cores shared with other
-processes a thread waits for its turn, some milliseconds, so that an operation of a tenth of that
-takes many times as long as on one thread (results/LOG.md, 2026-12-01). Work that consists of many
-small operations is therefore not split operation by operation: each layer is one piece of work,
-with one thread, and several layers run side by side, which wait for nobody.
+processes a thread waits some milliseconds for its turn, so an operation that takes a tenth of that
+is many times slower than on one thread (results/LOG.md, 2026-12-01). Work of many small operations
+is therefore not split operation by operation. Each layer runs on one thread, and several layers run
+in parallel without waiting for each other.
 
-PyTorch's number of threads belongs to the thread that sets it, but threads that begin later get the
-number that was set last by any of them. Here it is set for the calling thread alone: threads of the
-caller's that begin meanwhile have the number that they would have without sq, in whichever order
-blocks of several threads end.
+PyTorch's number of threads belongs to the thread that sets it, but a thread that starts later gets
+the number that any thread set last. Here the number is set for the calling thread alone: threads
+that the caller starts meanwhile get the number that they would get without sq, in whichever order
+the blocks of several threads end.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from sq.types.problem import Model
 T = TypeVar("T")
 R = TypeVar("R")
 
-# elements: below, a pass over them is faster on one thread (measured with threads that sleep)
+# Elements below which a pass over a tensor is faster on one thread (measured with threads that
+# sleep while they wait).
 SMALL = 2**18
-# Multiply-adds of one operation. On 2 cores shared with 8 other processes two threads took, as a
-# multiple of the time of one (means of many repeats in turns): convolutions of 19, 75, 151 and 302
-# million 3.1, 1.3, 1.15 and 0.87; products of matrices of 33, 64, 134 and 262 million 2.4, 1.3, 0.9
-# and 0.93. From here on several threads lose nothing in company; what they gain on idle cores was
-# not measured.
+# Multiply-adds of one operation from which several threads lose nothing on shared cores. Measured
+# on 2 cores shared with 8 other processes, time on two threads over time on one (means of many
+# interleaved repeats): convolutions of 19, 75, 151 and 302 million: 3.1, 1.3, 1.15 and 0.87; matrix
+# products of 33, 64, 134 and 262 million: 2.4, 1.3, 0.9 and 0.93. The gain on idle cores was not
+# measured.
 LARGE = 2**27
-# seconds for running items to end after an interrupt; one long operation cannot be stopped within
+# Seconds for running items to end after an interrupt; a single operation cannot be interrupted.
 STOPPING = 30.0
 
 _allowed: ContextVar[int | None] = ContextVar("allowed", default=None)
@@ -46,14 +47,14 @@ _setting = threading.Lock()
 
 
 class _Blas:
-    """One thread for OpenBLAS while any block of any thread wants that."""
+    """Limits OpenBLAS to one thread while a block of any thread asks for it."""
 
     def __init__(self) -> None:
         self.lock, self.blocks, self.limits = threading.Lock(), 0, ExitStack()
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        """Limit it for the block."""
+        """Limit OpenBLAS for the block."""
         with self.lock:
             if self.blocks == 0:
                 self.limits.enter_context(
@@ -73,25 +74,25 @@ _blas = _Blas()
 
 
 def allowed() -> int:
-    """Return how many threads the work may use: as many as PyTorch had outside of all `use` blocks."""
+    """Return how many threads work may use: PyTorch's number outside of all `use` blocks."""
     return _allowed.get() or torch.get_num_threads()
 
 
 def _set(number: int) -> None:
-    """Set the number of this thread; threads that begin later get what they would have got before.
+    """Set the number of threads for this thread, without changing what later threads start with.
 
-    That number can be read, and put back, by a thread alone that has just begun. One that begins
-    while this function runs, less than a millisecond, may still get `number`.
+    Only a thread that has just started can read that number, and put it back. Another thread that
+    starts while this function runs, less than a millisecond, may still get `number`.
     """
     if torch.get_num_threads() == number:
         return
     read, changed = threading.Event(), threading.Event()
 
     def put_back() -> None:
-        later = torch.get_num_threads()
+        start_number = torch.get_num_threads()
         read.set()
         changed.wait()
-        torch.set_num_threads(later)
+        torch.set_num_threads(start_number)
 
     helper = threading.Thread(target=put_back, name="sq-number", daemon=True)
     with _setting:
@@ -107,7 +108,7 @@ def _set(number: int) -> None:
 
 @contextmanager
 def use(number: int) -> Iterator[None]:
-    """Run the block on `number` CPU threads, each operation."""
+    """Run each operation of the block on `number` CPU threads."""
     before = torch.get_num_threads()
     token = _allowed.set(allowed())
     try:
@@ -120,7 +121,7 @@ def use(number: int) -> Iterator[None]:
 
 @contextmanager
 def suited_to(elements: int) -> Iterator[int]:
-    """Run the block on one CPU thread if its operations have fewer than `SMALL` elements; give the number it had."""
+    """Run the block on one CPU thread if operations are `SMALL`; yield the number before it."""
     before = torch.get_num_threads()
     with use(1 if elements < SMALL else before):
         yield before
@@ -128,12 +129,12 @@ def suited_to(elements: int) -> Iterator[int]:
 
 @contextmanager
 def phases() -> Iterator[None]:
-    """Let the block set its number of threads by `set_for` as it goes on, one at first; restore it afterwards.
+    """Run the block on one CPU thread until it calls `set_for`; restore the number at the end.
 
-    NumPy's products are small wherever sq uses them: they have one thread throughout. OpenBLAS
-    would have its threads spin meanwhile (22.8 ms of CPU in place of 2.7 for the columns of a block
-    with 8,192 rows). OpenBLAS has one number for the process: it is restored by the last of several
-    blocks that run side by side.
+    OpenBLAS has one thread throughout: NumPy's products are small wherever sq uses them, and the
+    threads of OpenBLAS would spin meanwhile (22.8 ms of CPU in place of 2.7 for the columns of a
+    block with 8,192 rows). OpenBLAS has one number for the process: the last of several blocks that
+    run in parallel restores it.
     """
     with _blas.limited(), use(1):
         yield
@@ -141,19 +142,20 @@ def phases() -> Iterator[None]:
 
 @contextmanager
 def for_product(work: float) -> Iterator[None]:
-    """Run the block on all `allowed` threads if operations of it have `LARGE` multiply-adds or more, else on one."""
+    """Run the block on all `allowed` threads if its operations are `LARGE`, else on one."""
     with use(allowed() if work >= LARGE else 1):
         yield
 
 
 def set_for(work: float) -> None:
-    """Use all `allowed` threads from now on if operations of `work` multiply-adds are `LARGE`, else one."""
+    """From now on use all `allowed` threads if `work` multiply-adds are `LARGE`, else one."""
     _set(allowed() if work >= LARGE else 1)
 
 
 def work(model: Model, images: int) -> float:
-    """Return the multiply-adds of a layer in one pass of `images`, mean of all layers; `model` is traced."""
-    return sum(layer.macs for layer in model.layers) * images / max(1, len(model.layers))
+    """Return the mean multiply-adds of a layer in one pass of `images`; `model` is traced."""
+    layers = model.layers
+    return sum(layer.macs for layer in layers) * images / max(1, len(layers))
 
 
 def each(
@@ -165,23 +167,23 @@ def each(
     size: Callable[[T], int] | None = None,
     room: float = float("inf"),
 ) -> list[R]:
-    """Return ``[function(item) for item in items]``, computed by `allowed` threads side by side.
+    """Return ``[function(item) for item in items]``, computed in parallel by `allowed` threads.
 
-    Every item is computed on one thread, so that results do not depend on how many there are, or on
+    Every item is computed on one thread, so results depend neither on the number of threads nor on
     which ends first. Context variables are those of the caller, such as the packages that
     `sq.core.plugins.allowing` allows.
 
     Parameters
     ----------
-    what : is done, for whoever watches
-    cost : of an item, in any unit: those that take longest begin first
+    what : the label of the progress bar
+    cost : of an item, in any unit: the costliest items begin first
     size : bytes that an item holds while it is computed
-    room : bytes for all that are computed at a time; one item alone may hold more
+    room : bytes for all items that are computed at a time; one item alone may hold more
 
     Raises
     ------
-    BaseException : that of the first item, in the order of `items`, which raises one; items before
-    it are computed
+    BaseException : of the first item, in the order of `items`, that raises one; all items before it
+    are computed
     """
     workers = min(allowed(), len(items))
     if workers <= 1:
@@ -189,19 +191,19 @@ def each(
             return [function(item) for item in track(items, what, len(items))]
     order = sorted(range(len(items)), key=lambda i: -cost(items[i]))
     sizes = [size(item) if size else 0 for item in items]
-    crew = _Crew(function, items, order, sizes, room)
-    with crew.at_work(workers):
-        for _ in track(crew.ends(), what, len(items)):
+    pool = _Pool(function, items, order, sizes, room)
+    with pool.running(workers):
+        for _ in track(pool.ends(), what, len(items)):
             pass
-    return crew.outcome()
+    return pool.outcome()
 
 
 class _Stopped(SystemExit):
-    """Raised in workers when nobody waits for them any more."""
+    """Raised in workers to stop them when the caller no longer waits."""
 
 
-class _Crew(Generic[T, R]):
-    """Threads that compute items, each item on one of them."""
+class _Pool(Generic[T, R]):
+    """Threads that compute items, each item on one thread."""
 
     def __init__(
         self,
@@ -213,16 +215,16 @@ class _Crew(Generic[T, R]):
     ):
         self.function, self.items, self.sizes, self.room = function, items, sizes, room
         self.pending = order
-        self.held: dict[int, int] = {}  # bytes by item that is being computed
+        self.held: dict[int, int] = {}  # bytes, by number of an item that is being computed
         self.results: dict[int, R] = {}
         self.errors: dict[int, BaseException] = {}
         self.changed = threading.Condition()
         self.threads: list[threading.Thread] = []
-        self.gradients = torch.is_grad_enabled()  # a thread begins with PyTorch's default
+        self.gradients = torch.is_grad_enabled()  # a new thread has PyTorch's default instead
 
     @contextmanager
-    def at_work(self, workers: int) -> Iterator[None]:
-        """Have `workers` threads for the block; those still at work when it is left by an exception are stopped."""
+    def running(self, workers: int) -> Iterator[None]:
+        """Run `workers` threads during the block; stop them if an exception leaves it."""
         self.threads = [
             threading.Thread(
                 target=copy_context().run, args=(self._work,), name=f"sq-{i}", daemon=True
@@ -236,7 +238,7 @@ class _Crew(Generic[T, R]):
         except BaseException:
             with self.changed:
                 self.pending = []
-                self.changed.notify_all()  # whoever waits for memory
+                self.changed.notify_all()  # workers that wait for memory
             for thread in self.threads:
                 if thread.ident is not None and thread.is_alive():
                     stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -248,21 +250,21 @@ class _Crew(Generic[T, R]):
                     thread.join(STOPPING)
 
     def ends(self) -> Iterator[None]:
-        """Yield once for each item that is computed, as it ends; stop where none is left to compute."""
-        told = 0
+        """Yield once for each item when it is computed; end when none is left to compute."""
+        yielded = 0
         while True:
             with self.changed:
-                while told == len(self.results) and not self._over():
+                while yielded == len(self.results) and not self._is_over():
                     self.changed.wait()
-                done = len(self.results)
-            if told == done:
+                computed = len(self.results)
+            if yielded == computed:
                 return
-            while told < done:
-                told += 1
+            while yielded < computed:
+                yielded += 1
                 yield
 
-    def _over(self) -> bool:
-        """Return whether nothing is being computed, or will be: an item behind one that failed does not matter."""
+    def _is_over(self) -> bool:
+        """Tell whether no item is being computed or pending; drop those behind one that failed."""
         last = min(self.errors, default=len(self.items))
         self.pending = [number for number in self.pending if number < last]
         return not self.held and not self.pending
@@ -274,7 +276,7 @@ class _Crew(Generic[T, R]):
         return [self.results[i] for i in range(len(self.items))]
 
     def _work(self) -> None:
-        # what the caller may use is spent on the workers: within them, one thread each
+        # The workers are the threads that the caller may use: each of them may use one.
         _allowed.set(None)
         with suppress(_Stopped):
             _set(1)
@@ -282,7 +284,10 @@ class _Crew(Generic[T, R]):
                 self._compute()
 
     def _compute(self) -> None:
-        while (number := self._next()) is not None:
+        while True:
+            number = self._next()
+            if number is None:
+                return
             try:
                 result = self.function(self.items[number])
             except _Stopped:
@@ -293,10 +298,10 @@ class _Crew(Generic[T, R]):
                 self._end(number, result=result)
 
     def _next(self) -> int | None:
-        """Return the next item that fits into memory beside those being computed; None if there is nothing to do."""
+        """Return the number of the next item, once it fits into memory; None if none is left."""
         with self.changed:
             while True:
-                if self._over() or not self.pending:
+                if self._is_over() or not self.pending:
                     return None
                 free = self.room - sum(self.held.values())
                 for number in self.pending:

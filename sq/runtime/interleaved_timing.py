@@ -1,4 +1,4 @@
-"""Timing things against one another: in turns, so that what slows a machine down for a while slows all of them."""
+"""Compare the run times of functions, interleaved so that a slow phase of the machine hits all."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ def race(
 ) -> dict[str, np.ndarray]:
     """Return the milliseconds (rounds,) that each entrant took in each round.
 
-    In every round each runs once, in an order drawn anew where there are more than two, of which
-    the first was not the last of the round before: what runs twice in a row finds its memory as it
-    left it, and is faster for it.
+    Each entrant runs once a round. The order of a round is random, but its first entrant is never
+    the last one of the round before: an entrant that runs twice in a row finds its data in the
+    cache and is faster.
 
     Parameters
     ----------
-    warmup : rounds that do not count, before the others
-    what : is timed, for whoever watches
+    warmup : rounds before the timed ones
+    what : the label of the progress bar
     """
-    found = {name: np.empty(rounds) for name in entrants}
+    milliseconds = {name: np.empty(rounds) for name in entrants}
     draw, order = random.Random(0), list(entrants)
-    collects = gc.isenabled()
+    gc_was_enabled = gc.isenabled()
     gc.disable()
     try:
         for number in track(range(-warmup, rounds), what):
             order = _shuffled(order, draw)
             for name in order:
-                began = time.perf_counter_ns()
+                start = time.perf_counter_ns()
                 entrants[name]()
-                took = time.perf_counter_ns() - began
-                if number >= 0:
-                    found[name][number] = took / 1e6
+                nanoseconds = time.perf_counter_ns() - start
+                if number >= 0:  # not a warm-up round
+                    milliseconds[name][number] = nanoseconds / 1e6
     finally:
-        if collects:
+        if gc_was_enabled:
             gc.enable()
-    return found
+    return milliseconds
 
 
 def _shuffled(order: list[str], draw: random.Random) -> list[str]:
-    """Return `order` anew, without its last one first."""
-    *others, _ = order
-    if not others:
+    """Return `order` shuffled, with another entrant than its last one first."""
+    *candidates, _ = order
+    if not candidates:
         return order
-    first = draw.choice(others)
+    first = draw.choice(candidates)
     rest = [name for name in order if name != first]
     return [first, *draw.sample(rest, len(rest))]
 

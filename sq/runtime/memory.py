@@ -1,4 +1,4 @@
-"""Whether Hessians fit in memory: asked before the first image is seen, since nothing can be saved afterwards."""
+"""Check that all Hessians fit in memory, before calibration starts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from sq.errors import SqError
 from sq.types.problem import Layer
 
-NUMBER = 8  # bytes of a float64
-# While a layer is solved its H is held four times more: damped, in the weight's precision,
-# factored, permuted.
-SOLVING = 4
+FLOAT64 = 8  # bytes
+# Copies of H that solving a layer needs: damped, in the weight's precision, factored, permuted.
+SOLVER_COPIES = 4
 GIB = 2**30
 
 
@@ -26,18 +25,18 @@ def available(device: torch.device) -> int:
 
 
 def check(layers: Sequence[Layer], device: torch.device) -> None:
-    """Raise an `SqError` that names the largest layer unless all Hessians of `layers` fit in free memory at once.
-
-    A Hessian has a square of numbers for a layer's inputs: (G, I, I).
-    """
-    sizes = {layer.name: NUMBER * layer.groups * layer.inputs**2 for layer in layers}
-    largest = max(layers, key=lambda layer: sizes[layer.name], default=None)
-    if largest is None:
+    """Raise an `SqError` that names the largest layer if the Hessians do not fit in memory."""
+    if not layers:
         return
-    need, free = sum(sizes.values()) + SOLVING * sizes[largest.name], available(device)
+    # bytes of each Hessian (G, I, I)
+    sizes = {layer.name: FLOAT64 * layer.groups * layer.inputs**2 for layer in layers}
+    largest = max(layers, key=lambda layer: sizes[layer.name])
+    need = sum(sizes.values()) + SOLVER_COPIES * sizes[largest.name]
+    free = available(device)
     if need > free:
         raise SqError(
-            f"layer {largest.name} has {largest.inputs} columns, a Hessian of {sizes[largest.name] / GIB:.2g} GiB; "
-            f"all layers' and the work on it need {need / GIB:.2g} GiB, {free / GIB:.2g} GiB are free on {device}: "
+            f"layer {largest.name} has {largest.inputs} columns, a Hessian of "
+            f"{sizes[largest.name] / GIB:.2g} GiB; all Hessians and the work on it need "
+            f"{need / GIB:.2g} GiB, {free / GIB:.2g} GiB are free on {device}: "
             "free memory or use a machine with more"
         )

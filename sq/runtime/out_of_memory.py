@@ -1,4 +1,4 @@
-"""Out of memory: work is tried again in halves where what comes out does not depend on it, and the record says so."""
+"""Retry work that runs out of memory with half the batch, and explain the error if that fails."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from sq.errors import SqError
 
 T = TypeVar("T")
 
-# How libraries below PyTorch say it: its own allocator raises an OutOfMemoryError, but cuBLAS,
-# cuDNN, cuSOLVER (as CUBLAS_STATUS_ALLOC_FAILED) and the CUDA driver take memory beside it.
-WORDS = (
+# Messages of libraries below PyTorch. Its own allocator raises an OutOfMemoryError, but cuBLAS,
+# cuDNN and cuSOLVER (CUBLAS_STATUS_ALLOC_FAILED), and the CUDA driver allocate memory without it.
+MESSAGES = (
     "can't allocate memory",
     "Cannot allocate memory",
     "CUDA error: out of memory",
     "_ALLOC_FAILED",
 )
 
-# of the run in this process: work that did not fit in memory, and the size at which it did
+# Of the run in this process: work that did not fit in memory, and the size at which it did. The
+# pipeline clears it, and copies it to the record.
 halved: dict[str, int] = {}
 
 
 def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
-    """Return ``attempt(size)``; where memory does not suffice, of half the size, and so on down to 1.
+    """Return ``attempt(size)``; out of memory, halve the size and try again, down to 1.
 
     Parameters
     ----------
-    what : the work, for `halved`; the same work starts at the size that fitted last
-    attempt : what it returns must not depend on `size` (beyond rounding), and nothing of a failed
-    call may stay
+    what : the name of the work in `halved`; the same work starts at the size that fitted last
+    attempt : its result must not depend on `size` (beyond rounding), and a failed call must leave
+    nothing behind
 
     Raises
     ------
-    torch.OutOfMemoryError, RuntimeError, MemoryError : memory does not suffice at size 1 either
+    torch.OutOfMemoryError, RuntimeError, MemoryError : size 1 does not fit in memory either
     """
     size = min(size, halved.get(what, size))
     while True:
@@ -48,7 +49,7 @@ def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out(error):
                 raise
-        # Here the error is gone, and with it the tensors that its traceback held.
+        # Outside of the except block the error is gone, with the tensors that its traceback held.
         size //= 2
         halved[what] = size
         say(f"    out of memory: {what} goes on with {size} at a time")
@@ -58,33 +59,34 @@ def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
 
 
 def forward(what: str, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return ``net(x)`` for images x (B, ...), in as many parts as memory asks for."""
+    """Return ``net(x)`` for images x (B, ...), computed in parts that fit in memory."""
     return fitting(what, lambda size: torch.cat([net(part) for part in x.split(size)]), len(x))
 
 
 def is_out(error: BaseException) -> bool:
-    """Return whether `error` says that memory, a GPU's or the machine's, did not suffice."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        word in str(error) for word in WORDS
-    )
+    """Tell whether `error` means that memory of a GPU or the machine ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(message in str(error) for message in MESSAGES)
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say what can be done where memory does not suffice for the block.
+    """Turn an out-of-memory error of the block into one that says what to do.
 
     Raises
     ------
-    SqError : it did not
+    SqError : memory ran out
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out(error):
             raise
-        told = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+        # The first sentence of PyTorch's message; the others are about its allocator.
+        reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
         cure = "run fewer processes at a time, or take a machine with more"
         raise SqError(
-            f"out of memory ({told}): lower batch_size= or calibration.images=, {cure}",
-            call=f'out of memory ({told}): lower "batch_size=", give fewer images, {cure}',
+            f"out of memory ({reason}): lower batch_size= or calibration.images=, {cure}",
+            call=f'out of memory ({reason}): lower "batch_size=", give fewer images, {cure}',
         ) from error

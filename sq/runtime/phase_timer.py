@@ -1,4 +1,4 @@
-"""Seconds by phase, and the peak memory, of one run."""
+"""Seconds by phase, and peak memory, of one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for `device` to finish what it was given, so that a clock read next is right."""
+    """Wait until `device` has finished its queued work, so that a clock read next is right."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -38,8 +38,8 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def peak_bytes(self) -> dict[str, int]:
-        """Return the peak memory: of the process since it began, and of the device since this clock began."""
-        unit = 1 if sys.platform == "darwin" else 1024
+        """Return peak memory: of the process, and of the device since the clock was created."""
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes: Linux reports KiB
         peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
         if self.device.type == "cuda":
             peak["device"] = torch.cuda.max_memory_allocated(self.device)

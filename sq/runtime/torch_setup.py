@@ -1,4 +1,4 @@
-"""What must be done once in a process before anything is computed: torch imported, its threads and device chosen."""
+"""Set up PyTorch in a process: import it, and choose threads, device and repeatable arithmetic."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from typing import Any
 from sq.errors import SqError, one_line
 from sq.runtime import malloc
 
-_exact = threading.RLock()  # PyTorch has one state for all threads
-_threads = 0  # PyTorch's own number, once it is known
+_exact = threading.RLock()  # PyTorch has one set of precisions for all threads
+_threads = 0  # PyTorch's default number, once it is known
 
 
 def import_torch() -> None:
-    """Import torch, with the settings that it reads once.
+    """Import torch, with the environment variables that it reads once.
 
-    Not torchvision: a run that needs none of it would spend as long on its import as on that of
-    torch.
+    torchvision is left out: its import takes as long as that of torch, and many runs need none.
     """
-    # Both are read once, when the libraries start.
+    # The libraries read both variables once, when they start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Threads that wait by spinning stand in each other's way where cores are shared: OBQ took 185 s
-    # beside one other busy process, 10 s with threads that sleep (results/LOG.md).
+    # Threads that spin while they wait block each other on shared cores: OBQ took 185 s beside one
+    # other busy process, and 10 s with threads that sleep (results/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     malloc.keep()
     import torch  # noqa: F401
 
 
 def import_torchvision() -> None:
-    """Import torchvision, and explain the one way in which that commonly fails; timm imports it as well.
+    """Import torchvision, and explain the common failure; timm imports it as well.
 
     Raises
     ------
@@ -41,8 +40,8 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
     except (RuntimeError, OSError) as error:
         raise SqError(
-            f"torch and torchvision do not fit together ({one_line(error)}): install both from the same "
-            "index, python -m pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
+            f"torch and torchvision do not fit together ({one_line(error)}): install both from the "
+            "same index, python -m pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
         ) from error
 
 
@@ -51,7 +50,7 @@ def prepare(config: Mapping[str, Any]) -> Any:
 
     Raises
     ------
-    SqError : a device that does not exist here
+    SqError : the device does not exist here
     """
     import torch
 
@@ -81,17 +80,16 @@ def _be_repeatable() -> None:
     import torch
 
     torch.backends.cudnn.benchmark = False
-    # As `use_deterministic_algorithms(True, warn_only=True)`, which would import PyTorch's compiler
-    # first, for seconds.
+    # Same as `use_deterministic_algorithms(True, warn_only=True)`, which would spend seconds on
+    # importing PyTorch's compiler.
     torch.set_deterministic_debug_mode("warn")
-    # On by default with the line above: fills every new tensor with NaN first, a tenth of a forward
-    # pass. It would only make the reading of memory never written repeatable, which is a fault
-    # wherever it happens.
+    # The line above turns it on: every new tensor is filled with NaN, a tenth of a forward pass. It
+    # would only make reads of uninitialized memory repeatable, which are bugs anyway.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _precisions() -> tuple[Any, ...]:
-    """Return what has a precision of its own for products of float32."""
+    """Return the backends of PyTorch that have their own precision for float32 products."""
     import torch
 
     backends: Any = torch.backends
@@ -101,25 +99,26 @@ def _precisions() -> tuple[Any, ...]:
 
 @contextmanager
 def exactly() -> Iterator[None]:
-    """Let PyTorch compute as in a run for a while, in a process that is somebody else's; one thread at a time."""
+    """Let PyTorch compute as in a run for the block, in the process of another program."""
     import torch
 
-    filled: Any = torch.utils.deterministic
-    every: Any = torch.backends
+    filling: Any = torch.utils.deterministic
+    backends: Any = torch.backends
     with _exact:
         precisions = [part.fp32_precision for part in _precisions()]
-        before = torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory
+        settings = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
         mode = torch.get_deterministic_debug_mode()
         try:
-            # Not by `allow_tf32`, which raises where the caller has set these; PyTorch's exporters
-            # raise where these differ from it, so that a run, which exports, does it the other way.
+            # Not by `allow_tf32`, which raises where the caller has set these. A run uses it all
+            # the same, since the exporters of PyTorch raise where these differ from it.
             for part in _precisions():
                 part.fp32_precision = "ieee"
             _be_repeatable()
             yield
         finally:
             for part, precision in zip(_precisions(), precisions, strict=True):
-                # as all have it
-                part.fp32_precision = "none" if precision == every.fp32_precision else precision
-            torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory = before
+                # "none" follows the precision of all backends, as the caller may have set it
+                inherited = precision == backends.fp32_precision
+                part.fp32_precision = "none" if inherited else precision
+            torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory = settings
             torch.set_deterministic_debug_mode(mode)

@@ -1,1 +1,1 @@
-"""Results kept between runs: a store of tensors with eviction, and checkpoints of unfinished work."""
+"""Results that later runs reuse: a store of tensors, and checkpoints of unfinished work."""

@@ -1,7 +1,7 @@
-"""Results on disk, for other runs: tensors and a note, in a file named by all that they follow from.
+"""A folder of results that later runs reuse: tensors and a note, named by a hash of all inputs.
 
-So an entry is never stale, and nothing has to be told apart by hand. Whatever goes wrong with the
-folder costs time, never a run: what was wanted is made then, and a line says so.
+An entry is never stale, because its name changes with anything it depends on. A problem with the
+folder never fails a run: the result is computed again, and one line says so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,27 +21,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq.core import plugins
+from sq.core import files, plugins
 from sq.core.progress import say
 from sq.errors import one_line
-from sq.storage import eviction
 from sq.types.problem import Model, digest
 
 GIB = 2**30
-PATIENCE = 5.0  # seconds to wait for another run before saying so
+LOCK_WAIT = 5.0  # seconds to wait for another run before a message says so
+UNFINISHED = "unfinished"  # the subfolder for states of unfinished work, see `sq.storage.resume`
+ABANDONED = 3600.0  # seconds after which a temporary file counts as left by a killed run
+PACKAGE = Path(__file__).resolve().parents[1]
 
 Tensors = dict[str, Tensor]
-Note = dict[str, Any]  # what is known beside the tensors, as JSON holds it
+Note = dict[str, Any]  # what is stored beside the tensors, as JSON
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What entries of one kind hold, and what they are called in messages."""
+    """What entries of one kind hold, and what messages call them."""
 
     what: str  # "statistics"
     making: str  # "collecting them"
     names: Sequence[str]  # of the tensors, in their order
-    # tells whether that is the note of such an entry; may raise
+    # whether a note is one of this kind; may raise
     fits: Callable[[Note], bool] = lambda note: True
 
 
@@ -50,73 +53,82 @@ class Store:
 
     Parameters
     ----------
-    folder : where entries are kept; None keeps none
-    limit_gib : for all entries; the least recently used ones make room. One larger than this is not
-    kept
-    origin : the config that a network was loaded by; what its weights do not show (a setting of
-    `forward`) is there
+    folder : where entries are stored; None stores none
+    limit_gib : for all entries together. The least recently used ones are removed first; an entry
+    that is larger is not stored
+    origin : the config that a network was loaded by. It holds what the weights do not show, such as
+    a setting of `forward`
     """
 
     folder: str | None
     limit_gib: float
     origin: Any = None
 
-    def kept(
-        self, key: str, kind: Kind, make: Callable[[], tuple[Tensors, Note]], device: torch.device
+    def get_or_compute(
+        self,
+        key: str,
+        kind: Kind,
+        compute: Callable[[], tuple[Tensors, Note]],
+        device: torch.device,
     ) -> tuple[Tensors, Note, bool]:
-        """Return what `make` returns, from the entry `key` if there is one, and whether there was.
+        """Return tensors and note of the entry `key`, and whether it was stored already.
 
-        Of several runs that want the same entry at the same time, one makes it and the others wait.
+        If several runs ask for a missing entry at once, one computes it and the others wait.
 
         Parameters
         ----------
         key : see `name`
-        make : returns tensors with the names of `kind`, in that order, and a note
-        device : where tensors that were kept are put
+        compute : returns tensors with the names of `kind`, in that order, and a note
+        device : of the returned tensors if they were stored
         """
         if self.folder is None:
-            return *make(), False
+            tensors, note = compute()
+            return tensors, note, False
         file = Path(self.folder) / f"{key}.safetensors"
-        with _alone(file, kind):
-            if (found := _read(file, kind, device)) is not None:
-                return *found, True
-            made = make()
-            _write(file, kind, made, int(self.limit_gib * GIB))
-        return *made, False
+        with _locked(file, kind):
+            entry = _read(file, kind, device)
+            if entry is not None:
+                return *entry, True
+            tensors, note = compute()
+            _write(file, kind, tensors, note, int(self.limit_gib * GIB))
+        return tensors, note, False
 
 
-NOWHERE = Store(None, 1.0)  # keeps nothing
+NOWHERE = Store(None, 1.0)  # stores nothing
 
 
 def name(parts: Iterable[str]) -> str:
-    """Return the name of an entry: a hash of `parts`, all that it follows from."""
+    """Return the name of an entry: a hash of `parts`, all that it depends on."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def describe(model: Model) -> tuple[list[str], list[str]]:
-    """Return all that the outputs of a network depend on, to the last bit: its code, and what it is made of."""
+    """Return all that the outputs of a network depend on, to the last bit: code, and tensors."""
     # some buffers are not part of the state
-    state = model.net.state_dict() | dict(model.net.named_buffers())
-    kinds = sorted({source(type(module)) for module in model.net.modules()})  # type: ignore[arg-type] # hashable
-    code = [*kinds, repr(model.net), repr([module.training for module in model.net.modules()])]
-    return code, [repr([*state]), digest(state.values())]
+    tensors = model.net.state_dict() | dict(model.net.named_buffers())
+    modules = list(model.net.modules())
+    sources = sorted({source(type(module)) for module in modules})  # type: ignore[arg-type] # hashable
+    code = [*sources, repr(model.net), repr([module.training for module in modules])]
+    return code, [repr([*tensors]), digest(tensors.values())]
 
 
-def place(device: torch.device) -> str:
-    """Return what rounding depends on."""
+def rounding(device: torch.device) -> str:
+    """Return what the rounding of sums depends on: device, version of PyTorch, threads."""
     return f"{device.type} {torch.__version__} {torch.get_num_threads()}"
 
 
-# what was read first is what runs: an edit must not name what the old code computes
+# Cached: the process runs the code that it read first, so a later edit must not change the hash.
 @functools.cache
 def source(kind: type | Callable[..., Any]) -> str:
-    """Return the code of the file a class or function is in; "" where none can be read, or torch's version tells it.
+    """Return the source code of the file that holds a class or function.
 
-    Of a plugin, whose other files may be part of it, a hash of all its code.
+    It is "" where no source can be read, and for PyTorch's own, which its version identifies. For a
+    plugin it is a hash of all its code, since its other files may be part of it.
     """
     if kind.__module__.startswith("torch."):
         return ""
-    if package := plugins.package_of(f"{kind.__module__}."):
+    package = plugins.package_of(f"{kind.__module__}.")
+    if package:
         return f"{kind.__module__}.{kind.__qualname__} of {plugins.digest(package)}"
     try:
         return inspect.getsource(inspect.getmodule(kind) or kind)
@@ -124,17 +136,34 @@ def source(kind: type | Callable[..., Any]) -> str:
         return ""
 
 
+def code_hash() -> str:
+    """Return a hash of every Python file of sq and of the allowed plugins, as 16 hex digits."""
+    packages = sorted(plugins.allowed())
+    if not packages:
+        return _package_hash()
+    parts = [_package_hash(), *((package, plugins.digest(package)) for package in packages)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache  # as for `source`
+def _package_hash() -> str:
+    sha = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        sha.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
+    return sha.hexdigest()[:16]
+
+
 @contextmanager
-def _alone(file: Path, kind: Kind) -> Iterator[None]:
-    """Keep other runs from the entry `file` meanwhile; without a lock if the folder cannot have one."""
+def _locked(file: Path, kind: Kind) -> Iterator[None]:
+    """Keep other runs from the entry `file` for the block; go on unlocked if locks do not work."""
     from filelock import FileLock, Timeout
 
-    # One of 256 locks, so that they do not pile up as entries come and go.
+    # One of 256 lock files, so that they do not pile up as entries come and go.
     lock = FileLock(file.parent / f"{file.name[:2]}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=LOCK_WAIT)
         except Timeout:
             say(f"{kind.what}: another run is at work in {file.parent}; waiting for it")
             lock.acquire()
@@ -147,18 +176,19 @@ def _alone(file: Path, kind: Kind) -> Iterator[None]:
 
 
 def _read(file: Path, kind: Kind, device: torch.device) -> tuple[Tensors, Note] | None:
-    """Return the entry `file`; None if there is none, or none that is whole, which is said."""
+    """Return the entry `file`; None, with a message if it is damaged, where there is none."""
     from safetensors import SafetensorError, safe_open
 
     if not file.exists():
         return None
-    with suppress(OSError):  # whoever may only read cannot say when
-        os.utime(file)  # used just now; said first, so that no other run removes it meanwhile
+    # Marked as used before it is read, so that no other run evicts it meanwhile.
+    with suppress(OSError):  # the file may be read-only
+        os.utime(file)
     try:
         with safe_open(file, "pt") as entry:
             note = json.loads(entry.metadata()["sq"])
-        found = {own: _tensor(file, own, device) for own in kind.names}
-        if digest(found.values()) != note.pop("digest") or not kind.fits(note):
+        tensors = {tensor: _read_tensor(file, tensor, device) for tensor in kind.names}
+        if digest(tensors.values()) != note.pop("digest") or not kind.fits(note):
             raise ValueError("its content is not what was written")
     except (
         OSError,
@@ -169,49 +199,81 @@ def _read(file: Path, kind: Kind, device: torch.device) -> tuple[Tensors, Note] 
         TypeError,
         AttributeError,
     ) as error:
-        if not file.exists():  # another run has just made room: torch says so by a RuntimeError
+        if not file.exists():  # another run has just evicted it: torch raises a RuntimeError
             return None
         say(f"{kind.what}: {file} cannot be used ({one_line(error)}); {kind.making} again")
         return None
-    return found, note
+    return tensors, note
 
 
-def _tensor(file: Path, own: str, device: torch.device) -> Tensor:
-    """Return one tensor of `file`, in memory of its own.
+def _read_tensor(file: Path, name: str, device: torch.device) -> Tensor:
+    """Return a copy of one tensor of `file`.
 
-    The library's is mapped to the file: were that cut, or removed on a network drive, using it
-    would end the process. Opening the file for each tensor lets go of its pages, so no more than
-    one is held twice.
+    The library's own tensor is mapped to the file: if that were cut, or removed on a network drive,
+    using it would end the process. Opening the file for each tensor frees its pages, so that at
+    most one tensor is in memory twice.
     """
     from safetensors import safe_open
 
     with safe_open(file, "pt") as entry:
-        return entry.get_tensor(own).to(device, copy=True)
+        return entry.get_tensor(name).to(device, copy=True)
 
 
-def _write(file: Path, kind: Kind, made: tuple[Tensors, Note], limit: int) -> None:
-    """Write an entry, whole or not at all, unless it is larger than `limit` bytes, and make room for it."""
+def _write(file: Path, kind: Kind, tensors: Tensors, note: Note, limit: int) -> None:
+    """Write an entry, unless it exceeds `limit` bytes, and evict others to make room for it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors, note = made
-    if sum(own.numel() * own.element_size() for own in tensors.values()) > limit:
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > limit:
         return
-    about = json.dumps(note | {"digest": digest(tensors[own] for own in kind.names)})
-    part = file.with_name(f".{file.stem}.{os.getpid()}.part")
+    tensors_digest = digest(tensors[tensor] for tensor in kind.names)
+    metadata = {"sq": json.dumps(note | {"digest": tensors_digest})}
+    contiguous = {tensor: value.contiguous() for tensor, value in tensors.items()}
     try:
-        save_file(
-            {own: tensor.contiguous() for own, tensor in tensors.items()}, part, {"sq": about}
-        )
-        if part.stat().st_size > limit:  # by its header
-            return
-        part.replace(file)
+        with files.temporary_beside(file) as part:
+            save_file(contiguous, part, metadata)
+            if part.stat().st_size > limit:  # with its header
+                return
+            part.replace(file)
     except (OSError, SafetensorError) as error:
         say(
-            f"{kind.what}: cannot be kept in {file.parent} ({one_line(error)}); the run goes on without"
+            f"{kind.what}: cannot be stored in {file.parent} ({one_line(error)}); "
+            "the run goes on without"
         )
     else:
-        eviction.make(file.parent, file, kind.what, limit)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        evict(file.parent, file, kind.what, limit)
+
+
+def evict(folder: Path, newest: Path, what: str, limit: int) -> None:
+    """Remove what killed runs left, and the least recently used files until `limit` bytes are left.
+
+    Parameters
+    ----------
+    folder : of entries; states of unfinished work, in its subfolder, count as well
+    newest : the file that was just written, the last to be removed
+    what : `newest` is, for messages
+    """
+    try:
+        for used, _, part in _files(folder, ".*.part"):
+            if time.time() - used > ABANDONED:
+                part.unlink(missing_ok=True)
+        entries = _files(folder, "*.safetensors")
+        # the newest first, then by time of use
+        entries.sort(key=lambda entry: (entry[2] == newest, entry[0]), reverse=True)
+        total = 0
+        for _, size, entry in entries:
+            total += size
+            if total > limit:
+                entry.unlink(missing_ok=True)
+    except OSError as error:
+        say(f"{what}: cannot make room in {folder} ({one_line(error)}); it may exceed cache_gib")
+
+
+def _files(folder: Path, pattern: str) -> list[tuple[float, int, Path]]:
+    """Return time of use, bytes and path of the files that match `pattern`."""
+    matches = []
+    for file in [*folder.glob(pattern), *(folder / UNFINISHED).glob(pattern)]:
+        with suppress(FileNotFoundError):  # another run has just removed it
+            stat = file.stat()
+            matches.append((stat.st_mtime, stat.st_size, file))
+    return matches

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sq.records.record import Record, sheet
+from sq.records.record import Record, contact_sheet
 
 Mode = Literal["online", "offline", "disabled"]
 TAG = 64  # characters W&B takes for one
@@ -213,7 +213,7 @@ def _sheet(record: Record) -> dict[str, bytes]:
     if not record.get("calibration", {}).get("made"):
         return {}
     try:
-        return {"images": sheet(record["config"], record["key"]).read_bytes()}
+        return {"images": contact_sheet(record["config"], record["key"]).read_bytes()}
     except OSError:
         return {}
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sq.network.copies import copied
 from sq.network.forward import forward
-from sq.storage.resume import Spent
+from sq.storage.resume import StepCost
 
 # steps in full precision, spread over the run, so that whatever else a machine does falls on both
 # kinds
@@ -20,7 +20,7 @@ SAMPLES = 8
 
 
 @contextmanager
-def spending(spent: Spent, part: str) -> Iterator[None]:
+def spending(spent: StepCost, part: str) -> Iterator[None]:
     """Count one step, its CPU seconds, and its seconds as those of `part`."""
     wall, cpu = time.perf_counter(), time.process_time()
     yield
@@ -42,7 +42,7 @@ class Plain:
         self.net = copied(net).requires_grad_().train()
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
         self.apart = max(1, total // (SAMPLES + 1))
-        self.spent = Spent()
+        self.spent = StepCost()
         self.first = 0.0
 
     def due(self, step: int) -> bool:

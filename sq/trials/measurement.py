@@ -16,8 +16,7 @@ from sq.dataset import loading
 from sq.errors import SqError
 from sq.network.forward import forward
 from sq.runtime import batching, out_of_memory
-from sq.storage import code_hash
-from sq.storage.store import Kind, Store, describe, name, place
+from sq.storage.store import Kind, Store, code_hash, describe, name, rounding
 from sq.trials.bit_switching import Quantize, SwitchableNetwork
 from sq.types.costs import Cost
 from sq.types.images import Batch, Images
@@ -76,7 +75,7 @@ def losses(trial: Trial, assignments: list[BitAssignment], images: int) -> Losse
     batch = loading.load(trial.images, indices, trial.problem.model.prepare, "trial images")
     network = SwitchableNetwork(trial.problem, trial.quantize, trial.cost.weights)
     key = [
-        code_hash.digest(),
+        code_hash(),
         trial.store.origin,
         *_dependencies(trial, network, batch),
         assignments,
@@ -86,7 +85,9 @@ def losses(trial: Trial, assignments: list[BitAssignment], images: int) -> Losse
         values = _measure(trial, network, batch, assignments)
         return {"losses": torch.tensor(values, dtype=torch.float64)}, {}
 
-    entry, _, cached = trial.store.kept(name([json.dumps(key)]), KIND, measure, torch.device("cpu"))
+    entry, _, cached = trial.store.get_or_compute(
+        name([json.dumps(key)]), KIND, measure, torch.device("cpu")
+    )
     # Full precision comes first.
     full, *others = [(loss, top1) for loss, top1 in entry["losses"].tolist()]
     return Losses(full, others, len(indices), cached)
@@ -116,7 +117,7 @@ def _dependencies(trial: Trial, network: SwitchableNetwork, batch: Batch) -> lis
         list(grids),
         digest(levels),
         digest([batch.x, batch.y]),
-        place(batch.x.device),
+        rounding(batch.x.device),
     ]
 
 

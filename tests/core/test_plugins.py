@@ -19,7 +19,7 @@ from sq.core import plugins
 from sq.records import record
 from sq.runs import status
 from sq.runs.incompatible_settings import detects, find
-from sq.storage import code_hash, store
+from sq.storage import store
 
 PARTS = '''
 import os  # a module that configs may not reach through this one
@@ -650,15 +650,15 @@ def test_kept_results_go_by_the_code_of_a_plugin(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(plugins, "_named", [])
-    without = code_hash.digest()
+    without = store.code_hash()
     monkeypatch.setattr(plugins, "_named", ["coded"])
     kind = plugins.find("coded.net.Net", "model.constructor")
-    before = code_hash.digest(), store.source(kind), plugins.digest("coded")
+    before = store.code_hash(), store.source(kind), plugins.digest("coded")
     assert before[0] != without
     (package / "helper.py").write_text("SIZE = 2\n")  # which the file of the class does not show
     for cached in (plugins.digest, store.source):
         cached.cache_clear()
-    after = code_hash.digest(), store.source(kind), plugins.digest("coded")
+    after = store.code_hash(), store.source(kind), plugins.digest("coded")
     assert all(old != new for old, new in zip(before, after, strict=True))
     del sys.modules["coded"], sys.modules["coded.net"]
 

@@ -383,7 +383,7 @@ def test_statistics_outlive_their_file(tmp_path):
 def test_reading_takes_the_memory_of_one_copy(tmp_path):
     # 8 MiB each
     kept = {str(i): torch.full((1, 1024, 1024), i, dtype=torch.float64) for i in range(16)}
-    Store(str(tmp_path), 1.0).kept(
+    Store(str(tmp_path), 1.0).get_or_compute(
         "entry", Kind("squares", "making them", [*kept]), lambda: (kept, {}), DEVICE
     )
     # VmHWM is the peak of this process alone; that of getrusage begins with its parent's.
@@ -392,7 +392,7 @@ def test_reading_takes_the_memory_of_one_copy(tmp_path):
         "def memory(what): return int(Path('/proc/self/status').read_text().split(what)[1].split()[0])\n"
         "kind = Kind('squares', 'making them', [str(i) for i in range(16)])\n"
         "before = memory('VmRSS:')\n"
-        "found, _, there = Store(sys.argv[1], 1.0).kept('entry', kind, None, t.DEVICE)\n"
+        "found, _, there = Store(sys.argv[1], 1.0).get_or_compute('entry', kind, None, t.DEVICE)\n"
         "assert there and len(found) == 16\n"
         "print(memory('VmHWM:') - before)"
     )

@@ -13,7 +13,7 @@ from sq.learning import reconstruction
 from sq.learning.session import Part, Session
 from sq.learning.student import Student
 from sq.learning.weighted_mse import squares
-from sq.storage.resume import Place, Resume
+from sq.storage.resume import Location, Resume
 
 
 def toy(seed=8):
@@ -161,7 +161,7 @@ def test_scales_of_inputs_alone_are_learned_once_inputs_are_quantized(keep):
 
 @pytest.mark.parametrize("term", ["error", "rounding"])
 def test_nan_names_the_step_and_the_term_and_keeps_the_last_good_state(tmp_path, term):
-    place = Place(tmp_path, "state", 2**30)
+    place = Location(tmp_path, "state", 2**30)
     own = session(toy(), place=place)
     part, calls = whole(own), itertools.count()
 

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import pytest
 
 from sq.learning.session import Session
-from sq.storage.resume import Spent
+from sq.storage.resume import StepCost
 
 
 def spending():
-    own = Session(student=None, resume=SimpleNamespace(spent=Spent()), images=1, seed=0, every=1)
+    own = Session(student=None, resume=SimpleNamespace(spent=StepCost()), images=1, seed=0, every=1)
     own.start()
     return own, own.resume.spent
 

@@ -15,7 +15,7 @@ from cli_helpers import ROOT, as_it_was, compose, environment, settings, snapsho
 from sq import pipeline
 from sq.config.schema import leaves
 from sq.errors import SqError
-from sq.records import record, run_claims
+from sq.records import record, run_locks
 from sq.runs import job
 from sq.runs.sweep.expand import Job
 from sq.tracker import none
@@ -289,9 +289,7 @@ def test_record_is_kept_before_the_tracker_is_left(works, made, monkeypatch):
     seen = []
 
     def close(_, kept):
-        seen.append(
-            (kept, record.read(record.path(config)), run_claims.holder(record.path(config)))
-        )
+        seen.append((kept, record.read(record.path(config)), run_locks.holder(record.path(config))))
         raise KeyboardInterrupt  # the process dies while it waits
 
     monkeypatch.setattr(none.Tracker, "close", close)
@@ -338,7 +336,7 @@ def test_interrupt_leaves_no_record(made, tmp_path, monkeypatch):
         job.execute(Job([], config, choices), wait=True)
     folder = tmp_path / "results" / "runs"
     assert [p for p in folder.rglob("*") if p.is_file()] == []
-    assert run_claims.holder(record.path(config)) is None
+    assert run_locks.holder(record.path(config)) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), object()], ids=["NaN", "no JSON"])

@@ -62,7 +62,7 @@ def repeated(tmp_path_factory):
     failed = {name: whole[name] for name in ("record", "key", "name", "choices", "config")} | {
         "status": "failed"
     }
-    record.keep(jobs[0].file, failed | {"error": "too hot"}, spare=True)
+    record.save(jobs[0].file, failed | {"error": "too hot"}, keep_done=True)
     return folder, jobs
 
 

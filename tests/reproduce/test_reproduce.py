@@ -14,7 +14,7 @@ import pytest
 from cli_helpers import PATIENCE, ROOT, as_it_was, environment
 
 from sq.core.wording import quantity
-from sq.records import record, run_claims
+from sq.records import record, run_locks
 from sq.report import index
 from sq.reproduce import __main__ as reproduce
 from sq.reproduce import children
@@ -144,7 +144,7 @@ def test_interrupted_then_finished_then_nothing_to_do(tmp_path):
     kept = {file: file.stat().st_mtime_ns for file in records(tmp_path, "small")}
     assert 4 <= len(kept) < 12
     jobs = jobs_of(tmp_path, "small_more")
-    assert [one for one in jobs if run_claims.holder(record.path(one.config))] == [], (
+    assert [one for one in jobs if run_locks.holder(record.path(one.config))] == [], (
         "a child is still at work"
     )
     assert not (tmp_path / "results" / "small" / "table.md").exists()

@@ -5,7 +5,7 @@ import processes
 import pytest
 from cli_helpers import ROOT, as_it_was, compose, settings
 
-from sq.records import record, run_claims
+from sq.records import record, run_locks
 from sq.runs import status
 from sq.runs.sweep.expand import Job
 
@@ -39,7 +39,7 @@ def test_done_running_failed_and_missing(jobs, capsys):
         results / "quickstart" / "0123456789abcdef.json",
         {"record": record.VERSION, "status": "done"},
     )
-    held = run_claims.take(record.path(every[1].config))
+    held = run_locks.acquire(record.path(every[1].config))
     code = status.main(["quickstart", "--results", str(results)])
     held.release()
     said = capsys.readouterr()
@@ -107,9 +107,9 @@ def test_folder_without_a_question(tmp_path, capsys):
     assert told()[0] == 0
     write(jobs[1], "failed", config=jobs[1].config, error="too hot [/x]")
     (folder / "0123456789abcdef.json").write_text("{")
-    held = run_claims.take(jobs[2].file)
+    held = run_locks.acquire(jobs[2].file)
     (folder / "claims" / f"{jobs[3].file.stem}.1").write_text(
-        json.dumps(held.who | {"pid": 999999999})
+        json.dumps(held.holder | {"pid": 999999999})
     )
     code, said = told()
     held.release()

@@ -23,7 +23,7 @@ def test_standard_error_is_what_the_mean_deviates_by():
 def test_it_stops_as_soon_as_every_error_is_small():
     mean = torch.tensor([10.0, 20.0], dtype=torch.float64)
     found, error, made = monte_carlo.average(normal(mean, 1.0), 1000, 0.02)
-    assert monte_carlo.LEAST < made < 100
+    assert monte_carlo.MIN_DRAWS < made < 100
     assert (error <= 0.02 * found).all()
 
 
@@ -36,8 +36,8 @@ def test_estimates_stop_on_their_own():
         return [float((first, second)[place](number)) for place in places]
 
     mean, error, made = monte_carlo.average_each(draw, 2, 40, 0.05)
-    assert made[0] == monte_carlo.LEAST < made[1]
-    assert asked[monte_carlo.LEAST :] == [[1]] * (made[1] - monte_carlo.LEAST)
+    assert made[0] == monte_carlo.MIN_DRAWS < made[1]
+    assert asked[monte_carlo.MIN_DRAWS :] == [[1]] * (made[1] - monte_carlo.MIN_DRAWS)
     assert mean[0] == pytest.approx(10, abs=4 * error[0])
 
 

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from sq.storage import eviction
-from sq.storage.resume import Place, Resume
+from sq.storage import store
+from sq.storage.resume import Location, Resume
 
 ROOM = 2**30
 
@@ -35,7 +35,7 @@ def begun(place, steps=3):
 
 
 def test_state_is_taken_up_bit_by_bit_with_what_it_took(tmp_path):
-    place = Place(tmp_path, "own", ROOM)
+    place = Location(tmp_path, "own", ROOM)
     values, optimizer, resume = begun(place)
     assert resume.before == 0
     assert resume.save(1, 3, [optimizer])
@@ -54,7 +54,7 @@ def test_state_is_taken_up_bit_by_bit_with_what_it_took(tmp_path):
 def test_moments_are_as_their_optimizer_wants_them(tmp_path):
     # Fused Adam wants its number of steps in float32 on the device of what it learns: this is the
     # half a CPU can see.
-    place = Place(tmp_path, "own", ROOM)
+    place = Location(tmp_path, "own", ROOM)
     values, optimizer, resume = begun(place)
     state = optimizer.state[values.learned]
     state["step"] = state["step"].double()
@@ -68,7 +68,7 @@ def test_moments_are_as_their_optimizer_wants_them(tmp_path):
 
 
 def test_only_what_is_learned_is_kept(tmp_path):
-    place = Place(tmp_path, "own", ROOM)
+    place = Location(tmp_path, "own", ROOM)
     _, optimizer, resume = begun(place)
     resume.save(0, 3, [optimizer])
     with safe_open(place.file, "pt") as entry:
@@ -81,37 +81,37 @@ def test_only_what_is_learned_is_kept(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError("no space"), SafetensorError("I/O error: no space")])
 def test_write_that_fails_costs_the_state_not_the_run(error, tmp_path, monkeypatch, capsys):
-    _, optimizer, resume = begun(Place(tmp_path, "own", ROOM))
+    _, optimizer, resume = begun(Location(tmp_path, "own", ROOM))
 
     def fail(*_):
         raise error
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     assert not resume.save(0, 3, [optimizer])
-    assert "the state after step 3 cannot be kept" in capsys.readouterr().err
-    assert [*(tmp_path / eviction.UNFINISHED).iterdir()] == []
+    assert "the checkpoint after step 3 cannot be stored" in capsys.readouterr().err
+    assert [*(tmp_path / store.UNFINISHED).iterdir()] == []
 
 
 def test_larger_than_the_room_is_not_kept(tmp_path, capsys):
-    _, optimizer, resume = begun(Place(tmp_path, "own", 100))
+    _, optimizer, resume = begun(Location(tmp_path, "own", 100))
     assert not resume.save(0, 3, [optimizer])
     assert "cache_gib allows 100" in capsys.readouterr().err
 
 
 def test_states_left_behind_make_room(tmp_path):
-    place = Place(tmp_path, "own", ROOM)
+    place = Location(tmp_path, "own", ROOM)
     _, optimizer, resume = begun(place)
     resume.save(0, 3, [optimizer])
     size = place.file.stat().st_size
     os.utime(place.file, (1, 1))
-    newer = Place(tmp_path, "newer", size + 10)
+    newer = Location(tmp_path, "newer", size + 10)
     begun(newer)[2].save(0, 3, [optimizer])
     assert [*newer.file.parent.iterdir()] == [newer.file]
 
 
 @pytest.mark.parametrize("spoil", ["cut", "shape"])
 def test_state_that_does_not_fit_is_left_and_nothing_is_half_loaded(spoil, tmp_path, capsys):
-    place = Place(tmp_path, "own", ROOM)
+    place = Location(tmp_path, "own", ROOM)
     _, optimizer, resume = begun(place)
     resume.save(0, 3, [optimizer])
     other = Values()
@@ -121,6 +121,6 @@ def test_state_that_does_not_fit_is_left_and_nothing_is_half_loaded(spoil, tmp_p
         other.learned = nn.Parameter(torch.zeros(4))
     before = copy.deepcopy(other.state_dict())
     found = Resume(other, place)
-    assert "beginning anew" in capsys.readouterr().err
+    assert "starting from the beginning" in capsys.readouterr().err
     assert (found.stage, found.before, found.begin(0, [])) == (-1, 0, 0)
     assert all(torch.equal(own, before[name]) for name, own in other.state_dict().items())

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from sq.storage.resume import Spent
+from sq.storage.resume import StepCost
 from sq.training.baseline_timing import SAMPLES, Plain, spending
 
 
 def test_steps_and_their_seconds_are_counted():
-    spent = Spent(steps=3, cpu=1.0, seconds={"network": 2.0})
+    spent = StepCost(steps=3, cpu=1.0, seconds={"network": 2.0})
     start, wall = time.process_time(), time.perf_counter()
     with spending(spent, "network"):
         begun = time.process_time()  # later than `start`, by what it took to get here
@@ -50,7 +50,7 @@ def test_steps_in_full_precision_are_spread_over_the_run(total, wanted):
 
 def test_the_first_step_counts_only_where_it_is_the_only_one():
     own = Plain(nn.Linear(2, 2), 10)
-    own.spent, own.first = Spent(steps=1, cpu=5.0), 5.0
+    own.spent, own.first = StepCost(steps=1, cpu=5.0), 5.0
     assert own.cpu_seconds() == 5.0
-    own.spent = Spent(steps=3, cpu=7.0)
+    own.spent = StepCost(steps=3, cpu=7.0)
     assert own.cpu_seconds() == 1.0

@@ -102,7 +102,7 @@ def deliver(
     # `kind` names the images in messages of the store.
     kind = replace(PIXELS, what=f"images, {request.name}")
     entry = _key(model, request, search, storage.origin, device)
-    tensors, note, cached = storage.kept(entry, kind, make, torch.device("cpu"))
+    tensors, note, cached = storage.get_or_compute(entry, kind, make, torch.device("cpu"))
     x = tensors["x"]
     _check_refused(request, x, device, search.keywords)
     ids = [f"{request.name}/{request.seed}/{number}" for number in range(len(request.y))]
@@ -129,7 +129,7 @@ def _key(model: Model, request: Request, search: partial, origin: Any, device: t
         *state,
         digest([request.y]),
         json.dumps(settings, sort_keys=True),
-        store.place(device),
+        store.rounding(device),
     ]
     return store.name(parts)
 

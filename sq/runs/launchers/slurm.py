@@ -20,7 +20,7 @@ from sq.core import installation, plugins
 from sq.core.progress import say
 from sq.core.wording import quantity
 from sq.errors import SqError
-from sq.records import run_claims
+from sq.records import run_locks
 from sq.runs.launchers.base import TAIL, Ended
 from sq.runs.sweep.expand import Job
 
@@ -226,7 +226,7 @@ def _reason_of(done: subprocess.CompletedProcess) -> str:
 
 def _begun(one: Job, task: str) -> bool:
     """Return whether job `one` was being done by `task` when that died: then its claim is still there."""
-    who = run_claims.last(one.file)
+    who = run_locks.last_holder(one.file)
     return who is not None and who.get("job") == task
 
 

@@ -28,7 +28,7 @@ from sq.runs.sweep.override_deltas import Changes, plain
 class Job:
     """One point of a sweep: its overrides, its resolved config and the choices made in it.
 
-    `seen` is the mark of its record when the sweep decided to run it (`record.mark`); None if
+    `seen` is the mark of its record when the sweep decided to run it (`record.fingerprint`); None if
     nobody looked. `key` is the hash of its config (`record.key`), found here unless it is given:
     that takes longer than most else of a job.
     """

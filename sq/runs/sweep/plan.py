@@ -11,9 +11,9 @@ from rich.table import Table
 from sq.config.schema import problems
 from sq.core import durations
 from sq.core.wording import quantity
-from sq.records import run_claims, run_state
+from sq.records import run_locks, run_state
 from sq.records.record import Record
-from sq.records.run_state import Standing
+from sq.records.run_state import RunState
 from sq.runs.sweep.expand import Job
 
 GIB = 2**30
@@ -23,7 +23,7 @@ SHOWN = 1000  # runs in a listing: rich takes half a second for a thousand
 
 @dataclass(frozen=True)
 class Run:
-    """A job as it stands: "running", or a state of `run_state.Standing`; and why, where that says something."""
+    """A job as it stands: "running", or a state of `run_state.RunState`; and why, where that says something."""
 
     job: Job
     state: str
@@ -34,7 +34,7 @@ class Known:
     """How all runs in the folders of `jobs` stand, each file read once; kept is what plans need, not whole records."""
 
     def __init__(self, jobs: list[Job]):
-        self.standings: dict[Path, Standing] = {}
+        self.standings: dict[Path, RunState] = {}
         self.claimed: set[Path] = set()
         for folder in sorted({job.file.parent for job in jobs}):
             self.claimed |= {
@@ -42,17 +42,17 @@ class Known:
                 for place in (folder / "claims").glob("*.*")
             }
             self.standings |= {
-                file: run_state.find(file, keep=_kept) for file in sorted(folder.glob("*.json"))
+                file: run_state.find(file, reduce=_kept) for file in sorted(folder.glob("*.json"))
             }
 
     def state(self, job: Job) -> Run:
         """Return how `job` stands."""
-        found = self.standings.get(job.file, Standing("new"))
+        found = self.standings.get(job.file, RunState("new"))
         if found.state == "damaged":
             return Run(job, found.state, found.cause)
-        who = run_claims.last(job.file) if job.file in self.claimed else None
-        process = run_claims.words(who) if who else ""
-        if run_claims.alive(who):
+        who = run_locks.last_holder(job.file) if job.file in self.claimed else None
+        process = run_locks.describe(who) if who else ""
+        if run_locks.is_alive(who):
             return Run(job, "running", process)
         return Run(
             job,

@@ -20,7 +20,7 @@ from sq.config.schema import sweep_problems
 from sq.core import progress
 from sq.core.progress import out, say
 from sq.errors import SqError, one_line
-from sq.records import experiments, record, run_claims, run_state
+from sq.records import experiments, record, run_locks, run_state
 from sq.runs import job
 from sq.runs.launchers.base import Ended, Follower
 from sq.runs.sweep import dry_run, expand, plan
@@ -102,7 +102,7 @@ def _launch(runs: list[Run], launcher: Launcher, *, again: bool) -> None:
 def _marked(one: Job, *, again: bool) -> Job:
     """Return job `one` with the mark of what earlier attempts left, to be run `again` even if it is done."""
     config = {**one.config, "rerun": True} if again else one.config
-    return replace(one, config=config, seen=record.mark(one.file))
+    return replace(one, config=config, seen=record.fingerprint(one.file))
 
 
 def _here(jobs: list[Job], words: list[str]) -> None:
@@ -125,7 +125,7 @@ def _follow(jobs: list[Job], words: list[str], launcher: Follower) -> None:
     with closing(launcher.run(jobs)) as ended:
         every = progress.track(ended, "runs", len(jobs))
         dying = [end for end in every if not _told(jobs[end.number], words[end.number], end)]
-    until = time.monotonic() + run_claims.LEASE + job.POLL
+    until = time.monotonic() + run_locks.LEASE + job.POLL
     while dying := [end for end in dying if not _told(jobs[end.number], words[end.number], end)]:
         if time.monotonic() > until:
             return  # another launcher runs them
@@ -136,7 +136,7 @@ def _told(one: Job, words: str, end: Ended) -> bool:
     """Say what came of job `one`, after leaving a record of it if its process died in it; False while that goes on."""
     file = one.file
     try:
-        if end.cause and not end.begun and record.mark(file) == one.seen:
+        if end.cause and not end.begun and record.fingerprint(file) == one.seen:
             say(f"{words}: not done: {end.cause}")
             return True
         if end.cause and end.begun and not job.bury(one, end.cause, end.trace):
@@ -201,7 +201,7 @@ def collect(jobs: list[Job]) -> tuple[dict[Path, record.Record], dict[Path, str]
 
     records, failures, slim = {}, {}, Slim()
     for one in jobs:
-        found = run_state.find(one.file, keep=slim)
+        found = run_state.find(one.file, reduce=slim)
         if found.state == "done" and found.record is not None:
             records[one.file] = found.record
         cause = LOST if found.state == "new" else found.cause

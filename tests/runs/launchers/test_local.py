@@ -11,7 +11,7 @@ import pytest
 from cli_helpers import PATIENCE, call, command, compose, environment, records, settings
 
 from sq.core import cpu_cores
-from sq.records import record, run_claims
+from sq.records import record, run_locks
 from sq.runs.launchers import local
 from sq.runs.sweep.expand import Job
 
@@ -132,7 +132,7 @@ def test_interrupt_ends_all_processes_at_once(tmp_path):
 
 def test_run_of_another_launcher_is_waited_for_at_the_end(tmp_path):
     config, _ = compose(*settings(tmp_path), "bits=4")
-    held = run_claims.take(record.path(config))
+    held = run_locks.acquire(record.path(config))
     with start(tmp_path, "bits=4,3") as sweeping:
         until = time.monotonic() + PATIENCE
         while not list((tmp_path / "results" / "runs").glob("*.json")):

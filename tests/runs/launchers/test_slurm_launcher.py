@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError
 
 from sq.errors import SqError
-from sq.records import record, run_claims
+from sq.records import record, run_locks
 from sq.runs.launchers import slurm
 from sq.runs.launchers.base import Follower
 from sq.runs.sweep import sweeper
@@ -201,7 +201,7 @@ def dead(tmp_path, monkeypatch):
 def job(folder, seed):
     config, choices = compose(*settings(folder), f"seed={seed}")
     one = Job([f"seed={seed}"], config, choices)
-    return Job([f"seed={seed}"], config, choices, record.mark(one.file))
+    return Job([f"seed={seed}"], config, choices, record.fingerprint(one.file))
 
 
 def test_only_the_run_that_a_dead_task_was_doing_has_failed(tmp_path, dead, monkeypatch, capsys):
@@ -214,14 +214,16 @@ def test_only_the_run_that_a_dead_task_was_doing_has_failed(tmp_path, dead, monk
     record.write(done.file, made | {"seconds": {"all": 3.0}})
     for one, task in ((doing, "7_0"), (others, "7_1")):
         monkeypatch.setattr(
-            run_claims, "_me", lambda task=task: {"host": "", "machine": "x", "pid": 1, "job": task}
+            run_locks,
+            "_this_process",
+            lambda task=task: {"host": "", "machine": "x", "pid": 1, "job": task},
         )
-        assert run_claims.take(one.file)
-    monkeypatch.setattr(run_claims, "alive", lambda who: False)  # their processes are gone
-    before = {one.file: record.mark(one.file) for one in (done, left, others)}
+        assert run_locks.acquire(one.file)
+    monkeypatch.setattr(run_locks, "is_alive", lambda who: False)  # their processes are gone
+    before = {one.file: record.fingerprint(one.file) for one in (done, left, others)}
     sweeper._follow([done, doing, left, others], ["a", "b", "c", "d"], Cluster())
     assert record.read(doing.file)["error"].startswith("SLURM job 7_0 ended as OUT_OF_MEMORY")
-    assert {file: record.mark(file) for file in before} == before
+    assert {file: record.fingerprint(file) for file in before} == before
     said = capsys.readouterr().err.splitlines()
     assert said[1] == "a: relative error 0.10000, drop 0.2, 3.0 s"
     assert said[2].startswith("b: failed: SLURM job 7_0 ended as OUT_OF_MEMORY")

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import open_dict
 
 from sq.config.schema import sweep_problems
-from sq.records import record, run_claims
+from sq.records import record, run_locks
 from sq.runs import job
 from sq.runs.sweep import expand, plan
 from sq.runs.sweep.expand import Job
@@ -60,7 +60,7 @@ def test_how_runs_stand(tmp_path):
     ]
     jobs += [fake(tmp_path, 3, "done"), fake(tmp_path, 4)]
     record.path(jobs[3].config).write_text("{")
-    held = run_claims.take(record.path(jobs[4].config))
+    held = run_locks.acquire(record.path(jobs[4].config))
     states = stand(jobs)
     held.release()
     assert [each.state for each in states] == ["done", "failed", "new", "damaged", "running"]
@@ -258,7 +258,7 @@ def test_two_launchers_do_each_run_once(tmp_path):
     files = [
         record.path(compose(*settings(tmp_path), f"calibration.images={size}")[0]) for size in sizes
     ]
-    held = [run_claims.take(file) for file in files]
+    held = [run_locks.acquire(file) for file in files]
     with ExitStack() as stack:
         every = []
         for own in places:
@@ -300,7 +300,7 @@ def test_a_run_that_another_process_does_is_left_or_waited_for(tmp_path, monkeyp
     file = record.path(config)
     monkeypatch.setattr(job, "POLL", 0.02)
     monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("run although another process does it"))
-    held = run_claims.take(file)
+    held = run_locks.acquire(file)
     assert job.execute(Job([], config, choices), wait=False) is None
     theirs = {"record": record.VERSION, "status": "done", "by": "another"}
 
@@ -318,7 +318,7 @@ def test_a_run_that_another_process_does_is_left_or_waited_for(tmp_path, monkeyp
 def test_a_run_that_was_taken_over_is_not_recorded(tmp_path, monkeypatch):
     config, choices = compose(*settings(tmp_path))
     monkeypatch.setattr(job, "_run", lambda *_: {"record": record.VERSION, "status": "done"})
-    monkeypatch.setattr(run_claims.Claim, "lost", lambda self: True)
+    monkeypatch.setattr(run_locks.RunLock, "lost", lambda self: True)
     made, failure = job.attempt(Job([], config, choices), wait=True)
     assert made is None
     assert "another launcher took this process for dead" in failure
@@ -357,7 +357,7 @@ def test_an_attempt_since_the_sweep_was_planned_is_the_one_wanted(tmp_path, monk
     file = record.path(config)
     theirs = {"record": record.VERSION, "status": status, "error": "theirs"}
     monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("done a second time"))
-    planned = record.mark(file)
+    planned = record.fingerprint(file)
     record.write(file, theirs)
     assert job.execute(Job([], {**config, "rerun": True}, choices, planned), wait=True) == theirs
 
@@ -365,8 +365,8 @@ def test_an_attempt_since_the_sweep_was_planned_is_the_one_wanted(tmp_path, monk
 def test_a_dead_process_is_recorded_unless_its_run_was_attempted_or_is_held(tmp_path):
     config, choices = compose(*settings(tmp_path))
     file = record.path(config)
-    seen = record.mark(file)
-    held = run_claims.take(file)
+    seen = record.fingerprint(file)
+    held = run_locks.acquire(file)
     assert not job.bury(Job([], config, choices, seen), "killed", "its log"), "a process holds it"
     assert record.read(file) is None
     held.release()
@@ -378,6 +378,8 @@ def test_a_dead_process_is_recorded_unless_its_run_was_attempted_or_is_held(tmp_
     )
     assert record.read(file) == made
     record.write(file, {"record": record.VERSION, "status": "done"})
-    assert job.bury(Job([], config, choices, record.mark(file)), "repeating it was killed", "")
+    assert job.bury(
+        Job([], config, choices, record.fingerprint(file)), "repeating it was killed", ""
+    )
     assert record.read(file)["status"] == "done", "figures are spared"
     assert record.read(record.failed_rerun(file))["error"] == "repeating it was killed"

@@ -10,10 +10,10 @@ import processes
 import pytest
 
 from sq.errors import SqError
-from sq.records import run_claims
+from sq.records import run_locks
 
-HOLD = "import sys, time; from pathlib import Path; from sq.records import run_claims; "
-HOLD += "c = run_claims.take(Path(sys.argv[1])); "
+HOLD = "import sys, time; from pathlib import Path; from sq.records import run_locks; "
+HOLD += "c = run_locks.acquire(Path(sys.argv[1])); "
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def killed(file):
         [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "True\n"
-        assert run_claims.take(file) is None
-        assert run_claims.holder(file)["pid"] == process.pid
+        assert run_locks.acquire(file) is None
+        assert run_locks.holder(file)["pid"] == process.pid
         process.kill()
 
 
-def claims(file):
+def lock_files(file):
     return sorted(p.name for p in (file.parent / "claims").iterdir())
 
 
@@ -53,25 +53,25 @@ def elsewhere(file, generation, **more):
 
 
 def test_one_holds_until_it_gives_back(file):
-    first = run_claims.take(file)
+    first = run_locks.acquire(file)
     assert first is not None
-    assert run_claims.take(file) is None
-    assert run_claims.holder(file)["pid"] == os.getpid()
+    assert run_locks.acquire(file) is None
+    assert run_locks.holder(file)["pid"] == os.getpid()
     assert not first.lost()
     first.release()
-    assert claims(file) == []
-    assert run_claims.holder(file) is None
-    second = run_claims.take(file)
+    assert lock_files(file) == []
+    assert run_locks.holder(file) is None
+    second = run_locks.acquire(file)
     assert second is not None
     second.release()
 
 
-def test_runs_are_claimed_one_by_one(file):
-    one, other = run_claims.take(file), run_claims.take(file.with_name("fedcba9876543210.json"))
+def test_runs_are_locked_one_by_one(file):
+    one, other = run_locks.acquire(file), run_locks.acquire(file.with_name("fedcba9876543210.json"))
     assert one is not None
     assert other is not None
     one.release()
-    assert run_claims.holder(other.file) is not None
+    assert run_locks.holder(other.file) is not None
     other.release()
 
 
@@ -100,37 +100,37 @@ def test_of_many_processes_one_gets_it(file):
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
 def test_a_killed_holder_is_outdone_at_once(file):
     killed(file)
-    mine = run_claims.take(file)
+    mine = run_locks.acquire(file)
     assert mine is not None
     assert mine.generation == 2
     mine.release()
-    assert claims(file) == []
+    assert lock_files(file) == []
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
-def test_of_many_who_find_a_dead_claim_one_gets_it(file):
+def test_of_many_who_find_a_dead_lock_one_gets_it(file):
     killed(file)
     assert sorted(race(file)) == ["False\n"] * 11 + ["True\n"]
 
 
 def test_a_process_id_given_to_another_process_does_not_hold(file):
-    elsewhere(file, 1, machine=run_claims._machine(), pid=os.getpid(), started="0")
-    mine = run_claims.take(file)
+    elsewhere(file, 1, machine=run_locks._machine(), pid=os.getpid(), started="0")
+    mine = run_locks.acquire(file)
     assert mine is not None
     mine.release()
 
 
 def test_another_machine_holds_while_it_beats(file, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr(run_claims.time, "monotonic", lambda: now)
+    monkeypatch.setattr(run_locks.time, "monotonic", lambda: now)
     for beat in range(4):
         elsewhere(file, 1, beat=beat, token="beats")
-        assert run_claims.take(file) is None
-        assert run_claims.holder(file)["host"] == "node7"
-        now += 0.9 * run_claims.LEASE
-    now += 0.2 * run_claims.LEASE
-    assert run_claims.holder(file) is None
-    mine = run_claims.take(file)
+        assert run_locks.acquire(file) is None
+        assert run_locks.holder(file)["host"] == "node7"
+        now += 0.9 * run_locks.LEASE
+    now += 0.2 * run_locks.LEASE
+    assert run_locks.holder(file) is None
+    mine = run_locks.acquire(file)
     assert mine is not None
     assert mine.generation == 2
     mine.release()
@@ -139,20 +139,20 @@ def test_another_machine_holds_while_it_beats(file, monkeypatch):
 def test_time_stamps_of_files_do_not_count(file):
     elsewhere(file, 1, token="old file")
     os.utime(file.parent / "claims" / f"{file.stem}.1", (0, 0))
-    assert run_claims.take(file) is None
+    assert run_locks.acquire(file) is None
 
 
 def test_a_holder_beats_and_learns_that_it_was_outdone(file, monkeypatch):
-    monkeypatch.setattr(run_claims, "BEAT", 0.02)
-    mine = run_claims.take(file)
+    monkeypatch.setattr(run_locks, "HEARTBEAT", 0.02)
+    mine = run_locks.acquire(file)
     deadline = time.monotonic() + 20
-    while run_claims.holder(file)["beat"] < 3 and time.monotonic() < deadline:
+    while run_locks.holder(file)["beat"] < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert run_claims.holder(file)["beat"] >= 3
+    assert run_locks.holder(file)["beat"] >= 3
     elsewhere(file, 2, token="took over")
     assert mine.lost()
     mine.release()
-    assert claims(file) == [f"{file.stem}.2"]  # what is another's stays
+    assert lock_files(file) == [f"{file.stem}.2"]  # what is another's stays
 
 
 def test_without_hard_links(file, monkeypatch):
@@ -160,13 +160,13 @@ def test_without_hard_links(file, monkeypatch):
         raise OSError(errno.EPERM, "no hard links")
 
     monkeypatch.setattr(os, "link", refuse)
-    mine = run_claims.take(file)
+    mine = run_locks.acquire(file)
     assert mine is not None
-    assert run_claims.take(file) is None
+    assert run_locks.acquire(file) is None
     mine.release()
     # half-written by another: it may be about to write the rest
     (file.parent / "claims" / f"{file.stem}.1").write_text("")
-    assert run_claims.take(file) is None
+    assert run_locks.acquire(file) is None
 
 
 def test_an_answer_lost_on_the_way(file, monkeypatch):
@@ -178,7 +178,7 @@ def test_an_answer_lost_on_the_way(file, monkeypatch):
         raise FileExistsError(errno.EEXIST, "exists")
 
     monkeypatch.setattr(os, "link", twice)
-    mine = run_claims.take(file)
+    mine = run_locks.acquire(file)
     assert mine is not None
     mine.release()
 
@@ -186,12 +186,12 @@ def test_an_answer_lost_on_the_way(file, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_one_line(file):
     file.parent.mkdir(parents=True)
     (file.parent / "claims").write_text("a file in its place")
-    with pytest.raises(SqError, match=r"cannot claim a run in .*claims: .*correct results="):
-        run_claims.take(file)
+    with pytest.raises(SqError, match=r"cannot lock a run in .*claims: .*correct results="):
+        run_locks.acquire(file)
 
 
 def test_a_holder_learns_that_its_run_was_done_by_another(file):
-    mine = run_claims.take(file)
+    mine = run_locks.acquire(file)
     # its successor, who took it for dead, has finished
     (file.parent / "claims" / f"{file.stem}.1").unlink()
     assert mine.lost()
@@ -199,28 +199,28 @@ def test_a_holder_learns_that_its_run_was_done_by_another(file):
 
 
 def test_listings_of_different_age_do_not_make_two_holders(file, monkeypatch):
-    first = run_claims.take(file)
-    real = run_claims._generations
+    first = run_locks.acquire(file)
+    real = run_locks._generations
     stale = iter([[7]])  # an old listing: generation 7 was given back since
-    monkeypatch.setattr(run_claims, "_generations", lambda f: next(stale, None) or real(f))
-    assert run_claims.take(file) is None
+    monkeypatch.setattr(run_locks, "_generations", lambda f: next(stale, None) or real(f))
+    assert run_locks.acquire(file) is None
     first.release()
     elsewhere(file, 3, token="alive")
-    early = iter([[]])  # another: of before anything was claimed
+    early = iter([[]])  # another: of before anything was locked
     monkeypatch.setattr(
-        run_claims, "_generations", lambda f: real(f) if next(early, None) is None else []
+        run_locks, "_generations", lambda f: real(f) if next(early, None) is None else []
     )
-    assert run_claims.take(file) is None
-    assert claims(file) == [f"{file.stem}.3"]
+    assert run_locks.acquire(file) is None
+    assert lock_files(file) == [f"{file.stem}.3"]
 
 
-def test_a_link_that_is_refused_is_no_claim_of_another(file, monkeypatch):
+def test_a_link_that_is_refused_is_no_lock_of_another(file, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EACCES, "no")
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(SqError, match="cannot claim a run"):
-        run_claims.take(file)
+    with pytest.raises(SqError, match="cannot lock a run"):
+        run_locks.acquire(file)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -231,8 +231,8 @@ def test_a_beat_that_cannot_be_written_leaves_nothing(file, monkeypatch, step):
         refused.append(1)
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(run_claims, "BEAT", 0.01)
-    mine = run_claims.take(file)
+    monkeypatch.setattr(run_locks, "HEARTBEAT", 0.01)
+    mine = run_locks.acquire(file)
     with monkeypatch.context() as full:
         full.setattr(
             *(("os.fsync", refuse) if step == "fsync" else ("pathlib.Path.replace", refuse))
@@ -242,15 +242,15 @@ def test_a_beat_that_cannot_be_written_leaves_nothing(file, monkeypatch, step):
             time.sleep(0.01)
     assert len(refused) >= 3
     with mine._writing:
-        assert claims(file) == [f"{file.stem}.1"]
+        assert lock_files(file) == [f"{file.stem}.1"]
     mine.release()
-    assert claims(file) == []
+    assert lock_files(file) == []
 
 
 def test_a_process_that_the_system_hides_counts_as_alive_while_it_beats(file, monkeypatch):
     # hidepid: /proc has no file of another user's process, and no signal may be sent to it
     now = 1000.0
-    monkeypatch.setattr(run_claims.time, "monotonic", lambda: now)
+    monkeypatch.setattr(run_locks.time, "monotonic", lambda: now)
     real = Path.read_text
 
     def hide(path, *args, **more):
@@ -267,11 +267,11 @@ def test_a_process_that_the_system_hides_counts_as_alive_while_it_beats(file, mo
 
     monkeypatch.setattr(Path, "read_text", hide)
     monkeypatch.setattr(os, "kill", kill)
-    elsewhere(file, 1, machine=run_claims._machine(), pid=4321, token="hidden")
-    assert run_claims.take(file) is None
-    now += 2 * run_claims.LEASE
-    assert run_claims.holder(file) is None
-    elsewhere(file, 1, machine=run_claims._machine(), pid=4321, token="hidden", beat=1)
-    assert run_claims.holder(file)["pid"] == 4321
-    elsewhere(file, 1, machine=run_claims._machine(), pid=999999, token="gone")
-    assert run_claims.holder(file) is None
+    elsewhere(file, 1, machine=run_locks._machine(), pid=4321, token="hidden")
+    assert run_locks.acquire(file) is None
+    now += 2 * run_locks.LEASE
+    assert run_locks.holder(file) is None
+    elsewhere(file, 1, machine=run_locks._machine(), pid=4321, token="hidden", beat=1)
+    assert run_locks.holder(file)["pid"] == 4321
+    elsewhere(file, 1, machine=run_locks._machine(), pid=999999, token="gone")
+    assert run_locks.holder(file) is None
