@@ -130,11 +130,13 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
     with torch_setup.exactly(), cpu_threads.phases():
-        given = pipeline.Given(whole, batch, Store(None, 0.0), None)
+        given = pipeline.QuantizationInput(whole, batch, Store(None, 0.0), None)
         cpu_threads.set_for(
             cpu_threads.work(whole, batching.images_per_pass(model.input, config["batch_size"]))
         )
-        quantized = pipeline.solve(config, part, given, Clock(images.device)).quantized.net.eval()
+        quantized = pipeline.quantize(
+            config, part, given, Clock(images.device)
+        ).quantized.net.eval()
     quantized.sq_coverage = covered  # type: ignore[assignment]
     return quantized
 
