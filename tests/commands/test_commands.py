@@ -152,7 +152,7 @@ def test_experiments_that_are_not_there(words, said, tmp_path):
 )
 def test_settings_of_a_sweep_are_refused_of_one_run(word, tmp_path):
     line = error_line(call(tmp_path, word))
-    assert line == f"sq: {word}: of a sweep, and this is one run: add -m, or leave it out"
+    assert line == f"sq: {word}: applies to sweeps only: add -m or drop it"
     assert not (tmp_path / "results").exists()
 
 
