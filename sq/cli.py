@@ -100,7 +100,8 @@ def main() -> None:
     except Exception as error:
         if job.TRACEBACKS or (isinstance(error, BrokenPipeError) and closed_pipe.unread()):
             raise
-        overrides, file = [], None
+        overrides: list[str] = []
+        file: Path | None = None
         if not isinstance(error, SqError):
             overrides, file = _overrides_and_config(sys.argv[1:])
         say(f"sq: {messages.explain(error, overrides, file)}")

@@ -365,7 +365,7 @@ def test_setting_of_an_experiments_choice(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "defaults:\n  - config\n  - override model: timm\n  - _self_\nname: mine\n"
     )
-    words, file = cli._command(["-cd", str(tmp_path), "-cn", "mine", "model.nam=3"])
+    words, file = cli._overrides_and_config(["-cd", str(tmp_path), "-cn", "mine", "model.nam=3"])
     line = messages.explain(
         ConfigCompositionException("Could not override 'model.nam'."), words, file
     )
