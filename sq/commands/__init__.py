@@ -1,7 +1,7 @@
-"""The command ``sq``: one program for everything, ``sq COMMAND ...``, also as ``python -m sq COMMAND ...``.
+"""The program ``sq``: ``sq COMMAND ...``, or ``python -m sq COMMAND ...``.
 
-Each command is a module with its own words, which is loaded when it is asked for: an overview is
-there at once.
+Each command is a module with its own arguments. It is loaded only when it is called, so that the
+overview appears at once.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from sq.core import closed_pipe
 
 OPTIONS = ("-h", "--help", "--version")
-USAGE = 2  # exit code where the command line makes no sense, as of argparse
+USAGE = 2  # exit code of a wrong command line, as in argparse
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of sq: where its function is, ``main(words, prog) -> exit code``, what it does, and an example."""
+    """A command of sq: its function ``main(arguments, prog) -> exit code``, summary and example."""
 
     target: str  # MODULE:FUNCTION
     summary: str
@@ -61,30 +61,36 @@ COMMANDS = {
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None, called: str = "sq") -> int:
-    """Do what the command line says; return the exit code. `called` is how the program was."""
-    words = sys.argv[1:] if words is None else words
-    if words[:1] == ["help"]:  # "sq help run" as "sq run --help"
-        words = [*words[1:2], "--help"]
-    if not words or words[0] in ("-h", "--help"):
-        # not through sq.core.progress: at once, whatever is not installed
+def main(arguments: list[str] | None = None, called: str = "sq") -> int:
+    """Run the command that the command line names; return the exit code.
+
+    Parameters
+    ----------
+    arguments : of the program; None takes those of the process
+    called : the name of the program, such as "python -m sq"
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["help"]:  # "sq help run" as "sq run --help"
+        arguments = [*arguments[1:2], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        # Not through sq.core.progress, which takes longer, and needs packages.
         sys.stdout.write(f"{overview(called)}\n")
         return 0
-    if words[0] == "--version":
+    if arguments[0] == "--version":
         from sq import __version__
 
         sys.stdout.write(f"sq {__version__}\n")
         return 0
-    name, *rest = words
+    name, *rest = arguments
     if name not in COMMANDS:
-        sys.stderr.write(f"sq: {refusal(words, called)}\n")
+        sys.stderr.write(f"sq: {refusal(arguments, called)}\n")
         return USAGE
     module, _, function = COMMANDS[name].target.partition(":")
     try:
         program = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         if (error.name or "sq").partition(".")[0] == "sq":
-            raise  # a fault of ours
+            raise  # a bug of sq
         sys.stderr.write(
             f"sq: {error.name} is not installed: install sq with pip, which brings what it needs\n"
         )
@@ -93,36 +99,38 @@ def main(words: list[str] | None = None, called: str = "sq") -> int:
 
 
 def overview(called: str) -> str:
-    """Return the commands on one screen; `called` is how the program was."""
-    wide = max(map(len, COMMANDS))
-    longest = max(len(command.summary) for command in COMMANDS.values())
+    """Return the commands on one screen; `called` is the name of the program."""
+    name_width = max(map(len, COMMANDS))
+    summary_width = max(len(command.summary) for command in COMMANDS.values())
     lines = [
-        f"  {name:<{wide}}  {command.summary:<{longest}}  {command.example.replace('sq', called, 1)}"
-        for name, command in COMMANDS.items()
+        "sq: post-training quantization of vision networks, as experiments you can repeat",
+        "",
+        f"usage: {called} COMMAND ...   {called} --version",
+        "",
     ]
-    return "\n".join(
-        [
-            "sq: post-training quantization of vision networks, as experiments you can repeat",
-            "",
-            f"usage: {called} COMMAND ...   {called} --version",
-            "",
-            *lines,
-            "",
-            f"{called} COMMAND --help tells all its words; {called} run --help every choice and setting.",
-            f"An experiment that comes with sq: {called} run -cn quickstart; of your own: -cd FOLDER -cn NAME.",
-            "Records go to results/, logs to outputs/, both in the working directory.",
-        ]
-    )
+    for name, command in COMMANDS.items():
+        example = command.example.replace("sq", called, 1)
+        lines.append(f"  {name:<{name_width}}  {command.summary:<{summary_width}}  {example}")
+    lines += [
+        "",
+        f"{called} COMMAND --help lists its options; {called} run --help every choice and setting.",
+        f"An experiment that comes with sq: {called} run -cn quickstart; "
+        "of your own: -cd FOLDER -cn NAME.",
+        "Records go to results/, logs to outputs/, both in the working directory.",
+    ]
+    return "\n".join(lines)
 
 
-def refusal(words: list[str], called: str) -> str:
-    """Return why `words` begin with no command, and what was probably meant."""
-    name = words[0]
+def refusal(arguments: list[str], called: str) -> str:
+    """Return why `arguments` do not begin with a command, and what was probably meant."""
+    name = arguments[0]
     if "=" in name or name.startswith("-"):
         what = "a setting" if "=" in name else "an option"
-        own = "sweep" if {"-m", "--multirun"} & {*words} else "run"
-        rest = [word for word in words if own == "run" or word not in ("-m", "--multirun")]
-        return f"{name}: {what}, and no command: {' '.join([called, own, *rest])}"
+        command, rest = "run", arguments
+        if {"-m", "--multirun"} & {*arguments}:
+            command = "sweep"
+            rest = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+        return f"{name}: {what}, and no command: {' '.join([called, command, *rest])}"
     from sq.config.schema import nearest
 
     return f"{name}: no such command; {nearest(name, COMMANDS)} (all: {', '.join(COMMANDS)})"

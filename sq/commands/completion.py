@@ -1,7 +1,7 @@
-"""``sq completion SHELL``: what a shell needs to complete the words of sq, by what Hydra knows of its settings.
+"""``sq completion SHELL``: scripts by which a shell completes command lines of sq.
 
-Hydra's own ``--shell-completion`` knows one program with one command line; sq has a command before
-that. The shell asks ``sq completion query``, with the line up to the cursor in COMP_LINE, and gets
+Hydra's own ``--shell-completion`` is for a program with one command line; sq has a command before
+that. The shell calls ``sq completion query``, with the line up to the cursor in COMP_LINE, and gets
 one candidate a line.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import itertools
 import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -40,9 +41,9 @@ HELP = """To have it in every session:
   bash  echo 'eval "$(sq completion bash)"' >>~/.bashrc
   zsh   echo 'eval "$(sq completion zsh)"' >>~/.zshrc (after compinit)
   fish  sq completion fish >~/.config/fish/completions/sq.fish"""
-HYDRA = ("run", "sweep")  # commands whose words are Hydra's
-OF_FILES = {"--config-dir": "dir", "-cd": "dir", "--config-path": "dir", "-cp": "dir"}
-NAMED = ("--config-name", "-cn")
+HYDRA_COMMANDS = ("run", "sweep")  # with the command line of Hydra
+FOLDER_OPTIONS = {"--config-dir": "dir", "-cd": "dir", "--config-path": "dir", "-cp": "dir"}
+NAME_OPTIONS = ("--config-name", "-cn")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -60,25 +61,24 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None, prog: str = "python -m sq completion") -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m sq completion") -> int:
     """Parse the command line, print a script or candidates; return the exit code."""
-    shell = parser(prog).parse_args(words).shell
+    shell = parser(prog).parse_args(arguments).shell
     if shell in SCRIPTS:
         sys.stdout.write(SCRIPTS[shell])
         return 0
     line = os.environ.get("COMP_LINE", "")
-    found = candidates(line)
-    sys.stdout.writelines(f"{word}\n" for word in _after_break(found, line))
+    sys.stdout.writelines(f"{word}\n" for word in _after_break(candidates(line), line))
     return 0
 
 
 def candidates(line: str) -> list[str]:
-    """Return what the last word of a command `line` may become, sorted; that word is empty after a space."""
+    """Return, sorted, what the last word of a command `line` may become."""
     before, word = _split(line)
     if len(before) <= 1:
         return _starting(word, [*COMMANDS, *OPTIONS])
     command, rest = before[1], before[2:]
-    if command in HYDRA:
+    if command in HYDRA_COMMANDS:
         return _of_hydra(rest, word)
     if command not in COMMANDS:
         return []
@@ -86,9 +86,11 @@ def candidates(line: str) -> list[str]:
 
 
 def _split(line: str) -> tuple[list[str], str]:
-    """Return the finished words of `line`, and the one that is being typed."""
+    """Return the complete words of `line`, and the one that is being typed, "" after a space."""
     words = line.split()
-    return (words, "") if not words or line[-1].isspace() else (words[:-1], words[-1])
+    if not words or line[-1].isspace():
+        return words, ""
+    return words[:-1], words[-1]
 
 
 def _starting(word: str, choices: list[str]) -> list[str]:
@@ -96,104 +98,114 @@ def _starting(word: str, choices: list[str]) -> list[str]:
 
 
 def _of_parser(command: str, rest: list[str], word: str) -> list[str]:
-    """Return candidates of a command with a parser of its own: its options, and the experiments it can name."""
-    from sq.records import experiments
-
+    """Return candidates of a command with its own parser: options, values and experiments."""
     module = importlib.import_module(COMMANDS[command].target.partition(":")[0])
     actions = module.parser(command)._actions
     if word.startswith("-"):
-        return _starting(word, [option for one in actions for option in one.option_strings])
-    last = next((one for one in actions if rest and rest[-1] in one.option_strings), None)
-    if last is not None and last.nargs != 0:  # the value of an option
-        return _starting(word, list(last.choices)) if last.choices else []
-    positional = next((one for one in actions if not one.option_strings), None)
-    if positional is None:
+        return _starting(word, _option_strings(actions))
+    last_options = [action for action in actions if rest and rest[-1] in action.option_strings]
+    if last_options and last_options[0].nargs != 0:  # the value of an option is typed
+        return _starting(word, list(last_options[0].choices or []))
+    positionals = [action for action in actions if not action.option_strings]
+    if not positionals:
         return []
-    if positional.choices:
-        return _starting(word, list(positional.choices))
-    every = experiments.listed()
-    if command == "bench":
-        return _starting(
-            word, [one.stem.removeprefix(experiments.BENCH) for one in every if one.is_bench]
-        )
-    return _starting(word, sorted({one.name for one in every}))
+    if positionals[0].choices:
+        return _starting(word, list(positionals[0].choices))
+    return _starting(word, _experiment_names(benchmarks=command == "bench"))
+
+
+def _option_strings(actions: list[argparse.Action]) -> list[str]:
+    return [option for action in actions for option in action.option_strings]
+
+
+def _experiment_names(*, benchmarks: bool) -> list[str]:
+    """Return the names of sq's benchmarks, or of its experiments."""
+    from sq.records import experiments
+
+    listed = experiments.listed()
+    if benchmarks:
+        stems = [experiment.stem for experiment in listed if experiment.is_bench]
+        return [stem.removeprefix(experiments.BENCH) for stem in stems]
+    return sorted({experiment.name for experiment in listed})
 
 
 def _of_hydra(rest: list[str], word: str) -> list[str]:
-    """Return candidates of a command line of Hydra's: settings and choices, and experiments for ``-cn``."""
-    if rest and rest[-1] in NAMED:
-        return _starting(word, _experiments(rest))
-    if rest and rest[-1] in OF_FILES:
-        return []  # the shell's own business
+    """Return candidates of Hydra's command line: settings, choices, and experiments for ``-cn``."""
+    if rest and rest[-1] in NAME_OPTIONS:
+        return _starting(word, _experiment_files(rest))
+    if rest and rest[-1] in FOLDER_OPTIONS:
+        return []  # the shell itself completes paths
     from sq.runs.arguments import parser
 
     if word.startswith("-"):
-        return _starting(
-            word, [option for one in parser()._actions for option in one.option_strings]
-        )
+        return _starting(word, _option_strings(parser()._actions))
     options = parser().parse_args(_without_settings(rest))
-    flags = [
-        text
-        for flag, value in (
-            ("--config-name", options.config_name),
-            ("--config-dir", options.config_dir),
-        )
-        if value
-        for text in (flag, value)
-    ]
+    flags: list[str] = []
+    if options.config_name:
+        flags += ["--config-name", options.config_name]
+    if options.config_dir:
+        flags += ["--config-dir", options.config_dir]
     # Of a list, as sweeps have them, the last item is typed: quantizer=rtn,g...
     start, comma, item = word.rpartition(",")
-    asked = f"{start.partition('=')[0]}={item}" if comma and "=" in start else word
-    settings = [own for own in rest if "=" in own and "," not in own]
-    found = _asked_of_hydra(flags, " ".join(["sq", *settings, asked]))
-    if asked == word:
-        return found
-    return [f"{start},{one.partition('=')[2]}" for one in found]
+    query = f"{start.partition('=')[0]}={item}" if comma and "=" in start else word
+    settings = [setting for setting in rest if "=" in setting and "," not in setting]
+    completed = _query_hydra(flags, " ".join(["sq", *settings, query]))
+    if query == word:
+        return completed
+    return [f"{start},{setting.partition('=')[2]}" for setting in completed]
 
 
-def _experiments(rest: list[str]) -> list[str]:
-    """Return the names that ``-cn`` may have: of the folder given by ``-cd``, else of those that come with sq."""
+def _experiment_files(rest: list[str]) -> list[str]:
+    """Return the values for ``-cn``: files in the folder of ``-cd``, else the experiments of sq."""
     from sq.core import paths
 
-    given = [rest[at + 1] for at, one in enumerate(rest[:-1]) if one in ("-cd", "--config-dir")]
-    folder = Path(given[-1]) if given else paths.EXPERIMENTS
+    folder = paths.EXPERIMENTS
+    for option, value in itertools.pairwise(rest):
+        if option in ("-cd", "--config-dir"):
+            folder = Path(value)
     return [file.stem for file in folder.glob("*.yaml")]
 
 
 def _without_settings(words: list[str]) -> list[str]:
     """Return the options among `words`, with their values."""
-    return [
-        word
-        for at, word in enumerate(words)
-        if word.startswith("-") or (at and words[at - 1] in (*NAMED, *OF_FILES))
-    ]
+    options = []
+    previous = ""
+    for word in words:
+        if word.startswith("-") or previous in (*NAME_OPTIONS, *FOLDER_OPTIONS):
+            options.append(word)
+        previous = word
+    return options
 
 
-def _asked_of_hydra(flags: list[str], line: str) -> list[str]:
+def _query_hydra(flags: list[str], line: str) -> list[str]:
+    """Return the completions that Hydra prints for a command `line`."""
     from sq import cli
 
-    said = io.StringIO()
+    output = io.StringIO()
     with (
         patch.object(sys, "argv", ["sq", *flags, "--shell-completion", "query=fish"]),
         patch.dict(os.environ, {"COMP_LINE": line}),
-        redirect_stdout(said),
+        redirect_stdout(output),
         redirect_stderr(io.StringIO()),
     ):
         try:
             cli.main()
-        except SystemExit:  # words that Hydra refuses: there is nothing to propose
+        except SystemExit:  # Hydra refuses the line: there is nothing to propose
             return []
-    words = [word for word in said.getvalue().splitlines() if word and "._" not in word]
-    # A group that holds choices and a folder of others comes bare: its choices are what is wanted.
-    return [
-        f"{word}=" if word.isidentifier() and "=" not in line.split()[-1] else word
-        for word in words
-    ]
+    completions = []
+    is_value = "=" in line.split()[-1]
+    for word in output.getvalue().splitlines():
+        if not word or "._" in word:
+            continue
+        # Hydra prints a group of choices without "=" if it has a folder of others.
+        is_group = word.isidentifier() and not is_value
+        completions.append(f"{word}=" if is_group else word)
+    return completions
 
 
-def _after_break(found: list[str], line: str) -> list[str]:
-    """Return of each candidate what follows the last character at which bash breaks words, where the line has one."""
+def _after_break(words: list[str], line: str) -> list[str]:
+    """Return the part of each candidate after the last character at which bash splits words."""
     _, word = _split(line)
     breaks = [char for char in "=:," if char in os.environ.get("COMP_WORDBREAKS", "")]
     cut = max((word.rfind(char) + 1 for char in breaks), default=0)
-    return [one[cut:] for one in found]
+    return [candidate[cut:] for candidate in words]

@@ -1,4 +1,4 @@
-"""``sq doctor``: what is installed here, what this machine has, what is found, and whether sq can run its default."""
+"""``sq doctor``: report packages, hardware and data, and whether sq can run its default."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sq.core.wording import quantity
 from sq.errors import SqError, one_line
 
 GIB = 2**30
-OLDEST = (3, 10)  # Python, as pyproject.toml has it
-SLURM = ("sbatch", "sinfo", "sacct")  # what hydra/launcher=slurm calls
-# the settings of conf/ that name files of the user's
+OLDEST_PYTHON = (3, 10)  # as in pyproject.toml
+SLURM = ("sbatch", "sinfo", "sacct")  # programs that hydra/launcher=slurm calls
+# the settings of conf/ that name files of the user
 FILES = {"dataset": "root", "model": "weights"}
 
 
@@ -28,24 +28,25 @@ def parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of its command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="What is installed and found here. Exit code: 0 if sq can run its default, else 1.",
+        description="What is installed and found here. "
+        "Exit code: 0 if sq can run its default, else 1.",
     )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     return parser
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None, prog: str = "python -m sq doctor") -> int:
-    """Parse the command line, look, print; return 0 if sq can run its default, else 1."""
-    options = parser(prog).parse_args(words)
-    found = examine()
-    text = json.dumps(found, indent=1) if options.json else "\n".join(lines(found))
-    sys.stdout.write(f"{text}\n")  # not through sq.core.progress: rich may be what is missing
-    return 1 if found["problems"] else 0
+def main(arguments: list[str] | None = None, prog: str = "python -m sq doctor") -> int:
+    """Parse the command line, print a report; return 0 if sq can run its default, else 1."""
+    options = parser(prog).parse_args(arguments)
+    report = examine()
+    text = json.dumps(report, indent=1) if options.json else "\n".join(lines(report))
+    sys.stdout.write(f"{text}\n")  # not through sq.core.progress: rich may be missing
+    return 1 if report["problems"] else 0
 
 
 def examine() -> dict[str, Any]:
-    """Return all that is found, as JSON has it; `problems` names what keeps the default from running."""
+    """Return the report as JSON data; `problems` says what keeps the default from running."""
     problems = [*_unmet()]
     torch: dict[str, Any] = {}
     gpus: list[dict[str, Any]] = []
@@ -53,7 +54,7 @@ def examine() -> dict[str, Any]:
         try:
             torch, gpus = _torch(), _gpus()
             _try_default()
-        except Exception as error:  # whatever stands in the way of a run is the answer
+        except Exception as error:  # any error would fail a run as well
             problems.append(one_line(error))
     return {
         "sq": {
@@ -84,7 +85,7 @@ def examine() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Return the model of the CPU, whether it has VNNI, its cores, and how many of them are this process's."""
+    """Return model of the CPU, whether it has VNNI, and its cores, in all and of this process."""
     from sq.core import cpu_cores
 
     return {
@@ -97,30 +98,34 @@ def cpu() -> dict[str, Any]:
 
 
 def _unmet() -> Iterator[str]:
-    """Yield what is not installed that every run needs."""
-    if sys.version_info < OLDEST:
-        yield f"Python {platform.python_version()}: {'.'.join(map(str, OLDEST))} or newer is needed"
-    if absent := installation.missing(installation.CORE):
-        told = ", ".join(
-            f"{one.name} {installation.version(one.name) or 'missing'}" for one in absent
+    """Yield a problem for Python and for the packages that every run needs, if they are missing."""
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        yield f"Python {platform.python_version()}: {oldest} or newer is needed"
+    absent = installation.missing(installation.CORE)
+    if absent:
+        versions = ", ".join(
+            f"{package.name} {installation.version(package.name) or 'missing'}"
+            for package in absent
         )
-        yield f"{told}: {installation.install(absent)}"
+        yield f"{versions}: {installation.install(absent)}"
 
 
 def _packages(part: str) -> dict[str, dict[str, Any]]:
-    """Return the packages of the core, or of an extra, by name: what is required, what is here, whether it will do."""
-    return {
-        one.name: {
-            "required": str(one.specifier),
-            "installed": None if (found := installation.version(one.name)) is None else str(found),
-            "met": installation.meets(one),
+    """Return the packages of the core or an extra by name: required and installed versions."""
+    packages = {}
+    for requirement in installation.requirements().get(part, []):
+        version = installation.version(requirement.name)
+        packages[requirement.name] = {
+            "required": str(requirement.specifier),
+            "installed": None if version is None else str(version),
+            "met": installation.meets(requirement),
         }
-        for one in installation.requirements().get(part, [])
-    }
+    return packages
 
 
 def _torch() -> dict[str, Any]:
-    """Import torch and torchvision; return what they compute with.
+    """Import torch and torchvision; return the instruction set, threads and CUDA version.
 
     Raises
     ------
@@ -142,18 +147,19 @@ def _torch() -> dict[str, Any]:
 def _gpus() -> list[dict[str, Any]]:
     import torch
 
-    every = [
-        torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())
-    ]
-    return [{"name": one.name, "memory_gib": round(one.total_memory / GIB, 1)} for one in every]
+    gpus = []
+    for number in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(number)
+        gpus.append({"name": gpu.name, "memory_gib": round(gpu.total_memory / GIB, 1)})
+    return gpus
 
 
 def _try_default() -> None:
-    """Load what a run of the default config loads, and let the network see an image.
+    """Load what a run of the default config loads, and compute a forward pass.
 
     Raises
     ------
-    SqError : of what does not work, such as a folder that cannot be written
+    SqError : something does not work, such as a folder that cannot be written
     """
     import hydra
     import torch
@@ -174,7 +180,8 @@ def _try_default() -> None:
     model, data = build(config["model"], "model")(), build(config["dataset"], "dataset")()
     with torch.no_grad():
         logits = forward(model.net, torch.zeros(1, *model.input))
-    if logits.ndim != 2 or not bool(torch.isfinite(logits).all()) or not len(data.test.ids):
+    is_finite = bool(torch.isfinite(logits).all())
+    if logits.ndim != 2 or not is_finite or not len(data.test.ids):
         raise SqError("the default network does not compute: install sq and torch again")
 
 
@@ -183,12 +190,12 @@ def _memory() -> dict[str, float]:
         import psutil
     except ModuleNotFoundError:
         return {}
-    found = psutil.virtual_memory()
-    return {"total_gib": round(found.total / GIB, 1), "free_gib": round(found.available / GIB, 1)}
+    memory = psutil.virtual_memory()
+    return {"total_gib": round(memory.total / GIB, 1), "free_gib": round(memory.available / GIB, 1)}
 
 
 def _wandb() -> dict[str, Any]:
-    """Return the mode a run would have here if none is typed, and what W&B's own variable says."""
+    """Return the mode that a run would have here by default, and W&B's own variable."""
     from sq.config import resolvers
 
     mode = resolvers.read("tracker/wandb", outputs="outputs")["mode"]
@@ -196,31 +203,33 @@ def _wandb() -> dict[str, Any]:
 
 
 def _data() -> dict[str, Any]:
-    """Return where the files are that conf/ names: of each choice the path, None if it is not here.
+    """Return the path of each choice's files in conf/, None if they are not here.
 
-    Choices without files of the user's, such as weights from a hub, are left out.
+    Choices without files of the user, such as weights from a hub, are left out.
     """
-    found: dict[str, Any] = {"SQ_DATA": os.environ.get("SQ_DATA")}
+    data: dict[str, Any] = {"SQ_DATA": os.environ.get("SQ_DATA")}
     for family, setting in FILES.items():
-        found[family] = {}
+        data[family] = {}
         for file in sorted((paths.CONF / family).glob("*.yaml")):
-            if path := _setting(file, setting):
-                found[family][file.stem] = _found(path, f"{family}.{setting}")
-    return found
+            path = _setting(file, setting)
+            if path:
+                data[family][file.stem] = _located(path, f"{family}.{setting}")
+    return data
 
 
 def _setting(file: Path, name: str) -> str | None:
+    """Return the first value of a setting in a YAML file, at any depth, None if it has none."""
     import yaml
 
     from sq.config.schema import leaves
 
-    flat = leaves(yaml.safe_load(file.read_text()))
-    return next(
-        (value for key, value in flat.items() if key.rpartition(".")[2] == name and value), None
-    )
+    for key, value in leaves(yaml.safe_load(file.read_text())).items():
+        if key.rpartition(".")[2] == name and value:
+            return value
+    return None
 
 
-def _found(path: str, setting: str) -> str | None:
+def _located(path: str, setting: str) -> str | None:
     from sq.config import data_paths
 
     try:
@@ -230,106 +239,122 @@ def _found(path: str, setting: str) -> str | None:
 
 
 def _disk() -> dict[str, dict[str, Any]]:
-    """Return what is free where a run writes and reads."""
+    """Return the free disk space of the folders that a run reads and writes."""
     folders = {
         "working directory": Path.cwd(),
         "results": Path("results"),
         "outputs": Path("outputs"),
     }
-    if base := os.environ.get("SQ_DATA"):
+    base = os.environ.get("SQ_DATA")
+    if base:
         folders["SQ_DATA"] = Path(base).expanduser()
-    every = {name: _existing(folder) for name, folder in folders.items()}
-    return {
-        name: {"folder": str(folder), "free_gib": round(shutil.disk_usage(folder).free / GIB, 1)}
-        for name, folder in every.items()
-    }
+    disk = {}
+    for name, folder in folders.items():
+        existing = _existing(folder)
+        free = shutil.disk_usage(existing).free
+        disk[name] = {"folder": str(existing), "free_gib": round(free / GIB, 1)}
+    return disk
 
 
 def _existing(folder: Path) -> Path:
-    """Return `folder`, or the nearest above it that is there."""
-    return next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    """Return `folder`, or its nearest parent that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what `examine` has found, line by line."""
-    own, python = found["sq"], found["python"]
-    kind = "checkout" if own["checkout"] else "wheel"
-    yield f"sq {own['version']}, {kind} in {own['folder']}"
+def lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the report of `examine` line by line."""
+    sq, python, problems = report["sq"], report["python"], report["problems"]
+    kind = "checkout" if sq["checkout"] else "wheel"
+    yield f"sq {sq['version']}, {kind} in {sq['folder']}"
     yield f"Python {python['version']}, {python['executable']}"
-    yield "packages: " + (_versions(found["packages"]) or "unknown: sq is not installed")
-    for extra, packages in found["extras"].items():
+    yield "packages: " + (_versions(report["packages"]) or "unknown: sq is not installed")
+    for extra, packages in report["extras"].items():
         yield _extra(extra, packages)
-    yield from _machine(found)
-    yield _slurm(found["slurm"])
-    if "wandb" in found:
-        given = found["wandb"]["environment"]
-        yield f"W&B: tracker.mode={found['wandb']['mode']}" + (
-            f", WANDB_MODE={given}" if given else ""
-        )
-    if "data" in found:
-        yield from _files(found["data"])
-    for folder, names in _by_folder(found["disk"]).items():
-        yield f"disk: {found['disk'][names[0]]['free_gib']} GiB free in {folder} ({', '.join(names)})"
-    for problem in found["problems"]:
+    yield from _machine(report)
+    yield _slurm(report["slurm"])
+    if "wandb" in report:
+        variable = report["wandb"]["environment"]
+        suffix = f", WANDB_MODE={variable}" if variable else ""
+        yield f"W&B: tracker.mode={report['wandb']['mode']}{suffix}"
+    if "data" in report:
+        yield from _files(report["data"])
+    disk = report["disk"]
+    for folder, names in _by_folder(disk).items():
+        yield f"disk: {disk[names[0]]['free_gib']} GiB free in {folder} ({', '.join(names)})"
+    for problem in problems:
         yield f"problem: {problem}"
-    yield (
-        "sq cannot run its default here"
-        if found["problems"]
-        else "sq can run its default here: sq run"
-    )
+    if problems:
+        yield "sq cannot run its default here"
+    else:
+        yield "sq can run its default here: sq run"
 
 
 def _versions(packages: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {one['installed'] or 'missing'}" for name, one in packages.items())
+    versions = [f"{name} {package['installed'] or 'missing'}" for name, package in packages.items()]
+    return ", ".join(versions)
 
 
 def _extra(extra: str, packages: Mapping[str, Any]) -> str:
-    lacking = [name for name, one in packages.items() if not one["met"]]
+    lacking = []
+    for name, package in packages.items():
+        if not package["met"]:
+            installed = package["installed"]
+            suffix = f" (here {installed})" if installed else ""
+            lacking.append(f"{name} {package['required']}{suffix}")
     if not lacking:
         return f"extra {extra}: complete ({_versions(packages)})"
-    told = ", ".join(
-        f"{name} {packages[name]['required']}"
-        + (f" (here {old})" if (old := packages[name]["installed"]) else "")
-        for name in lacking
+    return f"extra {extra}: lacks {', '.join(lacking)}: {installation.command(extra)}"
+
+
+def _machine(report: Mapping[str, Any]) -> Iterator[str]:
+    cpu, torch, memory = report["cpu"], report["torch"], report["memory"]
+    line = (
+        f"CPU: {cpu['model']}, {quantity(cpu['cores'] or 1, 'core')}, "
+        f"{cpu['own']} of them for this process"
     )
-    return f"extra {extra}: lacks {told}: {installation.command(extra)}"
-
-
-def _machine(found: Mapping[str, Any]) -> Iterator[str]:
-    own, torch, memory = found["cpu"], found["torch"], found["memory"]
-    told = f"{own['model']}, {quantity(own['cores'] or 1, 'core')}, {own['own']} of them for this process"
     if torch:
-        vnni = {True: " with VNNI", False: " without VNNI", None: ""}[own["vnni"]]
-        told += f"; instruction set {torch['instruction_set']}{vnni}, {quantity(torch['threads'], 'thread')} in torch"
-    yield f"CPU: {told}"
+        vnni = {True: " with VNNI", False: " without VNNI", None: ""}[cpu["vnni"]]
+        line += (
+            f"; instruction set {torch['instruction_set']}{vnni}, "
+            f"{quantity(torch['threads'], 'thread')} in torch"
+        )
+    yield line
     if memory:
         yield f"memory: {memory['total_gib']} GiB, {memory['free_gib']} free"
-    gpus = ", ".join(f"{one['name']} ({one['memory_gib']} GiB)" for one in found["gpus"])
+    gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in report["gpus"])
     yield f"GPU: {gpus or 'none that torch can use'}"
 
 
-def _slurm(found: Mapping[str, str | None]) -> str:
-    absent = [program for program in SLURM if not found[program]]
-    inside = f", inside job {found['job']}" if found["job"] else ""
+def _slurm(programs: Mapping[str, str | None]) -> str:
+    absent = [program for program in SLURM if not programs[program]]
+    inside = f", inside job {programs['job']}" if programs["job"] else ""
     if len(absent) == len(SLURM):
         return f"SLURM: not here{inside}"
-    return (
-        "SLURM: "
-        + (f"{', '.join(absent)} not found" if absent else f"{', '.join(SLURM)} found")
-        + inside
-    )
+    if absent:
+        return f"SLURM: {', '.join(absent)} not found{inside}"
+    return f"SLURM: {', '.join(SLURM)} found{inside}"
 
 
-def _files(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"SQ_DATA: {found['SQ_DATA'] or 'not set: the folder that holds weights/, cifar10/, imagenet/ and coco/'}"
+def _files(data: Mapping[str, Any]) -> Iterator[str]:
+    from sq.config.data_paths import CONTENT
+
+    base = data["SQ_DATA"] or f"not set: the folder that holds {CONTENT}"
+    yield f"SQ_DATA: {base}"
     for family in FILES:
-        here = [choice for choice, path in found[family].items() if path]
-        absent = [choice for choice, path in found[family].items() if not path]
-        yield f"  {family}: found {', '.join(here) or 'none'}; not here: {', '.join(absent) or 'none'}"
+        present = [choice for choice, path in data[family].items() if path]
+        absent = [choice for choice, path in data[family].items() if not path]
+        yield (
+            f"  {family}: found {', '.join(present) or 'none'}; "
+            f"not here: {', '.join(absent) or 'none'}"
+        )
 
 
 def _by_folder(disk: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names of each folder: several can be the same."""
     folders: dict[str, list[str]] = {}
-    for name, one in disk.items():
-        folders.setdefault(one["folder"], []).append(name)
+    for name, space in disk.items():
+        folders.setdefault(space["folder"], []).append(name)
     return folders

@@ -1,16 +1,16 @@
-"""``sq run`` and ``sq sweep``: the command line of Hydra, as ``python run.py`` and ``python run.py -m``."""
+"""``sq run`` and ``sq sweep``: Hydra's command line, as ``python run.py`` and its ``-m``."""
 
 from __future__ import annotations
 
 import sys
 
 
-def run(words: list[str], prog: str) -> int:
-    """Run what `words` say; return the exit code."""
+def run(arguments: list[str], prog: str) -> int:
+    """Run with `arguments` of Hydra; return the exit code."""
     from sq import cli
 
     before = sys.argv
-    sys.argv = [prog, *words]  # where Hydra reads its command line
+    sys.argv = [prog, *arguments]  # where Hydra reads its command line
     try:
         cli.main()
     finally:
@@ -18,6 +18,6 @@ def run(words: list[str], prog: str) -> int:
     return 0
 
 
-def sweep(words: list[str], prog: str) -> int:
-    """Run a sweep over what `words` say; return the exit code."""
-    return run(["-m", *words], prog)
+def sweep(arguments: list[str], prog: str) -> int:
+    """Run a sweep with `arguments` of Hydra; return the exit code."""
+    return run(["-m", *arguments], prog)

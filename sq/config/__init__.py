@@ -1,1 +1,1 @@
-"""From YAML to checked settings and functions: schema, ranges, resolvers, and what a run requires."""
+"""From YAML to checked settings and functions: schema, ranges, resolvers, requirements."""

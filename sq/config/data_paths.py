@@ -1,7 +1,7 @@
-"""Where data and foreign weights lie: configs name them as on any machine, $SQ_DATA says where they are on this one.
+"""Find data and weights: configs name them by relative paths, which $SQ_DATA resolves.
 
-A path of one machine in a config would give the same run another key, and a stranger's folders to
-the record.
+An absolute path in a config would give the same run another key on each machine, and put a user's
+folders into the record.
 """
 
 import os
@@ -12,52 +12,54 @@ from pathlib import Path
 
 from sq.errors import SqError
 
-_alone: ContextVar[bool] = ContextVar("architecture alone", default=False)
+_architecture_alone: ContextVar[bool] = ContextVar("architecture alone", default=False)
+CONTENT = "weights/, cifar10/, imagenet/ and coco/"  # of the folder SQ_DATA
 
 
 @contextmanager
 def architecture_alone() -> Iterator[None]:
-    """Let networks be built without their checkpoints, which need not be there, while the context lasts."""
-    token = _alone.set(True)
+    """Let networks be built without their checkpoints, which need not exist, for the block."""
+    token = _architecture_alone.set(True)
     try:
         yield
     finally:
-        _alone.reset(token)
+        _architecture_alone.reset(token)
 
 
 def without_weights() -> bool:
-    """Tell whether networks are built without their checkpoints now."""
-    return _alone.get()
+    """Tell whether networks are now built without their checkpoints."""
+    return _architecture_alone.get()
 
 
 def find(path: str, setting: str) -> Path:
-    """Return where `path` lies: absolute or there in the working directory, it is taken as it is, else in $SQ_DATA.
+    """Return `path` if it exists, from the working directory, else the path in $SQ_DATA.
 
     Parameters
     ----------
-    path : a file or folder
-    setting : that it comes from, for messages
+    path : of a file or folder
+    setting : that has the path, for messages
 
     Raises
     ------
-    SqError : it is in none of these places
+    SqError : it is in neither place
     """
     if without_weights():
         return Path(path)
-    given = Path(path).expanduser()
-    if given.exists():
-        return given
-    if given.is_absolute():
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if local.is_absolute():
         raise SqError(f"{setting}={path}: there is no such file or folder: correct {setting}")
-    if not (base := os.environ.get("SQ_DATA")):
+    base = os.environ.get("SQ_DATA")
+    if not base:
         raise SqError(
             f"{setting}={path}: not in the working directory, and SQ_DATA is not set: "
-            f"set SQ_DATA to the folder that holds weights/, cifar10/, imagenet/ and coco/, or give {setting}"
+            f"set SQ_DATA to the folder that holds {CONTENT}, or give {setting}"
         )
-    found = Path(base).expanduser() / given
-    if not found.exists():
+    shared = Path(base).expanduser() / local
+    if not shared.exists():
         raise SqError(
             f"{setting}={path}: neither in the working directory nor in SQ_DATA={base}: "
-            f"set SQ_DATA to the folder that holds weights/, cifar10/, imagenet/ and coco/, or correct {setting}"
+            f"set SQ_DATA to the folder that holds {CONTENT}, or correct {setting}"
         )
-    return found
+    return shared

@@ -1,6 +1,6 @@
-"""From config to code: import what a YAML names, check its knobs against the function's signature, bind them.
+"""From config to code: import the function a YAML names, check its knobs, and bind them.
 
-Only names under `sq.`, and in packages that the user allows (`sq.core.plugins`), are imported, so a
+Only names in `sq`, and in packages that the user allows (`sq.core.plugins`), are imported, so a
 config cannot run foreign code.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sq.config import renamed_targets
@@ -17,18 +17,18 @@ from sq.core import plugins
 from sq.errors import SqError
 
 OWN = ("_target_", "_partial_")
-# what other parts read by interpolation, and a part's own function is not given
-BESIDE = {"model": ("blocks",)}
+# Knobs of a part that other parts read by interpolation, and that are not passed to its function.
+SHARED_KNOBS = {"model": ("blocks",)}
 
 
 def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
-    """Return the function that `part` names with its knobs bound, after checking every one of them.
+    """Return the function that `part` names with its knobs bound, after a check of each knob.
 
     Parameters
     ----------
     part : `_target_`, a dotted name under `sq.` or in a plugin, and one value for each keyword-only
     parameter of it
-    path : where `part` stands in the config, for messages
+    path : of `part` in the config, for messages
 
     Raises
     ------
@@ -39,7 +39,7 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
     _check(part, path)
     from hydra.utils import instantiate
 
-    knobs = {name: value for name, value in part.items() if name not in BESIDE.get(path, ())}
+    knobs = {name: value for name, value in part.items() if name not in SHARED_KNOBS.get(path, ())}
     return instantiate(knobs, _convert_="all", _partial_=True)
 
 
@@ -49,16 +49,16 @@ def check(part: Mapping[str, Any], path: str) -> None:
 
 
 def _check(part: Mapping[str, Any], path: str) -> None:
-    """Check a part that names functions as they are called today."""
+    """Check a part that has today's names of functions."""
     function = _find(part, path)
     hints = _hints(function, part["_target_"], path)
-    knobs = [
-        p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
-    given = [name for name in part if name not in OWN + BESIDE.get(path, ())]
-    if missing := [name for name in knobs if name not in given]:
+    parameters = inspect.signature(function).parameters.values()
+    knobs = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    settings = [name for name in part if name not in OWN + SHARED_KNOBS.get(path, ())]
+    missing = [name for name in knobs if name not in settings]
+    if missing:
         raise SqError(f"{path}: no value for {', '.join(missing)}, which {part['_target_']} needs")
-    for name in given:
+    for name in settings:
         if name not in knobs:
             raise SqError(
                 f"{path}.{name}: not a setting of {part['_target_']}; {nearest(name, knobs)}"
@@ -75,29 +75,31 @@ def _check(part: Mapping[str, Any], path: str) -> None:
         check_type(hints[name], value, f"{path}.{name}")
 
 
-def check_settings(given: Mapping[str, Any], hints: Mapping[str, Any], path: str) -> None:
-    """Raise an `SqError` unless `given` has a value of the right type for each name of `hints`, and no other."""
-    if missing := [name for name in hints if name not in given]:
+def check_settings(settings: Mapping[str, Any], hints: Mapping[str, Any], path: str) -> None:
+    """Raise an `SqError` unless `settings` are those of `hints`, with values of these types."""
+    missing = [name for name in hints if name not in settings]
+    if missing:
         raise SqError(f"{path}: no value for {', '.join(missing)}")
-    for name, value in given.items():
+    for name, value in settings.items():
         if name not in hints:
             raise SqError(f"{path}.{name}: no such setting; {nearest(name, hints)}")
         check_type(hints[name], value, f"{path}.{name}")
 
 
 def _find(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
+    """Return the function that `part` names."""
     target = part.get("_target_")
-    found = plugins.find(target, f"{path}._target_")
-    if not inspect.isfunction(found):
+    function = plugins.find(target, f"{path}._target_")
+    if not inspect.isfunction(function):
         raise SqError(f"{path}._target_={target}: not a function")
-    return found
+    return function
 
 
 def _hints(function: Callable[..., Any], target: str, path: str) -> dict[str, Any]:
     """Return the types of the parameters of `function`."""
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except NameError as error:  # imported for type checkers alone, by a plugin
+    except NameError as error:  # a plugin imports the type for type checkers only
         raise SqError(
             f"{path}._target_={target}: a type of its parameters cannot be read ({error})"
         ) from error
@@ -105,37 +107,35 @@ def _hints(function: Callable[..., Any], target: str, path: str) -> dict[str, An
 
 def _check_plain(value: Any, path: str) -> None:
     """Refuse a `_target_` within `value`, which Hydra would call without a check."""
-    inner = (
-        value.items()
-        if isinstance(value, Mapping)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for name, own in inner:
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for name, inner in items:
         if name in OWN:
             raise SqError(f"{path}.{name}: a function is not wanted here")
-        _check_plain(own, f"{path}.{name}")
+        _check_plain(inner, f"{path}.{name}")
 
 
 def check_type(hint: Any, value: Any, path: str) -> None:
-    """Raise an `SqError` that names `path` unless `value` is of the type `hint`."""
+    """Raise an `SqError` that names `path` unless `value` has the type `hint`."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    adapter = TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
     try:
-        TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(
-            value
-        )
+        adapter.validate_python(value)
     except ValidationError as error:
-        wanted = error.errors()[0]["msg"].replace("Input should be", "should be")
-        close = f"; {nearest(value, c)}" if isinstance(value, str) and (c := _choices(hint)) else ""
+        message = error.errors()[0]["msg"].replace("Input should be", "should be")
+        choices = _choices(hint)
+        if choices and isinstance(value, str):
+            message += f"; {nearest(value, choices)}"
         got = "null" if value is None else value
-        raise SqError(f"{path}={got}: {wanted}{close}") from error
+        raise SqError(f"{path}={got}: {message}") from error
 
 
 def _choices(hint: Any) -> list[str]:
-    return (
-        [c for c in typing.get_args(hint) if isinstance(c, str)]
-        if typing.get_origin(hint) is typing.Literal
-        else []
-    )
+    """Return the strings that a `Literal` allows, [] of other types."""
+    if typing.get_origin(hint) is not typing.Literal:
+        return []
+    return [choice for choice in typing.get_args(hint) if isinstance(choice, str)]

@@ -1,8 +1,8 @@
-"""Functions that configs name and that have moved since: their first names stay in keys, records and packed files.
+"""Functions that configs name and that have moved: keys are hashed with their first names.
 
-A record's key is a hash of its config, `_target_` strings included. It is hashed with the first
-name of each function, so that a run keeps its key when the code moves; and what was written with an
-earlier name is read with today's.
+A record's key is a hash of its config, including `_target_` strings. With the first name of each
+function a run keeps its key when the code moves. Records and packed files that have an earlier name
+are read with today's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Each later name of a function with its first one. The last line for a first name has today's:
-# where a function moves again, add a line and leave those before it, for configs that were written
-# meanwhile.
+# Each later name of a function with its first one. The last line for a first name has today's. If
+# a function moves again, add a line and keep those before it, for configs written meanwhile.
 RENAMED: dict[str, str] = {
     "sq.activation.insertion.observe": "sq.activations.observe",
     "sq.activation.insertion.quantize": "sq.activations.quantize",
@@ -24,20 +23,20 @@ RENAMED: dict[str, str] = {
 
 
 def original(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of `config`, or a part of one, with the first name of each function."""
+    """Return a copy of a config, or a part of one, with the first name of each function."""
     return _renamed(config, RENAMED)
 
 
 def current(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of `config`, or a part of one, with today's name of each function."""
+    """Return a copy of a config, or a part of one, with today's name of each function."""
     latest = {first: later for later, first in RENAMED.items()}
     return _renamed(config, latest | {later: latest[first] for later, first in RENAMED.items()})
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """Return `value` with `names` put in for the `_target_` of every mapping in it, at any depth.
+    """Return `value` with the `_target_` of each mapping in it, at any depth, replaced by `names`.
 
-    Ten thousand records are read at once: what is neither mapping nor list costs no call.
+    Ten thousand records are read at once, so values other than mappings and lists cost no call.
     """
     if isinstance(value, list):
         return [

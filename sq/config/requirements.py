@@ -1,6 +1,6 @@
-"""What runs need that is not on this machine: data, weights, packages of extras.
+"""Data, weights and packages of extras that runs need and this machine lacks.
 
-Looked for as the runs themselves will look, before hours are spent on the way there.
+They are looked up in the same way as a run does, but before hours are spent on earlier steps.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from sq.config.schema import leaves
 from sq.core import installation
 from sq.errors import SqError
 
-FILES = {"model": "weights", "dataset": "root"}  # the knobs that name files of the user's
-# whose choices need something
+FILES = {"model": "weights", "dataset": "root"}  # the knobs that name files of the user
+# families whose choices need data, weights or packages
 FAMILIES = ("model", "dataset", "metric", "quantizer", "export", "latency")
-# What pip install sq does not bring along, by the setting that asks for it and how its value
-# begins.
 DETECTION = installation.command("detection")
 EXPORT = installation.command("export")
 ONNX = ("onnx", "onnxruntime", "onnxscript")
+# Packages that sq does not depend on: the setting that needs one, the prefix of its value, the
+# package, and the command that installs it.
 PACKAGES = (
     ("model._target_", "sq.model.yolov5.", "ultralytics", DETECTION),
     ("model._target_", "sq.model.ultralytics.", "ultralytics", DETECTION),
@@ -45,11 +45,11 @@ PACKAGES = (
 
 
 def lacking(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each thing that runs of these `configs` need and that is not here, with what to do about it.
+    """Return a line for each thing that runs need and this machine lacks, with what to do.
 
     Parameters
     ----------
-    configs : resolved configs, or parts of them
+    configs : resolved configs of the runs, or parts of them
     """
     lines: dict[str, None] = {}
     for config in configs:
@@ -65,7 +65,7 @@ def lacking(configs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def packages(config: Mapping[str, Any]) -> list[str]:
-    """Return a line for each package that a run of `config` needs and that is not here."""
+    """Return a line for each package that a run of `config` needs and that is not installed."""
     flat = leaves(config)
     return [
         f"{package} is not installed: {install}"

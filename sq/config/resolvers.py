@@ -1,4 +1,4 @@
-"""Words that YAML files may use in interpolations: a value by a name or a number, and a solver by its name."""
+"""Resolvers of interpolations in YAML files: a value by name, a solver by name, W&B's mode."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LAYERWISE = "sq.quantizer.layerwise.quantize"
 
 
 def register() -> None:
-    """Make the words known.
+    """Register the resolvers.
 
-    ``${by:${quantizer.budget},{cpu:400,paper:80000}}``, ``${solver:${quantizer.init}}``,
+    Examples: ``${by:${quantizer.budget},{cpu:400,paper:80000}}``, ``${solver:${quantizer.init}}``,
     ``${wandb_mode:offline}``.
     """
     OmegaConf.register_new_resolver("by", _by, replace=True)
@@ -30,35 +30,35 @@ def register() -> None:
 
 
 def read(part: str, **settings: Any) -> dict[str, Any]:
-    """Return sq's own YAML of one choice, such as "tracker/wandb", with what it refers to put in.
+    """Return sq's own YAML of one choice, such as "tracker/wandb", interpolations resolved.
 
     Parameters
     ----------
-    settings : those outside the part that it refers to, such as `outputs`
+    settings : outside the part, such as `outputs`, that it refers to
     """
     register()
     whole = OmegaConf.create({**settings, "part": OmegaConf.load(CONF / f"{part}.yaml")})
-    made: Any = OmegaConf.to_container(whole.part, resolve=True)
-    return made
+    resolved: Any = OmegaConf.to_container(whole.part, resolve=True)
+    return resolved
 
 
 def _wandb_mode(default: str) -> str:
-    """Return the mode that W&B's own environment variables ask for, in today's words; `default` if they do not."""
+    """Return the mode that W&B's environment variables set, by its current name, else `default`."""
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
         return "disabled"
     mode = os.environ.get("WANDB_MODE") or default
-    return {"run": "online", "dryrun": "offline"}.get(mode, mode)
+    return {"run": "online", "dryrun": "offline"}.get(mode, mode)  # former names
 
 
 def _by(name: str | int, values: Mapping[str | int, Any]) -> Any:
-    """Return the value that goes by `name`."""
+    """Return the value of `name`."""
     if name not in values:
-        raise SqError(f"no such choice: {name}; {nearest(str(name), [str(own) for own in values])}")
+        raise SqError(f"no such choice: {name}; {nearest(str(name), map(str, values))}")
     return values[name]
 
 
 def _solver(name: str) -> Any:
-    """Return the YAML of a quantizer that works layer by layer.
+    """Return the YAML of the layerwise quantizer `name`.
 
     Raises
     ------
@@ -83,13 +83,16 @@ def _quantizers(only: str | None = None) -> dict[str, Any]:
     """
     folders = (CONF, *plugins.folders())
     files = [file for folder in folders for file in folder.glob("quantizer/*.yaml")]
-    found: dict[str, Any] = {
-        file.stem: OmegaConf.load(file) for file in sorted(files) if only in (None, file.stem)
-    }
+    quantizers: dict[str, Any] = {}
+    for file in sorted(files):
+        if only in (None, file.stem):
+            quantizers[file.stem] = OmegaConf.load(file)
     hydra = GlobalHydra.instance()
-    for source in hydra.config_loader().get_sources() if hydra.is_initialized() else []:
+    if not hydra.is_initialized():
+        return quantizers
+    for source in hydra.config_loader().get_sources():
         if source.available() and source.is_group("quantizer"):
             for option in source.list("quantizer", ObjectType.CONFIG):
-                if option not in found and only in (None, option):
-                    found[option] = source.load_config(f"quantizer/{option}").config
-    return found
+                if option not in quantizers and only in (None, option):
+                    quantizers[option] = source.load_config(f"quantizer/{option}").config
+    return quantizers

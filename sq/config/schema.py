@@ -1,4 +1,4 @@
-"""The settings of a run: their names and types, and what makes no sense before anything is loaded."""
+"""The settings of a run: names, types, and checks that need nothing loaded."""
 
 from __future__ import annotations
 
@@ -30,11 +30,9 @@ FAMILIES = (
     "tracker",
 )
 
-ENDS = ("all", "8bit", "keep")  # what sq/network/first_last.py does
-
-
-MOST_THREADS = 2**15  # more than any machine has cores
-LARGEST = 2**63 - 1  # what 64 bits hold, which is what PyTorch counts with
+ENDS = ("all", "8bit", "keep")  # policies for first and last layers, see sq/network/first_last.py
+MAX_THREADS = 2**15  # more cores than any machine has
+MAX_INTEGER = 2**63 - 1  # PyTorch has integers of 64 bits
 RETRY = ("failed", "none", "all")
 
 
@@ -50,7 +48,7 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    """Types of the settings in ``conf/config.yaml``; the values stand there."""
+    """Types of the settings in ``conf/config.yaml``, which has their values."""
 
     name: str
     bits: float
@@ -69,7 +67,7 @@ class Config:
     rerun: bool
     plugins: list[str]
     sweep: SweepConfig
-    # The families: the knobs of each are typed by the function its YAML names (see
+    # The families. Their knobs have the types of the function that their YAML names (see
     # sq/config/instantiate.py).
     model: Any
     dataset: Any
@@ -88,11 +86,10 @@ class Config:
 
 
 def register() -> None:
-    """Make the schema, and `any_keys`, known to Hydra, under the names that defaults lists use.
+    """Register the schema and `any_keys` with Hydra, by the names that defaults lists use.
 
-    Hydra refuses a setting that no YAML file has. A mapping whose keys are the user's to name, such
-    as the arguments of a constructor, is opened by ``/any_keys@NAME`` in the defaults list of its
-    file.
+    Hydra refuses a setting that no YAML file has. ``/any_keys@NAME`` in the defaults list of a file
+    opens a mapping for any keys, such as the arguments of a constructor.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import MISSING, OmegaConf
@@ -104,94 +101,125 @@ def register() -> None:
 
 
 def kind(name: str) -> str:
-    """Return in words what a value of the setting `name` is, by the types above."""
+    """Return the type of the setting `name` as text, such as "a whole number"."""
     part: Any = Config
-    for word in name.split("."):
-        part = typing.get_type_hints(part).get(word) if dataclasses.is_dataclass(part) else None
-    kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    for key in name.split("."):
+        part = typing.get_type_hints(part).get(key) if dataclasses.is_dataclass(part) else None
     if dataclasses.is_dataclass(part):
         return "a mapping"
-    return "a list" if typing.get_origin(part) is list else kinds.get(part, "a value")
+    if typing.get_origin(part) is list:
+        return "a list"
+    kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    return kinds.get(part, "a value")
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
-    """List what is wrong with a resolved config that can be seen without loading anything."""
+    """Return the faults of a resolved config that can be seen without loading anything."""
+    faults = _unset(config) + _bad_numbers(config)
+    if faults:  # the checks below need all settings
+        return faults
+    return [
+        *_bits_problems(config),
+        *sweep_problems(config["sweep"]),
+        *_machine_problems(config),
+        *_cache_problems(config),
+        *_other_problems(config),
+    ]
+
+
+def _unset(config: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting that is unknown, has no value, or is not a choice."""
     names = Config.__dataclass_fields__
     # Hydra lets "+name=value" add what the schema does not have, and "~name" delete what it has.
-    found = [
+    faults = [
         f"{name}: no such setting; {nearest(name, names)}" for name in config if name not in names
     ]
-    found += [
+    faults += [
         f"{name}: no value; it was deleted or never given"
         for name in names
         if config.get(name, "???") == "???"
     ]
-    found += [
+    faults += [
         f"{name}={config[name]}: no choice was made"
         for name in FAMILIES
         if not _is_choice(config.get(name))
     ]
-    flat = list(leaves(config).items())
-    found += [
-        f"{k}={v}: should be a finite number"
-        for k, v in flat
-        if isinstance(v, float) and not math.isfinite(v)
+    return faults
+
+
+def _bad_numbers(config: Mapping[str, Any]) -> list[str]:
+    """Return a line for each number that is not finite or has more than 64 bits."""
+    flat = leaves(config)
+    faults = [
+        f"{name}={value}: should be a finite number"
+        for name, value in flat.items()
+        if isinstance(value, float) and not math.isfinite(value)
     ]
-    # of settings with one value, the first
-    too_large = {str(v): k for k, v in reversed(flat) if _too_large(v)}
-    found += [f"{k}={v}: whole numbers go up to {LARGEST}" for v, k in too_large.items()]
-    if found:
-        return found
-    bits, grid = config["bits"], config["grid"]
+    # Interpolations copy values to other settings: only the first setting with a value is reported.
+    too_large = {str(value): name for name, value in reversed(flat.items()) if _is_too_large(value)}
+    for value, name in too_large.items():
+        faults.append(f"{name}={value}: whole numbers go up to {MAX_INTEGER}")
+    return faults
+
+
+def _bits_problems(config: Mapping[str, Any]) -> list[str]:
+    bits = config["bits"]
     if not 1 <= bits <= 16:
-        found.append(f"bits={_short(bits)}: allowed are 1 to 16 (2 to 16 on a symmetric grid)")
-    elif bits < 2 and grid.get("symmetric"):
-        found.append(
-            f"bits={_short(bits)} grid.symmetric=true: a symmetric grid needs 2 bits or more"
-        )
-    found += sweep_problems(config["sweep"])
-    found += _machine_problems(config)
-    found += _cache_problems(config)
-    if config["ends"] not in ENDS:
-        found.append(f"ends={config['ends']}: {nearest(config['ends'], ENDS)}")
-    if not 0 < config["positions"] <= 1:
-        found.append(f"positions={_short(config['positions'])}: a share, above 0 and up to 1")
-    elif config["positions"] < 1 and config["calibration"].get("inputs") == "quantized":
-        found.append(
+        return [f"bits={bits:g}: allowed are 1 to 16 (2 to 16 on a symmetric grid)"]
+    if bits < 2 and config["grid"].get("symmetric"):
+        return [f"bits={bits:g} grid.symmetric=true: a symmetric grid needs 2 bits or more"]
+    return []
+
+
+def _other_problems(config: Mapping[str, Any]) -> list[str]:
+    faults = []
+    ends, positions, name = config["ends"], config["positions"], config["name"]
+    if ends not in ENDS:
+        faults.append(f"ends={ends}: {nearest(ends, ENDS)}")
+    if not 0 < positions <= 1:
+        faults.append(f"positions={positions:g}: a share, above 0 and up to 1")
+    elif positions < 1 and config["calibration"].get("inputs") == "quantized":
+        faults.append(
             "positions<1 calibration.inputs=quantized: all positions are used then; set positions=1"
         )
-    if not config["name"] or set(config["name"]) & set("/\\=, ") or config["name"].startswith("."):
-        found.append(
-            f"name={config['name']!r}: the name of a folder, without separators, spaces, '=' or ','"
+    if not name or set(name) & set("/\\=, ") or name.startswith("."):
+        faults.append(
+            f"name={name!r}: the name of a folder, without separators, spaces, '=' or ','"
         )
-    return found
+    return faults
 
 
 def sweep_problems(settings: Mapping[str, Any]) -> list[str]:
-    """List what is wrong with the settings of a sweep."""
-    found = []
-    if settings["retry"] not in RETRY:
-        found.append(f"sweep.retry={settings['retry']}: {nearest(settings['retry'], RETRY)}")
-    if settings["max_runs"] < 1:
-        found.append(f"sweep.max_runs={settings['max_runs']}: 1 or more")
-    if (shard := settings["shard"]) is not None:
+    """Return the faults of the settings of a sweep."""
+    faults = []
+    retry, max_runs, shard = settings["retry"], settings["max_runs"], settings["shard"]
+    if retry not in RETRY:
+        faults.append(f"sweep.retry={retry}: {nearest(retry, RETRY)}")
+    if max_runs < 1:
+        faults.append(f"sweep.max_runs={max_runs}: 1 or more")
+    if shard is not None:
         parts = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
         if parts is None or int(parts[1]) > int(parts[2]):
-            found.append(f"sweep.shard={shard}: k/n, the k-th of n shares of the runs, such as 2/8")
-    return found
+            faults.append(
+                f"sweep.shard={shard}: k/n, the k-th of n shares of the runs, such as 2/8"
+            )
+    return faults
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise an `SqError` that names everything wrong with `config`."""
-    if found := problems(config):
-        raise SqError("; ".join(found))
+    """Raise an `SqError` with all faults of `config`."""
+    faults = problems(config)
+    if faults:
+        raise SqError("; ".join(faults))
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return "nearest: ..." for the choices that look like `word`, or all of them if none does."""
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return "nearest: ..." with the choices similar to `name`, or all choices if none is."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
-    return f"nearest: {', '.join(near)}" if near else f"choices: {', '.join(choices)}"
+    similar = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    if similar:
+        return f"nearest: {', '.join(similar)}"
+    return f"choices: {', '.join(choices)}"
 
 
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -205,39 +233,34 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _machine_problems(config: Mapping[str, Any]) -> list[str]:
-    found = []
+    faults = []
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
-        found.append(f"device={config['device']}: allowed are auto, cpu, cuda, cuda:N")
+        faults.append(f"device={config['device']}: allowed are auto, cpu, cuda, cuda:N")
     if config["seed"] < 0:
-        found.append(f"seed={config['seed']}: allowed are 0 to {LARGEST}")
-    for name, least in (("threads", 1), ("batch_size", 1), ("workers", 0)):
-        if config[name] is not None and config[name] < least:
-            found.append(f"{name}={config[name]}: at least {least}, or null")
-    if config["threads"] is not None and config["threads"] > MOST_THREADS:
-        found.append(f"threads={config['threads']}: at most {MOST_THREADS}, or null")
-    return found
+        faults.append(f"seed={config['seed']}: allowed are 0 to {MAX_INTEGER}")
+    for name, minimum in (("threads", 1), ("batch_size", 1), ("workers", 0)):
+        if config[name] is not None and config[name] < minimum:
+            faults.append(f"{name}={config[name]}: at least {minimum}, or null")
+    if config["threads"] is not None and config["threads"] > MAX_THREADS:
+        faults.append(f"threads={config['threads']}: at most {MAX_THREADS}, or null")
+    return faults
 
 
 def _cache_problems(config: Mapping[str, Any]) -> list[str]:
-    found = []
-    if config["cache"] == "":  # would be the working folder
-        found.append("cache='': a folder, or null for none")
+    faults = []
+    if config["cache"] == "":  # would be the working directory
+        faults.append("cache='': a folder, or null for none")
     if config["cache_gib"] <= 0:
-        found.append(
-            f"cache_gib={_short(config['cache_gib'])}: above 0; cache=null keeps no statistics"
-        )
-    return found
+        faults.append(f"cache_gib={config['cache_gib']:g}: above 0; cache=null keeps no statistics")
+    return faults
 
 
-def _too_large(value: Any) -> bool:
+def _is_too_large(value: Any) -> bool:
     if isinstance(value, list):
-        return any(_too_large(own) for own in value)
-    return isinstance(value, int) and abs(value) > LARGEST
+        return any(_is_too_large(item) for item in value)
+    return isinstance(value, int) and abs(value) > MAX_INTEGER
 
 
 def _is_choice(part: Any) -> bool:
-    return isinstance(part, Mapping) or part in (None, "???")  # absent ones are listed already
-
-
-def _short(number: float) -> str:
-    return f"{number:g}"
+    # A family that is absent or has no value is reported already.
+    return isinstance(part, Mapping) or part in (None, "???")

@@ -1,4 +1,4 @@
-"""The arguments of a command, in the order that Hydra's parser can read."""
+"""Put the arguments of a command in an order that Hydra's parser can read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sq.errors import SqError
 
 @contextmanager
 def any_help() -> Iterator[None]:
-    """Let Hydra make its parser while this lasts, on Python 3.14 as well.
+    """Let Hydra create its parser within the block, on Python 3.14 as well.
 
-    There argparse formats the help of an option when the option is added, and refuses that of
-    Hydra's ``--shell-completion``, which is an object that becomes text when it is shown.
+    There argparse formats the help of an option when the option is added. It refuses that of
+    Hydra's ``--shell-completion``, an object that becomes text only when it is shown.
     """
     container: Any = argparse._ActionsContainer
     check = getattr(container, "_check_help", None)
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 class _Argument(str):
-    """An argument that is told from another that reads the same, by what object it is."""
+    """An argument that is distinguished from an equal one by its identity."""
 
     __slots__ = ()
 
@@ -51,8 +51,8 @@ class _Argument(str):
 def options_first(arguments: list[str]) -> list[str]:
     """Return `arguments` with the options before the overrides, each in their own order.
 
-    Hydra reads its arguments with argparse, which takes overrides from one place only: with an
-    option such as ``-m`` between them it refuses all that come after it.
+    Hydra reads its arguments with argparse, which expects all overrides in one place: it refuses
+    those after an option such as ``-m``.
 
     Raises
     ------
@@ -64,13 +64,12 @@ def options_first(arguments: list[str]) -> list[str]:
         raise SqError(f"{message}; python run.py --hydra-help lists the options")
 
     reader.error = refuse  # type: ignore[method-assign]
-    words: list[str] = [_Argument(argument) for argument in arguments]
-    known, unknown = reader.parse_known_intermixed_args(words)
+    distinct: list[str] = [_Argument(argument) for argument in arguments]
+    parsed, unknown = reader.parse_known_intermixed_args(distinct)
     if unknown:
-        refuse(
-            f"{next((word for word in unknown if word.startswith('-')), unknown[0])}: no such option"
-        )
-    overrides = {id(word) for word in known.overrides}
-    # stable: options are False, and come first
-    ordered = sorted(words, key=lambda word: id(word) in overrides)
-    return [str(word) for word in ordered]
+        options = [argument for argument in unknown if argument.startswith("-")]
+        refuse(f"{(options or unknown)[0]}: no such option")
+    overrides = {id(override) for override in parsed.overrides}
+    # stable: options have the key False, and come first
+    ordered = sorted(distinct, key=lambda argument: id(argument) in overrides)
+    return [str(argument) for argument in ordered]

@@ -1,4 +1,4 @@
-"""One job: look for the run's record, else run, and leave a record whatever happens."""
+"""Run one job: return its record if it is done, else run it and write a record in any case."""
 
 from __future__ import annotations
 
@@ -27,88 +27,102 @@ from sq.tracker import run_page
 if TYPE_CHECKING:
     from sq.runs.sweep.expand import Job
 
-# what the user asked for, before sq.cli sets it
+# the setting of the user: sq.cli sets the variable later
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-POLL = 2.0  # seconds between two looks at a run that another process is doing
+POLL = 2.0  # seconds between two checks of a run that another process is doing
 log = logging.getLogger("sq")
 
 
 def attempt(one: Job, *, wait: bool) -> tuple[record.Record | None, str]:
-    """Return the record of job `one`, None if there is none, and why it failed ("" if it did not); see `execute`."""
-    made: record.Record | None = None
+    """Return the record of job `one`, or None, and why it failed, or ""; see `execute`."""
+    result: record.Record | None = None
     try:
-        made = execute(one, wait=wait)
-        failure, trace = (made or {}).get("error", ""), (made or {}).get("traceback", "")
+        result = execute(one, wait=wait)
+        failure, trace = "", ""
+        if result:
+            failure, trace = result.get("error", ""), result.get("traceback", "")
     except SqError as error:
         failure, trace = str(error), traceback.format_exc()
     if trace and TRACEBACKS:
         say(trace)
-    return made, failure
+    return result, failure
 
 
 def execute(one: Job, *, wait: bool) -> record.Record | None:
     """Return the record of job `one`: the one on disk if that run is done, else that of a new run.
 
-    A run that fails leaves a record too, with status "failed", its error and traceback, and the
-    next call tries again. An interrupt leaves nothing. A run that another process is doing is
-    waited for, or left to it: the result is None then, unless `wait`. An attempt since the job was
-    `seen`, by whomever, is the one wanted: its record is returned.
+    A run that fails writes a record too, with status "failed", its error and traceback, and the
+    next call tries again. An interrupt writes none. If another process is doing the run, this
+    function waits for it, or returns None unless `wait`. If the job was attempted since it was
+    `seen`, by any process, the record of that attempt is returned.
 
     Raises
     ------
-    SqError : no run was possible: settings that make no sense, a damaged record, a folder that
-    cannot be written
+    SqError : no run was possible: settings make no sense, a record is damaged, a folder cannot be
+    written
     """
     config, file = one.config, one.file
     check(config)
-    found = record.read(file)
-    if found and found["status"] == "done" and not config["rerun"]:
-        return found
-    if wrong := incompatible_settings.find(config, one.choices):
-        raise SqError("; ".join(wrong))
+    earlier = record.read(file)
+    if earlier and earlier["status"] == "done" and not config["rerun"]:
+        return earlier
+    problems = incompatible_settings.find(config, one.choices)
+    if problems:
+        raise SqError("; ".join(problems))
     record.probe(file.parent)
     seen = record.fingerprint(file) if one.seen is None else one.seen
-    held = _claimed(file) if wait else run_locks.acquire(file)
-    if held is None:
+    lock = _wait_for_lock(file) if wait else run_locks.acquire(file)
+    if lock is None:
         return None
     try:
-        # which also makes an NFS client look again for files it did not find before
+        # This also makes an NFS client look again for files that it did not find before.
         record.probe(file.parent)
-        found = record.read(file)
-        if found is not None and record.fingerprint(file) != seen:
-            return found
-        done = found if found is not None and found["status"] == "done" else None
-        # Trackers are left last: they can take a minute, and whatever happens meanwhile must not
-        # cost the result.
+        earlier = record.read(file)
+        if earlier is not None and record.fingerprint(file) != seen:
+            return earlier
+        done = _if_done(earlier)
+        # Trackers close last: they can take a minute, and whatever happens meanwhile must not cost
+        # the result.
         with _LogTo(_log(config, file)), ExitStack() as trackers:
-            made = _run(config, one.choices, file.stem, done, trackers)
-            if held.lost():
+            result = _run(config, one.choices, file.stem, done, trackers)
+            if lock.lost():
                 raise SqError(
                     f"another launcher took this process for dead and is doing {file.stem} again"
                 )
-            # A failed attempt at `rerun` must not cost the figures that are there: it is kept
-            # beside them.
-            record.save(file, made, keep_done=done is not None)
-        return made
+            # A failed attempt at `rerun` must not cost the earlier results.
+            record.save(file, result, keep_done=done is not None)
+        return result
     finally:
-        held.release()
+        lock.release()
 
 
-def _claimed(file: Path) -> run_locks.RunLock:
-    """Return the claim to a run, as soon as nobody else holds it."""
-    told = False
-    while (held := run_locks.acquire(file)) is None:
-        if not told and (who := run_locks.holder(file)):
-            say(f"    waiting for the process that runs it {run_locks.describe(who)}")
-            told = True
+def _if_done(earlier: record.Record | None) -> record.Record | None:
+    """Return a record if its run is done, else None."""
+    if earlier is not None and earlier["status"] == "done":
+        return earlier
+    return None
+
+
+def _wait_for_lock(file: Path) -> run_locks.RunLock:
+    """Return the lock of a run, as soon as no other process holds it."""
+    is_reported = False
+    while True:
+        lock = run_locks.acquire(file)
+        if lock is not None:
+            return lock
+        if not is_reported:
+            holder = run_locks.holder(file)
+            if holder:
+                say(f"    waiting for the process that runs it {run_locks.describe(holder)}")
+                is_reported = True
         time.sleep(POLL)
-    return held
 
 
 def bury(one: Job, cause: str, trace: str) -> bool:
-    """Record that the process of job `one` ended for `cause`, unless it, or another since, left a record of the run.
+    """Write a failed record for job `one`, whose process died, unless there is a newer one.
 
-    The run's own log and its tracker, where all looks as if it were still on, are told too.
+    The failure goes to the run's log and to its tracker as well, where the run would seem to be
+    still on.
 
     Returns
     -------
@@ -122,35 +136,38 @@ def bury(one: Job, cause: str, trace: str) -> bool:
     config, file, seen = one.config, one.file, one.seen or ""
     if record.fingerprint(file) != seen:
         return True
-    held = run_locks.acquire(file)
-    if held is None:
+    lock = run_locks.acquire(file)
+    if lock is None:
         return False
     try:
         if record.fingerprint(file) == seen:
-            made = {**_begun(config, one.choices, file.stem), "error": cause, "traceback": trace}
-            found = record.read(file)
-            done = found if found is not None and found["status"] == "done" else None
+            failed = _new_record(config, one.choices, file.stem)
+            failed |= {"error": cause, "traceback": trace}
+            done = _if_done(record.read(file))
             with _LogTo(_log(config, file)):
-                log.error("failed: %s; the last it said:\n%s", cause, trace)
-                record.save(file, made, keep_done=done is not None)
-                _leave(config["tracker"], made, done)
+                log.error("failed: %s; the end of its output:\n%s", cause, trace)
+                record.save(file, failed, keep_done=done is not None)
+                _track_failure(config["tracker"], failed, done)
         return True
     finally:
-        held.release()
+        lock.release()
 
 
-def _leave(part: Mapping[str, Any], made: record.Record, earlier: record.Record | None) -> None:
-    """Leave the page of a run whose process could not; the record stands, whatever goes wrong here."""
+def _track_failure(
+    tracker: Mapping[str, Any], failed: record.Record, done: record.Record | None
+) -> None:
+    """Send the page of a run whose process died; a failure of the tracker is logged only."""
     try:
-        build(part, "tracker")(made).close(run_page.kept(made, earlier))
+        build(tracker, "tracker")(failed).close(run_page.displayed(failed, done))
     except Exception as error:
         log.warning("no page in the tracker: %s", one_line(error))
 
 
-def outcome(made: record.Record) -> str:
-    """Return one line on what came of a run that is done."""
-    figures, seconds = made["results"], sum(made["seconds"].values())
-    return f"relative error {figures['relative_error']:.5f}, drop {figures['drop']:.3g}, {seconds:.1f} s"
+def outcome(done: record.Record) -> str:
+    """Return the result of a done run in one line."""
+    results, seconds = done["results"], sum(done["seconds"].values())
+    error, drop = results["relative_error"], results["drop"]
+    return f"relative error {error:.5f}, drop {drop:.3g}, {seconds:.1f} s"
 
 
 def _run(
@@ -160,8 +177,13 @@ def _run(
     earlier: record.Record | None,
     trackers: ExitStack,
 ) -> record.Record:
-    """Return the record of a run; `trackers` sends it when it closes, or the `earlier` one where that is kept."""
-    made = _begun(config, choices, key)
+    """Run, and return the record; closing `trackers` sends it.
+
+    Parameters
+    ----------
+    earlier : the record of the done run that this one repeats: it is sent if this one fails
+    """
+    result = _new_record(config, choices, key)
     log.info("begun on %s, process %s", socket.gethostname(), os.getpid())
     tracker = None
     try:
@@ -171,32 +193,32 @@ def _run(
         from sq.core import provenance
         from sq.runtime import out_of_memory
 
-        made["provenance"] = provenance.collect(device, config)
-        tracker = build(config["tracker"], "tracker")(made)
+        result["provenance"] = provenance.collect(device, config)
+        tracker = build(config["tracker"], "tracker")(result)
         with out_of_memory.explained():
             figures = pipeline.run(config, device)
-        _keep_sheet(config, key, figures.pop("sheet", None))
-        json.dumps(figures, allow_nan=False)  # what cannot be written is a failure too
+        _save_contact_sheet(config, key, figures.pop("sheet", None))
+        json.dumps(figures, allow_nan=False)  # results that JSON cannot hold are a failure too
         record.save_ids(config, figures["calibration"]["ids"], figures.pop("calibration_ids"))
-        made |= figures
-        made["status"] = "done"
-    except Exception as error:  # whatever it is, it belongs in the record
+        result |= figures
+        result["status"] = "done"
+    except Exception as error:  # any failure belongs in the record
         log.exception("failed")
-        made["error"] = one_line(error)
-        made["traceback"] = traceback.format_exc()
+        result["error"] = one_line(error)
+        result["traceback"] = traceback.format_exc()
     if tracker is not None:
-        trackers.callback(tracker.close, run_page.kept(made, earlier))
-    log.info("ended: %s", made["status"])
-    return made
+        trackers.callback(tracker.close, run_page.displayed(result, earlier))
+    log.info("ended: %s", result["status"])
+    return result
 
 
 def _log(config: Mapping[str, Any], file: Path) -> Path:
-    """Return where the run of record `file` logs."""
+    """Return the log file of the run of record `file`."""
     return Path(config["outputs"]) / config["name"] / f"{file.stem}.log"
 
 
-def _keep_sheet(config: Mapping[str, Any], key: str, picture: bytes | None) -> None:
-    """Leave the `picture` of images that were made beside the log; go on without if that cannot be."""
+def _save_contact_sheet(config: Mapping[str, Any], key: str, picture: bytes | None) -> None:
+    """Write the `picture` of generated images beside the log; a failure is logged only."""
     if picture is None:
         return
     try:
@@ -205,25 +227,29 @@ def _keep_sheet(config: Mapping[str, Any], key: str, picture: bytes | None) -> N
         log.warning("no picture of the calibration images: %s", error)
 
 
-def _begun(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
-    """Return the record of a run that has not come to its end."""
-    made: record.Record = {
+def _new_record(config: Mapping[str, Any], choices: Mapping[str, str], key: str) -> record.Record:
+    """Return the record of a run that has begun: failed, until it is done."""
+    return {
         "record": record.VERSION,
         "key": key,
         "name": config["name"],
         "status": "failed",
+        "choices": dict(choices),
+        "config": dict(config),
     }
-    return made | {"choices": dict(choices), "config": dict(config)}
 
 
 def _no_log(file: Path | str, error: BaseException | None) -> str:
-    """Return what to say of a log that cannot be written."""
+    """Return the message about a log that cannot be written."""
     reason = getattr(error, "strerror", None) or (one_line(error) if error else "unknown")
-    return f"log: cannot be kept in {file} ({reason}): free space or correct outputs=; the run goes on without"
+    return (
+        f"log: cannot be kept in {file} ({reason}): free space or correct outputs=; "
+        "the run goes on without"
+    )
 
 
 class _LogFile(logging.FileHandler):
-    """A log that may fail: that is said once, and no line of it is tried again."""
+    """A log file that may fail: it reports the first failure, and drops all later lines."""
 
     failed = False
 
@@ -233,19 +259,19 @@ class _LogFile(logging.FileHandler):
             super().emit(line)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say what keeps the log from being written; by default, each line would leave a traceback."""
+        """Report the failure; by default, each line would print a traceback."""
         if not self.failed:
             self.failed = True
             say(_no_log(self.baseFilename, sys.exc_info()[1]))
 
     def close(self) -> None:
-        """Close the file, whose last lines may not find room either."""
+        """Close the file; flushing its last lines may fail as well."""
         with suppress(OSError):
             super().close()
 
 
 class _LogTo:
-    """Send what `sq` logs to `file` for a while; go on without if that cannot be."""
+    """Write the log of `sq` to `file` for the block; a failure is reported only."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -260,9 +286,9 @@ class _LogTo:
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self.handler)
         log.setLevel(logging.INFO)
-        self.propagated, log.propagate = log.propagate, False
+        self.previous_propagate, log.propagate = log.propagate, False
 
     def __exit__(self, *_: object) -> None:
         log.removeHandler(self.handler)
-        log.propagate = self.propagated
+        log.propagate = self.previous_propagate
         self.handler.close()

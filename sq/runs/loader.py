@@ -1,4 +1,4 @@
-"""How configs are composed: Hydra's loader, which refuses or defers what Hydra itself leaves unclear."""
+"""Hydra's config loader with stricter checks of choices, sweepers and foreign code."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sq.core import foreign_code, paths
 from sq.errors import SqError
 
 CONF = str(paths.CONF)
-SWEEPER = "hydra_plugins.sq_sweeper.Sweeper"  # what conf/config.yaml has sweeps done by
-# Whoever composes imports this module: the schema, and what YAML files interpolate by, are known to
-# Hydra from then on.
+SWEEPER = "hydra_plugins.sq_sweeper.Sweeper"  # of conf/config.yaml
+# All code that composes configs imports this module, which makes the schema and the resolvers of
+# YAML files known to Hydra.
 schema.register()
 resolvers.register()
 
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Let Hydra compose with `Loader` while this lasts."""
+    """Let Hydra compose configs with `Loader` within the block."""
     before = application.ConfigLoaderImpl
     application.ConfigLoaderImpl = Loader  # type: ignore[misc]  # Hydra has no setting for it
     try:
@@ -39,13 +39,13 @@ def installed() -> Iterator[None]:
 
 
 class Loader(ConfigLoaderImpl):
-    """Hydra's loader, for groups of which exactly one choice is made, and settings that only swept choices have.
+    """Hydra's loader for groups with exactly one choice, and settings of swept choices.
 
-    Hydra composes every command twice: first only to read `hydra.mode`. What that composed is used
-    for the command itself, which takes half the time.
+    Hydra composes every command twice, the first time only to read `hydra.mode`. Here the command
+    itself uses that config, which saves half the time.
     """
 
-    # The config's name, its overrides and the config, since the mode was asked for.
+    # Name of the config, overrides and config of the composition for the mode.
     _composed_for_mode: tuple[str | None, list[str], DictConfig] | None = None
 
     def load_configuration(
@@ -56,7 +56,7 @@ class Loader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """Return the config that `overrides` lead to; of a sweep, what its runs have in common.
+        """Return the config with `overrides`; of a sweep, the part that its runs have in common.
 
         Raises
         ------
@@ -67,8 +67,7 @@ class Loader(ConfigLoaderImpl):
         parsed = _parsed(overrides)
         for override in parsed:
             self._check_choice(override)
-        # What the command line says of the search path, the user says; it stands in place of the
-        # file's.
+        # A search path on the command line comes from the user, and replaces that of the file.
         if config_name is not None and all(
             override.key_or_group != foreign_code.SEARCH_PATH for override in parsed
         ):
@@ -79,28 +78,27 @@ class Loader(ConfigLoaderImpl):
         reused = self._reuse(config_name, overrides, parsed, run_mode) if from_shell else None
         deferred: set[str] = set()
 
-        def load(words: list[str]) -> DictConfig:
+        def load(remaining: list[str]) -> DictConfig:
             return super(Loader, self).load_configuration(
-                config_name, words, run_mode, from_shell, validate_sweep_overrides
+                config_name, remaining, run_mode, from_shell, validate_sweep_overrides
             )
 
         try:
             config = load(overrides) if reused is None else reused
         except ConfigCompositionException:
-            # Without the swept choices the defaults stand there, which may not have the settings of
-            # those. The sweep gives them to each of its runs, whose config is composed with the
-            # choices made in it.
+            # This config has default choices in place of swept ones, and may lack their settings.
+            # The sweep applies those to each of its runs, which has its own choices.
             deferred = {
                 str(override.input_line) for override in parsed if _is_setting_of_choice(override)
             }
             if run_mode != RunMode.MULTIRUN or not deferred:
                 raise
-            config = load([word for word in overrides if word not in deferred])
-            own = {str(override.input_line) for override in parsed if override.is_hydra_override()}
+            config = load([override for override in overrides if override not in deferred])
+            of_hydra = {str(o.input_line) for o in parsed if o.is_hydra_override()}
             with open_dict(config.hydra):
-                config.hydra.overrides.task = [word for word in overrides if word not in own]
+                config.hydra.overrides.task = [o for o in overrides if o not in of_hydra]
+        # Without validation, Hydra asks for the mode only, and errors would be lost.
         for_mode = run_mode == RunMode.MULTIRUN and not validate_sweep_overrides
-        # Where Hydra only reads the mode, it loses errors.
         if run_mode == RunMode.MULTIRUN and not for_mode:
             _check_sweeper(config.hydra)
         foreign_code.check(config.hydra)
@@ -138,7 +136,7 @@ class Loader(ConfigLoaderImpl):
         return config
 
     def _check_choice(self, override: Override) -> None:
-        """Refuse as a choice what is no name: null, a number, a list."""
+        """Refuse a choice that is not a name: null, a number, a list."""
         group = override.key_or_group
         if override.is_sweep_override() or not (group in FAMILIES or group.startswith("hydra/")):
             return
@@ -146,22 +144,22 @@ class Loader(ConfigLoaderImpl):
         if isinstance(value, str) or (override.is_delete() and value is None):
             return
         options = self.get_group_options(group, results_filter=ObjectType.CONFIG)
-        known = (
-            f"choices: {', '.join(sorted(options))}" if options else f"there is no group {group}"
-        )
-        raise SqError(f"{override.input_line}: one choice is made, by its name; {known}")
+        hint = f"there is no group {group}"
+        if options:
+            hint = f"choices: {', '.join(sorted(options))}"
+        raise SqError(f"{override.input_line}: one choice is made, by its name; {hint}")
 
 
 def other_sweeper(choice: str) -> str:
-    """Return why another sweeper than Hydra's basic one, which ours extends, is refused."""
+    """Return why a sweeper other than Hydra's basic one, which sq extends, is refused."""
     return (
-        f"hydra/sweeper={choice}: runs are swept over listed values and leave records, not one number to be "
-        "optimized; leave hydra/sweeper out (all: basic)"
+        f"hydra/sweeper={choice}: runs are swept over listed values and leave records, not one "
+        "number to be optimized; leave hydra/sweeper out (all: basic)"
     )
 
 
 def _check_sweeper(hydra: DictConfig) -> None:
-    """Refuse another sweeper than ours, and settings of Hydra's basic one that ours does not have."""
+    """Refuse a sweeper other than sq's, and settings of Hydra's basic one that sq's lacks."""
     choice, sweeper = hydra.runtime.choices["hydra/sweeper"], hydra.sweeper
     if choice != "basic":
         raise SqError(other_sweeper(choice))
@@ -171,13 +169,14 @@ def _check_sweeper(hydra: DictConfig) -> None:
         )
     if sweeper.max_batch_size is not None:
         raise SqError(
-            f"hydra.sweeper.max_batch_size={sweeper.max_batch_size}: a sweep is not done in batches; "
-            "hydra.launcher.processes (local) or array_parallelism (slurm) bounds the runs at a time"
+            f"hydra.sweeper.max_batch_size={sweeper.max_batch_size}: a sweep is not done in "
+            "batches; hydra.launcher.processes (local) or array_parallelism (slurm) bounds the "
+            "runs at a time"
         )
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
-    """Return `overrides` as Hydra reads them, none where it cannot: it says so itself."""
+    """Return `overrides` parsed by Hydra, none if it cannot: Hydra itself reports that later."""
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException:
@@ -185,6 +184,6 @@ def _parsed(overrides: list[str]) -> list[Override]:
 
 
 def _is_setting_of_choice(override: Override) -> bool:
-    """Return whether `override` is a setting of a choice, such as ``sensitivity.images=128``, with one value."""
+    """Tell whether `override` sets a choice's setting, as ``grid.range=mse``, to one value."""
     family, _, setting = override.key_or_group.partition(".")
     return family in FAMILIES and bool(setting) and not override.is_sweep_override()

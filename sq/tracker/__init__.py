@@ -1,1 +1,1 @@
-"""Trackers: ``open(run) -> Tracker``, ``summarise(draw)``, a mirror of records elsewhere. The record is the truth."""
+"""Trackers show records elsewhere: ``open(run) -> Tracker``, ``summarise(draw)``."""

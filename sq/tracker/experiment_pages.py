@@ -1,4 +1,4 @@
-"""What of an experiment is tracked: a page for each record in its folder, and one for the whole."""
+"""The tracker pages of an experiment: one for each record in its folder, and one for the whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sq.tracker.run_page import Page
 
 @dataclass(frozen=True)
 class Item:
-    """A page before it is made: its id, a digest of all it is made of, and what makes it."""
+    """A page that is not drawn yet: its id, a digest of its sources, and how to draw it."""
 
     id: str
     digest: str
@@ -28,17 +28,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the folder of an experiment holds.
+    """The content of an experiment's folder.
 
     Parameters
     ----------
-    folder : its own
-    records : by key, as reports read them (`sq.report.slim`): thousands of whole ones would take
+    records : by key, as reports read them (`sq.report.slim`); thousands of whole ones would take
     gigabytes
     failures : by key, a line for each run that failed, is damaged or could not be repeated
-    digests : by key, of a record's bytes and those of its failed repetition; records known before
-    have none
-    damaged : by key, what is wrong with a file that is no record
+    digests : by key, of the bytes of a record and of its failed repetition; records that were known
+    before have none
+    damaged : by key, the fault of a file that is not a record
     """
 
     folder: Path
@@ -50,79 +49,84 @@ class Experiment:
     @property
     def done(self) -> list[Record]:
         """Return the records of runs that are done."""
-        return [own for own in self.records.values() if own["status"] == "done"]
+        return [record for record in self.records.values() if record["status"] == "done"]
 
     def items(self) -> list[Item]:
-        """Return one item a record, sorted by key, and that of the whole at the end."""
+        """Return an item for each record, sorted by key, and one for the whole at the end."""
         name = self.folder.name
-        made = [
-            Item(run_page.identity(name, key), digest, partial(_draw, self.folder / f"{key}.json"))
-            for key, digest in self.digests.items()
-        ]
-        lines = [line.encode() for line in self.damaged.values()]
-        whole = _hash(*(digest.encode() for digest in self.digests.values()), *lines)
-        return [*made, Item(run_page.summary_identity(name), whole, self.summary)]
+        items = []
+        for key, digest in self.digests.items():
+            draw = partial(_draw, self.folder / f"{key}.json")
+            items.append(Item(run_page.identity(name, key), digest, draw))
+        sources = [*self.digests.values(), *self.damaged.values()]
+        whole = _hash(*(source.encode() for source in sources))
+        return [*items, Item(run_page.summary_identity(name), whole, self.summary)]
 
-    def summary(self, also: Mapping[str, str] | None = None) -> Page:
-        """Return the page of the whole.
+    def summary(self, other_failures: Mapping[str, str] | None = None) -> Page:
+        """Return the page of the whole experiment.
 
         Parameters
         ----------
-        also : failures known from elsewhere, by key; of those here too, these lines are shown
+        other_failures : known from elsewhere, by key; they replace those of the same keys here
         """
-        return run_page.summary(
-            self.folder.name, self.done, {**(also or {}), **self.failures, **(also or {})}
-        )
+        others = other_failures or {}
+        # The others come first, in their order.
+        failures = {**others, **self.failures, **others}
+        return run_page.summary(self.folder.name, self.done, failures)
 
 
 def read(folder: Path, known: Mapping[str, Record] | None = None) -> Experiment:
-    """Return what `folder` holds; records that are `known`, by key, are not read again.
+    """Return the content of `folder`; records that are `known`, by key, are not read again.
 
     A record belongs to the experiment whose folder it is in, and its key is the name of its file.
     """
-    found = Experiment(folder, {}, {}, {}, {})
+    experiment = Experiment(folder, {}, {}, {}, {})
     slim = Slim()
     for file in sorted(folder.glob("*.json")):
         key = file.stem
         if known and key in known:
-            found.records[key] = _own(known[key], file)
+            experiment.records[key] = _identified(known[key], file)
             continue
-        parts: list[bytes] = []
-        own = run_state.find(file, partial(_parse, parts), slim)
-        if own.state == "damaged":
-            found.damaged[key] = found.failures[key] = own.cause
-        elif own.record is not None:
-            found.records[key] = _own(own.record, file)
-            found.digests[key] = _hash(*parts, *[b""] * (2 - len(parts)))
-            if own.cause:
-                found.failures[key] = f"{run_page.title(own.record)} ({key}): {own.cause}"
-    return found
+        contents: list[bytes] = []
+        state = run_state.find(file, partial(_parse, contents), slim)
+        if state.state == "damaged":
+            experiment.damaged[key] = experiment.failures[key] = state.cause
+        elif state.record is not None:
+            experiment.records[key] = _identified(state.record, file)
+            # of the record and its failed repetition, b"" if there is none
+            experiment.digests[key] = _hash(*contents, *[b""] * (2 - len(contents)))
+            if state.cause:
+                title = run_page.title(state.record)
+                experiment.failures[key] = f"{title} ({key}): {state.cause}"
+    return experiment
 
 
-def _parse(parts: list[bytes], raw: bytes) -> Any:
-    """Read JSON, and keep in `parts` the bytes it was read from: their digest is of what was read, not of what came."""
+def _parse(contents: list[bytes], raw: bytes) -> Any:
+    """Parse JSON, and append its bytes to `contents`: the digest is of what was parsed."""
     from pydantic_core import from_json
 
-    parts.append(raw)
+    contents.append(raw)
     return from_json(raw)
 
 
 def _draw(file: Path) -> Page:
-    """Return the page of the run of record `file`, which is read for that: in whole it is needed but once.
+    """Return the page of the run of record `file`, which is read in whole for that.
 
     Raises
     ------
     SqError : it is damaged, or gone
     """
-    own = run_state.find(file)
-    if own.record is None:
-        raise SqError(own.cause or f"{file} is gone")
-    return run_page.run(
-        _own(run_page.kept(own.repeat, own.record) if own.repeat else own.record, file)
-    )
+    state = run_state.find(file)
+    if state.record is None:
+        raise SqError(state.cause or f"{file} is gone")
+    record = state.record
+    if state.repeat:
+        record = run_page.displayed(state.repeat, state.record)
+    return run_page.run(_identified(record, file))
 
 
-def _own(record: Record, file: Path) -> Record:
+def _identified(record: Record, file: Path) -> Record:
+    """Return a record with the experiment and key of its file."""
     return {**record, "name": file.parent.name, "key": file.stem}
 
 

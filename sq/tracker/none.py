@@ -1,20 +1,20 @@
-"""No tracker: the record is all there is."""
+"""No tracker: runs leave their records only."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 class Tracker:
-    """Keeps nothing."""
+    """Tracks nothing."""
 
     def close(self, record: dict[str, Any]) -> None:
         """Do nothing."""
 
 
 def open(record: dict[str, Any]) -> Tracker:
-    """Return a tracker that keeps nothing."""
+    """Return a tracker that tracks nothing."""
     return Tracker()
 
 
 def summarise(draw: Callable[[], Any]) -> None:
-    """Do nothing, not even draw the page of an experiment."""
+    """Do nothing; the page of the experiment is not drawn."""

@@ -1,7 +1,7 @@
-"""What a tracker shows of a record and of a whole experiment, as plain data: names, tags, figures, tables, pictures.
+"""The page that a tracker shows of a record or a whole experiment, as plain data without a client.
 
-No client is needed here. A page has the same id whenever it is made of the same run, so that what
-is sent again (a run repeated, a job requeued, an upload later) takes the place of what was there.
+A page of the same run always has the same id. What is sent again (a repeated run, a requeued job, a
+later upload) replaces the earlier page.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Literal
 from sq.records.record import Record, contact_sheet
 
 Mode = Literal["online", "offline", "disabled"]
-TAG = 64  # characters W&B takes for one
-BARE = ("model", "dataset", "quantizer")  # choices whose word says what it is
-NAMED = ("correction", "activation")  # those whose "none" would not
+TAG_LENGTH = 64  # characters that W&B accepts
+PLAIN_TAGS = ("model", "dataset", "quantizer")  # choices whose name is clear by itself
+NAMED_TAGS = ("correction", "activation")  # choices such as "none", which need their family
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """One run as a tracker is to show it.
+    """The page of one run in a tracker.
 
     Parameters
     ----------
     id : the same for the same run, in every process; unique within a project
     job_type : "run", or "summary" for an experiment as a whole
-    summary : figures and words by name; pictures : PNG files
+    summary : numbers and text by name
+    pictures : PNG files by name
     """
 
     id: str
@@ -62,9 +63,10 @@ class Page:
 
 
 def run(record: Record) -> Page:
-    """Return the page of one run, done, failed or just begun (which is a failure as long as nothing else is known)."""
-    done, config = record["status"] == "done", record["config"]
-    own = {
+    """Return the page of one run, done or failed; a run that has just begun counts as failed."""
+    done = record["status"] == "done"
+    config = {
+        **record["config"],
         "choices": record["choices"],
         "key": record["key"],
         "provenance": record.get("provenance", {}),
@@ -75,22 +77,21 @@ def run(record: Record) -> Page:
         group=record["name"],
         job_type="run",
         tags=tags(record),
-        config={**config, **own},
+        config=config,
         summary=_figures(record) if done else _cause(record),
         tables=_tables(record) if done else {},
-        pictures=_sheet(record) if done else {},
+        pictures=_contact_sheet(record) if done else {},
         exit_code=0 if done else 1,
     )
 
 
 def summary(name: str, records: Sequence[Record], failures: Mapping[str, str]) -> Page:
-    """Return the page of experiment `name` as a whole: its table, its figures, what failed, and which code ran.
+    """Return the page of a whole experiment: table, figures, failures, and commits of the code.
 
     Parameters
     ----------
     records : those of runs that are done
-    failures : by key, a line each, with the cause; a run that is done and has one could not be
-    repeated
+    failures : by key, a line with the cause; a done run that has one could not be repeated
     """
     commits = sorted({str(record.get("provenance", {}).get("commit")) for record in records})
     keys = sorted(record["key"] for record in records)
@@ -116,7 +117,7 @@ def summary(name: str, records: Sequence[Record], failures: Mapping[str, str]) -
 
 
 def identity(name: str, key: str) -> str:
-    """Return the id of a run of experiment `name`: its key, and a hash of the name, for experiments share keys."""
+    """Return the id of a run: its key, and a hash of the name, since experiments share keys."""
     return f"{key}-{_hash(name)}"
 
 
@@ -130,36 +131,40 @@ def _hash(name: str) -> str:
 
 
 def title(record: Record) -> str:
-    """Return what tells a run from its neighbours, in words."""
+    """Return a title such as "resnet18 rtn 4 bits seed 0"."""
     choices, config = record["choices"], record["config"]
-    words = [choices[family] for family in ("model", "quantizer") if family in choices] or ["run"]
-    return f"{' '.join(words)} {config['bits']:g} bits seed {config['seed']}"
+    names = [choices[family] for family in ("model", "quantizer") if family in choices]
+    return f"{' '.join(names or ['run'])} {config['bits']:g} bits seed {config['seed']}"
 
 
 def tags(record: Record) -> list[str]:
-    """Return what a reader filters runs by: choices in the words of the command line, and bits."""
+    """Return tags to filter runs by: choices as on the command line, and bits."""
     choices = record["choices"]
-    words = [choices[family] for family in BARE if family in choices]
-    words += [f"bits={record['config']['bits']:g}"]
-    words += [f"{family}={choices[family]}" for family in NAMED if family in choices]
-    return list(dict.fromkeys(word[:TAG] for word in words))
+    names = [choices[family] for family in PLAIN_TAGS if family in choices]
+    names += [f"bits={record['config']['bits']:g}"]
+    names += [f"{family}={choices[family]}" for family in NAMED_TAGS if family in choices]
+    return list(dict.fromkeys(name[:TAG_LENGTH] for name in names))
 
 
-def kept(made: Record, earlier: Record | None) -> Record:
-    """Return what a tracker is to show of a run `made` where the record of an `earlier` one may be there.
+def displayed(latest: Record, earlier: Record | None) -> Record:
+    """Return the record to show of a run with a `latest` attempt and perhaps an `earlier` done one.
 
-    Where repeating a done run failed, the earlier record is kept, and so are its figures; the
-    failure is said beside.
+    If repeating a done run failed, that is the earlier record, with the failure in addition.
     """
-    if earlier is None or made["status"] == "done":
-        return made
-    return {**earlier, "repeat_error": made["error"], "repeat_traceback": made.get("traceback", "")}
+    if earlier is None or latest["status"] == "done":
+        return latest
+    return {
+        **earlier,
+        "repeat_error": latest["error"],
+        "repeat_traceback": latest.get("traceback", ""),
+    }
 
 
 def _figures(record: Record) -> dict[str, Any]:
+    """Return the results of a done run, seconds by phase, and the error of a failed repeat."""
     seconds = {f"seconds/{phase}": value for phase, value in record["seconds"].items()}
-    again = {name: record[name] for name in ("repeat_error", "repeat_traceback") if name in record}
-    return {"status": "done", **record["results"], **seconds, **again}
+    repeat = {name: record[name] for name in ("repeat_error", "repeat_traceback") if name in record}
+    return {"status": "done", **record["results"], **seconds, **repeat}
 
 
 def _cause(record: Record) -> dict[str, Any]:
@@ -171,13 +176,22 @@ def _cause(record: Record) -> dict[str, Any]:
 
 
 def _layers(record: Record) -> Table:
-    columns = list(dict.fromkeys(name for layer in record["layers"] for name in layer))
-    return Table(columns, [[layer.get(name) for name in columns] for layer in record["layers"]])
+    return _table(record["layers"])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table of `rows`, with the columns of all of them in order of first appearance."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    return Table(list(names), [[row.get(name) for name in names] for row in rows])
 
 
 def _sensitivity(record: Record) -> Table:
-    cost: Mapping[str, Mapping[str, float]] = record["sensitivity"]
-    rows = [[name, int(bits), value] for name, row in cost.items() for bits, value in row.items()]
+    sensitivity: Mapping[str, Mapping[str, float]] = record["sensitivity"]
+    rows: list[list[Any]] = []
+    for layer, costs in sensitivity.items():
+        rows += [[layer, int(bits), cost] for bits, cost in costs.items()]
     return Table(["layer", "bits", "cost"], rows)
 
 
@@ -190,26 +204,21 @@ def _tables(record: Record) -> dict[str, Table]:
 
 
 def _scores(record: Record) -> dict[str, Table]:
-    """Return what weighed each layer while it was learned, {} where nothing did."""
+    """Return the weight of each layer in learning, {} if learning used none."""
     scores: Mapping[str, float] = record.get("learning", {}).get("scores", {})
-    return (
-        {"scores": Table(["layer", "score"], [[*row] for row in scores.items()])} if scores else {}
-    )
+    if not scores:
+        return {}
+    return {"scores": Table(["layer", "score"], [[*row] for row in scores.items()])}
 
 
 def _curves(record: Record) -> dict[str, Table]:
-    """Return the terms of the loss, hardness and flipped codes by step, {} where nothing was learned."""
+    """Return terms of the loss, hardness and flipped codes by step, {} if nothing was learned."""
     rows: list[Mapping[str, Any]] = record.get("learning", {}).get("curves", [])
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return (
-        {"curves": Table(columns, [[row.get(name) for name in columns] for row in rows])}
-        if rows
-        else {}
-    )
+    return {"curves": _table(rows)} if rows else {}
 
 
-def _sheet(record: Record) -> dict[str, bytes]:
-    """Return the picture of the images that a run made to calibrate with, {} if it made none, or left it elsewhere."""
+def _contact_sheet(record: Record) -> dict[str, bytes]:
+    """Return the picture of generated calibration images, {} if there is none on this machine."""
     if not record.get("calibration", {}).get("made"):
         return {}
     try:
@@ -227,8 +236,8 @@ def _report(records: Sequence[Record]) -> dict[str, Table]:
         return {}
     from sq.report import table
 
-    made = table.build(list(records))
-    return {"table": Table(list(made.columns), made.to_numpy().tolist())}
+    report = table.build(list(records))
+    return {"table": Table(list(report.columns), report.to_numpy().tolist())}
 
 
 def _pictures(records: Sequence[Record]) -> dict[str, bytes]:
@@ -236,5 +245,6 @@ def _pictures(records: Sequence[Record]) -> dict[str, bytes]:
         return {}
     from sq.report import figure, style, table
 
-    done = list(records)
-    return {name: style.png(drawn) for name, drawn in figure.all_figures(table.rows(done), done)}
+    listed = list(records)
+    figures = figure.all_figures(table.rows(listed), listed)
+    return {name: style.png(drawing) for name, drawing in figures}

@@ -1,8 +1,8 @@
-"""Weights & Biases: one W&B run for each run of sq, offline unless asked. The record stays the truth.
+"""Weights & Biases: one W&B run for each run of sq, offline unless asked.
 
-Nothing that a run calls here may stop or fail it: whatever the client does, it is logged and the
-run goes on. `python -m sq track` sends records later, through the same code, and is told what went
-wrong.
+Nothing here may stop or fail a run: errors of the client are logged, and the run goes on. The
+record stays the source of truth. `python -m sq track` sends records later by the same code, and
+reports errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sq.errors import SqError
 from sq.tracker import run_page, wandb_client
 from sq.tracker.run_page import Destination, Mode, Page
 
-ANSWER = 10  # seconds at most for the server's first answer
+RESPONSE_LIMIT = 10  # seconds at most for the server's first response
 log = logging.getLogger("sq")
 
 
@@ -35,7 +35,7 @@ def open(
     mode : "offline" writes to `dir`/wandb, for ``wandb sync`` later; "disabled" writes nothing
     project, entity : where online runs go; entity None is the user's own
     dir : folder for W&B's files
-    timeout : seconds to wait for the client to start and, apart, to finish
+    timeout : seconds to wait for the client to start, and as many for it to finish
     """
     return Tracker(record, Destination(mode, project, entity, dir, timeout))
 
@@ -49,14 +49,14 @@ def summarise(
     dir: str,
     timeout: int,
 ) -> None:
-    """Leave the page of a whole experiment when its sweep ends; `draw` is called if there is anywhere to leave it."""
+    """Send the page of a whole experiment at the end of its sweep, unless tracking is disabled."""
     if mode != "disabled":
         where = Destination(mode, project, entity, dir, timeout)
         _guarded("leave the summary", lambda: _send(draw(), where), 2 * timeout)
 
 
 class Tracker:
-    """A W&B run: config when it opens; figures, layers and status when it closes."""
+    """A W&B run: it gets the config when it opens, results, layers and status when it closes."""
 
     def __init__(self, record: dict[str, Any], where: Destination):
         self.timeout = where.timeout
@@ -73,15 +73,18 @@ class Tracker:
         _guarded("start", start, self.timeout)
 
     def close(self, record: dict[str, Any]) -> None:
-        """Send the figures of a finished run, or mark a failed one as failed."""
-        if self.run is not None:
-            _guarded(
-                "finish", lambda: _finish(self.run, run_page.run(record), self.config), self.timeout
-            )
+        """Send the results of a finished run, or mark a failed one as failed."""
+        if self.run is None:
+            return
+
+        def finish() -> None:
+            _finish(self.run, run_page.run(record), self.config)
+
+        _guarded("finish", finish, self.timeout)
 
 
 def place(where: Destination) -> str:
-    """Return in words where runs go: the server, as the environment and W&B's own settings have it, or the folder.
+    """Return where runs go as text: the server of W&B's settings, or the folder, and the project.
 
     Raises
     ------
@@ -94,31 +97,34 @@ def place(where: Destination) -> str:
 
 
 def check(where: Destination) -> None:
-    """Make sure that runs can be uploaded: there is a key, and the server answers and takes it.
+    """Check that runs can be uploaded: there is a key, and the server responds and accepts it.
 
     Raises
     ------
-    SqError : there is no client, no key or no answer, or the key is refused
+    SqError : there is no client, no key or no response, or the key is refused
     """
-    wandb, wait = wandb_client.load(where), max(1, min(where.timeout, ANSWER))
+    wandb, wait = wandb_client.load(where), max(1, min(where.timeout, RESPONSE_LIMIT))
     if where.mode == "offline":
         return
 
     def ask() -> None:
         wandb_client.log_in(wandb)
-        _ = wandb.Api(timeout=wait).viewer  # `wandb.login` asks the first time only
+        _ = wandb.Api(timeout=wait).viewer  # `wandb.login` asks the server the first time only
 
     try:
         within(ask, wait)
     except Exception as error:
         reason = _reason(error)
         if isinstance(error, TimeoutError) or "did not respond in time" in reason:
-            reason = f"no answer within {wait} s; check the network, or upload with --mode offline and `wandb sync`"
+            reason = (
+                f"no answer within {wait} s; check the network, or upload with --mode offline and "
+                "`wandb sync`"
+            )
         raise SqError(f"W&B takes no runs for {place(where)}: {reason}") from error
 
 
 def upload(page: Page, where: Destination) -> None:
-    """Send one page, in place of what its id has there.
+    """Send one page, which replaces an earlier one with its id.
 
     Raises
     ------
@@ -140,7 +146,7 @@ def _send(page: Page, where: Destination) -> None:
 
 
 def _start(page: Page, where: Destination) -> Any:
-    """Return a W&B run that has begun, with all of a page that is known before it runs."""
+    """Start a W&B run with the part of a page that is known before the run."""
     wandb = wandb_client.load(where)
     Path(where.dir).mkdir(parents=True, exist_ok=True)
     if where.mode == "online":
@@ -150,8 +156,7 @@ def _start(page: Page, where: Destination) -> Any:
         entity=where.entity,
         dir=where.dir,
         mode=where.mode,
-        # An id without `resume`: what is sent takes the place of what that id had. Resumed, it
-        # would be added to.
+        # An id without `resume` replaces the W&B run with that id. Resumed, it would be extended.
         id=page.id,
         group=page.group,
         job_type=page.job_type,
@@ -164,7 +169,7 @@ def _start(page: Page, where: Destination) -> Any:
 
 
 def _finish(run: Any, page: Page, begun: dict[str, Any] | None = None) -> None:
-    """Send what is known when a run ends, and its config again if it is not the one it has `begun` with."""
+    """Send the results of a run, and its config again unless it is the one it has `begun` with."""
     from PIL import Image
 
     wandb = wandb_client.module()
@@ -172,40 +177,38 @@ def _finish(run: Any, page: Page, begun: dict[str, Any] | None = None) -> None:
         if begun is not None and begun != page.config:
             run.config.update(page.config, allow_val_change=True)
         run.summary.update(page.summary)
-        shown: dict[str, Any] = {
-            name: wandb.Table(columns=t.columns, data=t.rows) for name, t in page.tables.items()
-        }
-        shown |= {
-            name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in page.pictures.items()
-        }
-        if shown:
-            run.log(shown)
-    finally:  # whatever was refused, the run must not stay open
+        media: dict[str, Any] = {}
+        for name, table in page.tables.items():
+            media[name] = wandb.Table(columns=table.columns, data=table.rows)
+        for name, png in page.pictures.items():
+            media[name] = wandb.Image(Image.open(io.BytesIO(png)))
+        if media:
+            run.log(media)
+    finally:  # the run must not stay open after an error
         run.finish(exit_code=page.exit_code)
 
 
 def _guarded(what: str, action: Callable[[], None], timeout: int) -> None:
-    """Do `action` beside the run; log what goes wrong, and leave it behind if it takes too long."""
+    """Do `action` within `timeout` seconds; an error or a timeout is logged and reported only."""
     try:
         within(action, timeout)
     except TimeoutError:
         log.warning("W&B did not %s within %s s; going on without it", what, timeout)
-        _tell(f"W&B did not {what} within {timeout} s")
-    except Exception as error:  # the client may raise anything; none of it is the run's business
+        _report_once(f"W&B did not {what} within {timeout} s")
+    except Exception as error:  # the client may raise anything, which must not fail the run
         log.warning("W&B could not %s: %s", what, error)
-        _tell(f"W&B could not {what}: {_reason(error)}")
+        _report_once(f"W&B could not {what}: {_reason(error)}")
 
 
 @functools.cache
-def _tell(failure: str) -> None:
-    """Say once in a process what keeps runs from being mirrored: a sweep would say it of each of its runs."""
-    say(
-        f"{failure}; runs go on without it, their records are whole (tracker=none asks for no mirror)"
-    )
+def _report_once(failure: str) -> None:
+    """Report once in a process why runs are not tracked: a sweep would repeat it for each run."""
+    say(f"{failure}; runs go on without it, their records are whole (tracker=none turns it off)")
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what the client says; the others advise on its own settings."""
+    """Return the first line of an error of the client; the others advise on its own settings."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+        file = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{file}"
     return str(error).strip().partition("\n")[0] or type(error).__name__

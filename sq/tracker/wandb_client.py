@@ -1,7 +1,7 @@
-"""W&B's client: loaded when it is needed, kept quiet, and never waited for without end.
+"""W&B's client: loaded when it is needed, without output, and with time limits.
 
-It works through a service, a process of its own, and waits for that one's end without a limit:
-where a server cannot be reached, that can be forever.
+The client starts a service, a separate process, and waits for its end without a limit. If the
+server cannot be reached, that can take forever.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from sq.tracker.run_page import Destination
 if TYPE_CHECKING:
     import psutil
 
-START = 30  # seconds at most for the service to begin
-LEAVE = 10  # seconds at most for it to end, once nothing is left to send
+START_LIMIT = 30  # seconds at most for the service to begin
+END_LIMIT = 10  # seconds at most for it to end, once nothing is left to send
 SERVICE = "wandb-core"
 
 
 def load(where: Destination) -> Any:
-    """Return the module, quiet, its files kept in the folder they should be in.
+    """Return the module, set up to print nothing and to write to the folder of `where`.
 
     Raises
     ------
     SqError : there is no client, or its service does not begin
     """
-    # Tables wait here for `wandb sync`; by default they would wait in the user's home.
+    # Tables are stored here until `wandb sync`; by default they would be in the user's home.
     os.environ.setdefault("WANDB_DATA_DIR", str(Path(where.dir).absolute()))
     wandb = module()
-    # each line that its logs have no room for would leave a traceback on the terminal
+    # On a full disk, each line of its logs would print a traceback on the terminal.
     logging.raiseExceptions = False
     _end_with_us()
     if where.mode == "online":
-        quiet = wandb.Settings(silent=True)  # for what is asked before a run begins
+        quiet = wandb.Settings(silent=True)  # for requests before a run begins
         try:
-            within(lambda: wandb.setup(quiet), START)
+            within(lambda: wandb.setup(quiet), START_LIMIT)
         except TimeoutError as error:
             raise SqError(
                 f"W&B's service does not begin: {error}; upload with --mode offline"
@@ -67,7 +67,7 @@ def module() -> Any:
 
 
 def log_in(wandb: Any) -> None:
-    """Find the key, and never ask for it: whoever could answer does not see the question.
+    """Find the key without a prompt: the user would not see it.
 
     Raises
     ------
@@ -80,7 +80,10 @@ def log_in(wandb: Any) -> None:
 
 
 def settings(wandb: Any, timeout: int) -> Any:
-    """Return settings with which W&B gathers nothing itself: that takes 0.3 s a run, and may be of another machine."""
+    """Return settings by which W&B collects no data of its own.
+
+    Collecting takes 0.3 s a run, and an upload may be from another machine than the run.
+    """
     return wandb.Settings(
         init_timeout=timeout,
         finish_timeout=timeout,
@@ -94,31 +97,30 @@ def settings(wandb: Any, timeout: int) -> Any:
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_save_requirements=False,
-        stop_fn=lambda: None,  # a button in W&B would interrupt the whole sweep
+        stop_fn=lambda: None,  # else a button in W&B would interrupt the whole sweep
     )
 
 
-def end(wandb: Any, seconds: float = LEAVE) -> None:
-    """End the client in this process; after `seconds` its service is stopped, whatever it still waits for."""
-    own = _services()
+def end(wandb: Any, seconds: float = END_LIMIT) -> None:
+    """End the client in this process; kill its service if that takes longer than `seconds`."""
+    services = _services()
     try:
         within(wandb.teardown, seconds)
     except TimeoutError:
-        _stop(own)
+        _kill(services)
 
 
 @functools.cache
 def _end_with_us() -> None:
-    """Stop the service if it outlives the main thread's work, once for a process.
+    """Start a thread, once for a process, that kills the service if it outlives the main thread.
 
-    W&B waits for it as the interpreter ends, when no thread can be started any more: so this one is
-    started now.
+    W&B waits for the service as the interpreter ends, when no thread can be started any more.
     """
 
     def wait() -> None:
         threading.main_thread().join()
-        time.sleep(LEAVE)
-        _stop(_services())
+        time.sleep(END_LIMIT)
+        _kill(_services())
 
     threading.Thread(target=wait, name="end of W&B", daemon=True).start()
 
@@ -132,11 +134,11 @@ def _services() -> list[psutil.Process]:
         return []
 
 
-def _stop(services: list[psutil.Process]) -> None:
+def _kill(services: list[psutil.Process]) -> None:
     import psutil
 
-    for own in services:
+    for service in services:
         try:
-            own.kill()
+            service.kill()
         except psutil.Error:  # it has ended meanwhile
             continue

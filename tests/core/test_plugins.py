@@ -675,9 +675,9 @@ def test_model_of_a_plugin_is_of_the_kind_of_the_other_choices():
     config, choices = compose("dataset=coco", "metric=coco_map", "quantizer=rtn")
     mine = config | {"model": {"_target_": "mynet.load"}}
     assert detects(mine)
-    assert not any("finds objects" in line for line in find(mine, choices))
+    assert not any("is for detection" in line for line in find(mine, choices))
     mixed = mine | {"metric": compose()[0]["metric"]}
-    assert any("finds objects" in line for line in find(mixed, choices | {"model": "mine"}))
+    assert any("is for detection" in line for line in find(mixed, choices | {"model": "mine"}))
     assert not detects(compose()[0] | {"model": {"_target_": "mynet.load"}})
 
 

@@ -39,7 +39,7 @@ SENSELESS = [
     ([PRICED, "activation=mse", "sensitivity=weight_mse"], "weights alone"),
     ([PRICED, "activation=mse", "sensitivity=mask_kl"], "weights alone"),
     (["allocation=ilp", "allocation.inputs=weights"], "or inputs=free"),
-    (["allocation=ilp", "allocation.average_input_bits=5"], "bits of inputs have no price"),
+    (["allocation=ilp", "allocation.average_input_bits=5"], "bits of inputs have no sensitivity"),
     (["allocation=ilp", "allocation.latency=5"], "should name a CSV file"),
     (["allocation=ilp", "allocation.latency_table=none.csv"], "none.csv: No such file"),
     (["allocation=ilp", "allocation.average_bits=null"], "nothing bounds the bits"),

@@ -101,7 +101,7 @@ def test_folder_without_a_question(tmp_path, capsys):
     folder.mkdir(parents=True)
     code, said = told()
     assert code == 1
-    assert "holds no record and no claim" in said.err
+    assert "holds no record and no lock" in said.err
     for job in jobs[:2]:
         write(job, "done", config=job.config)
     assert told()[0] == 0

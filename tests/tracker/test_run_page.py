@@ -106,9 +106,9 @@ def test_failed_run_has_its_cause():
 
 
 def test_figures_outlive_a_failed_repetition():
-    assert run_page.kept(FAILED, None) is FAILED
-    assert run_page.kept(DONE, DONE | {"seconds": {}}) is DONE
-    page = run_page.run(run_page.kept(FAILED, DONE))
+    assert run_page.displayed(FAILED, None) is FAILED
+    assert run_page.displayed(DONE, DONE | {"seconds": {}}) is DONE
+    page = run_page.run(run_page.displayed(FAILED, DONE))
     assert page.summary.items() >= DONE["results"].items()
     assert page.summary["repeat_error"] == "too hot"
     assert page.exit_code == 0

@@ -5,18 +5,18 @@ import json
 import pytest
 
 from sq.errors import SqError
-from sq.tracker.upload_log import Ledger
+from sq.tracker.upload import UploadLog
 
 
 def test_notes_last(tmp_path):
     file = tmp_path / "below" / "a.json"
-    made = Ledger(file, "here")
+    made = UploadLog(file, "here")
     assert made.seconds is None
     assert not made.has("run", "1")
-    made.note("run", "1")
+    made.add("run", "1")
     made.seconds = 0.5
     made.write()
-    again = Ledger(file, "here")
+    again = UploadLog(file, "here")
     assert again.has("run", "1")
     assert not again.has("run", "2")
     assert again.seconds == 0.5
@@ -25,18 +25,18 @@ def test_notes_last(tmp_path):
 def test_places_are_apart_and_kept(tmp_path):
     file = tmp_path / "a.json"
     for place in ("here", "there"):
-        made = Ledger(file, place)
+        made = UploadLog(file, place)
         assert not made.has("run", "1")
-        made.note("run", "1")
+        made.add("run", "1")
         made.write()
-    assert Ledger(file, "here").has("run", "1")
+    assert UploadLog(file, "here").has("run", "1")
     assert set(json.loads(file.read_text())["places"]) == {"here", "there"}
 
 
 def test_long_work_is_written_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.setattr("sq.tracker.upload_log.PAUSE", 0)
-    Ledger(tmp_path / "a.json", "here").note("run", "1")
-    assert Ledger(tmp_path / "a.json", "here").has("run", "1")
+    monkeypatch.setattr("sq.tracker.upload.WRITE_INTERVAL", 0)
+    UploadLog(tmp_path / "a.json", "here").add("run", "1")
+    assert UploadLog(tmp_path / "a.json", "here").has("run", "1")
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_damage_is_told_and_left(text, tmp_path):
     with pytest.raises(
         SqError, match=r"a\.json is not a whole list of what was uploaded \(.*\): delete it"
     ):
-        Ledger(file, "here")
+        UploadLog(file, "here")
     assert file.read_text() == text
 
 
 def test_file_that_cannot_be_read(tmp_path):
     with pytest.raises(SqError, match="cannot read"):
-        Ledger(tmp_path, "here")
+        UploadLog(tmp_path, "here")

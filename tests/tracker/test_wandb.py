@@ -218,7 +218,7 @@ def logged(caplog, monkeypatch):
 
 def test_client_that_raises_does_not_fail_the_run(tmp_path, monkeypatch, logged, capsys):
     monkeypatch.setattr(wandb, "init", raising)
-    tracker._tell.cache_clear()
+    tracker._report_once.cache_clear()
     for _ in range(2):
         opened(tmp_path).close(DONE)
     assert logged.text.count("W&B could not start: no service") == 2
@@ -243,7 +243,7 @@ def test_full_disk_of_the_mirror_is_one_line(tmp_path, monkeypatch, logged, capf
 
     monkeypatch.setattr(wandb, "init", full)
     monkeypatch.setattr(logging, "raiseExceptions", True)
-    tracker._tell.cache_clear()
+    tracker._report_once.cache_clear()
     handler = Full()
     logging.getLogger("wandb.full").addHandler(handler)
     try:

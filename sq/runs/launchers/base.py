@@ -1,7 +1,7 @@
-"""Launchers of ours: they take the jobs of a sweep as they are, run them elsewhere, and notice processes that die.
+"""The base class of sq's launchers, which run the jobs of a sweep and notice processes that die.
 
-Hydra's own launchers compose every job again from its overrides, wait for the first crash at most,
-and know nothing of records.
+Hydra's own launchers compose every job again from its overrides, stop at the first crash, and know
+nothing of records.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from sq.config.instantiate import check_settings
 from sq.errors import SqError
 from sq.runs.sweep.expand import Job
 
-TAIL = 4000  # characters of a dead process's log that its run's record keeps
+TAIL = 4000  # characters at the end of a dead process's log that go to the record of its run
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of job `number`: what its process died of, "" if it did not, with the end of that process's log.
+    """The end of a job.
 
-    `begun` is False where the process died before it came to this job.
+    Parameters
+    ----------
+    number : of the job
+    cause : what its process died of, "" if it did not
+    trace : the end of the log of a process that died
+    begun : False if the process died before it began this job
     """
 
     number: int
@@ -38,7 +43,7 @@ class Ended:
 class Follower(Launcher):
     """A launcher that `sq.runs.sweep.sweeper` follows job by job."""
 
-    here = False  # whether its runs are on this machine
+    here = False  # whether it runs jobs on this machine
 
     def __init__(self, **settings: Any):
         self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
@@ -48,17 +53,16 @@ class Follower(Launcher):
         """Return its settings and their types, as a `TypedDict`."""
 
     def check(self) -> None:
-        """Raise an `SqError` unless every setting is there and makes sense."""
-        check_settings(
-            self.settings, get_type_hints(self.kinds(), include_extras=True), "hydra.launcher"
-        )
+        """Raise an `SqError` unless every setting is there and of the right type."""
+        types = get_type_hints(self.kinds(), include_extras=True)
+        check_settings(self.settings, types, "hydra.launcher")
 
     @abstractmethod
     def run(self, jobs: list[Job]) -> Generator[Ended, None, None]:
-        """Run `jobs`, and yield one `Ended` for each as it ends, in whatever order."""
+        """Run `jobs`, and yield one `Ended` for each as it ends, in any order."""
 
     def setup(self, **_: Any) -> None:
-        """Take what Hydra hands a launcher; none of it is needed."""
+        """Ignore what Hydra gives to a launcher."""
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

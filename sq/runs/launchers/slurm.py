@@ -1,8 +1,8 @@
-"""Runs on a SLURM cluster, through submitit: tasks of job arrays, followed from the login node.
+"""Run jobs on a SLURM cluster by submitit: tasks of job arrays, followed from the login node.
 
-A task whose time runs out, or that is preempted, is queued again: its runs that are done are not
-run again. One that dies (killed, out of memory, its node lost) leaves no record, so its end is told
-by SLURM's accounting: the run it died in has failed, those it had not come to are still missing.
+A task that reaches its time limit, or is preempted, is queued again, and skips its runs that are
+done. A task that dies (killed, out of memory, its node lost) writes no record, so its end is read
+from SLURM's accounting: the run it died in has failed, those it had not begun are still missing.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from sq.runs.launchers.base import TAIL, Ended
 from sq.runs.sweep.expand import Job
 
 COMMANDS = ("sbatch", "scontrol", "sacct", "sinfo")
-# settings that are not sbatch's
-OWN = ("folder", "requeues", "runs_per_task", "max_array", "poll_s")
-# States that are a task's end. Others pass, and new ones may come with new releases of SLURM.
-ENDS = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
-    "REVOKED", "TIMEOUT",
+# settings of this launcher, not of sbatch
+LAUNCHER_SETTINGS = ("folder", "requeues", "runs_per_task", "max_array", "poll_s")
+# Final states of a task. All others are temporary, even those that a new release of SLURM adds.
+FINAL_STATES = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL",
+    "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
 }  # fmt: skip
-# that submitit names for any cluster
-SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
+# settings that submitit names alike for any cluster
+COMMON_SETTINGS = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
 
 
 class Settings(TypedDict):
@@ -61,128 +61,139 @@ class Settings(TypedDict):
 
 
 class Task:
-    """What a task does: its runs, one after the other. submitit pickles it by name, and its jobs as plain data.
+    """A task of an array: it does its runs one after the other.
 
-    It allows the plugins that the command allowed: clusters may be set up not to hand the
-    environment on.
+    submitit pickles it by name, and its jobs as plain data. It allows the plugins that the command
+    allowed, because clusters may be set up not to pass on the environment.
     """
 
     def __init__(self) -> None:
         self.plugins = list(plugins.allowed())
 
     def __call__(self, jobs: Sequence[Job]) -> None:
-        """Run `jobs`; those that another launcher is running are waited for."""
+        """Run `jobs`; wait for those that another launcher is running."""
         from sq.runs.sweep import sweeper
 
         plugins.allow(self.plugins)
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        for one in jobs:
-            say(" ".join(one.overrides))
-            sweeper.finish(one)
+        for job in jobs:
+            say(" ".join(job.overrides))
+            sweeper.finish(job)
 
     def checkpoint(self, jobs: Sequence[Job]) -> Any:
-        """Return what the task does when it is queued again: the same, of which it finds a part done."""
+        """Return the task to queue again: the same one, which then skips the runs that are done."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, jobs)
 
 
 def run(jobs: list[Job], settings: Settings) -> Generator[Ended, None, None]:
-    """Submit `jobs` with the `settings` of ``conf/hydra/launcher/slurm.yaml``; yield each one's end.
+    """Submit `jobs` with the settings of ``conf/hydra/launcher/slurm.yaml``; yield their ends.
 
     Raises
     ------
     SqError : no SLURM here, or it refuses the jobs
     """
     _require()
-    each = settings["runs_per_task"]
-    parts = [range(first, min(first + each, len(jobs))) for first in range(0, len(jobs), each)]
-    tasks = dict(
-        zip(_submit([[jobs[i] for i in part] for part in parts], settings), parts, strict=True)
-    )
+    size = settings["runs_per_task"]
+    # the numbers of the jobs of each task
+    parts = [range(first, min(first + size, len(jobs))) for first in range(0, len(jobs), size)]
+    submitted = _submit([[jobs[number] for number in part] for part in parts], settings)
+    tasks = dict(zip(submitted, parts, strict=True))
     arrays = _arrays(tasks)
     say(
-        f"{quantity(tasks, 'task')} of SLURM job {', '.join(arrays)}; scancel {' '.join(arrays)} ends them"
+        f"{quantity(tasks, 'task')} of SLURM job {', '.join(arrays)}; "
+        f"scancel {' '.join(arrays)} ends them"
     )
-    looked = 0.0
+    last_poll = 0.0
     while tasks:
-        # One call of sacct tells of all tasks; files that tell of a task's end are looked at in
-        # between.
-        due = time.monotonic() - looked > settings["poll_s"]
-        for number, task in enumerate(list(tasks)):
-            if task.done(force_check=due and number == 0):
+        # One call of sacct reports all tasks. In between, only the result files of tasks are
+        # checked.
+        is_due = time.monotonic() - last_poll > settings["poll_s"]
+        for index, task in enumerate(list(tasks)):
+            if task.done(force_check=is_due and index == 0):
                 part = tasks.pop(task)
                 cause, trace = _death(task)
-                for run_number in part:
-                    yield Ended(
-                        run_number, cause, trace, not cause or _begun(jobs[run_number], task.job_id)
-                    )
-        looked = time.monotonic() if due else looked
+                for number in part:
+                    begun = not cause or _begun(jobs[number], task.job_id)
+                    yield Ended(number, cause, trace, begun)
+        if is_due:
+            last_poll = time.monotonic()
         time.sleep(min(1.0, settings["poll_s"]))
 
 
 def _require() -> None:
-    """Make sure that there is a SLURM to submit to, and that it will tell what became of tasks."""
+    """Check that there is a SLURM to submit to, and that it will report the end of tasks."""
     try:
         import submitit  # noqa: F401
     except ImportError as error:
         raise SqError(
             f"hydra/launcher=slurm needs submitit: {installation.command('slurm')}"
         ) from error
-    if missing := [name for name in COMMANDS if shutil.which(name) is None]:
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
         raise SqError(
-            f"hydra/launcher=slurm: no {', '.join(missing)} on this machine; run it on a login node of the cluster "
-            "(slurm/README.md), or use hydra/launcher=local"
+            f"hydra/launcher=slurm: no {', '.join(missing)} on this machine; run it on a login "
+            "node of the cluster (slurm/README.md), or use hydra/launcher=local"
         )
-    # Without accounting nobody would tell that a task has died, and it would be waited for without
-    # an end.
+    # Without accounting the death of a task would never be noticed, and waited for forever.
     probe = subprocess.run(
         ["sacct", "-n", "-X", "-o", "JobID"], capture_output=True, text=True, check=False
     )
     if probe.returncode:
         raise SqError(
-            f"hydra/launcher=slurm: sacct tells nothing ({_reason_of(probe)}), and this launcher learns from it how "
-            "tasks end; run the sweep by slurm/array.sbatch, which needs no accounting (slurm/README.md)"
+            f"hydra/launcher=slurm: sacct returned an error ({_stderr(probe)}), and this launcher "
+            "needs job accounting to see how tasks end; run the sweep by slurm/array.sbatch, which "
+            "needs no accounting (slurm/README.md)"
         )
 
 
 def _submit(parts: list[list[Job]], settings: Settings) -> list[Any]:
-    """Return a submitit job for each of `parts`, in arrays of at most `max_array` tasks; all of them, or none."""
+    """Return a submitit job for each of `parts`, in arrays of at most `max_array` tasks.
+
+    Either all of them are submitted, or none.
+    """
     import submitit
 
     submitit.SlurmJob.watcher = _watcher()  # of all jobs from here on
     executor = submitit.AutoExecutor(
         folder=settings["folder"], cluster="slurm", slurm_max_num_timeout=settings["requeues"]
     )
-    given = {
-        name: value
-        for name, value in settings.items()
-        if name not in OWN and value not in (None, {}, [])
-    }
-    # srun does not take over the cores of a task since SLURM 22.05: a step would have one.
-    given["srun_args"] = [f"--cpus-per-task={settings['cpus_per_task']}"]
-    most = settings["max_array"]
+    max_array = settings["max_array"]
     tasks: list[Any] = []
     try:
-        executor.update_parameters(
-            **{n if n in SHARED else f"slurm_{n}": value for n, value in given.items()}
-        )
-        for first in range(0, len(parts), most):
-            tasks += executor.map_array(Task(), parts[first : first + most])
+        executor.update_parameters(**_parameters(settings))
+        for first in range(0, len(parts), max_array):
+            tasks += executor.map_array(Task(), parts[first : first + max_array])
     except (submitit.core.utils.FailedJobError, subprocess.SubprocessError, OSError) as error:
-        refused = f"SLURM refused the jobs: {_reason(error)}; {_partitions()}"
-        raise SqError(refused + _withdrawn(_arrays(tasks))) from error
+        message = f"SLURM refused the jobs: {_reason(error)}; {_partitions()}"
+        raise SqError(message + _withdrawn(_arrays(tasks))) from error
     return tasks
 
 
+def _parameters(settings: Settings) -> dict[str, Any]:
+    """Return the parameters of submitit for the `settings` that have a value."""
+    parameters: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in LAUNCHER_SETTINGS and value not in (None, {}, []):
+            parameters[name if name in COMMON_SETTINGS else f"slurm_{name}"] = value
+    # Since SLURM 22.05 srun does not take over the cores of a task: a step would have one.
+    parameters["slurm_srun_args"] = [f"--cpus-per-task={settings['cpus_per_task']}"]
+    return parameters
+
+
 def _watcher() -> Any:
-    """Return what asks SLURM for states; submitit's own takes all it does not know for ends, even SUSPENDED."""
+    """Return what asks SLURM for states of tasks.
+
+    submitit's own takes all states that it does not know for final ones, even SUSPENDED.
+    """
     from submitit.slurm.slurm import SlurmInfoWatcher
 
     class Watcher(SlurmInfoWatcher):
         def is_done(self, job_id: str, mode: str = "standard") -> bool:
-            # "CANCELLED by 1000"
-            return self.get_state(job_id, mode=mode).upper().partition(" ")[0] in ENDS
+            # The state can be "CANCELLED by 1000".
+            state = self.get_state(job_id, mode=mode).upper().partition(" ")[0]
+            return state in FINAL_STATES
 
     return Watcher(delay_s=600)  # seconds; `run` asks more often
 
@@ -193,7 +204,7 @@ def _arrays(tasks: Iterable[Any]) -> list[str]:
 
 
 def _withdrawn(arrays: list[str]) -> str:
-    """Cancel job `arrays` of a sweep that is not submitted in whole; return words on what became of them."""
+    """Cancel the job arrays of a sweep that was submitted in part; return a clause about that."""
     if not arrays:
         return ""
     names = " ".join(arrays)
@@ -205,51 +216,50 @@ def _withdrawn(arrays: list[str]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return sbatch's last word."""
+    """Return the last line of sbatch's message."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("sbatch: error: ").rstrip(".") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1].removeprefix("sbatch: error: ").rstrip(".")
 
 
 def _partitions() -> str:
-    found = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, check=False)
-    names = sorted(set(found.stdout.split()))
-    return (
-        f"partitions here: {', '.join(names)}"
-        if names
-        else f"and sinfo knows no partition: {_reason_of(found)}"
+    process = subprocess.run(
+        ["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, check=False
     )
+    names = sorted(set(process.stdout.split()))
+    if not names:
+        return f"and sinfo knows no partition: {_stderr(process)}"
+    return f"partitions here: {', '.join(names)}"
 
 
-def _reason_of(done: subprocess.CompletedProcess) -> str:
-    return " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+def _stderr(process: subprocess.CompletedProcess) -> str:
+    return " ".join(process.stderr.split()) or f"exit code {process.returncode}"
 
 
-def _begun(one: Job, task: str) -> bool:
-    """Return whether job `one` was being done by `task` when that died: then its claim is still there."""
-    who = run_locks.last_holder(one.file)
-    return who is not None and who.get("job") == task
+def _begun(job: Job, task_id: str) -> bool:
+    """Tell whether a task that died was doing `job`: then its lock is still there."""
+    holder = run_locks.last_holder(job.file)
+    return holder is not None and holder.get("job") == task_id
 
 
 def _death(task: Any) -> tuple[str, str]:
-    """Return what SLURM says that `task` died of, and the end of its log; "" if it came to its end."""
+    """Return what `task` died of by SLURM, and the end of its log; "" and "" if it finished."""
     if task.paths.result_pickle.exists():
         error = task.exception()
-        return (
-            ("", "")
-            if error is None
-            else (f"SLURM job {task.job_id}: {_last(str(error))}", str(error)[-TAIL:])
-        )
+        if error is None:
+            return "", ""
+        return f"SLURM job {task.job_id}: {_last(str(error))}", str(error)[-TAIL:]
     log: Path = task.paths.stderr
     trace = log.read_text(errors="replace")[-TAIL:] if log.is_file() else ""
-    return (
-        f"SLURM job {task.job_id} ended as {task.state} and left no result; its log: {log}",
-        trace,
-    )
+    cause = f"SLURM job {task.job_id} ended as {task.state} and left no result; its log: {log}"
+    return cause, trace
 
 
 def _last(text: str) -> str:
+    """Return the last line of an error of submitit that says something about the job."""
     lines = [line for line in text.splitlines() if line.strip(" -")]
-    inner = [
-        line for line in lines if not line.startswith(("You can check", "or at paths", "  - "))
-    ]
-    return (inner or lines or ["failed"])[-1].strip()
+    # the advice of submitit on where to find logs
+    advice = ("You can check", "or at paths", "  - ")
+    of_job = [line for line in lines if not line.startswith(advice)]
+    return (of_job or lines or ["failed"])[-1].strip()

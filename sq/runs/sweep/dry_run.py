@@ -1,4 +1,4 @@
-"""What a command would do, before it does anything: refused where that makes no sense, shown on a dry run."""
+"""Check a command before it does anything: refuse it, or show what it would do on a dry run."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from sq.runs.sweep.preflight import Faults
 
 
 def look(jobs: list[Job], retry: str, *, here: bool) -> tuple[Known, list[Run], list[Run]]:
-    """Return the records that are there, how `jobs` stand, and which of them are to be run.
+    """Return the existing records, the state of each job, and the jobs to run.
 
     Parameters
     ----------
-    retry : what is run again, see `plan.chosen`
-    here : they are to run on this machine, which must have what they need then
+    retry : which jobs run again, see `plan.chosen`
+    here : the jobs run on this machine, which must have what they need
 
     Raises
     ------
-    SqError : settings make no sense, or something is not here
+    SqError : settings make no sense, or this machine lacks something
     """
     _refuse(preflight.senseless(jobs), jobs, "make no sense")
     known = Known(jobs)
-    runs = [known.state(one) for one in jobs]
+    runs = [known.state(job) for job in jobs]
     todo = plan.chosen(runs, retry)
-    asked = [run.job for run in todo]
-    _refuse(preflight.unfit(asked), jobs, "make no sense")
-    lacking = preflight.lacking(asked)
+    jobs_to_run = [run.job for run in todo]
+    _refuse(preflight.unfit(jobs_to_run), jobs, "make no sense")
+    lacking = preflight.lacking(jobs_to_run)
     if here:
         _refuse(lacking, jobs, "lack what they need")
     elif lacking:
-        say(f"seen from here {preflight.told(lacking, jobs, 'lack what they need')}")
+        say(f"seen from here {preflight.describe(lacking, jobs, 'lack what they need')}")
     return known, runs, todo
 
 
 def show(known: Known, runs: list[Run], todo: list[Run]) -> None:
-    """Say how `runs` stand, which are `todo`, and what those should take."""
+    """Print the state of `runs`, which are `todo`, and how long those should take."""
     out.print(plan.listing(runs, todo))
     say(plan.forecast(runs, todo, known))
 
 
-def _refuse(found: Faults, jobs: list[Job], what: str) -> None:
-    if found:
-        raise SqError(f"nothing was run; {preflight.told(found, jobs, what)}")
+def _refuse(faults: Faults, jobs: list[Job], what: str) -> None:
+    if faults:
+        raise SqError(f"nothing was run; {preflight.describe(faults, jobs, what)}")

@@ -1,4 +1,4 @@
-"""What a sweep will do: how its runs stand, which of them are its share, and what they should take."""
+"""The plan of a sweep: the state of its runs, its share of them, and how long they should take."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sq.records.run_state import RunState
 from sq.runs.sweep.expand import Job
 
 GIB = 2**30
-KEPT = ("choices", "seconds", "peak_bytes")  # of a record: what estimates go by
-SHOWN = 1000  # runs in a listing: rich takes half a second for a thousand
+ESTIMATE_KEYS = ("choices", "seconds", "peak_bytes")  # of a record: what estimates need
+MAX_ROWS = 1000  # in a listing: rich takes half a second for a thousand
 
 
 @dataclass(frozen=True)
 class Run:
-    """A job as it stands: "running", or a state of `run_state.RunState`; and why, where that says something."""
+    """A job with its state, "running" or one of `run_state.RunState`, and the cause."""
 
     job: Job
     state: str
@@ -31,154 +31,154 @@ class Run:
 
 
 class Known:
-    """How all runs in the folders of `jobs` stand, each file read once; kept is what plans need, not whole records."""
+    """The state of all runs in the folders of `jobs`, from one pass over their records."""
 
     def __init__(self, jobs: list[Job]):
-        self.standings: dict[Path, RunState] = {}
-        self.claimed: set[Path] = set()
+        self.states: dict[Path, RunState] = {}
+        self.locked: set[Path] = set()
         for folder in sorted({job.file.parent for job in jobs}):
-            self.claimed |= {
-                folder / f"{place.name.split('.')[0]}.json"
-                for place in (folder / "claims").glob("*.*")
-            }
-            self.standings |= {
-                file: run_state.find(file, reduce=_kept) for file in sorted(folder.glob("*.json"))
-            }
+            self.locked |= run_locks.locked_records(folder)
+            for file in sorted(folder.glob("*.json")):
+                self.states[file] = run_state.find(file, reduce=_reduced)
 
     def state(self, job: Job) -> Run:
-        """Return how `job` stands."""
-        found = self.standings.get(job.file, RunState("new"))
-        if found.state == "damaged":
-            return Run(job, found.state, found.cause)
-        who = run_locks.last_holder(job.file) if job.file in self.claimed else None
-        process = run_locks.describe(who) if who else ""
-        if run_locks.is_alive(who):
+        """Return `job` with its state."""
+        run = self.states.get(job.file, RunState("new"))
+        if run.state == "damaged":
+            return Run(job, run.state, run.cause)
+        holder = run_locks.last_holder(job.file) if job.file in self.locked else None
+        if holder is None:
+            return Run(job, run.state, run.cause)
+        process = run_locks.describe(holder)
+        if run_locks.is_alive(holder):
             return Run(job, "running", process)
-        return Run(
-            job,
-            found.state,
-            f"{process}, which is gone" if found.state == "new" and who else found.cause,
-        )
+        if run.state == "new":
+            return Run(job, run.state, f"{process}, which is gone")
+        return Run(job, run.state, run.cause)
 
     def estimate(self, jobs: list[Job]) -> Estimate:
-        """Return what `jobs` should take, by earlier runs of the same choices."""
+        """Return how long `jobs` should take, by earlier runs of the same choices."""
         seconds: dict[tuple, list[float]] = {}
         peaks: dict[tuple, float] = {}
-        for own in self.standings.values():
-            if (
-                own.state == "done"
-                and (found := own.record)
-                and {"choices", "seconds"} <= found.keys()
-            ):
-                kind = _alike(found["choices"])
-                seconds.setdefault(kind, []).append(sum(found["seconds"].values()))
-                peaks[kind] = max(peaks.get(kind, 0.0), *found.get("peak_bytes", {}).values(), 0.0)
-        kinds = [_alike(job.choices) for job in jobs]
-        told = [seconds[kind] for kind in kinds if kind in seconds]
+        for run in self.states.values():
+            record = run.record
+            if run.state != "done" or not record or not {"choices", "seconds"} <= record.keys():
+                continue
+            kind = _kind(record["choices"])
+            seconds.setdefault(kind, []).append(sum(record["seconds"].values()))
+            peaks[kind] = max(peaks.get(kind, 0.0), *record.get("peak_bytes", {}).values(), 0.0)
+        kinds = [_kind(job.choices) for job in jobs]
+        earlier = [seconds[kind] for kind in kinds if kind in seconds]
+        largest = max((peaks[kind] for kind in kinds if kind in peaks), default=0.0)
         return Estimate(
-            sum(sum(own) / len(own) for own in told),
-            max((peaks[kind] for kind in kinds if kind in peaks), default=0.0) / GIB,
-            len(jobs) - len(told),
+            sum(sum(times) / len(times) for times in earlier),
+            largest / GIB,
+            len(jobs) - len(earlier),
         )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of all runs one after the other, GiB of the largest, and how many runs nothing is known of."""
+    """Seconds of all runs in sequence, GiB of the largest, and the number of unknown runs."""
 
     seconds: float
     gib: float
     unknown: int
 
     def words(self, runs: int) -> str:
-        """Return what so many runs should take: how many of them are done at a time is the launcher's affair."""
+        """Return how long `runs` should take; how many run at a time is up to the launcher."""
         order = " one after the other" if runs > 1 else ""
-        return f"about {durations.words(self.seconds)}{order}" + (
-            f" and {self.gib:.1f} GiB" if self.gib else ""
-        )
+        memory = f" and {self.gib:.1f} GiB" if self.gib else ""
+        return f"about {durations.words(self.seconds)}{order}{memory}"
 
 
 def share(jobs: list[Job], shard: str | None) -> list[Job]:
     """Return the jobs of `shard` "k/n", every n-th from the k-th on; all of them for None."""
     if shard is None:
         return jobs
-    number, of = (int(part) for part in shard.split("/"))
-    return jobs[number - 1 :: of]
+    number, count = (int(part) for part in shard.split("/"))
+    return jobs[number - 1 :: count]
 
 
 def chosen(runs: list[Run], retry: str) -> list[Run]:
-    """Return those of `runs` that are to be done: new ones, and by `retry` "failed" ones too, or "all"."""
-    wanted = {
-        "none": {"new", "running", "damaged"},
-        "failed": {"new", "running", "damaged", "failed"},
-    }.get(retry)
-    return [run for run in runs if wanted is None or run.state in wanted or run.job.config["rerun"]]
+    """Return the `runs` to do: new ones, with `retry` "failed" those too, with "all" all."""
+    states = {"new", "running", "damaged"}
+    if retry == "failed":
+        states.add("failed")
+    elif retry != "none":
+        return runs[:]
+    return [run for run in runs if run.state in states or run.job.config["rerun"]]
 
 
 def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
-    """Return one line: how many runs there are, how they stand, and how long the ones `todo` should take."""
+    """Return one line: the number of runs, their states, and how long `todo` should take."""
     count = Counter(run.state for run in runs)
-    done = sum(run.state == "done" for run in runs) - sum(run.state == "done" for run in todo)
-    parts = [quantity(runs, "run"), f"{done} done", f"{len(todo)} to do"]
-    parts += [
-        f"{count[state]} {state}" for state in ("failed", "running", "damaged") if count[state]
+    repeated = sum(run.state == "done" for run in todo)
+    parts = [
+        quantity(runs, "run"),
+        f"{count['done'] - repeated} done",
+        f"{len(todo)} to do",
     ]
+    states = ("failed", "running", "damaged")
+    parts += [f"{count[state]} {state}" for state in states if count[state]]
     line = ", ".join(parts)
     if not todo:
         return line
-    guess = known.estimate([run.job for run in todo])
-    if guess.unknown == len(todo):
+    estimate = known.estimate([run.job for run in todo])
+    if estimate.unknown == len(todo):
         return f"{line}; no earlier record to estimate their time from"
-    return f"{line}, {guess.words(len(todo))} by earlier records" + (
-        f", {guess.unknown} of them unknown" if guess.unknown else ""
-    )
+    line += f", {estimate.words(len(todo))} by earlier records"
+    if estimate.unknown:
+        line += f", {estimate.unknown} of them unknown"
+    return line
 
 
 def listing(
     runs: list[Run], todo: list[Run], part: str = "sweep.shard=k/n shows a part of them"
 ) -> Table:
-    """Return a table of `runs`: which are `todo`, what sets each apart, how it stands, its record's key, and why.
+    """Return a table of `runs`: which are `todo`, their overrides, state, record and cause.
 
     Parameters
     ----------
-    part : how to see the runs that are too many for a table
+    part : how to see the runs that do not fit in the table
     """
-    shown = Table()
+    table = Table()
     for title in ("", "run", "state", "record", "cause"):
-        shown.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold")
     marked = {id(run) for run in todo}
-    for run, words in list(zip(runs, differing([run.job for run in runs]), strict=True))[:SHOWN]:
+    overrides = differing([run.job for run in runs])
+    for run, text in list(zip(runs, overrides, strict=True))[:MAX_ROWS]:
         mark = "run" if id(run) in marked else ""
-        shown.add_row(mark, words, run.state, run.job.file.stem, run.cause)
-    if len(runs) > SHOWN:
-        shown.caption = f"... and {len(runs) - SHOWN} more; {part}"
-    return shown
+        table.add_row(mark, text, run.state, run.job.file.stem, run.cause)
+    if len(runs) > MAX_ROWS:
+        table.caption = f"... and {len(runs) - MAX_ROWS} more; {part}"
+    return table
 
 
 def single(job: Job) -> str:
-    """Return what a run that is not part of a sweep should take; "" if it is done, cannot run, or nothing is known."""
-    if problems(job.config) or (
-        run_state.find(job.file).state == "done" and not job.config["rerun"]
-    ):
+    """Return how long a single run should take, "" if it is done, cannot run or is unknown."""
+    if problems(job.config):
         return ""
-    known = Known([job])
-    guess = known.estimate([job])
-    return "" if guess.unknown else f"{guess.words(1)}, by earlier records"
+    if run_state.find(job.file).state == "done" and not job.config["rerun"]:
+        return ""
+    estimate = Known([job]).estimate([job])
+    return "" if estimate.unknown else f"{estimate.words(1)}, by earlier records"
 
 
 def differing(jobs: list[Job]) -> list[str]:
-    """Return each job's overrides without those that all share."""
-    same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return [" ".join(word for word in job.overrides if word not in same) for job in jobs]
+    """Return each job's overrides without those that all jobs share."""
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return [
+        " ".join(override for override in job.overrides if override not in shared) for job in jobs
+    ]
 
 
-def _kept(record: Record) -> Record:
-    """Return what plans need of a record: thousands of whole ones would take gigabytes."""
-    return {name: record[name] for name in KEPT if name in record}
+def _reduced(record: Record) -> Record:
+    """Return the part of a record that estimates need; thousands of whole ones take gigabytes."""
+    return {name: record[name] for name in ESTIMATE_KEYS if name in record}
 
 
-def _alike(choices: dict[str, str]) -> tuple:
-    return tuple(
-        choices.get(family)
-        for family in ("model", "dataset", "quantizer", "allocation", "sensitivity")
-    )
+def _kind(choices: dict[str, str]) -> tuple:
+    """Return the choices on which the duration of a run depends most."""
+    families = ("model", "dataset", "quantizer", "allocation", "sensitivity")
+    return tuple(choices.get(family) for family in families)

@@ -1,4 +1,4 @@
-"""What is wrong with the runs of a sweep, as far as it can be seen before any of them is done; each fault told once."""
+"""Faults of the runs of a sweep that can be seen before any of them starts, each reported once."""
 
 from __future__ import annotations
 
@@ -17,77 +17,82 @@ from sq.runs import incompatible_settings
 from sq.runs.sweep.expand import Job
 from sq.runs.sweep.plan import differing
 
-Faults = dict[str, list[Job]]  # what is wrong, and the jobs that it is wrong with
+Faults = dict[str, list[Job]]  # each fault with the jobs that have it
 
-MOST = 5  # faults that are told
-SHOWN = 3  # jobs that are named with each
+MAX_FAULTS = 5  # in a message
+MAX_JOBS = 3  # named with each fault
 
 
 def senseless(jobs: list[Job]) -> Faults:
-    """Return what is wrong with settings, without loading anything."""
-    found: Faults = {}
+    """Return the faults of settings, without loading anything."""
+    faults: Faults = {}
     for job in jobs:
         for fault in problems(job.config):
-            found.setdefault(fault, []).append(job)
-    return found
+            faults.setdefault(fault, []).append(job)
+    return faults
 
 
 def unfit(jobs: list[Job]) -> Faults:
     """Return the choices that do not fit the code they name, or each other."""
-    found: Faults = {}
+    faults: Faults = {}
     for family in FAMILIES:
-        found |= _by_part(jobs, (family,), partial(_misfit, family))
+        faults |= _by_part(jobs, (family,), partial(_misfit, family))
     for job in jobs:
         for fault in incompatible_settings.find(job.config, job.choices):
-            found.setdefault(fault, []).append(job)
-    return found
+            faults.setdefault(fault, []).append(job)
+    return faults
 
 
 def lacking(jobs: list[Job]) -> Faults:
-    """Return what jobs need and is not on this machine: data, weights, packages; see `sq.config.requirements`."""
+    """Return the data, weights and packages that jobs need and this machine lacks."""
     return _by_part(jobs, requirements.FAMILIES, lambda part: requirements.lacking([part]))
 
 
-def told(faults: Faults, jobs: list[Job], what: str) -> str:
-    """Return in one line how many of `jobs` have `faults`, as `what` says, then these.
+def describe(faults: Faults, jobs: list[Job], what: str) -> str:
+    """Return one line: how many of `jobs` have `faults`, as `what` says, and the faults.
 
-    What most have is told first, with the first of them; a fault of all names none.
+    The fault of most jobs comes first, each with the first jobs that have it. A fault of all jobs
+    names none.
     """
-    words = dict(zip(map(id, jobs), differing(jobs), strict=True))
+    differences = dict(zip(map(id, jobs), differing(jobs), strict=True))
+    most_common = sorted(faults.items(), key=lambda item: -len(item[1]))
     parts = []
-    for fault, own in sorted(faults.items(), key=lambda item: -len(item[1]))[:MOST]:
-        some = "; ".join(words[id(job)] for job in own[:SHOWN]) + (
-            "; ..." if len(own) > SHOWN else ""
-        )
-        count = f"{quantity(own, 'run')}: " if len(own) > 1 else ""
-        parts.append(fault if len(own) == len(jobs) else f"{fault} ({count}{some})")
-    if len(faults) > MOST:
-        parts.append(f"and {len(faults) - MOST} more")
-    wrong = {id(job) for own in faults.values() for job in own}
-    return f"{len(wrong)} of {len(jobs)} runs {what}: {' | '.join(parts)}"
+    for fault, faulty in most_common[:MAX_FAULTS]:
+        if len(faulty) == len(jobs):
+            parts.append(fault)
+            continue
+        names = "; ".join(differences[id(job)] for job in faulty[:MAX_JOBS])
+        if len(faulty) > MAX_JOBS:
+            names += "; ..."
+        count = f"{quantity(faulty, 'run')}: " if len(faulty) > 1 else ""
+        parts.append(f"{fault} ({count}{names})")
+    if len(faults) > MAX_FAULTS:
+        parts.append(f"and {len(faults) - MAX_FAULTS} more")
+    number = len({id(job) for faulty in faults.values() for job in faulty})
+    return f"{number} of {len(jobs)} runs {what}: {' | '.join(parts)}"
 
 
 def _by_part(
     jobs: list[Job], families: tuple[str, ...], find: Callable[[Mapping[str, Any]], list[str]]
 ) -> Faults:
-    """Return what `find` says of these families of each job; equal ones are asked about once."""
-    known: dict[str, list[str]] = {}  # the first check of a family imports torch
-    found: Faults = {}
+    """Return the faults that `find` returns for these families of each job; equal ones run once."""
+    checked: dict[str, list[str]] = {}  # the first check of a family imports torch
+    faults: Faults = {}
     for job in jobs:
         part = {family: job.config[family] for family in families}
-        own = json.dumps(part, sort_keys=True)
-        if own not in known:
-            known[own] = find(part)
-        for fault in known[own]:
-            found.setdefault(fault, []).append(job)
-    return found
+        key = json.dumps(part, sort_keys=True)
+        if key not in checked:
+            checked[key] = find(part)
+        for fault in checked[key]:
+            faults.setdefault(fault, []).append(job)
+    return faults
 
 
 def _misfit(family: str, config: Mapping[str, Any]) -> list[str]:
     try:
         check(config[family], family)
     except NotAllowed:
-        return []  # told of all parts together, among the contradictions
+        return []  # reported for all parts together by `incompatible_settings`
     except SqError as error:
         return [str(error)]
     return []

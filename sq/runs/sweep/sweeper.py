@@ -1,7 +1,7 @@
-"""A sweep: expanded and checked as a whole, run where the launcher says, then one table and every failure.
+"""Run a sweep: expand and check it, launch its jobs, then print a table and all failures.
 
-Hydra 1.3 shows the first failing job alone and stops nothing else; so jobs never raise here. They
-leave records, and the summary reads those when the sweep ends, wherever the jobs ran.
+Hydra 1.3 reports only the first failing job, so jobs never raise here. They write records, which
+the summary reads when the sweep ends, wherever the jobs ran.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from sq.runs.sweep.expand import Job
 from sq.runs.sweep.plan import Run
 from sq.tracker import upload
 
-# runs jobs in this process, one by one
-HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-LOST = "left no record: never begun, killed or unable to write; run the same command again"
+# Hydra's own launcher, which runs jobs in this process, one by one
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+NO_RECORD = "left no record: never begun, killed or unable to write; run the same command again"
 
 
 def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
@@ -41,14 +41,15 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
     SqError : the sweep makes no sense, in whole or in part; nothing was run then
     HydraException, OmegaConfBaseException : an override that Hydra refuses
     """
-    every = expand.resolve(config)
-    settings = every["sweep"]
-    if wrong := experiments.misplaced(config.hydra, every["name"]):
-        raise SqError(f"nothing was run: {wrong}")
+    resolved = expand.resolve(config)
+    settings = resolved["sweep"]
+    problem = experiments.misplaced(config.hydra, resolved["name"])
+    if problem:
+        raise SqError(f"nothing was run: {problem}")
     if isinstance(launcher, Follower):
         launcher.check()
     jobs = _jobs(loader, config, settings)
-    here = _is_here(launcher) or (isinstance(launcher, Follower) and launcher.here)
+    here = _is_basic(launcher) or (isinstance(launcher, Follower) and launcher.here)
     known, runs, todo = dry_run.look(jobs, settings["retry"], here=here)
     if settings["dry_run"]:
         dry_run.show(known, runs, todo)
@@ -63,115 +64,125 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
 
 def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) -> list[Job]:
     """Return the jobs of this launcher's share of the sweep."""
-    if found := sweep_problems(settings):
-        raise SqError("; ".join(found))
-    every = expand.expand(loader, config, settings["max_runs"])
-    if not every:
+    problems = sweep_problems(settings)
+    if problems:
+        raise SqError("; ".join(problems))
+    all_jobs = expand.expand(loader, config, settings["max_runs"])
+    if not all_jobs:
         raise SqError("the sweep expands to no run at all")
-    jobs = plan.share(every, settings["shard"])
+    jobs = plan.share(all_jobs, settings["shard"])
     if not jobs:
-        raise SqError(f"sweep.shard={settings['shard']} of {len(every)} runs holds none")
+        raise SqError(f"sweep.shard={settings['shard']} of {len(all_jobs)} runs holds none")
     return jobs
 
 
-def _is_here(launcher: Launcher) -> bool:
-    """Return whether `launcher` is Hydra's own, which runs jobs in this process."""
-    # By name: Hydra loads its plugins anew, so that their classes are not those one imports.
-    return f"{type(launcher).__module__}.{type(launcher).__name__}" == HERE
+def _is_basic(launcher: Launcher) -> bool:
+    """Tell whether `launcher` is Hydra's own, which runs jobs in this process."""
+    # By name: Hydra loads its plugins again, so their classes are not those that one imports.
+    return f"{type(launcher).__module__}.{type(launcher).__name__}" == BASIC_LAUNCHER
 
 
 def _launch(runs: list[Run], launcher: Launcher, *, again: bool) -> None:
-    """Do `runs`, done ones too with `again`, where `launcher` says."""
-    jobs = [_marked(run.job, again=again) for run in runs]
-    words = [f"[{number}/{len(jobs)}] {own}" for number, own in enumerate(plan.differing(jobs), 1)]
-    if _is_here(launcher):
-        _here(jobs, words)
+    """Do `runs`, with `again` even those that are done, by means of `launcher`."""
+    jobs = [_fingerprinted(run.job, again=again) for run in runs]
+    labels = [
+        f"[{number}/{len(jobs)}] {overrides}"
+        for number, overrides in enumerate(plan.differing(jobs), 1)
+    ]
+    if _is_basic(launcher):
+        _run_here(jobs, labels)
     elif isinstance(launcher, Follower):
-        _follow(jobs, words, launcher)
+        _follow(jobs, labels, launcher)
     else:
+        rerun = ["rerun=true"] if again else []
         try:
-            launcher.launch(
-                [[*one.overrides, *(["rerun=true"] if again else [])] for one in jobs],
-                initial_job_idx=0,
-            )
+            launcher.launch([[*job.overrides, *rerun] for job in jobs], initial_job_idx=0)
         except Exception as error:
-            # one job that crashed, and it gives up all; the others have left records
+            # Such a launcher gives up after one crash; the other jobs have left records.
             say(f"launcher: {one_line(error)}")
 
 
-def _marked(one: Job, *, again: bool) -> Job:
-    """Return job `one` with the mark of what earlier attempts left, to be run `again` even if it is done."""
+def _fingerprinted(one: Job, *, again: bool) -> Job:
+    """Return job `one` with the fingerprint of its record; with `again` it runs even if done."""
     config = {**one.config, "rerun": True} if again else one.config
     return replace(one, config=config, seen=record.fingerprint(one.file))
 
 
-def _here(jobs: list[Job], words: list[str]) -> None:
+def _run_here(jobs: list[Job], labels: list[str]) -> None:
     """Run `jobs` in this process, one by one; those that another launcher is running come last."""
-    left = list(zip(jobs, words, strict=True))
-    while left:
-        begun = len(left)
-        left = [(one, own) for one, own in left if not _done(one, own, wait=False)]
-        if len(left) == begun:
-            _done(*left.pop(0), wait=True)
+    remaining = list(zip(jobs, labels, strict=True))
+    while remaining:
+        before = len(remaining)
+        remaining = [
+            (one, label) for one, label in remaining if not _run_one(one, label, wait=False)
+        ]
+        if len(remaining) == before:  # other launchers run all of them
+            one, label = remaining.pop(0)
+            _run_one(one, label, wait=True)
 
 
-def _done(one: Job, words: str, *, wait: bool) -> bool:
-    say(words)
+def _run_one(one: Job, label: str, *, wait: bool) -> bool:
+    say(label)
     return finish(one, wait=wait)
 
 
-def _follow(jobs: list[Job], words: list[str], launcher: Follower) -> None:
-    """Let `launcher` run `jobs` elsewhere, say what came of each, and record those whose process died."""
-    with closing(launcher.run(jobs)) as ended:
-        every = progress.track(ended, "runs", len(jobs))
-        dying = [end for end in every if not _told(jobs[end.number], words[end.number], end)]
-    until = time.monotonic() + run_locks.LEASE + job.POLL
-    while dying := [end for end in dying if not _told(jobs[end.number], words[end.number], end)]:
-        if time.monotonic() > until:
-            return  # another launcher runs them
+def _follow(jobs: list[Job], labels: list[str], launcher: Follower) -> None:
+    """Let `launcher` run `jobs`, report each one's end, and record those whose process died."""
+    with closing(launcher.run(jobs)) as ends:
+        shown = progress.track(ends, "runs", len(jobs))
+        # jobs that a process may still be doing
+        pending = [end for end in shown if not _report(jobs[end.number], labels[end.number], end)]
+    deadline = time.monotonic() + run_locks.LEASE + job.POLL
+    while True:
+        pending = [end for end in pending if not _report(jobs[end.number], labels[end.number], end)]
+        if not pending or time.monotonic() > deadline:
+            return  # what is still pending, another launcher runs
         time.sleep(job.POLL)
 
 
-def _told(one: Job, words: str, end: Ended) -> bool:
-    """Say what came of job `one`, after leaving a record of it if its process died in it; False while that goes on."""
+def _report(one: Job, label: str, end: Ended) -> bool:
+    """Report the end of job `one`, and record it if its process died; False while it goes on."""
     file = one.file
     try:
         if end.cause and not end.begun and record.fingerprint(file) == one.seen:
-            say(f"{words}: not done: {end.cause}")
+            say(f"{label}: not done: {end.cause}")
             return True
         if end.cause and end.begun and not job.bury(one, end.cause, end.trace):
             return False
-        made = (
-            record.read(record.failed_rerun(file))
-            or record.read(file)
-            or {"error": "left no record"}
-        )
+        latest = record.read(record.failed_rerun(file)) or record.read(file)
+        result = latest or {"error": "left no record"}
     except SqError as error:
-        made = {"error": str(error)}
-    say(f"{words}: " + (f"failed: {made['error']}" if "error" in made else job.outcome(made)))
+        result = {"error": str(error)}
+    outcome = f"failed: {result['error']}" if "error" in result else job.outcome(result)
+    say(f"{label}: {outcome}")
     return True
 
 
 def task(config: dict[str, Any], choices: dict[str, str]) -> None:
-    """Run a job of a sweep, in whatever process one of Hydra's own launchers has put it."""
+    """Run a job of a sweep in the process that another of Hydra's launchers started for it."""
     finish(Job([], config, choices))
 
 
 def finish(one: Job, *, wait: bool = True) -> bool:
-    """Run a job and say what came of it; return False if another process is running it and we are not to `wait`."""
-    made, failure = job.attempt(one, wait=wait)
-    if made is None and not failure:
+    """Run a job and report its outcome.
+
+    Returns
+    -------
+    False if another process is running it and `wait` is False
+    """
+    result, failure = job.attempt(one, wait=wait)
+    if result is None and not failure:
         say("    another launcher is running it")
         return False
-    say(f"    failed: {failure}" if failure else f"    {job.outcome(made or {})}")
+    say(f"    failed: {failure}" if failure else f"    {job.outcome(result or {})}")
     return True
 
 
 def summarise(jobs: list[Job], tried: list[Job]) -> None:
-    """Print one table of everything that is done, list every failure with its cause.
+    """Print a table of all done runs, and every failure with its cause.
 
-    Exit 1 if a run is not done, or one of those just `tried` could not be repeated. Where anything
-    was tried, the tracker gets the experiment as a whole too.
+    Exit 1 if a run is not done, or one of those just `tried` could not be repeated. If any was
+    tried, the tracker gets the page of the whole experiment too.
     """
     from sq.report import table
 
@@ -181,11 +192,11 @@ def summarise(jobs: list[Job], tried: list[Job]) -> None:
     for file, line in failures.items():
         say(f"{'not repeated' if file in records else 'failed'}: {line}")
     repeats = len(failures.keys() & records.keys())
-    say(
-        f"{len(records)} of {len(jobs)} runs done, {len(failures) - repeats} failed"
-        + (f", {repeats} could not be repeated" if repeats else "")
-        + f"; records in {_folders(jobs)}"
-    )
+    parts = [f"{len(records)} of {len(jobs)} runs done", f"{len(failures) - repeats} failed"]
+    if repeats:
+        parts.append(f"{repeats} could not be repeated")
+    folders = ", ".join(sorted({str(one.file.parent) for one in jobs}))
+    say(f"{', '.join(parts)}; records in {folders}")
     if tried:
         upload.summarise(records, failures, jobs[0].config)
     if len(records) < len(jobs) or any(one.file in failures for one in tried):
@@ -193,7 +204,7 @@ def summarise(jobs: list[Job], tried: list[Job]) -> None:
 
 
 def collect(jobs: list[Job]) -> tuple[dict[Path, record.Record], dict[Path, str]]:
-    """Return the records of the jobs that are done, as reports read them, and a line for each failure; by file.
+    """Return by file the records of done jobs, reduced to what reports need, and failures as lines.
 
     A run that could not be repeated has both: its earlier record counts.
     """
@@ -201,14 +212,10 @@ def collect(jobs: list[Job]) -> tuple[dict[Path, record.Record], dict[Path, str]
 
     records, failures, slim = {}, {}, Slim()
     for one in jobs:
-        found = run_state.find(one.file, reduce=slim)
-        if found.state == "done" and found.record is not None:
-            records[one.file] = found.record
-        cause = LOST if found.state == "new" else found.cause
+        state = run_state.find(one.file, reduce=slim)
+        if state.state == "done" and state.record is not None:
+            records[one.file] = state.record
+        cause = NO_RECORD if state.state == "new" else state.cause
         if cause:
             failures[one.file] = f"{' '.join(one.overrides)} ({one.file.stem}): {cause}"
     return records, failures
-
-
-def _folders(jobs: list[Job]) -> str:
-    return ", ".join(sorted({str(one.file.parent) for one in jobs}))

@@ -153,31 +153,33 @@ def test_processes_share_gpus_and_cores(monkeypatch):
     monkeypatch.setattr(cpu_cores, "own", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-7f")
     eight = [job() for _ in range(8)]
-    assert local.places(eight, None) == [
+    assert local.environments(eight, None) == [
         {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "2"},
         {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "GPU-7f"},
     ]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in local.places(eight, 4)] == [
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in local.environments(eight, 4)] == [
         "2",
         "GPU-7f",
         "2",
         "GPU-7f",
     ]
-    assert local.places([job("cpu")] * 8, None) == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert local.environments([job("cpu")] * 8, None) == [{"OMP_NUM_THREADS": "4"}] * 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert local.places(eight, None) == [{"OMP_NUM_THREADS": "4"}] * 2
-    assert local.places([job(threads=1)] * 8, None) == [{"OMP_NUM_THREADS": "1"}] * 8
-    assert local.places([job(threads=16)] * 8, None) == [{"OMP_NUM_THREADS": "8"}]
-    assert local.places([job()], 5) == [{"OMP_NUM_THREADS": "8"}], "no more processes than runs"
+    assert local.environments(eight, None) == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert local.environments([job(threads=1)] * 8, None) == [{"OMP_NUM_THREADS": "1"}] * 8
+    assert local.environments([job(threads=16)] * 8, None) == [{"OMP_NUM_THREADS": "8"}]
+    assert local.environments([job()], 5) == [{"OMP_NUM_THREADS": "8"}], (
+        "no more processes than runs"
+    )
 
 
 def test_threads_that_are_exported_do_not_take_processes_away(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert local.places([job("cpu")] * 99, None) == [{"OMP_NUM_THREADS": "4"}] * 16
+    assert local.environments([job("cpu")] * 99, None) == [{"OMP_NUM_THREADS": "4"}] * 16
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
-    assert local.places([job("cpu")] * 99, None) == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert local.environments([job("cpu")] * 99, None) == [{"OMP_NUM_THREADS": "4"}] * 2
 
 
 def test_two_commands_at_a_time_print_to_files_of_their_own(tmp_path):

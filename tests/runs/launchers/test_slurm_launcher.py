@@ -43,7 +43,7 @@ def test_slurm_without_accounting_is_refused(tmp_path, monkeypatch):
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith(
-        "sq: hydra/launcher=slurm: sacct tells nothing (Slurm accounting storage is disabled)"
+        "sq: hydra/launcher=slurm: sacct returned an error (Slurm accounting storage is disabled)"
     )
     assert "slurm/array.sbatch" in line
 

@@ -170,7 +170,7 @@ def test_shuffled_ones_are_the_same_in_any_order(word, swept):
         (["sweep.retry=all,none"], "sweep.retry=all,none: of the sweep as a whole"),
         (
             ["sweep.shard=1/2", "bits=shuffle(3,4)"],
-            "sweep.shard=1/2 bits=shuffle(3,4): each process shuffles anew",
+            "sweep.shard=1/2 bits=shuffle(3,4): each process shuffles again",
         ),
         (["bits=range(1e12)"], "up to 1000000000000 runs"),
         (["seed=range(1" + 400 * "0" + ")"], "more than sweep.max_runs=1000"),

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sq.runs.sweep.override_deltas import Changes, plain
+from sq.runs.sweep.expand import OverrideDeltas, plain
 
 CONFIG = """
 bits: 4.0
@@ -53,15 +53,15 @@ def applied(config, own):
     "shared", [(), ("calibration.images=48",), ("seed=3", "quantizer.damp=0.2")], ids=len
 )
 def test_together_is_one_after_the_other(config, shared):
-    changes = Changes(OmegaConf.create(config), overrides(*shared))
+    changes = OverrideDeltas(OmegaConf.create(config), overrides(*shared))
     for words in itertools.permutations(WORDS + HARD, 2):
         every = overrides(*shared, *words)
-        assert changes.together(every) == applied(config, every), words
+        assert changes.combined(every) == applied(config, every), words
 
 
 def test_three_at_a_time_and_nothing_left_behind():
-    changes = Changes(OmegaConf.create(CONFIG), [])
-    before = changes.together([])
+    changes = OverrideDeltas(OmegaConf.create(CONFIG), [])
+    before = changes.combined([])
     for words in itertools.combinations(WORDS + HARD, 3):
-        assert changes.together(overrides(*words)) == applied(CONFIG, overrides(*words)), words
-    assert changes.together([]) == before == plain(OmegaConf.create(CONFIG))
+        assert changes.combined(overrides(*words)) == applied(CONFIG, overrides(*words)), words
+    assert changes.combined([]) == before == plain(OmegaConf.create(CONFIG))

@@ -75,7 +75,7 @@ def test_plans_keep_of_a_record_what_they_go_by_alone(tmp_path):
         fake(tmp_path, 0, "done", layers=[{"name": "a"}] * 9, config={"bits": 4}),
         fake(tmp_path, 1, "failed"),
     ]
-    kept = plan.Known(jobs).standings.values()
+    kept = plan.Known(jobs).states.values()
     assert {name for own in kept for name in own.record} == {"choices", "seconds"}
 
 

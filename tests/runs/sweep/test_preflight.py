@@ -16,10 +16,10 @@ def jobs(*points):
 def test_distinct_runs_are_counted_and_what_all_share_is_told_once():
     every = jobs(["a=1", "c=0"], ["a=2", "c=0"], ["a=3", "c=0"])
     found = {"a=1: low": every[:1], "c=0: no such": every}
-    line = preflight.told(found, every, "make no sense")
+    line = preflight.describe(found, every, "make no sense")
     assert line == "3 of 3 runs make no sense: c=0: no such | a=1: low (a=1)"
     assert (
-        preflight.told({"x": every[:2]}, every, "lack it")
+        preflight.describe({"x": every[:2]}, every, "lack it")
         == "2 of 3 runs lack it: x (2 runs: a=1; a=2)"
     )
 
@@ -29,7 +29,7 @@ def test_line_does_not_grow_with_the_sweep():
     found = {
         f"a={a}: high": [one for one in every if one.overrides[0] == f"a={a}"] for a in range(50)
     }
-    line = preflight.told(found, every, "make no sense")
+    line = preflight.describe(found, every, "make no sense")
     assert line.startswith(
         "500 of 500 runs make no sense: a=0: high (10 runs: a=0 b=0; a=0 b=1; a=0 b=2; ...) | "
     )
