@@ -236,7 +236,7 @@ def test_steps_are_slowed_and_do_not_decay():
     ("what", "recipe", "message"),
     [
         (lambda: replace(given(), train=None), {}, "no training images"),
-        (lambda: given(labels=False), {}, "training takes images with labels"),
+        (lambda: given(labels=False), {}, "training takes images with class labels"),
         (given, {"batch": 65}, "64 training images are fewer than a batch of 65"),
         (
             given,
