@@ -18,7 +18,7 @@ from sq.bench.sources import Case
 from sq.config.instantiate import build
 from sq.core.progress import track
 from sq.hessian.layer_statistics import relative_error
-from sq.quantizer.layerwise import Spent, check_damp, climb, damped, timed
+from sq.quantizer.layerwise import Elapsed, check_damp, damped, timed, with_damping
 from sq.runtime.phase_timer import Clock
 from sq.types.problem import Fit, Grid, Layer, solution
 
@@ -124,11 +124,11 @@ def _solve(
         W, grid = W[:, some], grid.map(lambda t: t[:, some])
     clock = Clock(device)
 
-    def at(share: float) -> tuple[Any, Spent]:
+    def at(share: float) -> tuple[Any, Elapsed]:
         start = prepared(solve, W, problem.at(share), grid)
         return timed(start, device)
 
-    (result, spent), used, retries = climb(problem.layer.name, at, method.damp)
+    (result, spent), used, retries = with_damping(problem.layer.name, at, method.damp)
     damping = {"damp_used": used, "damp_retries": retries}
     codes, own = solution(result, grid)
     return _Run(own.decode(codes), spent.seconds, damping, clock.peak_bytes())

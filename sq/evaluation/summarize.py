@@ -57,7 +57,9 @@ def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict
         "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),
     }
-    if adapters := adaptive_step.learned(insertion.attached(quantized.net).values()) * FLOAT // 8:
+    grids = insertion.attached(quantized.net).values()
+    adapters = adaptive_step.adapter_parameters(grids) * FLOAT // 8
+    if adapters:
         results |= {"adapter_bytes": adapters, "bytes": results["bytes"] + adapters}
     return {
         "results": results,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from sq.hessian import gram
 from sq.hessian.layer_statistics import loss
 from sq.network import geometry, hooks
 from sq.network.forward import forward
+from sq.network.partial_forward import inputs_of
 from sq.runtime import batching
 from sq.types.problem import Layer
 
@@ -102,8 +102,8 @@ def collect(
     with torch.no_grad():
         for number, part in enumerate(batching.split(x, None)):
             last = calls if number else None  # once, both are seen to call it equally often
-            wanted = _fed(reference, layer.name, part, last)
-            found = _fed(net, layer.name, part, last)
+            wanted = inputs_of(reference, layer.name, part, last)
+            found = inputs_of(net, layer.name, part, last)
             if [own.shape for own in wanted] != [own.shape for own in found]:
                 raise SqError(
                     f"layer {layer.name} is called differently once layers before it are quantized: use "
@@ -113,25 +113,6 @@ def collect(
                 if own[0].numel():  # a router may call an expert that gets nothing
                     total.add(*own)
     return total.finish()
-
-
-def _fed(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor]:
-    """Return what `net` feeds a layer for `x`; stop when it has been called as often as `calls` says."""
-    fed: list[Tensor] = []
-
-    def keep(name: str, module: nn.Module, x: Tensor) -> None:
-        x = x.detach()  # a forward may turn gradients on
-        fed.append(x if len(fed) + 1 == calls else x.clone())  # what goes on may change it in place
-        if len(fed) == calls:
-            raise _Enough
-
-    with hooks.feeding({name: net.get_submodule(name)}, keep), suppress(_Enough):
-        forward(net, x)
-    return fed
-
-
-class _Enough(Exception):  # no error: the rest of the network is not needed
-    pass
 
 
 class _Sum:
