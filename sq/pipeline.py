@@ -15,7 +15,7 @@ from sq.config.schema import FAMILIES
 from sq.errors import SqError
 from sq.evaluation import expected_accuracy, fp_baseline, summarize
 from sq.evaluation.evaluate import Evaluation, check_classes, check_disjoint, check_images
-from sq.export.finished_run import Finished
+from sq.export.finished_run import FinishedRun
 from sq.hessian import cache, weight_importance
 from sq.network import (
     batchnorm_folding,
@@ -82,7 +82,7 @@ def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
             Trial(problem, done.cost, part["quantizer"], dataset.test, size, kept, front)
         )
     with clock.phase("export"):
-        finished = Finished(config, whole, problem, quantized, found, evaluation.measure)
+        finished = FinishedRun(config, whole, problem, quantized, found, evaluation.measure)
         exported = part["export"](finished)
     with clock.phase("latency"):
         timed = part["latency"](finished)

@@ -19,7 +19,7 @@ from sq.config.constraints import FLOAT, Count, Whole, Widths
 from sq.core import cpu_cores, files, processor
 from sq.errors import SqError
 from sq.export import onnx_export, onnx_session
-from sq.export.finished_run import Finished
+from sq.export.finished_run import FinishedRun
 from sq.export.onnx_export import Parts
 from sq.grid.uniform_grid import per_tensor
 from sq.latency import layer_timing
@@ -32,7 +32,7 @@ from sq.types.problem import Grid
 
 
 def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
-    done: Finished,
+    done: FinishedRun,
     *,
     images: Count,
     threads: Count,
@@ -71,7 +71,7 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     computes something
         else as ONNX: where that begins is named
     """
-    onnx_export.need()
+    onnx_export.check_packages()
     import onnxruntime
 
     if threads > cpu_cores.own():
@@ -113,7 +113,7 @@ def measure(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     return made
 
 
-def _models(done: Finished) -> dict[str, Any]:
+def _models(done: FinishedRun) -> dict[str, Any]:
     """Return the networks that are compared, as ONNX models; the run's computes what the run measured."""
     problem, net, x = done.problem, done.quantized.net, done.problem.batch.x
     layers = problem.model.layers
@@ -137,7 +137,7 @@ def _models(done: Finished) -> dict[str, Any]:
     return made
 
 
-def _input_grids(done: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
+def _input_grids(done: FinishedRun) -> tuple[dict[str, Grid], dict[str, Grid]]:
     """Return grids of 8 bits for what layers are fed, and for operands of sums where the run has grids for these.
 
     They span all that the first calibration images show: how long a pass takes does not depend on
@@ -164,7 +164,7 @@ def _input_grids(done: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
 
 
 def _layers(
-    done: Finished, w8a8: Any, x: Tensor, widths: tuple[list[int], list[int]], race: Any
+    done: FinishedRun, w8a8: Any, x: Tensor, widths: tuple[list[int], list[int]], race: Any
 ) -> list[dict[str, Any]]:
     """Return the milliseconds of each layer alone, as it stands in a network with quantized inputs."""
     from sq.latency import integer_regions
@@ -175,7 +175,7 @@ def _layers(
     return found
 
 
-def _sums(done: Finished, found: list[dict[str, Any]]) -> dict[str, float]:
+def _sums(done: FinishedRun, found: list[dict[str, Any]]) -> dict[str, float]:
     """Return the milliseconds of layers alone together: in full precision, and as in the run if the table has that."""
     taken = {
         (r["layer"], w, a): r["median"] for r in found for w in r["bits"] for a in r["input_bits"]
