@@ -34,7 +34,7 @@ class LearningRun:
     resume: Resume
     images: int
     seed: int
-    every: int  # steps between two saved states
+    save_every: int  # steps
     stages: int = 0
     steps: int = 0
     _clocks: tuple[float, float] = (0.0, 0.0)  # wall and CPU time at the last reading, in seconds

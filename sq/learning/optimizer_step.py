@@ -64,10 +64,11 @@ class StageOptimizer:
         if self.forward != "fixed":
             self._add_rounding_optimizer()
         self._add_adam()
-        self.learned = [p for groups in self.groups for group in groups for p in group.parameters]
+        self.learned: list[nn.Parameter] = []
         self.scale_factors: list[nn.Parameter] = []
         for groups in self.groups:
             for group in groups:
+                self.learned += group.parameters
                 if group.kind in ("scale", "input"):
                     self.scale_factors += group.parameters
 
@@ -214,10 +215,10 @@ class StageOptimizer:
             if math.isfinite(value):
                 continue
             saved = self.run.resume.save(self.stage, step, self.optimizers)
-            place = self.run.resume.place
+            location = self.run.resume.place
             state = ""
-            if saved and place:
-                state = f" (the state before it is saved in {place.file})"
+            if saved and location:
+                state = f" (the state before it is saved in {location.file})"
             raise SqError(
                 f"{self.part.name}: {name} is {value} at step {step}: the same settings would end "
                 "the same way, so lower quantizer.learn.rates, or check the weights and "

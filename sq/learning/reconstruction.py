@@ -123,7 +123,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
         if step % max(1, iterations // CURVE_POINTS) == 0 or step == iterations - 1:
             point = stage_optimizer.curve_point(step, terms)
             run.resume.rows.append({"part": part.name, **point, "beta": exponent})
-        if (step + 1) % run.every == 0:
+        if (step + 1) % run.save_every == 0:
             run.count_time(part.layers, step + 1 - counted)
             counted = step + 1
             run.resume.save(stage, step + 1, stage_optimizer.optimizers)

@@ -59,7 +59,11 @@ def _knobs(stage: Learn | None) -> dict[str, Any]:
 
 
 def begin(
-    problem: Problem, start: Start, settings: dict[str, Any], stages: list[Learn | None], every: int
+    problem: Problem,
+    start: Start,
+    settings: dict[str, Any],
+    stages: list[Learn | None],
+    save_every: int,
 ) -> LearningRun:
     """Return a run of learning, resumed from its saved state if there is one.
 
@@ -67,14 +71,14 @@ def begin(
     ----------
     settings : of the method, `seed` and `hold` among them. They and the settings of `stages` name
         the saved state
-    every : steps between two saved states
+    save_every : steps between two saved states
     """
     adapter_seed = settings["seed"] if _uses_adapters(stages) else None
     student = Student(problem, start, settings["hold"], adapter_seed)
     all_settings = [settings, *(_knobs(stage) for stage in stages)]
-    place = resume_location.place(problem, all_settings, student.values)
-    resume = Resume(student.values, place)
-    return LearningRun(student, resume, len(problem.batch.x), settings["seed"], every)
+    location = resume_location.place(problem, all_settings, student.values)
+    resume = Resume(student.values, location)
+    return LearningRun(student, resume, len(problem.batch.x), settings["seed"], save_every)
 
 
 def finish(run: LearningRun, report: dict[str, Any]) -> QuantizedModel:

@@ -49,7 +49,7 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int):
         super().__init__()
-        blocks = (depth - 2) // 6
+        blocks = (depth - 2) // 6  # in each stage; a block has 2 convolutions
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(16, 16, 1, blocks)

@@ -54,7 +54,7 @@ def undo(boxes: Tensor, shape: tuple[int, int], size: int) -> Tensor:
 
 def _placement(shape: tuple[int, int], size: int) -> tuple[int, int, int, int]:
     """Return (height, width, top, left) in the square, for an image of `shape` (height, width)."""
-    ratio = size / max(shape)
+    ratio = size / max(shape)  # the longer side fills the square
     height = max(round(shape[0] * ratio), 1)
     width = max(round(shape[1] * ratio), 1)
     return height, width, (size - height) // 2, (size - width) // 2

@@ -335,6 +335,7 @@ def _choose(candidates: list[Candidate], path: Path, network: str) -> Candidate:
     fitting = [candidate for candidate in candidates if not candidate.problems]
     if not fitting:
         raise _misfit(candidates, path, network)
+    # Averages are better than the last weights; two kinds of averages are a choice of the user.
     averaged = [candidate for candidate in fitting if candidate.averaged]
     choices = averaged if len(averaged) == 1 else fitting
     if len(choices) > 1:
@@ -361,6 +362,7 @@ def _choose(candidates: list[Candidate], path: Path, network: str) -> Candidate:
 
 def _misfit(candidates: list[Candidate], path: Path, network: str) -> SqError:
     """Return the error if no candidate fits; it describes the one with the fewest problems."""
+    # Prefixes that do not belong give many problems, the right one few.
     best = min(candidates, key=lambda candidate: candidate.problem_count)
     details = [
         f"{len(names)} {kind} ({_shortened(names)})" for kind, names in best.problems.items()

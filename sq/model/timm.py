@@ -69,6 +69,7 @@ def load(
     net = _download(name) if downloads else timm.create_model(name, pretrained=False)
     net = net.float().eval()
     checkpoint = load_into(net, path) if path else digest(net.state_dict().values())
+    # Settings of the tag, unless `data` has others.
     settings = resolve_data_config({}, model=net) | (data or {})
     settings["input_size"] = tuple(settings["input_size"])
     if reparameterize:

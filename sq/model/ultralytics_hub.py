@@ -38,6 +38,7 @@ def load_published(net: nn.Module, name: str) -> tuple[str, tuple[str, ...]]:
         return "", ()
     path = fetch(f"{name}.pt")
     network = _network(path)
+    # By way of a file, so that `load_into` checks it like any other.
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{name}.safetensors"
         save_file(_tensors(network, path), plain)

@@ -76,7 +76,7 @@ def decode(
     b_x = 2 s(t_x) - 0.5 + c_x, b_w = p_w (2 s(t_w))^2, with s the sigmoid, c the cell, p the anchor
     box.
     """
-    p = raw.sigmoid()
+    p = raw.sigmoid()  # x, y, width, height, objectness, classes
     centre = (2 * p[..., :2] - 0.5 + corners) * strides
     half = (2 * p[..., 2:4]) ** 2 * anchors / 2
     return torch.cat([centre - half, centre + half], -1), p[..., 4:5] * p[..., 5:]

@@ -112,6 +112,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
         units = blocks.find(model, x[:1], named)
     else:
         units = [Unit(layer.name, layer.module, [layer]) for layer in model.layers]
+    # All checks come before the start is solved, which can take long.
     blocks.check(model.net, units, x[:1])
     unit_names = [unit.name for unit in units]
     check_learnable(problem, {"learn": learn, "then": then}, unit_names)
@@ -126,6 +127,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
             for stage in (learn, then):
                 if stage is not None:
                     stage(run, Part(unit.name, layers, _PartLoss(run, unit, drop, targets)))
+            # The next part is learned with the final codes of this one.
             run.student.harden(layers)
             if targets.streamed:
                 streamed.append(unit.name)
@@ -144,12 +146,14 @@ class _PartLoss:
     def __call__(
         self, index: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
+        # (B, ...) each; `rest` as `_PartTargets` has them
         inputs, target, *rest = self.targets(index)
         if self.drop:
             reference = rest.pop(0)  # the input in full precision
             mask = PrecisionMix(self.drop, True, generator).quantized(inputs)
             inputs = torch.lerp(reference, inputs, mask)
         y = self.student.compute(self.module, inputs)
+        # Of each element with loss=fisher, else 1 for each image.
         weight = rest[0] if rest else torch.ones(len(y), device=y.device)
         return squares(y, target, weight, self.unit.channels(y)), self.layer_weights
 

@@ -55,6 +55,7 @@ def check_grid(layer: Layer, grid: Grid) -> None:
             f"layer {layer.name}: its grid holds NaN or infinity: check its weights and the "
             "settings of grid"
         )
+    # Channels whose scale is 0 or negative.
     empty = (highest <= lowest).flatten().nonzero().flatten().tolist()
     if empty:
         raise SqError(
@@ -75,6 +76,7 @@ def announce(layers: Sequence[Layer], solve: Solve) -> dict[str, Plan]:
     ------
     SqError : a layer is too large for the solver; the widest such layers are named
     """
+    # Looked up by name: a solver needs no plan.
     function = getattr(solve, "func", solve)  # of a `functools.partial`
     plan = getattr(sys.modules.get(function.__module__), "plan", None)
     if plan is None:

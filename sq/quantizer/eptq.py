@@ -87,6 +87,7 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     _warn_of_missing_biases(problem, learn)
     run = begin(problem, start, settings, [learn], checkpoint_every)
     x = problem.batch.x
+    # The scores count as set-up, not as steps.
     run.start_clock()
     weights = _weights(problem, attention, draws, seed)
     run.count_time(names, 0)
@@ -132,7 +133,7 @@ class _NetworkLoss:
         targets = iter(self.targets(index))
         image_weights = {name: weight[index] for name, weight in self.weights.items()}
         layer_weights = {name: float(weight.mean()) for name, weight in image_weights.items()}
-        largest = max(layer_weights.values())
+        largest = max(layer_weights.values())  # the loss does not depend on the scale of scores
         errors: list[Tensor] = []
 
         def compare(name: str, module: nn.Module, y: Tensor) -> None:
@@ -150,6 +151,7 @@ def _weights(problem: Problem, attention: str, draws: int, seed: int) -> dict[st
     """Return the weights (N,) of the images for each layer."""
     x = problem.batch.x
     if attention == "none":
+        # Every layer and every image counts alike.
         return {layer.name: torch.ones(len(x), device=x.device) for layer in problem.model.layers}
     scores = label_free_scores.activation_scores(problem.model, x, draws, seed)
     for name, score in scores.items():

@@ -90,6 +90,7 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
     for layer in layers:
         check_hessian(layer, problem.statistics.layers[layer.name].hessian)
     plans = announce(layers, solve)
+    # Layers of `net` are quantized one after the other; the network of `problem` does not change.
     net = copied(problem.model.net)
     insertion.attach(net, problem.activations)
     quantized: dict[str, QuantizedLayer] = {}
@@ -138,10 +139,12 @@ class _LayerWorkers:
             return {
                 layer.name: function(layer) for layer in track(self.layers, label, len(self.layers))
             }
+        # With quantized inputs, layers come one at a time: threads can only help within a layer.
         if len(self.layers) == 1:
             (layer,) = self.layers
             with cpu_threads.for_product(layer.inputs**2 * max(layer.inputs, layer.outputs)):
                 return {layer.name: function(layer)}
+        # Half, because free memory is an estimate and solvers allocate besides.
         room = memory.available(self.device) / 2
         results = cpu_threads.each(
             function, self.layers, label, cost=_solve_operations, size=self._bytes, room=room
@@ -190,6 +193,7 @@ def _asymmetric_target(
     """Return the target for inputs of the network quantized so far."""
     W = geometry.weight(layer.module)
     reference = problem.statistics.layers[layer.name].hessian
+    # The target W* needs the inverse of H too.
     target, _, _ = with_damping(
         layer.name, lambda share: pair.target(W, damped(pair.H, share)), damp
     )
@@ -304,6 +308,7 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, Elapsed]:
     CPU time is that of this thread if operations have one thread each, so that parallel work of
     other threads does not count. Otherwise it is that of the whole process.
     """
+    # Layers solved in parallel have one thread each.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.process_time
     synchronize(device)
     start, cpu_start = time.perf_counter(), clock()

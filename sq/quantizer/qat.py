@@ -66,8 +66,8 @@ def quantize(
     network = QuantizedNetwork(problem, adaptive, seed)
     settings = [adaptive, images, seed, getattr(train, "keywords", {}), _digest(problem)]
     values = nn.ModuleList([network.net, network.quantizers])
-    place = resume_location.place(problem, settings, values)
-    resume = Resume(values, place, dict(network.net.named_buffers()))
+    location = resume_location.place(problem, settings, values)
+    resume = Resume(values, location, dict(network.net.named_buffers()))
     results = train(network, TrainingImages(images, seed), Checkpoints(resume, checkpoint_every))
     seconds = resume.spent.seconds.get("network", 0.0)
     quantized = network.finish(seconds, resume.spent.cpu)

@@ -102,6 +102,7 @@ class QuantizedNetwork:
         for name, quantizer in self.inputs.items():
             step = float(quantizer.scale)
             largest_unit = float(torch.maximum(-quantizer.low, quantizer.high))
+            # sigma is in units of s: 1 / s^2 gives the update that LSQ makes to the step itself.
             factor = 1 / (math.sqrt(largest_unit * self._input_elements[name]) * step**2)
             trained.append(TrainedParameter(quantizer.sigma, factor, False))
             if isinstance(quantizer, AdaptiveInputQuantizer):
@@ -110,7 +111,7 @@ class QuantizedNetwork:
 
     def _network_parameters(self) -> list[TrainedParameter]:
         """Return the parameters of the network but for the weights that `self.weights` replaces."""
-        replaced: set[int] = set()
+        replaced: set[int] = set()  # ids: tensors do not compare by identity
         for holders in self._holders.values():
             replaced.update(id(module.weight) for module in holders)
         return [TrainedParameter(p) for p in self.net.parameters() if id(p) not in replaced]

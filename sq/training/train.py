@@ -41,7 +41,7 @@ class Checkpoints:
     """Where the state of training is saved, to resume an interrupted run."""
 
     resume: Resume
-    every: int  # steps between two saved states
+    save_every: int  # steps
 
 
 def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
@@ -105,12 +105,13 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     )
     baseline = FullPrecisionBaseline(network.problem.model.net, total)
     resume = checkpoints.resume
-    first = resume.begin(0, [sgd.optimizer]) or 0
+    first = resume.begin(0, [sgd.optimizer]) or 0  # a single stage, number 0
     network.net.train()
     started = time.perf_counter()
     for step, x, y in track(feed.steps(batch, first, total), "training", total - first):
         position = divmod(step, steps_per_epoch)
         x = augment(x, seeded(images.seed, *position))
+        # From 1 at the first step to 0 after the last.
         cosine = (1 + math.cos(math.pi * step / total)) / 2
         with (
             spending(resume.spent, "network"),
@@ -126,7 +127,8 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
         )
         if step + 1 - first == FORECAST_STEPS:
             _report_time_left(started, total - step - 1)
-        if (step + 1) % checkpoints.every == 0:
+        if (step + 1) % checkpoints.save_every == 0:
+            # Broken values must not replace the last good state.
             sgd.check_finite(position)
             resume.save(0, step + 1, [sgd.optimizer])
     sgd.check_finite((epochs, 0))
@@ -183,6 +185,7 @@ class _Sgd:
         if others:
             options.append({"params": others, "weight_decay": 0.0})
         self.optimizer = torch.optim.SGD(options, lr=rate, momentum=momentum)
+        # LSQ slows the gradients of steps.
         self.scaled = [group for group in groups if group.gradient_factor != 1]
 
     def _time_a_pass(self, batch: int) -> float:

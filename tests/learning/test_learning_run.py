@@ -9,7 +9,7 @@ from sq.storage.resume import Spent
 
 def spending():
     own = LearningRun(
-        student=None, resume=SimpleNamespace(spent=Spent()), images=1, seed=0, every=1
+        student=None, resume=SimpleNamespace(spent=Spent()), images=1, seed=0, save_every=1
     )
     own.start_clock()
     return own, own.resume.spent

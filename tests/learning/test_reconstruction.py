@@ -23,7 +23,7 @@ def toy(seed=8):
 
 def session(net, images=32, place=None, bits=2, **more):
     student = Student(problem(net, images=images, bits=bits, **more), START, 1e-3)
-    return LearningRun(student, Resume(student.values, place), images, seed=0, every=7)
+    return LearningRun(student, Resume(student.values, place), images, seed=0, save_every=7)
 
 
 def whole(own):
