@@ -64,26 +64,32 @@ def _solver(name: str) -> Any:
     ------
     SqError : there is none of that name
     """
-    solvers = {
-        option: part for option, part in _quantizers().items() if part.get("_target_") == LAYERWISE
-    }
-    if name not in solvers:
-        raise SqError(
-            f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}"
-        )
-    return solvers[name]
-
-
-def _quantizers() -> dict[str, Any]:
-    """Return the YAML of each quantizer by its name: sq's, those of plugins, and those of `-cd`."""
-    files = [
-        file for folder in (CONF, *plugins.folders()) for file in folder.glob("quantizer/*.yaml")
+    # Most calls name one that is there. Reading all of them takes a second.
+    part = _quantizers(name).get(name, {})
+    if part.get("_target_") == LAYERWISE:
+        return part
+    solvers = [
+        option for option, part in _quantizers().items() if part.get("_target_") == LAYERWISE
     ]
-    found: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in sorted(files)}
+    raise SqError(f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}")
+
+
+def _quantizers(only: str | None = None) -> dict[str, Any]:
+    """Return the YAML of each quantizer by its name: sq's, those of plugins, and those of `-cd`.
+
+    Parameters
+    ----------
+    only : the one name to read; None for all
+    """
+    folders = (CONF, *plugins.folders())
+    files = [file for folder in folders for file in folder.glob("quantizer/*.yaml")]
+    found: dict[str, Any] = {
+        file.stem: OmegaConf.load(file) for file in sorted(files) if only in (None, file.stem)
+    }
     hydra = GlobalHydra.instance()
     for source in hydra.config_loader().get_sources() if hydra.is_initialized() else []:
         if source.available() and source.is_group("quantizer"):
             for option in source.list("quantizer", ObjectType.CONFIG):
-                if option not in found:
+                if option not in found and only in (None, option):
                     found[option] = source.load_config(f"quantizer/{option}").config
     return found

@@ -39,7 +39,14 @@ def installed() -> Iterator[None]:
 
 
 class Loader(ConfigLoaderImpl):
-    """Hydra's loader, for groups of which exactly one choice is made, and settings that only swept choices have."""
+    """Hydra's loader, for groups of which exactly one choice is made, and settings that only swept choices have.
+
+    Hydra composes every command twice: first only to read `hydra.mode`. What that composed is used
+    for the command itself, which takes half the time.
+    """
+
+    # The config's name, its overrides and the config, since the mode was asked for.
+    _composed_for_mode: tuple[str | None, list[str], DictConfig] | None = None
 
     def load_configuration(
         self,
@@ -69,13 +76,16 @@ class Loader(ConfigLoaderImpl):
             if file is not None and isinstance(file.config, DictConfig):
                 foreign_code.check_search_path(file.config)
 
+        reused = self._reuse(config_name, overrides, parsed, run_mode) if from_shell else None
+        deferred: set[str] = set()
+
         def load(words: list[str]) -> DictConfig:
             return super(Loader, self).load_configuration(
                 config_name, words, run_mode, from_shell, validate_sweep_overrides
             )
 
         try:
-            config = load(overrides)
+            config = load(overrides) if reused is None else reused
         except ConfigCompositionException:
             # Without the swept choices the defaults stand there, which may not have the settings of
             # those. The sweep gives them to each of its runs, whose config is composed with the
@@ -89,11 +99,42 @@ class Loader(ConfigLoaderImpl):
             own = {str(override.input_line) for override in parsed if override.is_hydra_override()}
             with open_dict(config.hydra):
                 config.hydra.overrides.task = [word for word in overrides if word not in own]
-        if (
-            run_mode == RunMode.MULTIRUN and validate_sweep_overrides
-        ):  # when only the mode is asked for, errors are lost
+        for_mode = run_mode == RunMode.MULTIRUN and not validate_sweep_overrides
+        # Where Hydra only reads the mode, it loses errors.
+        if run_mode == RunMode.MULTIRUN and not for_mode:
             _check_sweeper(config.hydra)
         foreign_code.check(config.hydra)
+        if for_mode and not deferred:
+            self._composed_for_mode = config_name, list(overrides), config
+        return config
+
+    def _reuse(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        parsed: list[Override],
+        run_mode: RunMode,
+    ) -> DictConfig | None:
+        """Return the config that was composed to read the mode, if `overrides` lead to the same one.
+
+        Raises
+        ------
+        ConfigCompositionException : a single run is given several values of a setting
+        """
+        if self._composed_for_mode is None:
+            return None
+        name, words, config = self._composed_for_mode
+        self._composed_for_mode = None
+        added = overrides[len(words) :]
+        set_mode = f"hydra.mode={run_mode.name}"  # which Hydra adds if no file says it
+        if name != config_name or overrides[: len(words)] != words or added not in ([], [set_mode]):
+            return None
+        if "???" in config.hydra.runtime.choices.values():
+            return None  # a sweep may leave a choice to its runs, a single run may not
+        self.validate_sweep_overrides_legal(parsed, run_mode, from_shell=True)
+        if added:
+            config.hydra.mode = run_mode
+            config.hydra.overrides.hydra.append(set_mode)
         return config
 
     def _check_choice(self, override: Override) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import processes
 import pytest
 from cli_helpers import ROOT, call, environment, error_line, records, settings
 
@@ -11,7 +12,7 @@ from sq import __version__, commands
 
 
 def sq(folder, *words, **env):
-    return subprocess.run(
+    return processes.run(
         [sys.executable, "-m", "sq", *words],
         cwd=folder,
         env=environment(folder, PYTHONPATH=str(ROOT), **env),
@@ -162,7 +163,7 @@ def test_settings_of_hydra_that_a_single_run_has_are_not_refused(tmp_path):
 @pytest.mark.parametrize("name", ["status", "track", "report", "bench", "reproduce"])
 def test_commands_are_modules_as_well(name):
     """As they were called before there was `sq`."""
-    result = subprocess.run(
+    result = processes.run(
         [sys.executable, "-m", f"sq.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr

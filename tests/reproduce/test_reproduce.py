@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 from cli_helpers import PATIENCE, ROOT, as_it_was, environment
 
@@ -86,7 +87,7 @@ def words(folder, *more):
 
 
 def start(folder, *more):
-    return subprocess.Popen(
+    return processes.Popen(
         [sys.executable, "-m", "sq.reproduce", *words(folder, *more)],
         cwd=folder,
         env=environment(folder, PYTHONPATH=str(ROOT)),

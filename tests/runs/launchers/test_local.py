@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+import processes
 import pytest
 from cli_helpers import PATIENCE, call, command, compose, environment, records, settings
 
@@ -19,7 +20,7 @@ SLOW = "quantizer=obq"  # long enough to be caught at work
 
 
 def start(folder, *words):
-    return subprocess.Popen(
+    return processes.Popen(
         command(folder, *TWO, *words, sweep=True),
         cwd=folder,
         env=environment(folder),
