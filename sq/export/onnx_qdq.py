@@ -133,7 +133,7 @@ def _quantize(
             f"{name} has more than {MAX_BITS} bits: ONNX cannot hold it, use export=packed"
         )
     scale, low, high = float(grid.scale), float(grid.low), float(grid.high)
-    integers = _integer_type(int(low), int(high), MAX_BITS)
+    integers = _integer_type(int(low), int(high), 8)
     zero_point = integers.zero_point
     if zero_point is not None and not 0 <= zero_point < 2**MAX_BITS:
         raise SqError(

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from sq.config.data_paths import without_weights
 from sq.errors import SqError
-from sq.model.state_dict import StandIn, load_into, reason_of, standing_in
+from sq.model.state_dict import load_into
+from sq.model.weights_file import StandIn, reason_of, standing_in
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
 TIMEOUT = 30  # seconds without a response

@@ -137,7 +137,7 @@ def test_what_the_format_cannot_hold_is_said_before_anything_runs(words, cause, 
 
 
 def test_what_only_the_grids_show_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_qdq, "MOST", 3)
+    monkeypatch.setattr(onnx_qdq, "MAX_BITS", 3)
     done = call(tmp_path, "export=onnx", "bits=4")
     assert (
         "stem.0 has codes of more than 3 bits, which ONNX cannot hold: use export=packed"
