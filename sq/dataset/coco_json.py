@@ -126,9 +126,12 @@ def _categories(
 ) -> tuple[dict[Any, int], list[str]]:
     """Return the class number of each category id, and the names of the classes by number."""
     _check_ids(entries, CATEGORY, file)
-    ordered = sorted(entries, key=lambda entry: entry["id"])
-    class_of_id = {entry["id"]: k for k, entry in enumerate(ordered)}
-    return class_of_id, [str(entry.get("name", entry["id"])) for entry in ordered]
+    class_of_id: dict[Any, int] = {}
+    names: list[str] = []
+    for entry in sorted(entries, key=lambda entry: entry["id"]):
+        class_of_id[entry["id"]] = len(names)
+        names.append(str(entry.get("name", entry["id"])))
+    return class_of_id, names
 
 
 def _images(entries: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any]]:

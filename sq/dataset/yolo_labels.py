@@ -169,10 +169,13 @@ def _read_labels(file: Path, header: Header | None, classes: int) -> _Labels:
         return _Labels(to_objects([], (0, 0)), 0, 0)
     height, width = header.upright
     text = read_text(file).splitlines() if file.is_file() else []
-    lines = [(number, line) for number, line in enumerate(text, 1) if line.strip()]
+    lines = 0
     # By the whole line, because different outlines can have the same box.
     rows: dict[tuple[float, ...], Row] = {}
-    for number, line in lines:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        lines += 1
         where = f"{file}:{number}"
         k, *shares = _numbers(line, where)
         if k >= classes:
@@ -183,7 +186,7 @@ def _read_labels(file: Path, header: Header | None, classes: int) -> _Labels:
         x, y, w, h = _box(shares)
         rows[(k, *shares)] = (int(k), x * width, y * height, w * width, h * height, False)
     objects = to_objects([*rows.values()], (height, width))
-    return _Labels(objects, len(lines), len(lines) - len(rows))
+    return _Labels(objects, lines, lines - len(rows))
 
 
 def _numbers(line: str, where: str) -> list[float]:
