@@ -24,7 +24,7 @@ from sq.evaluation.evaluate import (
     check_disjoint,
     check_images,
 )
-from sq.export.finished_run import Finished
+from sq.export.finished_run import FinishedRun
 from sq.hessian import cache, weight_importance
 from sq.network import (
     batchnorm_folding,
@@ -75,7 +75,7 @@ def run(config: Config, device: torch.device) -> dict[str, Any]:
         measured = baseline.evaluator.measure(solution.quantized.net)
     with clock.phase("trials"):
         trials = _run_trials(config, parts, dataset, prepared.input.store, solution)
-    finished = Finished(
+    finished = FinishedRun(
         config,
         prepared.model,
         solution.problem,

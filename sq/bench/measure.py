@@ -18,7 +18,7 @@ from sq.bench.sources import Case
 from sq.config.instantiate import build
 from sq.core.progress import track
 from sq.hessian.layer_statistics import relative_error
-from sq.quantizer.layerwise import Spent, check_damp, climb, damped, timed
+from sq.quantizer.layerwise import Elapsed, check_damp, damped, timed, with_damping
 from sq.runtime.phase_timer import Clock
 from sq.types.problem import Fit, Grid, Layer, solution
 
@@ -143,11 +143,11 @@ def _solve(
     W, grid = problem.sample(rows)
     clock = Clock(device)  # of peak memory
 
-    def attempt(damp: float) -> tuple[Any, Spent]:
+    def attempt(damp: float) -> tuple[Any, Elapsed]:
         start = prepared(solve, W, problem.damped_hessian(damp), grid)
         return timed(start, device)
 
-    (result, spent), damp, retries = climb(problem.layer.name, attempt, method.damp)
+    (result, spent), damp, retries = with_damping(problem.layer.name, attempt, method.damp)
     damping = {"damp_used": damp, "damp_retries": retries}
     codes, solved_grid = solution(result, grid)
     return _Run(solved_grid.decode(codes), spent.seconds, damping, clock.peak_bytes())

@@ -81,7 +81,9 @@ def _totals(
         "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),
     }
-    adapter_parameters = adaptive_step.learned(insertion.attached(quantized.net).values())
+    adapter_parameters = adaptive_step.adapter_parameters(
+        insertion.attached(quantized.net).values()
+    )
     adapter_bytes = adapter_parameters * FLOAT // 8
     if adapter_bytes:
         totals["adapter_bytes"] = adapter_bytes

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from sq.hessian import gram
 from sq.hessian.layer_statistics import loss
 from sq.network import geometry, hooks
 from sq.network.forward import forward
+from sq.network.partial_forward import inputs_of
 from sq.runtime import batching
 from sq.types.problem import Layer
 
@@ -110,8 +110,8 @@ def collect(
         for number, batch in enumerate(batching.split(x, None)):
             # The first batch runs to the end, to check that both networks call the layer alike.
             stop_after = calls if number else None
-            inputs = _layer_inputs(reference, layer.name, batch, stop_after)
-            inputs_q = _layer_inputs(net, layer.name, batch, stop_after)
+            inputs = inputs_of(reference, layer.name, batch, stop_after)
+            inputs_q = inputs_of(net, layer.name, batch, stop_after)
             if [X.shape for X in inputs] != [X.shape for X in inputs_q]:
                 raise SqError(
                     f"layer {layer.name} is called differently once layers before it are "
@@ -121,27 +121,6 @@ def collect(
                 if X.numel():  # a router may call an expert without inputs
                     sums.add(X, X_q)
     return sums.finish()
-
-
-def _layer_inputs(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor]:
-    """Return the inputs of each call of a layer for images `x`; stop after so many calls."""
-    inputs: list[Tensor] = []
-
-    def store(name: str, module: nn.Module, x: Tensor) -> None:
-        x = x.detach()  # a forward may turn gradients on
-        last = len(inputs) + 1 == calls
-        # The rest of the pass may overwrite it, but after the last call there is none.
-        inputs.append(x if last else x.clone())
-        if last:
-            raise _StopForward
-
-    with hooks.feeding({name: net.get_submodule(name)}, store), suppress(_StopForward):
-        forward(net, x)
-    return inputs
-
-
-class _StopForward(Exception):  # not an error: the rest of the network is not needed
-    pass
 
 
 class _Sums:

@@ -21,7 +21,7 @@ from sq.config.constraints import FLOAT, Count, Whole, Widths
 from sq.core import cpu_cores, files, processor
 from sq.errors import SqError
 from sq.export import onnx_export, onnx_session
-from sq.export.finished_run import Finished
+from sq.export.finished_run import FinishedRun
 from sq.export.onnx_export import Parts
 from sq.grid.uniform_grid import per_tensor
 from sq.latency import layer_timing
@@ -34,7 +34,7 @@ from sq.types.problem import Grid
 
 
 def measure(  # noqa: PLR0913 (all but one are settings, each a line of YAML)
-    run: Finished,
+    run: FinishedRun,
     *,
     images: Count,
     threads: Count,
@@ -73,7 +73,7 @@ def measure(  # noqa: PLR0913 (all but one are settings, each a line of YAML)
     SqError : a package is missing, or the process has fewer cores; ONNX cannot hold a part, which
         is named; the run's network computes something else as ONNX: where that begins is named
     """
-    onnx_export.need()
+    onnx_export.check_packages()
     import onnxruntime
 
     cores = cpu_cores.own()
@@ -122,7 +122,7 @@ def _figures(models: dict[str, Any], times: dict[str, np.ndarray]) -> dict[str, 
     return networks
 
 
-def _models(run: Finished) -> dict[str, Any]:
+def _models(run: FinishedRun) -> dict[str, Any]:
     """Return the networks to time as ONNX models; the run's is checked to compute the same."""
     problem, net, x = run.problem, run.quantized.net, run.problem.batch.x
     layers = problem.model.layers
@@ -146,7 +146,7 @@ def _models(run: Finished) -> dict[str, Any]:
     return models
 
 
-def _input_grids(run: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
+def _input_grids(run: FinishedRun) -> tuple[dict[str, Grid], dict[str, Grid]]:
     """Return grids of 8 bits for the inputs of layers, and for the operands of sums.
 
     Only sums that the run quantizes have grids. They span the values of the first calibration
@@ -172,7 +172,7 @@ def _input_grids(run: Finished) -> tuple[dict[str, Grid], dict[str, Grid]]:
 
 
 def _layers(
-    run: Finished, w8a8: Any, x: Tensor, widths: tuple[list[int], list[int]], race: Any
+    run: FinishedRun, w8a8: Any, x: Tensor, widths: tuple[list[int], list[int]], race: Any
 ) -> list[dict[str, Any]]:
     """Return the latency of each single layer, with codes in and out as in network `w8a8`."""
     from sq.latency import integer_regions
@@ -185,7 +185,7 @@ def _layers(
     return table
 
 
-def _sums(run: Finished, table: list[dict[str, Any]]) -> dict[str, float]:
+def _sums(run: FinishedRun, table: list[dict[str, Any]]) -> dict[str, float]:
     """Return the sum over layers of their milliseconds: in full precision, and as in the run.
 
     The latter only if the table has the run's widths.

@@ -91,8 +91,8 @@ def test_networks_are_run_by_this_function_alone():
                 if name in ("net", "teacher", "reference") and node.args:
                     yield str(file.relative_to(ROOT))
 
-    # The first trains the embedded network, the second is handed a function.
-    apart = {"sq/model/train_digits.py", "sq/runtime/out_of_memory.py", "sq/network/forward.py"}
+    # The first is handed a function.
+    apart = {"sq/runtime/out_of_memory.py", "sq/network/forward.py"}
     assert {name for file in Path(ROOT, "sq").rglob("*.py") for name in calls(file)} == apart
 
 
