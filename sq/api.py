@@ -22,7 +22,15 @@ from sq.config.instantiate import build
 from sq.config.schema import FAMILIES, problems
 from sq.core import plugins
 from sq.errors import SqError, one_line
-from sq.network import batchnorm_folding, checks, copies, coverage, geometry, plain_layers, tracing
+from sq.network import (
+    batchnorm_folding,
+    checks,
+    copies,
+    geometry,
+    plain_layers,
+    tracing,
+    weight_coverage,
+)
 from sq.network.forward import forward
 from sq.network.reparameterize import apply as fused
 from sq.runs import incompatible_settings, loader, messages
@@ -57,10 +65,10 @@ def quantize(
 ) -> nn.Module:
     """Return a quantized copy of `net`, in eval mode; `net` stays as it is.
 
-    The attribute `sq_coverage` of the result (`sq.network.coverage.Coverage`) tells which share of
-    the weights is quantized, and lists every other tensor of two or more axes with its share and
-    the reason; standard error says it in a line. Modules that compute what a plain layer computes
-    are such layers in the copy, see `sq.network.plain_layers`.
+    The attribute `sq_coverage` of the result (`sq.network.weight_coverage.Coverage`) tells which
+    share of the weights is quantized, and lists every other tensor of two or more axes with its
+    share and the reason; standard error says it in a line. Modules that compute what a plain layer
+    computes are such layers in the copy, see `sq.network.plain_layers`.
 
     Parameters
     ----------
@@ -114,19 +122,21 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     model = Model(
         copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped
     )
-    model = plain_layers.settle(model, images)
+    model = plain_layers.rewrite_model(model, images)
     if config["fold"]:
         batchnorm_folding.fold(model.net, images[:1], images)
-    whole = tracing.settle(model, images)
-    covered = coverage.of_model(whole, config["ends"], images[:1])
+    whole = tracing.trace(model, images)
+    covered = weight_coverage.of_model(whole, config["ends"], images[:1])
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
     with torch_setup.exactly(), cpu_threads.phases():
-        given = pipeline.Given(whole, batch, Store(None, 0.0), None)
+        given = pipeline.QuantizationInput(whole, batch, Store(None, 0.0), None)
         cpu_threads.set_for(
             cpu_threads.work(whole, batching.images_per_pass(model.input, config["batch_size"]))
         )
-        quantized = pipeline.solve(config, part, given, Clock(images.device)).quantized.net.eval()
+        quantized = pipeline.quantize(
+            config, part, given, Clock(images.device)
+        ).quantized.net.eval()
     quantized.sq_coverage = covered  # type: ignore[assignment]
     return quantized
 

@@ -29,45 +29,56 @@ OF_A_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep)\b")
 
 
 def task(config: DictConfig) -> None:
-    """Run one job. In a sweep its failure is in its record and the sweep goes on; alone it ends the program."""
-    own = HydraConfig.get()
-    plain, choices = expand.resolve(config), expand.chosen(own)
-    if own.mode == RunMode.MULTIRUN:
+    """Run one job.
+
+    In a sweep, a failure is in the job's record and the sweep goes on. A single run that fails ends
+    the program.
+    """
+    hydra_config = HydraConfig.get()
+    plain, choices = expand.resolve(config), expand.chosen(hydra_config)
+    if hydra_config.mode == RunMode.MULTIRUN:
         sweeper.task(plain, choices)
         return
-    one, record = expand.Job([], plain, choices), None
+    single, record = expand.Job([], plain, choices), None
     try:
-        _check_alone(own, plain["name"])
+        _check_single_run(hydra_config, plain["name"])
         if plain["sweep"]["dry_run"]:
-            dry_run.show(*dry_run.look([one], "failed", here=True))
+            dry_run.show(*dry_run.look([single], "failed", here=True))
             return
     except SqError as error:
         failure = str(error)
     else:
-        if guess := plan.single(one):
-            say(guess)
-        record, failure = job.attempt(one, wait=True)
+        forecast = plan.single(single)
+        if forecast:
+            say(forecast)
+        record, failure = job.attempt(single, wait=True)
     if failure or record is None:
         say(f"sq: {failure}")
         raise SystemExit(1)  # not an exception, on which Hydra would comment
+    # Reports import pandas, which a run that fails does not need.
     from sq.report import table
 
     out.print(table.for_terminal(table.build([record])))
 
 
-def _check_alone(own: Any, name: str) -> None:
-    """Refuse what a single run, with `own` of Hydra's, cannot be asked for."""
-    given = expand.unambiguous(list(own.overrides.task))
-    if idle := [word for word in own.overrides.hydra if OF_A_SWEEP.match(word)]:
-        raise SqError(f"{idle[0]}: of a sweep, and this is one run: add -m, or leave it out")
-    if many := [
-        word
-        for setting, word in given.items()
-        if setting.startswith("sweep.") and setting != "sweep.dry_run"
-    ]:
-        raise SqError(f"{many[0]}: of a sweep, and this is one run: add -m, or leave it out")
-    if wrong := experiments.misplaced(own, name):
-        raise SqError(wrong)
+def _check_single_run(hydra_config: Any, name: str) -> None:
+    """Refuse what only a sweep can be asked for.
+
+    Parameters
+    ----------
+    hydra_config : Hydra's part of the config
+    name : of the experiment
+    """
+    settings = expand.unambiguous(list(hydra_config.overrides.task))
+    of_sweeps = [word for word in hydra_config.overrides.hydra if OF_A_SWEEP.match(word)]
+    for setting, word in settings.items():
+        if setting.startswith("sweep.") and setting != "sweep.dry_run":
+            of_sweeps.append(word)
+    if of_sweeps:
+        raise SqError(f"{of_sweeps[0]}: applies to sweeps only: add -m or drop it")
+    misplaced = experiments.misplaced(hydra_config, name)
+    if misplaced:
+        raise SqError(misplaced)
 
 
 @closed_pipe.quiet
@@ -89,24 +100,26 @@ def main() -> None:
     except Exception as error:
         if job.TRACEBACKS or (isinstance(error, BrokenPipeError) and closed_pipe.unread()):
             raise
-        words, file = ([], None) if isinstance(error, SqError) else _command(sys.argv[1:])
-        say(f"sq: {messages.explain(error, words, file)}")
+        overrides: list[str] = []
+        file: Path | None = None
+        if not isinstance(error, SqError):
+            overrides, file = _overrides_and_config(sys.argv[1:])
+        say(f"sq: {messages.explain(error, overrides, file)}")
         sys.exit(1)
 
 
 def _find_experiments() -> None:
-    """Let a command that names a config, but no folder, have one of the experiments that come with sq."""
-    given = arguments.parser().parse_args()
-    if given.config_name and not given.config_dir:
+    """Look for a config that is named without a folder among the experiments that come with sq."""
+    options = arguments.parser().parse_args()
+    if options.config_name and not options.config_dir:
         sys.argv.extend(["--config-dir", str(paths.EXPERIMENTS)])
 
 
-def _command(words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Return the overrides of a command line of Hydra's, and the config it names, if that is not sq's own."""
+def _overrides_and_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Return the overrides of a command line, and its config file; None for sq's own."""
     options, _ = arguments.parser().parse_known_args([*words])
     overrides = [word for word in options.overrides if not word.startswith("hydra")]
     if options.config_name is None and options.config_dir is None:
         return overrides, None
-    return overrides, Path(
-        options.config_dir or loader.CONF, f"{options.config_name or 'config'}.yaml"
-    )
+    folder = options.config_dir or loader.CONF
+    return overrides, Path(folder, f"{options.config_name or 'config'}.yaml")

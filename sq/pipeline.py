@@ -1,4 +1,7 @@
-"""One run, from config to figures; and `solve`, the way from statistics to correction that `sq.quantize` shares."""
+"""One run, from config to figures.
+
+`quantize` is the part of it from statistics to correction, which `sq.quantize` uses as well.
+"""
 
 from __future__ import annotations
 
@@ -14,178 +17,283 @@ from sq.config.instantiate import build
 from sq.config.schema import FAMILIES
 from sq.errors import SqError
 from sq.evaluation import expected_accuracy, fp_baseline, summarize
-from sq.evaluation.evaluate import Evaluation, check_classes, check_disjoint, check_images
-from sq.export.finished_run import Finished
+from sq.evaluation.evaluate import (
+    Measured,
+    NetworkEvaluator,
+    check_classes,
+    check_disjoint,
+    check_images,
+)
+from sq.export.finished_run import FinishedRun
 from sq.hessian import cache, weight_importance
 from sq.network import (
     batchnorm_folding,
     checks,
     copies,
-    coverage,
     first_last,
     gradients,
     plain_layers,
     resource_counts,
     tracing,
+    weight_coverage,
 )
 from sq.runtime import batching, cpu_threads, out_of_memory
 from sq.runtime.phase_timer import Clock
 from sq.storage.store import Store
 from sq.trials.measurement import Trial
 from sq.types.costs import Budget, Cost, Widths
-from sq.types.images import Calibration, Images
+from sq.types.images import Calibration, Dataset, Images
 from sq.types.problem import Model, Problem, QuantizedModel
+
+Config = Mapping[str, Any]
+Parts = Mapping[str, Any]  # the functions that a config names, by family
 
 
 @cpu_threads.phases()
-def run(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Quantize the network that `config` names, measure it against full precision, return what was found.
+def run(config: Config, device: torch.device) -> dict[str, Any]:
+    """Quantize the network of `config` and measure it against full precision; return the record.
 
     Raises
     ------
     SqError : what a user can fix, with the way out
     """
     out_of_memory.halved.clear()
-    if missing := requirements.packages(config):
+    missing = requirements.packages(config)
+    if missing:
         raise SqError("; ".join(missing))
-    part = {family: build(config[family], family) for family in FAMILIES if family != "tracker"}
-    clock, size = Clock(device), config["batch_size"]
+    parts = {family: build(config[family], family) for family in FAMILIES if family != "tracker"}
+    clock = Clock(device)
     with clock.phase("load"):
-        model = part["model"]()
-        checks.check(model.net)
-        copies.channels_last(model.net.to(device))
-        dataset = part["dataset"]().read_by(config["workers"])
-        check_classes(model, dataset, device)
+        model, dataset = _load(config, parts, device)
     with clock.phase("calibrate"):
-        kept = Store(config["cache"], config["cache_gib"], config["model"])
-        batch = part["calibration"](model, dataset, kept)
-        check_disjoint(batch.ids, dataset.test.ids)
-        check_images(model, batch, "calibration")
-        batch = replace(batch, x=batching.to_device(batch.x, device))
-        model = plain_layers.settle(model, batch.x)
-        folded = batchnorm_folding.fold(model.net, batch.x[:1], batch.x) if config["fold"] else None
-        model = replace(model, folded=folded.pairs if folded else ())
-        whole = tracing.settle(model, batch.x)
-        covered = coverage.of_model(whole, config["ends"], batch.x[:1])
-    cpu_threads.set_for(cpu_threads.work(whole, batching.images_per_pass(model.input, size)))
+        prepared = _prepare(config, parts, model, dataset, device)
+    _set_threads(config, prepared.model)
     with clock.phase("full_precision"):
-        evaluation = Evaluation(whole, part["metric"], dataset.test, size, device)
-        full, known = fp_baseline.measure(config, whole, dataset, evaluation)
-        expected = expected_accuracy.check(whole, dataset.name, full.figures)
-    done = solve(config, part, Given(whole, batch, kept, dataset.train), clock)
-    problem, quantized = done.problem, done.quantized
+        baseline = _measure_full_precision(config, parts, prepared, dataset, device)
+    solution = quantize(config, parts, prepared.input, clock)
     with clock.phase("evaluate"):
-        found = evaluation.measure(quantized.net)
+        measured = baseline.evaluator.measure(solution.quantized.net)
     with clock.phase("trials"):
-        front = done.widths.report.get("front", [])
-        tried = part["trials"](
-            Trial(problem, done.cost, part["quantizer"], dataset.test, size, kept, front)
-        )
+        trials = _run_trials(config, parts, dataset, prepared.input.store, solution)
+    finished = FinishedRun(
+        config,
+        prepared.model,
+        solution.problem,
+        solution.quantized,
+        measured,
+        baseline.evaluator.measure,
+    )
     with clock.phase("export"):
-        finished = Finished(config, whole, problem, quantized, found, evaluation.measure)
-        exported = part["export"](finished)
+        exported = parts["export"](finished)
     with clock.phase("latency"):
-        timed = part["latency"](finished)
-    made = summarize.summarise(whole, problem, quantized)
-    made["results"] = summarize.compare(found, full) | made["results"]
-    made |= summarize.costs(done.cost, done.widths, problem.fixed) | summarize.trials(
-        made["results"], tried
-    )
-    made |= summarize.images(dataset, batch, evaluation.left_out, found.answers()) | done.weighed
-    made |= {"coverage": covered.record()}
-    made |= {"export": exported} if exported else {}
-    made |= {"latency": timed} if timed else {}
-    made |= {"sheet": contact_sheet.draw(model, batch)} if batch.made else {}
-    spent = {
-        "full_precision_cached": known,
-        "statistics_cached": done.cached,
-        "seconds": clock.seconds,
-        "peak_bytes": clock.peak_bytes(),
-        "halved": dict(out_of_memory.halved),
-    }
-    return (
-        made
-        | {
-            "expected": expected,
-            "folded": folded and folded.record(),
-            "correction": done.correction,
-        }
-        | spent
-    )
+        latency = parts["latency"](finished)
+
+    # Later parts come later in the record, as in all records so far.
+    record = summarize.summarise(prepared.model, solution.problem, solution.quantized)
+    record["results"] = summarize.compare(measured, baseline.measured) | record["results"]
+    record |= summarize.costs(solution.cost, solution.widths, solution.problem.fixed)
+    record |= summarize.trials(record["results"], trials)
+    batch, left_out = prepared.input.batch, baseline.evaluator.left_out
+    record |= summarize.images(dataset, batch, left_out, measured.answers())
+    record |= solution.importance
+    record["coverage"] = prepared.coverage.record()
+    if exported:
+        record["export"] = exported
+    if latency:
+        record["latency"] = latency
+    if batch.made:
+        record["sheet"] = contact_sheet.draw(prepared.untraced, batch)
+    record["expected"] = baseline.expected
+    record["folded"] = prepared.folded and prepared.folded.record()
+    record["correction"] = solution.correction
+    record["full_precision_cached"] = baseline.cached
+    record["statistics_cached"] = solution.statistics_cached
+    record["seconds"] = clock.seconds
+    record["peak_bytes"] = clock.peak_bytes()
+    record["halved"] = dict(out_of_memory.halved)
+    return record
 
 
 @dataclass(frozen=True)
-class Given:
-    """A network, settled (see `sq.network.tracing`), its calibration images, and the training split."""
+class QuantizationInput:
+    """What `quantize` takes: a network, its calibration images, a store and the training split."""
 
-    whole: Model
+    model: Model  # traced, see `sq.network.tracing`
     batch: Calibration
-    kept: Store
+    store: Store
     train: Images | None
 
 
 @dataclass(frozen=True)
-class Solved:
-    """A quantized network, and what the record says of the way there."""
+class Prepared:
+    """A network that is ready to be quantized, and what the record says of the preparation."""
+
+    input: QuantizationInput
+    untraced: Model
+    folded: batchnorm_folding.Folded | None
+    coverage: weight_coverage.Coverage
+
+    @property
+    def model(self) -> Model:
+        """Return the network to quantize."""
+        return self.input.model
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The figures of full precision."""
+
+    evaluator: NetworkEvaluator  # measures the quantized network on the same images
+    measured: Measured
+    cached: bool  # an earlier run of this process had measured them
+    expected: dict[str, float] | None  # the figures they were checked against, if there are any
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A quantized network, and what the record says of how it was quantized."""
 
     problem: Problem
     quantized: QuantizedModel
     cost: Cost
     widths: Widths
-    cached: bool  # statistics were there
-    weighed: dict[str, Any]
+    statistics_cached: bool
+    importance: dict[str, Any]
     correction: dict[str, Any]
 
 
-def solve(config: Mapping[str, Any], part: Mapping[str, Any], given: Given, clock: Clock) -> Solved:
-    """Quantize the network; `part` has the families of `config`, built.
+def _load(config: Config, parts: Parts, device: torch.device) -> tuple[Model, Dataset]:
+    model = parts["model"]()
+    checks.check(model.net)
+    copies.channels_last(model.net.to(device))
+    dataset = parts["dataset"]().read_by(config["workers"])
+    check_classes(model, dataset, device)
+    return model, dataset
+
+
+def _prepare(
+    config: Config, parts: Parts, model: Model, dataset: Dataset, device: torch.device
+) -> Prepared:
+    """Draw the calibration images, and rewrite, fold and trace the network with them."""
+    store = Store(config["cache"], config["cache_gib"], config["model"])
+    batch = parts["calibration"](model, dataset, store)
+    check_disjoint(batch.ids, dataset.test.ids)
+    check_images(model, batch, "calibration")
+    batch = replace(batch, x=batching.to_device(batch.x, device))
+    model = plain_layers.rewrite_model(model, batch.x)
+    folded = None
+    if config["fold"]:
+        folded = batchnorm_folding.fold(model.net, batch.x[:1], batch.x)
+    model = replace(model, folded=folded.pairs if folded else ())
+    traced = tracing.trace(model, batch.x)
+    covered = weight_coverage.of_model(traced, config["ends"], batch.x[:1])
+    return Prepared(QuantizationInput(traced, batch, store, dataset.train), model, folded, covered)
+
+
+def _set_threads(config: Config, model: Model) -> None:
+    """Use as many threads as a pass of the network gains by."""
+    images = batching.images_per_pass(model.input, config["batch_size"])
+    cpu_threads.set_for(cpu_threads.work(model, images))
+
+
+def _measure_full_precision(
+    config: Config, parts: Parts, prepared: Prepared, dataset: Dataset, device: torch.device
+) -> Baseline:
+    evaluator = NetworkEvaluator(
+        prepared.model, parts["metric"], dataset.test, config["batch_size"], device
+    )
+    measured, cached = fp_baseline.process_cache.measure(config, prepared.model, dataset, evaluator)
+    expected = expected_accuracy.check(prepared.model, dataset.name, measured.figures)
+    return Baseline(evaluator, measured, cached, expected)
+
+
+def _run_trials(
+    config: Config, parts: Parts, dataset: Dataset, store: Store, solution: Solution
+) -> Any:
+    """Measure further bit assignments, if the config asks for that."""
+    front = solution.widths.report.get("front", [])
+    trial = Trial(
+        solution.problem,
+        solution.cost,
+        parts["quantizer"],
+        dataset.test,
+        config["batch_size"],
+        store,
+        front,
+    )
+    return parts["trials"](trial)
+
+
+def quantize(config: Config, parts: Parts, given: QuantizationInput, clock: Clock) -> Solution:
+    """Quantize a network: statistics, sensitivity, bit-widths, quantizer, correction.
+
+    Parameters
+    ----------
+    parts : the families of `config`, built
 
     Raises
     ------
     SqError : what a user can fix, with the way out
     """
-    whole, batch, kept = given.whole, given.batch, given.kept
-    size, policy = config["batch_size"], config["ends"]
-    model, fixed = first_last.leave(whole, policy), first_last.widths(whole, policy)
+    whole, batch, store = given.model, given.batch, given.store
+    policy = config["ends"]
+    model = first_last.without_kept_layers(whole, policy)
+    fixed = first_last.fixed_bits(whole, policy)
     with clock.phase("statistics"):
-        how = {"batch_size": size, "positions": config["positions"], "seed": config["seed"]}
-        collected, cached = cache.collect(model, batch, kept, **how)
-        with gradients.explained(whole.net):
-            h, weighed = weight_importance.collect(part["grid"], model, batch, kept)
-    with clock.phase("activation"):
-        inputs = part["activation"](
-            model.net, [layer.name for layer in model.layers], batch.x, fixed
+        statistics, cached = cache.collect(
+            model,
+            batch,
+            store,
+            batch_size=config["batch_size"],
+            positions=config["positions"],
+            seed=config["seed"],
         )
-    beside = {"scratch": config["cache"], "scratch_gib": config["cache_gib"], "train": given.train}
+        with gradients.explained(whole.net):
+            h, importance = weight_importance.collect(parts["grid"], model, batch, store)
+    with clock.phase("activation"):
+        names = [layer.name for layer in model.layers]
+        inputs = parts["activation"](model.net, names, batch.x, fixed)
     problem = Problem(
-        model, batch, collected, part["grid"], inputs=inputs, fixed=fixed, importance=h, **beside
+        model,
+        batch,
+        statistics,
+        parts["grid"],
+        inputs=inputs,
+        fixed=fixed,
+        importance=h,
+        scratch=config["cache"],
+        scratch_gib=config["cache_gib"],
+        train=given.train,
     )
     with clock.phase("sensitivity"), gradients.explained(whole.net):
-        cost = part["sensitivity"](problem)
+        cost = parts["sensitivity"](problem)
         cost.check()
     with clock.phase("allocation"):
-        wide = {
-            layer.name: inputs.bits.get(layer.name, resource_counts.FLOAT) for layer in model.layers
-        }
-        rest = resource_counts.beside(whole, model.layers)
-        budget = Budget(
-            config["bits"],
-            fixed,
-            wide,
-            rest,
-            first_last.kept(whole, policy),
-            resource_counts.sizes(problem),
-        )
-        widths = part["allocation"](cost, model.layers, budget)
+        budget = _budget(config, whole, problem)
+        widths = parts["allocation"](cost, model.layers, budget)
     with clock.phase("activation"):
-        problem = replace(problem, bits=widths.weights, activations=inputs.grids(widths.inputs))
+        grids = inputs.grids(widths.inputs)
+        problem = replace(problem, bits=widths.weights, activations=grids)
     with clock.phase("quantize"), gradients.explained(whole.net):
-        quantized = part["quantizer"](problem)
+        quantized = parts["quantizer"](problem)
     with clock.phase("correct"):
-        correct = None if quantized.trained else part["correction"]
-        correction = (
-            correct(quantized.net, whole.net, batch)
-            if correct
-            else {"left_out": "the network was trained"}
-        )
-    return Solved(problem, quantized, cost, widths, cached, weighed, correction)
+        correction = {"left_out": "the network was trained"}
+        if not quantized.trained:
+            correction = parts["correction"](quantized.net, whole.net, batch)
+    return Solution(problem, quantized, cost, widths, cached, importance, correction)
+
+
+def _budget(config: Config, whole: Model, problem: Problem) -> Budget:
+    """Return what an allocation may spend on the layers of `problem`, of the network `whole`."""
+    policy, layers = config["ends"], problem.model.layers
+    input_bits = {}
+    for layer in layers:
+        input_bits[layer.name] = problem.inputs.bits.get(layer.name, resource_counts.FLOAT)
+    return Budget(
+        config["bits"],
+        problem.fixed,
+        input_bits,
+        resource_counts.full_precision_rest(whole, layers),
+        first_last.kept_layers(whole, policy),
+        resource_counts.size_function(problem),
+    )

@@ -5,7 +5,8 @@ CPU has, other code in BLAS, or another number of threads, so that sums are adde
 orders. That a library has heard is asked of the library, before any test: a setting without effect
 is an error. An instruction set that this CPU does not have is left out, and said to be.
 
-Options: ``--list`` prints the files and ends; all others go to pytest (``-k NAME``, ``-x``, ...).
+Options: ``--list`` prints the files and ends; ``--beside-suite`` leaves out what the suite without
+any settings uses on this CPU; all others go to pytest (``-k NAME``, ``-x``, ...).
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ WHOLE_NETWORKS = {
     "test_ultralytics.py",
     "test_weight_coverage.py",
 }
+SUITE_THREADS = 1  # what tests/conftest.py sets where nothing is said
+BESIDE_SUITE = "--beside-suite"
 EXAMPLES = "20"  # of each hypothesis test, a third of the usual number
 
 
@@ -82,10 +85,19 @@ class Arithmetic(NamedTuple):
 
 
 ARITHMETIC = (
-    Arithmetic("oldest", "DEFAULT", "SSE41", "COMPATIBLE", "Prescott", 1),
-    Arithmetic("avx2", "AVX2", "AVX2", "OFF", "Haswell", 2),
-    Arithmetic("avx512", "AVX512", "AVX512_CORE", "OFF", "SkylakeX", 2),
+    Arithmetic("oldest", "DEFAULT", "SSE41", "COMPATIBLE", "Prescott", 2),
+    Arithmetic("avx2", "AVX2", "AVX2", "OFF", "Haswell", 1),
+    Arithmetic("avx512", "AVX512", "AVX512_CORE", "OFF", "SkylakeX", 1),
 )
+
+
+class Result(NamedTuple):
+    """How the tests ended under one arithmetic: pytest's exit code, the seconds and what it printed."""
+
+    code: int
+    seconds: float
+    output: str
+
 
 # Prints what each library says it does, line by line.
 PROBE = """
@@ -135,55 +147,45 @@ def answers(environment: dict[str, str]) -> dict[str, str]:
     return {name: match.group(1) for name, match in found.items() if match}
 
 
-def unheard(own: Arithmetic, told: dict[str, str]) -> list[str]:
+def unheard(row: Arithmetic, reported: dict[str, str]) -> list[str]:
     """Return which settings had no effect, as libraries tell (see `answers`)."""
     wanted = {
-        "aten": own.aten,
-        "threads": str(own.threads),
-        "onednn": own.onednn,
-        "mkl": own.mkl,
-        "openblas": own.openblas,
+        "aten": row.aten,
+        "threads": str(row.threads),
+        "onednn": row.onednn,
+        "mkl": row.mkl,
+        "openblas": row.openblas,
     }
     return [
-        f"{name} is {told[name]!r}, not {value!r}"
+        f"{name} is {reported[name]!r}, not {value!r}"
         for name, value in wanted.items()
-        if name in told and not _same(told[name], value)
+        if name in reported and not _same(reported[name], value)
     ]
 
 
-def _same(told: str, wanted: str) -> bool:
+def _same(reported: str, wanted: str) -> bool:
     """Tell whether a library's own name for an instruction set is ours."""
     short = {"katmai": "prescott"}  # OpenBLAS calls every CPU of SSE alone by its oldest
-    plain = re.sub(r"[^a-z0-9]", "", told.lower().replace("intel", ""))
+    plain = re.sub(r"[^a-z0-9]", "", reported.lower().replace("intel", ""))
     plain = short.get(plain, plain)
     other = re.sub(r"[^a-z0-9]", "", wanted.lower()).removesuffix("core")
     return plain.startswith(other)
 
 
-def run(own: Arithmetic, names: list[str], more: list[str]) -> tuple[int, float, str]:
-    """Run the tests under one arithmetic; return pytest's exit code, the seconds and the output."""
+def run(row: Arithmetic, names: list[str], more: list[str], processes: int) -> Result:
+    """Run the tests `names` under one arithmetic, in `processes` processes."""
     begun = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "--tb=short",
-        "-m",
-        LEFT_OUT,
-    ]
+    command = [sys.executable, "-m", "pytest", "-n", str(processes) if processes > 1 else "0"]
+    options = ["-p", "no:cacheprovider", "--tb=short", "-m", LEFT_OUT]
     done = subprocess.run(
-        [*command, *more, *names],
+        [*command, *options, *more, *names],
         cwd=ROOT,
-        env=os.environ | own.environment(),
+        env=os.environ | row.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    return done.returncode, time.perf_counter() - begun, done.stdout
+    return Result(done.returncode, time.perf_counter() - begun, done.stdout)
 
 
 def say(text: str) -> None:
@@ -192,36 +194,59 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def rows_to_run(beside_suite: bool) -> list[Arithmetic]:
+    """Return the rows that this CPU has the instructions for; say what each uses, and what is left out.
+
+    Parameters
+    ----------
+    beside_suite : leave out the row that the suite alone runs with on this CPU
+
+    Raises
+    ------
+    SystemExit : a setting has no effect
+    """
+    best = answers({})["aten"]
+    rows = []
+    for row in ARITHMETIC:
+        if best in ATEN and ATEN.index(row.aten) > ATEN.index(best):
+            say(f"{row.name}: left out, this CPU has {best} and no {row.aten}")
+            continue
+        if beside_suite and row.aten == best and row.threads == SUITE_THREADS:
+            say(f"{row.name}: left out, it is what the suite uses on this CPU")
+            continue
+        reported = answers(row.environment())
+        if wrong := unheard(row, reported):
+            say(f"{row.name}: a setting has no effect: {'; '.join(wrong)}")
+            raise SystemExit(1)
+        say(f"{row.name}: " + ", ".join(f"{name} {value}" for name, value in reported.items()))
+        rows.append(row)
+    return rows
+
+
 def main(words: list[str]) -> int:
-    """Run all rows that this CPU has the instructions for; return 1 if a test failed under any."""
+    """Run the rows that this CPU has the instructions for; return 1 if a test failed under any."""
     names = files()
     if words == ["--list"]:
         say("\n".join(names))
         return 0
-    begun, here = time.perf_counter(), []
-    best = answers({})["aten"]
-    for own in ARITHMETIC:
-        if best in ATEN and ATEN.index(own.aten) > ATEN.index(best):
-            say(f"{own.name}: left out, this CPU has {best} and no {own.aten}")
-            continue
-        told = answers(own.environment())
-        if wrong := unheard(own, told):
-            say(f"{own.name}: a setting has no effect: {'; '.join(wrong)}")
-            return 1
-        say(f"{own.name}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
-        here.append(own)
+    begun = time.perf_counter()
+    rows = rows_to_run(BESIDE_SUITE in words)
+    more = [word for word in words if word != BESIDE_SUITE]
+    cores = os.cpu_count() or 1
     failed = 0
-    with ThreadPoolExecutor(max(1, min(len(here), os.cpu_count() or 1))) as pool:
-        results = pool.map(lambda own: run(own, names, words), here)
-        for own, (code, seconds, output) in zip(here, results, strict=True):
-            summary = output.rstrip().rpartition("\n")[2]
-            say(f"{own.name}: {'passed' if code == 0 else 'FAILED'} in {seconds:.0f} s: {summary}")
-            if code != 0:
+    with ThreadPoolExecutor(max(1, min(len(rows), cores))) as pool:
+        each = max(1, cores // max(1, len(rows)))
+        results = pool.map(lambda row: run(row, names, more, each), rows)
+        for row, result in zip(rows, results, strict=True):
+            summary = result.output.rstrip().rpartition("\n")[2]
+            end = "passed" if result.code == 0 else "FAILED"
+            say(f"{row.name}: {end} in {result.seconds:.0f} s: {summary}")
+            if result.code != 0:
                 failed += 1
-                say(output)
+                say(result.output)
     took, spent = time.perf_counter() - begun, os.times().children_user + os.times().children_system
-    say(f"{len(names)} files, {len(here)} kinds of arithmetic, {took:.0f} s ({spent:.0f} s of CPU)")
-    return 1 if failed or not here else 0
+    say(f"{len(names)} files, {len(rows)} kinds of arithmetic, {took:.0f} s ({spent:.0f} s of CPU)")
+    return 1 if failed or not rows else 0
 
 
 if __name__ == "__main__":

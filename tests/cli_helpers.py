@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import hydra
+import processes
 
 from sq import cli
 from sq.core import plugins
@@ -62,7 +63,7 @@ def run(folder: Path, *words: str, sweep: bool = False, **env: str) -> subproces
     """Run a cheap job (or a sweep) in a process of its own, from a working directory that is not the repository."""
     cwd = folder / "cwd"
     cwd.mkdir(exist_ok=True)
-    return subprocess.run(
+    return processes.run(
         command(folder, *words, sweep=sweep),
         cwd=cwd,
         env=environment(folder, **env),

@@ -75,7 +75,7 @@ def problem(net, images=32, bits=3, activation_bits=None, scratch=None, fit=FIT)
 
 def problem_of(model, x, bits, activation_bits=None, scratch=None, fit=FIT):
     """Return the problem of a model with images `x`."""
-    model, images, net = tracing.settle(model, x[:1]), len(x), model.net
+    model, images, net = tracing.trace(model, x[:1]), len(x), model.net
     batch = Calibration(x, torch.zeros(images).long(), [str(i) for i in range(images)])
     measured = layer_statistics.collect(model, batch, batch_size=8, positions=1.0, seed=0)
     widths = {layer.name: bits for layer in model.layers}

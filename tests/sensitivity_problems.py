@@ -68,7 +68,7 @@ def tricky(seed=0):
 def problem(net, x, y, bits=None):
     """Return the problem of `net` on images `x` with labels `y`; inputs have grids of `bits` where that is given."""
     found, skipped = geometry.find(net)
-    model = tracing.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x[:1])
+    model = tracing.trace(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x[:1])
     batch = Calibration(x, y, [str(i) for i in range(len(x))])
     made = Problem(
         model,

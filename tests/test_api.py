@@ -201,8 +201,8 @@ def test_pytorch_is_left_as_it_was(setting, monkeypatch):
             raise ZeroDivisionError
         return found(*args)
 
-    found = pipeline.solve
-    monkeypatch.setattr(pipeline, "solve", solve)
+    found = pipeline.quantize
+    monkeypatch.setattr(pipeline, "quantize", solve)
     try:
         torch.use_deterministic_algorithms(False)
         setting()
@@ -287,7 +287,7 @@ def test_memory_that_does_not_suffice_is_said_in_terms_of_a_call(monkeypatch):
     def exhaust(*_, **__):
         raise torch.OutOfMemoryError("out of memory. Tried to allocate")
 
-    monkeypatch.setattr(pipeline, "solve", exhaust)
+    monkeypatch.setattr(pipeline, "quantize", exhaust)
     with pytest.raises(SqError, match=r"^out of memory .*give fewer images") as caught:
         sq.quantize(network(), images(), quantizer="rtn", bits=4)
     assert "calibration." not in str(caught.value)

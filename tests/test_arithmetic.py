@@ -8,7 +8,7 @@ import pytest
 OLDEST = arithmetic.ARITHMETIC[0]
 SAID = {
     "aten": "DEFAULT",
-    "threads": "1",
+    "threads": "2",
     "onednn": "Intel SSE4.1",
     "mkl": "COMPATIBLE",
     "openblas": "Katmai",
@@ -26,7 +26,7 @@ def test_settings_without_effect_are_noticed():
     assert arithmetic.unheard(OLDEST, SAID) == []
     for name, other in {
         "aten": "AVX2",
-        "threads": "2",
+        "threads": "1",
         "onednn": "Intel AVX2",
         "mkl": "OFF",
         "openblas": "Zen",
@@ -44,6 +44,24 @@ def test_libraries_hear_what_they_are_told():
         pytest.skip(f"PyTorch calls this CPU {told['aten']}")
     assert set(told) >= {"aten", "threads"}
     assert arithmetic.unheard(OLDEST, told) == []
+
+
+@pytest.mark.parametrize("best", arithmetic.ATEN)
+def test_what_the_suite_uses_by_itself_is_left_out_beside_it(best, monkeypatch, capsys):
+    monkeypatch.setattr(arithmetic, "answers", lambda environment: {"aten": best})
+    monkeypatch.setattr(arithmetic, "unheard", lambda row, reported: [])
+    monkeypatch.delenv("SQ_TEST_THREADS", raising=False)
+    alone = [row.aten for row in arithmetic.rows_to_run(beside_suite=False)]
+    beside = [row.aten for row in arithmetic.rows_to_run(beside_suite=True)]
+    assert alone == list(arithmetic.ATEN[: arithmetic.ATEN.index(best) + 1])
+    # The oldest runs with two threads, which the suite does not.
+    assert beside == [aten for aten in alone if aten != best or aten == "DEFAULT"]
+    assert "is what the suite uses" in capsys.readouterr().out or best == "DEFAULT"
+
+
+def test_the_suite_has_as_many_threads_as_is_said():
+    text = (arithmetic.TESTS / "conftest.py").read_text()
+    assert f'os.environ.get("SQ_TEST_THREADS", "{arithmetic.SUITE_THREADS}")' in text
 
 
 def test_files_are_those_that_compute_and_compare():

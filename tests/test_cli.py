@@ -365,7 +365,7 @@ def test_setting_of_an_experiments_choice(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "defaults:\n  - config\n  - override model: timm\n  - _self_\nname: mine\n"
     )
-    words, file = cli._command(["-cd", str(tmp_path), "-cn", "mine", "model.nam=3"])
+    words, file = cli._overrides_and_config(["-cd", str(tmp_path), "-cn", "mine", "model.nam=3"])
     line = messages.explain(
         ConfigCompositionException("Could not override 'model.nam'."), words, file
     )
@@ -418,7 +418,6 @@ def test_dry_run_of_one_run_runs_nothing(tmp_path):
 @pytest.mark.parametrize("word", ["sweep.retry=all", "sweep.shard=1/2", "sweep.max_runs=3"])
 def test_settings_of_a_sweep_are_refused_without_one(word, tmp_path):
     assert (
-        error_line(call(tmp_path, word))
-        == f"sq: {word}: of a sweep, and this is one run: add -m, or leave it out"
+        error_line(call(tmp_path, word)) == f"sq: {word}: applies to sweeps only: add -m or drop it"
     )
     assert snapshot(tmp_path / "results") == {}

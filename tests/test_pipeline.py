@@ -80,7 +80,7 @@ def passed(net, count, batch_size, **more):
     images = Images(
         [f"i/{n}" for n in range(count)], torch.arange(count), pixels.__getitem__, **more
     )
-    over = evaluate.Evaluation(MODEL, metric, images, batch_size, torch.device("cpu"))
+    over = evaluate.NetworkEvaluator(MODEL, metric, images, batch_size, torch.device("cpu"))
     return over, over.measure(net)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 
+import processes
 import pytest
 from cli_helpers import PATIENCE, ROOT, call, command, environment, records, run
 
@@ -38,7 +39,7 @@ def slurm(folder, *words):
 
 def launch(folder, *words):
     """Start a sweep on the cluster and do not wait for it."""
-    return subprocess.Popen(
+    return processes.Popen(
         command(folder, *ON, *words, sweep=True),
         cwd=folder,
         env=environment(folder, PYTHONPATH=str(ROOT)),

@@ -1,5 +1,5 @@
-"""Activations: ``fit(histogram, bits) -> Grid``, the values that one tensor fed to a layer may take.
+"""Activation grids: ``fit(histogram, bits) -> Grid``, the values that a layer input may take.
 
-`sq.activation.insertion.quantize` observes the tensors and calls it for each; `none` stands in the
-place of all that.
+`sq.activation.insertion.quantize` observes the inputs and calls `fit` for each. The choice `none`
+replaces all of that.
 """

@@ -1,8 +1,8 @@
-"""Quantization of what layers are fed: observe their inputs, fit a grid to each, and make layers see grid values.
+"""Quantization of layer inputs: observe them, fit a grid to each, and insert hooks that round.
 
-A grid of activations is per tensor: one scale for all images, channels and pixels. Inputs of
-modules go by the module's name, operands of residual additions by theirs
-(`sq/network/residual_adds.py`): "add.0.left", "add.0.right", ...
+An activation grid is per tensor: it has one scale for all images, channels and pixels. The input of
+a module has the module's name. An operand of a residual addition has a name such as "add.0.left"
+(`sq/network/residual_adds.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sq.network.residual_adds import Adds
 from sq.runtime import batching, out_of_memory
 from sq.types.problem import Grid, Inputs
 
-See = Callable[[str, Tensor], None]
+Observer = Callable[[str, Tensor], None]  # observer(name, values)
 
 
 def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
@@ -40,15 +40,14 @@ def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
     observe: Callable[[nn.Module, list[str], Tensor], dict[str, Histogram]],
     fit: Callable[[Histogram, int], Grid],
 ) -> Inputs:
-    """Look at the input of each module named, and at residual additions if `observe` sees them, to fit grids to.
+    """Observe the inputs of modules, and operands of additions if `observe` does, to fit grids.
 
     Parameters
     ----------
-    net : runs once or twice over `x`; is left as it was
+    net : runs once or twice over `x`; it is not changed
     names : modules of `net`
     x : calibration images (B, ...)
-    bits_of : bits of some names, in place of `bits`; 0 keeps that input in full precision, without
-    a grid
+    bits_of : bits of some inputs, in place of `bits`; 0 keeps an input in full precision
     bits : of all other grids, 1 to 16
     observe : ``observe(net, names, x) -> histograms`` by name
     fit : ``fit(histogram, bits) -> grid``
@@ -57,14 +56,22 @@ def quantize(  # noqa: PLR0913 (three are knobs, each a part of the YAML)
     ------
     SqError : see `observe` and `fit`; `bits_of` has a name that was not observed
     """
-    own = dict(bits_of or {})
-    histograms = observe(net, [name for name in names if own.get(name, bits)], x)
-    if unknown := [name for name in own if own[name] and name not in histograms]:
-        raise SqError(
-            f"bits for the input of {unknown[0]}, which is not observed; observed: {', '.join(histograms)}"
-        )
-    fitted = functools.cache(lambda name, width: fit(histograms[name], width))
-    return Inputs({name: width for name in histograms if (width := own.get(name, bits))}, fitted)
+    exceptions = dict(bits_of or {})
+    quantized = [name for name in names if exceptions.get(name, bits)]
+    histograms = observe(net, quantized, x)
+    for name, width in exceptions.items():
+        if width and name not in histograms:
+            raise SqError(
+                f"bits are set for the input of {name}, which is not observed; observed: "
+                f"{', '.join(histograms)}"
+            )
+    bits_by_name = {}
+    for name in histograms:
+        width = exceptions.get(name, bits)
+        if width:
+            bits_by_name[name] = width
+    fit_once = functools.cache(lambda name, width: fit(histograms[name], width))
+    return Inputs(bits_by_name, fit_once)
 
 
 def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
@@ -77,84 +84,87 @@ def observe(  # noqa: PLR0913 (four are knobs, each a line of YAML)
     bins: Bins,
     adds: bool,
 ) -> dict[str, Histogram]:
-    """Run images through `net` twice and return a histogram of the inputs of each module named.
+    """Run images through `net` twice and return a histogram of each module's input, by name.
 
-    The first pass finds the lowest and highest value, the second counts every value between. A
-    module that is called several times in one pass pools its calls. On a CPU this takes about 1.6
-    times as long as two plain passes.
+    The first pass finds the lowest and highest value, the second counts the values in bins. The
+    calls of a module that is called several times are pooled. On a CPU this takes about 1.6 times
+    as long as two plain passes.
 
     Parameters
     ----------
     x : images (B, ...)
-    images : of which the first so many are used; all, if there are fewer
+    images : number of images used, the first ones; all, if there are fewer
     batch_size : images in one pass, None for what suits their size; changes speed and memory, not
-    results (beyond
-        rounding)
+        results (beyond rounding)
     bins : of each histogram
     adds : observe both operands of residual additions as well
 
     Raises
     ------
-    SqError : an input holds NaN or infinity, or a module is never called: it is named; `adds`, and
-    batches of
-        different size make different additions
+    SqError : an input holds NaN or infinity, or a module is never called; or with `adds`, batches
+        of different size make different additions
     """
 
-    def twice(size: int) -> dict[str, Histogram]:
-        found = Histograms(bins)
+    def run_twice(size: int) -> dict[str, Histogram]:
+        histograms = Histograms(bins)
         batches = batching.split(x[:images], size)
-        _run(net, names, batches, adds, found.widen)
-        found.close()
-        if missing := [name for name in names if name not in found.known]:
-            raise SqError(
-                f"layer {missing[0]} was never called on the {min(images, len(x))} calibration images that "
-                "activation.observe.images takes: raise it"
-            )
-        _run(net, names, batches, adds, found.count)
-        return found.finish()
+        _run(net, names, batches, adds, histograms.widen)
+        histograms.close()
+        for name in names:
+            if name not in histograms.ranges:
+                raise SqError(
+                    f"layer {name} was never called on the {min(images, len(x))} calibration "
+                    "images that activation.observe.images takes: raise it"
+                )
+        _run(net, names, batches, adds, histograms.count)
+        return histograms.finish()
 
-    return out_of_memory.fitting(
-        "activation", twice, batching.images_per_pass(x.shape[1:], batch_size)
-    )
+    size = batching.images_per_pass(x.shape[1:], batch_size)
+    return out_of_memory.fitting("activation", run_twice, size)
 
 
 def _run(
-    net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, see: See
+    net: nn.Module, names: list[str], batches: tuple[Tensor, ...], adds: bool, observer: Observer
 ) -> None:
-    made = set()
-    fed = {name: net.get_submodule(name) for name in names}
+    """Call `observer` with all inputs of modules, and with operands of additions if `adds`."""
+    modules = {name: net.get_submodule(name) for name in names}
+    addition_counts = set()
     with torch.no_grad():
         for batch in batches:
-            twice = adds and len(batch) == 1  # see `sq.network.residual_adds.in_company`
-            observing = Adds(partial(_pass_on, see)) if adds and not twice else nullcontext()
-            with hooks.feeding(fed, lambda name, _, x: _look(see, name, x)), observing as mode:
+            # Additions of a single image are observed in a second pass, in which it is there twice:
+            # see `sq.network.residual_adds.two_images`.
+            alone = adds and len(batch) == 1
+            observing = Adds(partial(_pass_on, observer)) if adds and not alone else nullcontext()
+            observe_input = partial(_observe_input, observer)
+            with hooks.feeding(modules, observe_input), observing as mode:
                 forward(net, batch)
-            if twice:
-                with Adds(partial(_pass_on, partial(_half, see))) as mode:
-                    forward(net, additions.in_company(batch))
-            made.add(mode.number if mode else 0)
-    if len(made) > 1:
+            if alone:
+                with Adds(partial(_pass_on, partial(_observe_first_half, observer))) as mode:
+                    forward(net, additions.two_images(batch))
+            addition_counts.add(mode.number if mode else 0)
+    if len(addition_counts) > 1:
         raise SqError(
-            f"batches make {' or '.join(map(str, sorted(made)))} additions; use a batch_size that divides"
+            f"batches make {' or '.join(map(str, sorted(addition_counts)))} additions; "
+            "use a batch_size that divides the number of images"
         )
 
 
-def _look(see: See, name: str, x: Tensor) -> None:
-    if x.numel():  # a router may call an expert that gets nothing
-        see(name, x)
+def _observe_input(observer: Observer, name: str, module: nn.Module, x: Tensor) -> None:
+    if x.numel():  # a router may call an expert without inputs
+        observer(name, x)
 
 
-def _half(see: See, name: str, x: Tensor) -> None:
-    see(name, x[: max(1, len(x) // 2)])
+def _observe_first_half(observer: Observer, name: str, x: Tensor) -> None:
+    observer(name, x[: max(1, len(x) // 2)])
 
 
-def _pass_on(see: See, name: str, x: Tensor) -> Tensor:
-    see(name, x)
+def _pass_on(observer: Observer, name: str, x: Tensor) -> Tensor:
+    observer(name, x)
     return x
 
 
-class _Nearest:
-    """A hook by which a module sees the grid values nearest to its input."""
+class _RoundInput:
+    """A forward pre-hook that rounds the input of a module to its grid."""
 
     def __init__(self, grid: Grid):
         self.grid = grid
@@ -164,43 +174,46 @@ class _Nearest:
         self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
-            return (self._nearest(args[0]), *args[1:]), named
-        return args, named | {"input": self._nearest(named["input"])}
+            return (self._round(args[0]), *args[1:]), named
+        return args, named | {"input": self._round(named["input"])}
 
-    def _nearest(self, x: Tensor) -> Tensor:
-        self.grid = additions.on(self.grid, x.device)
+    def _round(self, x: Tensor) -> Tensor:
+        self.grid = additions.to_device(self.grid, x.device)
         return self.grid.nearest(x)
 
 
 def attach(net: nn.Module, grids: Mapping[str, Grid]) -> None:
-    """Make each module of `net` that `grids` names, and each operand of an addition, see the nearest grid values.
+    """Round the inputs of modules of `net`, and operands of additions, to `grids` by name.
 
-    The tensors themselves are not changed. A deep copy of `net` sees grid values too. What was
-    attached before is removed.
+    The tensors themselves are not changed. A deep copy of `net` rounds too. Grids attached before
+    are removed.
     """
     detach(net)
+    operand_grids = {}
     for name, grid in grids.items():
-        if not additions.is_side(name):
-            hook = _Nearest(grid)
+        if additions.is_side(name):
+            operand_grids[name] = grid
+        else:
+            hook = _RoundInput(grid)
             hook.handle = net.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
-    if sums := {name: grid for name, grid in grids.items() if additions.is_side(name)}:
-        additions.attach(net, sums)
+    if operand_grids:
+        additions.attach(net, operand_grids)
 
 
 def attached(net: nn.Module) -> dict[str, Grid]:
-    """Return the grids of what layers are fed, by layer name, as `attach` left them; those of additions are apart."""
-    return {
-        name: hook.grid
-        for name, module in net.named_modules()
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, _Nearest)
-    }
+    """Return the attached grids of layer inputs, by layer name, without those of additions."""
+    grids = {}
+    for name, module in net.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _RoundInput):
+                grids[name] = hook.grid
+    return grids
 
 
 def detach(net: nn.Module) -> None:
-    """Remove what `attach` did, from `net` or from what it was copied from."""
+    """Remove the hooks of `attach` from `net`, which may be a copy of the attached network."""
     for module in net.modules():
         for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, _Nearest) and hook.handle is not None:
+            if isinstance(hook, _RoundInput) and hook.handle is not None:
                 hook.handle.remove()
     additions.detach(net)

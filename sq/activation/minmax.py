@@ -1,4 +1,4 @@
-"""Min-max: the grid spans all that was seen."""
+"""Min-max: the grid spans all values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from sq.types.problem import Grid
 
 
 def fit(histogram: Histogram, bits: int, *, symmetric: bool) -> Grid:
-    """Fit a grid to the lowest and the highest value seen: nothing is clipped, and an outlier sets the step.
+    """Fit a grid to the minimum and maximum. Nothing is clipped; an outlier makes steps wide.
 
     Parameters
     ----------
     bits : 1 to 16 (2 to 16 if signed and symmetric)
-    symmetric : codes around zero, or from zero up if nothing below it was seen; otherwise affine
+    symmetric : codes around zero, or from zero up if no value is negative; otherwise affine
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""No quantization of activations: layers are fed what they were trained on."""
+"""No quantization of activations: layer inputs stay in full precision."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from sq.types.problem import Inputs
 def quantize(
     net: nn.Module, names: list[str], x: Tensor, bits_of: Mapping[str, int] | None = None
 ) -> Inputs:
-    """Return nothing to put a grid on; parameters as in `sq.activation.insertion.quantize`, none of which is used."""
+    """Return no grids. Parameters are those of `sq.activation.insertion.quantize`, and not used."""
     return Inputs()

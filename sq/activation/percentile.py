@@ -1,4 +1,4 @@
-"""Percentile: the grid spans the bulk of what was seen; the rest is clipped."""
+"""Percentile: the grid spans most of the values; outliers are clipped."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ Percent = Annotated[float, Interval(gt=0, le=100)]
 
 
 def fit(histogram: Histogram, bits: int, *, symmetric: bool, percentile: Percent) -> Grid:
-    """Fit a grid to the share of values that `percentile` says.
+    """Fit a grid to a share of the values.
 
-    What is left out is split evenly between both ends, and taken from the upper end alone if
-    nothing below zero was seen. Values are taken to lie evenly within a bin of the histogram.
+    The clipped share is split evenly between both ends; if no value is negative, only the upper end
+    is clipped. Values are taken to be spread evenly within a bin of the histogram.
 
     Parameters
     ----------
     bits : 1 to 16 (2 to 16 if signed and symmetric)
-    symmetric : codes around zero, as far as the further of both ends, or from zero up if nothing
-    below it was
-        seen; otherwise affine
-    percentile : of values kept, in (0, 100]; 100 is min-max
+    symmetric : codes around zero, up to the end further away, or from zero up if no value is
+        negative; otherwise affine
+    percentile : share of the values inside the range, in (0, 100]; 100 is min-max
 
     Raises
     ------
@@ -34,15 +33,15 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool, percentile: Percent
 
     Source
     ------
-    Wu et al. 2020, arXiv:2004.09602, section 5 (there of absolute values; ends apart are our
+    Wu et al. 2020, arXiv:2004.09602, section 5 (there of absolute values; two ends are our
     reading).
     """
     low, high = histogram.low, histogram.high
-    left_out = 1 - percentile / 100
+    clipped = 1 - percentile / 100
     if low < 0:
-        low, high = quantile(histogram, left_out / 2), quantile(histogram, 1 - left_out / 2)
+        low, high = quantile(histogram, clipped / 2), quantile(histogram, 1 - clipped / 2)
     elif high > 0:
-        high = quantile(histogram, 1 - left_out)
+        high = quantile(histogram, 1 - clipped)
     if symmetric and histogram.low < 0:  # signed, even where the cut leaves nothing below zero
         high = max(abs(low), abs(high))
         low = -high
@@ -50,6 +49,6 @@ def fit(histogram: Histogram, bits: int, *, symmetric: bool, percentile: Percent
 
 
 def quantile(histogram: Histogram, share: float) -> float:
-    """Return the value below which `share`, in [0, 1], of what was seen lies."""
-    counted = np.concatenate([[0.0], histogram.counts.cumsum(0).numpy()])
-    return float(np.interp(share * counted[-1], counted, histogram.edges().numpy()))
+    """Return the value below which `share`, in [0, 1], of all values are."""
+    cumulative = np.concatenate([[0.0], histogram.counts.cumsum(0).numpy()])
+    return float(np.interp(share * cumulative[-1], cumulative, histogram.edges().numpy()))

@@ -6,7 +6,7 @@ from sq.types.problem import Layer
 
 
 def allocate(cost: Cost, layers: list[Layer], budget: Budget) -> Widths:
-    """Give each layer the budget's bits, but for those whose bits are settled; prices are not looked at.
+    """Give each layer the budget's bits, except layers with fixed bits; sensitivities are not used.
 
     Parameters
     ----------
@@ -19,6 +19,7 @@ def allocate(cost: Cost, layers: list[Layer], budget: Budget) -> Widths:
     bits = budget.bits
     if bits != int(bits):
         raise SqError(
-            f"bits={bits}: allocation=uniform takes whole bits; a mean of {bits} needs allocation=ilp"
+            f"bits={bits}: allocation=uniform takes a whole number; for a mean of {bits} bits use "
+            "allocation=ilp"
         )
     return Widths({layer.name: int(bits) for layer in layers} | budget.fixed)

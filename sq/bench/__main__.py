@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from sq.bench import report, settings
 from sq.core import closed_pipe
@@ -28,7 +27,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("overrides", nargs="*", help="settings of that file: repeats=1 bits=[4]")
     parser.add_argument(
-        "--report", action="store_true", help="rebuild tables and figures from the record, no more"
+        "--report", action="store_true", help="only rebuild tables and figures, from the record"
     )
     parser.add_argument(
         "--experiments",
@@ -40,85 +39,84 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None, prog: str = "python -m sq.bench") -> int:
-    """Parse the command line, measure unless only a report is wanted, build it, return the exit code."""
-    options = parser(prog).parse_intermixed_args(words)
+def main(arguments: list[str] | None = None, prog: str = "python -m sq.bench") -> int:
+    """Parse the command line, measure, build the report, return the exit code."""
+    options = parser(prog).parse_intermixed_args(arguments)
     try:
-        own = settings.load(options.name, options.overrides, options.experiments.resolve())
+        benchmark = settings.load(options.name, options.overrides, options.experiments.resolve())
         if not options.report:
-            measure(own)
-        files = report.build(own.file)
+            measure(benchmark)
+        files = report.build(benchmark.file)
     except SqError as error:
         say(f"sq: {error}")
         return 1
     except KeyboardInterrupt:
         say("sq: interrupted; nothing was recorded")
         return 130
-    out.print((own.file.parent / "table.md").read_text(), soft_wrap=True)
+    out.print((benchmark.file.parent / "table.md").read_text(), soft_wrap=True)
     for file in files:
         say(str(file))
     return 0
 
 
-def measure(own: settings.Settings) -> record.Record:
-    """Run the benchmark `own` and write its record.
+def measure(benchmark: settings.Settings) -> record.Record:
+    """Run a benchmark and write its record.
 
     Raises
     ------
     SqError : settings that make no sense, or a folder that cannot be written
     """
     torch_setup.import_torch()
-    methods = settings.methods(own)
-    grid = settings.choose("grid", own.grid, own.seed)
-    record.probe(own.file.parent)
-    device = torch_setup.prepare(settings.plain(own))
+    methods = settings.methods(benchmark)
+    grid = settings.choose("grid", benchmark.grid, benchmark.seed)
+    record.probe(benchmark.file.parent)  # refuses a folder that cannot be written
+    device = torch_setup.prepare(settings.plain(benchmark))
 
     from sq.bench import measure as bench
     from sq.config.instantiate import build
     from sq.core import provenance
 
-    where = provenance.collect(
-        device, {"grid": grid, "solvers": [method.solve for method in methods]}
-    )
-    source = build(own.source, "source")
+    # Plugins that these functions are from are part of the provenance.
+    functions = {"grid": grid, "solvers": [method.solve for method in methods]}
+    where = provenance.collect(device, functions)
+    source = build(benchmark.source, "source")
     start = time.perf_counter()
-    cases = source(own.seed, device)
-    solves = " x ".join(
-        [
-            quantity(cases, "layer"),
-            quantity(methods, "quantizer"),
-            quantity(own.bits, "bit-width"),
-            quantity(own.repeats, "repeat"),
-        ]
-    )
-    number = len(cases) * len(methods) * len(own.bits) * own.repeats
-    say(f"{solves} = {quantity(number, 'solve')}{_forecast(own)}")
-    found = list(bench.run(cases, methods, build(grid, "grid"), own.bits, own.repeats, device))
-    made: record.Record = {
+    cases = source(benchmark.seed, device)
+    counts = [
+        quantity(cases, "layer"),
+        quantity(methods, "quantizer"),
+        quantity(benchmark.bits, "bit-width"),
+        quantity(benchmark.repeats, "repeat"),
+    ]
+    solves = len(cases) * len(methods) * len(benchmark.bits) * benchmark.repeats
+    say(f"{' x '.join(counts)} = {quantity(solves, 'solve')}{_forecast(benchmark)}")
+    fit = build(grid, "grid")
+    measurements = list(bench.run(cases, methods, fit, benchmark.bits, benchmark.repeats, device))
+    result: record.Record = {
         "record": record.VERSION,
-        "key": record.key(settings.plain(own)),
-        "name": own.name,
+        "key": record.key(settings.plain(benchmark)),
+        "name": benchmark.name,
         "status": "done",
-        "config": settings.plain(own),
+        "config": settings.plain(benchmark),
         "provenance": where,
         "seconds": {"bench": time.perf_counter() - start},
-        "measurements": found,
+        "measurements": measurements,
     }
-    record.write(own.file, made)
-    return made
+    record.write(benchmark.file, result)
+    return result
 
 
-def _forecast(own: settings.Settings) -> str:
-    """Return what an earlier record of the same benchmark says about its cost."""
-    earlier: dict[str, Any] | None = record.read(Path(own.file)) if own.file.is_file() else None
+def _forecast(benchmark: settings.Settings) -> str:
+    """Return how long the benchmark took by its earlier record, in words."""
+    earlier = None
+    if benchmark.file.is_file():
+        earlier = record.read(benchmark.file)
     if earlier is None:
         return "; no earlier record to estimate their time from"
-    same = (
-        "the same settings"
-        if earlier["key"] == record.key(settings.plain(own))
-        else "other settings"
-    )
-    return f"; {sum(earlier['seconds'].values()):.0f} s by the earlier record, which this replaces ({same})"
+    is_same = earlier["key"] == record.key(settings.plain(benchmark))
+    same = "the same settings" if is_same else "other settings"
+    seconds = sum(earlier["seconds"].values())
+    return f"; {seconds:.0f} s by the earlier record, which this replaces ({same})"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Times beside other work: solvers alone and beside busy loops, in turns: ``python -m sq.bench.company``.
+"""Time solvers alone and beside busy loops, in turns: ``python -m sq.bench.company``.
 
-Every run is one of the embedded network at 3 bits, in a process that has run it before. In each
-repeat all runs are made once with nothing else started, and once beside one endless loop a core.
-Leaves `record.json`, `runs.csv` and `table.md`.
+Each run quantizes the embedded network to 3 bits, in a process that is warmed up. In each repeat
+all runs are done once with nothing else started, and once beside one endless loop a core. Writes
+`record.json`, `runs.csv` and `table.md`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,29 +26,31 @@ from typing import Any
 from sq.core import closed_pipe
 
 Run = dict[str, Any]
+Ask = Callable[[list[str]], Run]  # does a run with these overrides
 
 SOLVERS = ("rtn", "gptq", "sensiquant", "sensiquant_plus", "obq")
-ONE_THREAD = ("sensiquant", "obq")  # are also run with threads=1
+ONE_THREAD = ("sensiquant", "obq")  # solvers that are also run with threads=1
 ALONE, BUSY = "alone", "beside loops"
-# figures of a run
-CPU, PHASE, SECONDS = "solve_cpu_seconds", "quantize_seconds", ("seconds", "cpu_seconds")
-LEAST = 0.05  # seconds: a phase that takes less says nothing
+# figures of a run: the solver's seconds, and those of the phase "quantize"
+CPU, WALL = "solve_cpu_seconds", "solve_seconds"
+PHASE, PHASE_CPU = "quantize_seconds", "quantize_cpu_seconds"
+SHORTEST_PHASE = 0.05  # seconds: shorter phases are left out of the table
 LOOP = "while True: pass"
-# Modules as they were called in earlier checkouts, which `--before` names.
+# Earlier names of modules, as in checkouts that `--before` may name.
 EARLIER = {
     "sq.core.provenance": "sq.provenance",
     "sq.runs.sweep.expand": "sq.points",
     "sq.runtime.phase_timer": "sq.clock",
     "sq.runtime.torch_setup": "sq.ready",
 }
-# What has to hold beside loops: speed-up of sensiquant over OBQ, and multiples of what the same
-# takes alone.
-SPEEDUP, CPU_TIMES, WALL_TIMES = 12.0, 1.5, 4.0
+# Bounds beside loops: least speed-up of sensiquant over OBQ, and the largest ratios to the CPU
+# seconds and to the seconds of the phase alone.
+MIN_SPEEDUP, MAX_CPU_RATIO, MAX_PHASE_RATIO = 12.0, 1.5, 4.0
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None) -> int:
-    """Measure and write; return 0 if all that has to hold does, else 1."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and write; return 0 if all bounds hold, else 1."""
     parser = argparse.ArgumentParser(prog="python -m sq.bench.company", description=__doc__)
     parser.add_argument(
         "--repeats", type=int, default=3, help="of every run, alone and beside loops (default: 3)"
@@ -60,66 +62,97 @@ def main(words: list[str] | None = None) -> int:
         "--results", type=Path, default=Path("results/company"), help="where files go"
     )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     if options.serve:
         return serve()
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: 1 or more")
     if options.before and not (options.before / "sq").is_dir():
         parser.error(f"--before {options.before}: no checkout of sq, which has a folder sq/")
-    runs, where = measure(options.repeats, options.before)
-    made = {"provenance": where, "repeats": options.repeats, "runs": runs}
+    runs, provenance = measure(options.repeats, options.before)
+    record = {"provenance": provenance, "repeats": options.repeats, "runs": runs}
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "record.json").write_text(json.dumps(made, indent=1) + "\n")
-    with (options.results / "runs.csv").open("w", newline="") as file:
-        lines = [{k: v for k, v in run.items() if not isinstance(v, dict)} for run in runs]
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    (options.results / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    _write_csv(runs, options.results / "runs.csv")
+    text, holds = report(record)
+    (options.results / "table.md").write_text(text)
     from sq.core.progress import out
 
-    text, holds = report(made)
-    (options.results / "table.md").write_text(text)
     out.print(text, soft_wrap=True)
     return 0 if holds else 1
 
 
+def _write_csv(runs: list[Run], path: Path) -> None:
+    """Write one line a run, without its seconds by phase."""
+    columns = [name for name, value in runs[0].items() if not isinstance(value, dict)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(runs)
+
+
 def measure(repeats: int, before: Path | None) -> tuple[list[Run], dict[str, Any]]:
-    """Return all runs, in the order they were made, and where they were made."""
+    """Do all runs; return them in order, and the provenance of this checkout's.
+
+    Parameters
+    ----------
+    before : another checkout that is measured in turns with this one
+    """
     from sq.core.paths import PACKAGE
     from sq.core.progress import track
 
-    kinds = [("this", name, None) for name in SOLVERS] + [("this", name, 1) for name in ONE_THREAD]
-    kinds += [("before", name, None) for name in SOLVERS] if before else []
+    checkouts = {"this": PACKAGE.parent}
+    if before:
+        checkouts["before"] = before.resolve()
+    kinds = _kinds(list(checkouts))
     runs: list[Run] = []
-    draw = random.Random(0)
+    order = random.Random(0)
     with ExitStack() as stack:
-        codes = {"this": PACKAGE.parent} | ({"before": before.resolve()} if before else {})
-        ask = {name: stack.enter_context(serving(place)) for name, place in codes.items()}
-        where: dict[str, Any] = {}
-        for code in codes:  # a warm-up: imports, memory, the libraries' start
-            where |= ask[code](["quantizer=gptq"])["provenance"] if code == "this" else {}
-            ask[code](["quantizer=sensiquant"])
-        turns = [(number, beside) for number in range(repeats) for beside in (ALONE, BUSY)]
-        for number, beside in track(turns, "turns", len(turns)):
+        servers = {}
+        provenance: dict[str, Any] = {}
+        for code, folder in checkouts.items():
+            ask = servers[code] = stack.enter_context(serving(folder))
+            # A warm-up: imports, memory, the start of libraries.
+            first = ask(["quantizer=gptq"])
+            ask(["quantizer=sensiquant"])
+            if code == "this":
+                provenance = first["provenance"]
+        turns = list(itertools.product(range(repeats), (ALONE, BUSY)))
+        for repeat, beside in track(turns, "turns", len(turns)):
             with busy(os.cpu_count() or 1) if beside == BUSY else ExitStack():
-                for code, name, threads in draw.sample(kinds, len(kinds)):
-                    load = os.getloadavg()[0]
-                    found = ask[code]([f"quantizer={name}", f"threads={threads or 'null'}"])
-                    found.pop("provenance")
-                    about = {"repeat": number, "beside": beside, "code": code, "quantizer": name}
-                    runs.append(
-                        about | {"threads": threads or "default", "load": round(load, 2)} | found
-                    )
-    return runs, where
+                # In random order, so that no run always follows the same one.
+                for code, solver, threads in order.sample(kinds, len(kinds)):
+                    load = os.getloadavg()[0]  # of the last minute
+                    figures = servers[code]([f"quantizer={solver}", f"threads={threads or 'null'}"])
+                    figures.pop("provenance")
+                    settings = {
+                        "repeat": repeat,
+                        "beside": beside,
+                        "code": code,
+                        "quantizer": solver,
+                        "threads": threads or "default",
+                        "load": round(load, 2),
+                    }
+                    runs.append(settings | figures)
+    return runs, provenance
+
+
+def _kinds(checkouts: list[str]) -> list[tuple[str, str, int | None]]:
+    """Return checkout, solver and threads of each run of a turn; None: threads by default."""
+    kinds: list[tuple[str, str, int | None]] = []
+    kinds += itertools.product(("this",), SOLVERS, (None,))
+    kinds += itertools.product(("this",), ONE_THREAD, (1,))
+    if "before" in checkouts:
+        kinds += itertools.product(("before",), SOLVERS, (None,))
+    return kinds
 
 
 @contextmanager
 def busy(number: int) -> Iterator[None]:
-    """Have `number` processes that do nothing but use a core."""
+    """Run `number` processes that do nothing but use a core each."""
     loops = [subprocess.Popen([sys.executable, "-S", "-c", LOOP]) for _ in range(number)]
     try:
-        time.sleep(1.0)  # until they have begun
+        time.sleep(1.0)  # until they have started
         yield
     finally:
         for loop in loops:
@@ -128,21 +161,27 @@ def busy(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def serving(code: Path) -> Iterator[Any]:
-    """Start a process that runs what it is asked for with the `code` of a checkout; give what asks it."""
-    # Not as a file: its folder would come before Python's own modules.
+def serving(code: Path) -> Iterator[Ask]:
+    """Start a process that does runs with the `code` of a checkout; give the function to ask it."""
+    # By its text, as a file would put its folder before Python's own modules.
     command = [sys.executable, "-c", Path(__file__).read_text(), "--serve"]
-    place = os.environ | {"PYTHONPATH": str(code)}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=code, env=place, **pipes) as child:
+    with subprocess.Popen(
+        command,
+        cwd=code,
+        env=os.environ | {"PYTHONPATH": str(code)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        requests, answers = child.stdin, child.stdout
+        requests, replies = child.stdin, child.stdout
 
         def ask(overrides: list[str]) -> Run:
             requests.write(json.dumps(overrides) + "\n")
             requests.flush()
-            if not (line := answers.readline()):
+            line = replies.readline()
+            if not line:
                 raise SystemExit(f"sq: the process that runs {code} ended; see above")
             return json.loads(line)
 
@@ -154,11 +193,12 @@ def serving(code: Path) -> Iterator[Any]:
 
 
 def serve() -> int:
-    """Make the runs that standard input asks for, a line each; leave their figures on standard output.
+    """Do the runs that standard input asks for; write their figures to standard output, a line each.
 
     Only what every version of sq has is used, so that one file measures several.
     """
-    answers, sys.stdout = sys.stdout, sys.stderr
+    # Whatever a run prints goes to standard error.
+    replies, sys.stdout = sys.stdout, sys.stderr
     torch_setup = _module("sq.runtime.torch_setup")
     torch_setup.import_torch()
     import hydra
@@ -167,47 +207,49 @@ def serve() -> int:
 
     provenance = _module("sq.core.provenance")
     expand = _module("sq.runs.sweep.expand")
-    phase_timer = _module("sq.runtime.phase_timer")
+    cpu = _cpu_seconds_of_phases(_module("sq.runtime.phase_timer"))
+    # No cache: every run has to collect its statistics.
+    fixed = ["bits=3", "cache=null", "tracker=none", "correction=batchnorm"]
+    for line in sys.stdin:
+        overrides = [*json.loads(line), *fixed]
+        with api._own_hydra():
+            config = expand.resolve(hydra.compose("config", overrides, return_hydra_config=True))
+        cpu.clear()
+        device = torch_setup.prepare(config)
+        record = pipeline.run(config, device)
+        results, seconds = record["results"], record["seconds"]
+        figures = {
+            "solve_seconds": results["solve_seconds"],
+            "solve_cpu_seconds": results.get("solve_cpu_seconds"),
+            "quantize_seconds": seconds["quantize"],
+            "quantize_cpu_seconds": cpu["quantize"],
+            "run_seconds": sum(seconds.values()),
+            "run_cpu_seconds": sum(cpu.values()),
+            "codes": results["codes"],
+            "relative_error": results["relative_error"],
+            "seconds": seconds,
+            "cpu_seconds": dict(cpu),
+            "provenance": provenance.collect(device),
+        }
+        replies.write(json.dumps(figures) + "\n")
+        replies.flush()
+    return 0
 
+
+def _cpu_seconds_of_phases(phase_timer: Any) -> dict[str, float]:
+    """Return a dict that will have the CPU seconds of each phase: the module's clock is patched."""
     cpu: dict[str, float] = {}
-    plain = phase_timer.Clock.phase
+    original = phase_timer.Clock.phase
 
     @contextmanager
     def phase(self: Any, name: str) -> Iterator[None]:
         start = time.process_time()
-        with plain(self, name):
+        with original(self, name):
             yield
         cpu[name] = cpu.get(name, 0.0) + time.process_time() - start
 
     phase_timer.Clock.phase = phase
-    for line in sys.stdin:
-        fixed = ["bits=3", "cache=null", "tracker=none", "correction=batchnorm"]
-        with api._own_hydra():
-            config = expand.resolve(
-                hydra.compose("config", [*json.loads(line), *fixed], return_hydra_config=True)
-            )
-        cpu.clear()
-        device = torch_setup.prepare(config)
-        made = pipeline.run(config, device)
-        figures = made["results"]
-        told: Run = {
-            "solve_seconds": figures["solve_seconds"],
-            "solve_cpu_seconds": figures.get("solve_cpu_seconds"),
-        }
-        told |= {
-            "quantize_seconds": made["seconds"]["quantize"],
-            "quantize_cpu_seconds": cpu["quantize"],
-        }
-        told |= {"run_seconds": sum(made["seconds"].values()), "run_cpu_seconds": sum(cpu.values())}
-        told |= {"codes": figures["codes"], "relative_error": figures["relative_error"]}
-        told |= {
-            "seconds": made["seconds"],
-            "cpu_seconds": dict(cpu),
-            "provenance": provenance.collect(device),
-        }
-        answers.write(json.dumps(told) + "\n")
-        answers.flush()
-    return 0
+    return cpu
 
 
 def _module(name: str) -> Any:
@@ -231,91 +273,131 @@ class _Medians:
     def __call__(
         self, what: str, beside: str, name: str, *, code: str = "this", threads: Any = "default"
     ) -> float:
-        """Return that of figure `what`; "seconds.load" is one of phase "load"."""
+        """Return the median of figure `what` of a solver; "seconds.load" is that of a phase."""
         wanted = {"beside": beside, "quantizer": name, "code": code, "threads": threads}
         figure, _, phase = what.partition(".")
-        own = [run[figure] for run in self.runs if all(run[k] == v for k, v in wanted.items())]
-        return statistics.median(value[phase] if phase else value for value in own)
+        values = [run[figure] for run in self.runs if wanted.items() <= run.items()]
+        if phase:
+            values = [seconds[phase] for seconds in values]
+        return statistics.median(values)
+
+    def slowdown(self, what: str, name: str) -> float:
+        """Return figure `what` of solver `name` beside loops, over that of the same alone."""
+        return self(what, BUSY, name) / self(what, ALONE, name)
 
 
-def report(made: dict[str, Any]) -> tuple[str, bool]:
-    """Return the report of a record as Markdown, and whether all that has to hold does."""
-    runs, where = made["runs"], made["provenance"]
-    of = _Medians(runs)
-    held = _held(runs, of)
+def report(record: dict[str, Any]) -> tuple[str, bool]:
+    """Return the report of a record as Markdown, and whether all bounds hold."""
+    runs, provenance = record["runs"], record["provenance"]
+    median = _Medians(runs)
+    bounds = _bounds(runs, median)
     lines = [
         "# Times beside other work",
         "",
-        f"Embedded network, 3 bits, {where['processor']}, {where['threads']} threads, medians of {made['repeats']}. "
-        f"Load before a run: {_range(runs, ALONE)} alone, {_range(runs, BUSY)} beside one loop a core.",
-        "Solve: summed over layers; phase: layers side by side, grids included; x: as a multiple of the same alone.",
+        f"Embedded network, 3 bits, {provenance['processor']}, {provenance['threads']} threads, "
+        f"medians of {record['repeats']}. "
+        f"Load before a run: {_range(runs, ALONE)} alone, "
+        f"{_range(runs, BUSY)} beside one loop a core.",
+        "Solve: summed over layers; phase: layers side by side, grids included; "
+        "x: as a multiple of the same alone.",
         "Speed-up over OBQ: by CPU seconds of the solve, and by seconds of the phase.",
         "",
-        *_solvers(of),
+        *_solver_table(median),
         "",
-        *(f"- {'holds' if holds else 'FAILS'}: {what}" for what, holds in held.items()),
-        "",
-        "## Phases, with threads as they are by default and with one",
-        "",
-        *_phases(of, [*runs[0]["seconds"]]),
     ]
+    for text, holds in bounds.items():
+        lines.append(f"- {'holds' if holds else 'FAILS'}: {text}")
+    lines += ["", "## Phases, with threads as they are by default and with one", ""]
+    lines += _phase_table(median, list(runs[0]["seconds"]))
     if any(run["code"] == "before" for run in runs):
-        lines += ["", "## This code and the one before it, in turns", "", *_before(of)]
-    return "\n".join(lines) + "\n", all(held.values())
+        lines += ["", "## This code and the one before it, in turns", ""]
+        lines += _before_table(median)
+    return "\n".join(lines) + "\n", all(bounds.values())
 
 
-def _solvers(of: _Medians) -> Iterator[str]:
-    yield "| method | beside | solve CPU s | x | solve s | phase s | x | speed-up, CPU | speed-up, phase |"
+def _solver_table(median: _Medians) -> Iterator[str]:
+    """Yield the lines of the table of solvers, alone and beside loops."""
+    yield (
+        "| method | beside | solve CPU s | x | solve s | phase s | x "
+        "| speed-up, CPU | speed-up, phase |"
+    )
     yield "|:--|:--|--:|--:|--:|--:|--:|--:|--:|"
     for name, beside in itertools.product(SOLVERS, (ALONE, BUSY)):
-        cpu, wall, phase = (of(what, beside, name) for what in (CPU, "solve_seconds", PHASE))
-        more = cpu / of(CPU, ALONE, name), phase / of(PHASE, ALONE, name)
-        fast = of(CPU, beside, "obq") / cpu, of(PHASE, beside, "obq") / phase
-        cells = f"{cpu:.3f} | {more[0]:.2f} | {wall:.3f} | {phase:.3f} | {more[1]:.2f} | {fast[0]:.1f} | {fast[1]:.1f}"
-        yield f"| {name} | {beside} | {cells} |"
+        cpu = median(CPU, beside, name)
+        phase = median(PHASE, beside, name)
+        cells = [
+            name,
+            beside,
+            f"{cpu:.3f}",
+            f"{cpu / median(CPU, ALONE, name):.2f}",
+            f"{median(WALL, beside, name):.3f}",
+            f"{phase:.3f}",
+            f"{phase / median(PHASE, ALONE, name):.2f}",
+            f"{median(CPU, beside, 'obq') / cpu:.1f}",
+            f"{median(PHASE, beside, 'obq') / phase:.1f}",
+        ]
+        yield _line(cells)
 
 
-def _held(runs: list[Run], of: _Medians) -> dict[str, bool]:
-    """Return what has to hold, in words, and whether it does."""
-    faster = of(CPU, BUSY, "obq") / of(CPU, BUSY, "sensiquant")
-    more, longer = (
-        max(of(what, BUSY, n) / of(what, ALONE, n) for n in SOLVERS) for what in (CPU, PHASE)
-    )
+def _bounds(runs: list[Run], median: _Medians) -> dict[str, bool]:
+    """Return each bound in words, and whether it holds."""
+    speedup = median(CPU, BUSY, "obq") / median(CPU, BUSY, "sensiquant")
+    cpu_ratio = max(median.slowdown(CPU, name) for name in SOLVERS)
+    phase_ratio = max(median.slowdown(PHASE, name) for name in SOLVERS)
     codes = {(run["quantizer"], run["codes"]) for run in runs if run["code"] == "this"}
+    speedup_text = (
+        f"beside loops sensiquant takes 1/{MIN_SPEEDUP:g} of obq's CPU seconds or less: "
+        f"1/{speedup:.1f}"
+    )
+    cpu_text = (
+        f"CPU seconds beside loops are {MAX_CPU_RATIO:g} times those alone or less: {cpu_ratio:.2f}"
+    )
+    phase_text = (
+        f"seconds of the phase beside loops are {MAX_PHASE_RATIO:g} times those alone or less: "
+        f"{phase_ratio:.2f}"
+    )
+    codes_text = "codes are the same in all runs, whatever the threads and the load"
     return {
-        f"beside loops sensiquant takes 1/{SPEEDUP:g} of obq's CPU seconds or less: 1/{faster:.1f}": faster
-        >= SPEEDUP,
-        f"CPU seconds beside loops are {CPU_TIMES:g} times those alone or less: {more:.2f}": more
-        <= CPU_TIMES,
-        f"seconds of the phase beside loops are {WALL_TIMES:g} times those alone or less: {longer:.2f}": longer
-        <= WALL_TIMES,
-        "codes are the same in all runs, whatever the threads and the load": len(codes)
-        == len(SOLVERS),
+        speedup_text: speedup >= MIN_SPEEDUP,
+        cpu_text: cpu_ratio <= MAX_CPU_RATIO,
+        phase_text: phase_ratio <= MAX_PHASE_RATIO,
+        codes_text: len(codes) == len(SOLVERS),
     }
 
 
-def _phases(of: _Medians, phases: list[str]) -> Iterator[str]:
-    yield "| method | beside | phase | default s | one thread s | default CPU s | one thread CPU s |"
+def _phase_table(median: _Medians, phases: list[str]) -> Iterator[str]:
+    """Yield the lines of the table of phases, with all threads and with one."""
+    yield (
+        "| method | beside | phase | default s | one thread s | default CPU s | one thread CPU s |"
+    )
     yield "|:--|:--|:--|--:|--:|--:|--:|"
     for name, beside, phase in itertools.product(ONE_THREAD, (ALONE, BUSY), phases):
-        times = [
-            of(f"{what}.{phase}", beside, name, threads=t)
-            for what in SECONDS
-            for t in ("default", 1)
-        ]
-        if max(times[:2]) >= LEAST:
-            yield f"| {name} | {beside} | {phase} | {' | '.join(f'{t:.3f}' for t in times)} |"
+        times = []
+        for figure in (f"seconds.{phase}", f"cpu_seconds.{phase}"):
+            times.append(median(figure, beside, name))
+            times.append(median(figure, beside, name, threads=1))
+        if max(times[:2]) >= SHORTEST_PHASE:
+            yield _line([name, beside, phase, *map("{:.3f}".format, times)])
 
 
-def _before(of: _Medians) -> Iterator[str]:
-    yield "| method | beside | phase s, before | phase s | phase CPU s, before | phase CPU s | run s, before | run s |"
+def _before_table(median: _Medians) -> Iterator[str]:
+    """Yield the lines of the table of this code and the one before it."""
+    yield (
+        "| method | beside | phase s, before | phase s | phase CPU s, before | phase CPU s "
+        "| run s, before | run s |"
+    )
     yield "|:--|:--|--:|--:|--:|--:|--:|--:|"
-    figures = (PHASE, "quantize_cpu_seconds", "run_seconds")
     for name, beside in itertools.product(SOLVERS, (ALONE, BUSY)):
-        times = [
-            of(what, beside, name, code=code) for what in figures for code in ("before", "this")
-        ]
-        yield f"| {name} | {beside} | {' | '.join(f'{t:.3f}' for t in times)} |"
+        times = []
+        for figure in (PHASE, PHASE_CPU, "run_seconds"):
+            times.append(median(figure, beside, name, code="before"))
+            times.append(median(figure, beside, name))
+        yield _line([name, beside, *map("{:.3f}".format, times)])
+
+
+def _line(cells: list[str]) -> str:
+    """Return a line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def _range(runs: list[Run], beside: str) -> str:

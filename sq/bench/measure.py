@@ -1,4 +1,4 @@
-"""Measure solvers on layers: one process, the same W, H and grid for all, runs of all solvers in turn."""
+"""Measure solvers on layers: one process, the same W, H and grid for all, all solvers in turn."""
 
 from __future__ import annotations
 
@@ -18,34 +18,43 @@ from sq.bench.sources import Case
 from sq.config.instantiate import build
 from sq.core.progress import track
 from sq.hessian.layer_statistics import relative_error
-from sq.quantizer.layerwise import Spent, check_damp, climb, damped, timed
+from sq.quantizer.layerwise import Elapsed, check_damp, damped, timed, with_damping
 from sq.runtime.phase_timer import Clock
 from sq.types.problem import Fit, Grid, Layer, solution
 
 Measurement = dict[str, Any]
-# a sample's time is split into its shared and its own part by solving 1/HALF of it as well
-HALF = 2
+# A part of a sample, 1/SPLIT of its rows, is solved as well: it tells the time that all rows share
+# from the time of each row.
+SPLIT = 2
+Solver = tuple[Method, Callable]  # a method, and its solve function
 
 
 @dataclass
 class _Problem:
-    """A layer at one bit-width, and what solving it took so far."""
+    """A layer at one bit-width, and the runs on it so far."""
 
     layer: Layer
-    W: Tensor
-    hessian: Tensor
+    W: Tensor  # (G, O, I)
+    hessian: Tensor  # (G, I, I), undamped
     bits: int
     grid: Grid
     fit_seconds: float
     order: Tensor  # rows in the order in which samples take them, so that samples are nested
-    damped: dict[float, Tensor]  # by share; one layer's, shared by its bit-widths
+    damped: dict[float, Tensor]  # by damping; shared by all bit-widths of the layer
     runs: dict[tuple[str, int], list[_Run]] = field(default_factory=dict)  # by label and rows
 
-    def at(self, share: float) -> Tensor:
-        """Return H, damped, in the precision of W; made once and not timed, as it is the same for all solvers."""
-        if share not in self.damped:
-            self.damped[share] = damped(self.hessian, share).to(self.W.dtype)
-        return self.damped[share]
+    def damped_hessian(self, damp: float) -> Tensor:
+        """Return H, damped, in the precision of W; computed once, untimed, for all solvers."""
+        if damp not in self.damped:
+            self.damped[damp] = damped(self.hessian, damp).to(self.W.dtype)
+        return self.damped[damp]
+
+    def sample(self, rows: int) -> tuple[Tensor, Grid]:
+        """Return the weight and the grid of the first `rows` rows in the order of samples."""
+        if rows == self.layer.outputs:
+            return self.W, self.grid
+        chosen = self.order[:rows]
+        return self.W[:, chosen], self.grid.map(lambda tensor: tensor[:, chosen])
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,9 @@ def run(
     repeats: int,
     device: torch.device,
 ) -> Iterable[Measurement]:
-    """Solve every layer with every method at every bit-width, `repeats` times; yield a measurement for each.
+    """Solve every layer with every method and bit-width, `repeats` times; yield the measurements.
 
-    Repeats are the outer loop, so that what changes on a busy machine meets all solvers alike.
+    Repeats are the outer loop, so that other work on a busy machine affects all solvers alike.
 
     Raises
     ------
@@ -75,63 +84,73 @@ def run(
     for method in methods:
         check_damp(method.damp)
     solvers = [(method, build(method.solve, f"quantizers: {method.label}")) for method in methods]
-    smallest = min(
-        cases, key=lambda case: case.layer.groups * case.layer.outputs * case.layer.inputs**2
-    )
-    # so that no time holds the start-up of a library
-    for problem in _problems(smallest, fit, bits[:1], device):
-        for method, solve in solvers:
-            _solve(problem, method, solve, problem.layer.outputs, device)
+    _warm_up(cases, solvers, fit, bits[0], device)
     for number, case in enumerate(cases, 1):
         problems = _problems(case, fit, bits, device)
         turns = list(itertools.product(range(repeats), problems, solvers))
         # A bar for each layer, as making one may show its own, and bars cannot be nested.
-        for _, problem, (method, solve) in track(
-            turns, f"layer {number} of {len(cases)}", len(turns)
-        ):
-            for rows in _sizes(method, problem.layer):
-                done = _solve(problem, method, solve, rows, device)
-                problem.runs.setdefault((method.label, rows), []).append(done)
-        for problem in problems:
-            yield from (_measurement(case, problem, method) for method in methods)
+        progress = track(turns, f"layer {number} of {len(cases)}", len(turns))
+        for _, problem, (method, solve) in progress:
+            for rows in _sample_sizes(method, problem.layer):
+                result = _solve(problem, method, solve, rows, device)
+                problem.runs.setdefault((method.label, rows), []).append(result)
+        for problem, method in itertools.product(problems, methods):
+            yield _measurement(case, problem, method)
+
+
+def _warm_up(
+    cases: list[Case], solvers: list[Solver], fit: Fit, bits: int, device: torch.device
+) -> None:
+    """Solve the smallest layer with every method, so that no time includes a library's start."""
+    smallest = min(cases, key=_operations)
+    (problem,) = _problems(smallest, fit, [bits], device)
+    for method, solve in solvers:
+        _solve(problem, method, solve, problem.layer.outputs, device)
+
+
+def _operations(case: Case) -> int:
+    """Return the order of a solver's operations on a layer."""
+    layer = case.layer
+    return layer.groups * layer.outputs * layer.inputs**2
 
 
 def _problems(case: Case, fit: Fit, bits: list[int], device: torch.device) -> list[_Problem]:
+    """Return a layer at each bit-width, with its grid; only fitting the grid is timed."""
+    layer = case.layer
     W, hessian = case.make()
-    order = torch.randperm(case.layer.outputs, generator=torch.Generator().manual_seed(0)).to(
-        device
-    )
-    shared: dict[float, Tensor] = {}
-    found = []
-    for b in bits:
-        grid, spent = timed(partial(fit, W, b), device)
-        found.append(_Problem(case.layer, W, hessian, b, grid, spent.seconds, order, shared))
-    return found
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(layer.outputs, generator=generator).to(device)
+    damped_hessians: dict[float, Tensor] = {}
+    problems = []
+    for width in bits:
+        grid, spent = timed(partial(fit, W, width), device)
+        # One dict for all bit-widths: H and its damping do not depend on them.
+        problem = _Problem(layer, W, hessian, width, grid, spent.seconds, order, damped_hessians)
+        problems.append(problem)
+    return problems
 
 
-def _sizes(method: Method, layer: Layer) -> list[int]:
-    """Return how many rows are solved: all, or a sample and a part of it."""
+def _sample_sizes(method: Method, layer: Layer) -> list[int]:
+    """Return how many rows are solved: all of them, or a part of a sample and the sample."""
     rows = method.rows(layer.outputs, layer.inputs)
-    return [rows] if rows == layer.outputs else [rows // HALF, rows]
+    return [rows] if rows == layer.outputs else [rows // SPLIT, rows]
 
 
 def _solve(
     problem: _Problem, method: Method, solve: Callable, rows: int, device: torch.device
 ) -> _Run:
-    W, grid = problem.W, problem.grid
-    if rows < problem.layer.outputs:
-        some = problem.order[:rows]
-        W, grid = W[:, some], grid.map(lambda t: t[:, some])
-    clock = Clock(device)
+    """Solve `rows` rows of a problem, with more damping if that is needed."""
+    W, grid = problem.sample(rows)
+    clock = Clock(device)  # of peak memory
 
-    def at(share: float) -> tuple[Any, Spent]:
-        start = prepared(solve, W, problem.at(share), grid)
+    def attempt(damp: float) -> tuple[Any, Elapsed]:
+        start = prepared(solve, W, problem.damped_hessian(damp), grid)
         return timed(start, device)
 
-    (result, spent), used, retries = climb(problem.layer.name, at, method.damp)
-    damping = {"damp_used": used, "damp_retries": retries}
-    codes, own = solution(result, grid)
-    return _Run(own.decode(codes), spent.seconds, damping, clock.peak_bytes())
+    (result, spent), damp, retries = with_damping(problem.layer.name, attempt, method.damp)
+    damping = {"damp_used": damp, "damp_retries": retries}
+    codes, solved_grid = solution(result, grid)
+    return _Run(solved_grid.decode(codes), spent.seconds, damping, clock.peak_bytes())
 
 
 def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], Any]:
@@ -139,7 +158,7 @@ def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], 
 
     A solver that must first build something that is not its algorithm (another library's layer
     objects) has, beside `solve`, a function `prepare` of the same signature, which does that and
-    returns the solve; only calling it is timed. Ours have none: all of `solve` counts.
+    returns the solve; only calling the latter is timed. Our solvers have none.
     """
     function = getattr(solve, "func", solve)
     prepare = getattr(sys.modules[function.__module__], "prepare", None)
@@ -151,24 +170,27 @@ def prepared(solve: Callable, W: Tensor, H: Tensor, grid: Grid) -> Callable[[], 
 def extrapolated(sample: tuple[int, float], part: tuple[int, float], rows: int) -> float:
     """Return the seconds for `rows` rows along the line through two samples, each (rows, seconds).
 
-    What is done once a layer (inverting H) is so counted once. OBQ does some things once for each
-    batch of rows that fits in memory; those are counted once, too, so its time comes out too short
+    Work that is done once a layer (inverting H) is counted once. OBQ does some work once for each
+    batch of rows that fits in memory; that is counted once, too, so its time comes out too short
     rather than too long: 16 of 128 rows of 1,152 columns gave 4.4 s where all took 5.2 s. A line
     that noise makes fall is taken as flat.
     """
-    (large, seconds), (small, fewer) = sample, part
-    return seconds + (rows - large) * max(0.0, seconds - fewer) / (large - small)
+    sample_rows, sample_seconds = sample
+    part_rows, part_seconds = part
+    added_seconds = max(0.0, sample_seconds - part_seconds)
+    added_rows = sample_rows - part_rows
+    return sample_seconds + (rows - sample_rows) * added_seconds / added_rows
 
 
 def _measurement(case: Case, problem: _Problem, method: Method) -> Measurement:
+    """Return what a record keeps of a method's runs on one problem."""
     layer = case.layer
-    sizes = _sizes(method, layer)
-    taken = {rows: [run.seconds for run in problem.runs[method.label, rows]] for rows in sizes}
-    rows, last = sizes[-1], problem.runs[method.label, sizes[-1]][-1]
-    times = taken[rows]
-    if len(sizes) > 1:
-        pairs = zip(taken[rows], taken[sizes[0]], strict=True)
-        times = [extrapolated((rows, t), (sizes[0], p), layer.outputs) for t, p in pairs]
+    seconds_by_rows = {}
+    for rows in _sample_sizes(method, layer):
+        seconds_by_rows[rows] = [run.seconds for run in problem.runs[method.label, rows]]
+    solved_rows = max(seconds_by_rows)
+    last = problem.runs[method.label, solved_rows][-1]
+    times = _layer_seconds(seconds_by_rows, layer.outputs)
     return {
         "layer": layer.name,
         "kind": layer.kind,
@@ -182,8 +204,9 @@ def _measurement(case: Case, problem: _Problem, method: Method) -> Measurement:
         "seconds": statistics.median(times),
         "seconds_min": min(times),
         "seconds_all": times,
-        "extrapolated": rows < layer.outputs,
-        "solved": {str(size): taken[size] for size in sizes},  # what was really timed, by rows
+        "extrapolated": solved_rows < layer.outputs,
+        # what was really timed, by rows
+        "solved": {str(rows): seconds for rows, seconds in seconds_by_rows.items()},
         "fit_seconds": problem.fit_seconds,
         "errors": _errors(problem, last.values),
         **last.damping,
@@ -191,16 +214,36 @@ def _measurement(case: Case, problem: _Problem, method: Method) -> Measurement:
     }
 
 
+def _layer_seconds(seconds_by_rows: dict[int, list[float]], outputs: int) -> list[float]:
+    """Return the seconds for all rows of a layer, one for each repeat."""
+    sample_rows, part_rows = max(seconds_by_rows), min(seconds_by_rows)
+    if sample_rows == part_rows:  # all rows were solved
+        return seconds_by_rows[sample_rows]
+    times = []
+    repeats = zip(seconds_by_rows[sample_rows], seconds_by_rows[part_rows], strict=True)
+    for sample, part in repeats:
+        seconds = extrapolated((sample_rows, sample), (part_rows, part), outputs)
+        times.append(seconds)
+    return times
+
+
 def _errors(problem: _Problem, solved: Tensor) -> dict[str, float]:
-    """Return the relative error of the rows solved, and of each smaller sample of them that another method took.
+    """Return the relative error of the rows solved, and of each smaller sample that was solved.
 
     Methods are compared on rows that both have solved.
+
+    Parameters
+    ----------
+    solved : (G, rows, I) values on the grid: all rows, or the first of `problem.order`
     """
-    sizes = {rows for _, rows in problem.runs if rows <= solved.shape[1]}
-    whole = solved.shape[1] == problem.layer.outputs
-    W = problem.W if whole else problem.W[:, problem.order[: solved.shape[1]]]
-    errors = {str(solved.shape[1]): relative_error(W, solved, problem.hessian)}
-    for rows in sizes - {solved.shape[1]}:
-        first = problem.order[:rows] if whole else torch.arange(rows, device=W.device)
+    rows_solved = solved.shape[1]
+    is_whole = rows_solved == problem.layer.outputs
+    W = problem.W if is_whole else problem.W[:, problem.order[:rows_solved]]
+    samples = {rows for _, rows in problem.runs if rows < rows_solved}
+    errors = {}
+    for rows in sorted(samples):
+        # The rows of a sample, in a weight of all rows or in one that is in the order of samples.
+        first = problem.order[:rows] if is_whole else torch.arange(rows, device=W.device)
         errors[str(rows)] = relative_error(W[:, first], solved[:, first], problem.hessian)
-    return dict(sorted(errors.items(), key=lambda item: int(item[0])))
+    errors[str(rows_solved)] = relative_error(W, solved, problem.hessian)
+    return errors

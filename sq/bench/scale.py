@@ -1,7 +1,7 @@
-"""How sq takes thousands of runs: records made from one real one, each command timed: ``python -m sq.bench.scale``.
+"""Time commands of sq on thousands of records: ``python -m sq.bench.scale``.
 
-The records differ in their settings alone, and their layer errors a little; what is measured is sq,
-not quantization.
+The records are copies of a real one with other settings and slightly other layer errors. What is
+measured is sq, not quantization.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ hydra:
       quantizer.damp: 0.01,0.02,0.03,0.04,0.05
       seed: range({seeds})
 """
-# Runs a command as Python would, and leaves the most memory it had: that of `os.wait4` counts the
-# parent's as well.
+# Runs a command as Python would, and writes its peak memory to a file: that of `os.wait4` includes
+# the parent's.
 PEAK = """
 import atexit, re, runpy, sys
 peak, *command = sys.argv[1:]
-atexit.register(lambda: open(peak, "w").write(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]))
+def leave():
+    status = open("/proc/self/status").read()
+    open(peak, "w").write(re.search(r"VmHWM:\\s*(\\d+)", status)[1])
+atexit.register(leave)
 if command[0] == "-m":
     sys.argv = command[1:]
     runpy.run_module(command[1], run_name="__main__", alter_sys=True)
@@ -52,13 +55,13 @@ else:
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Make the records, time the commands, print a table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sq.bench.scale", description=__doc__)
     parser.add_argument(
         "--records", type=int, default=10_000, help="how many (default: 10,000), in hundreds"
     )
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     if options.records < 100 or options.records % 100:
         parser.error(f"--records {options.records}: hundreds, 100 or more")
     with tempfile.TemporaryDirectory() as folder:
@@ -67,85 +70,73 @@ def main(words: list[str] | None = None) -> int:
 
 
 def measure(folder: Path, runs: int) -> None:
-    """Make `runs` records in `folder`, and time each command twice: with half of them done, and with all."""
+    """Write `runs` records to `folder`; time each command with half of them, and with all."""
     from rich.table import Table
 
-    (folder / "experiments").mkdir()
+    experiments, results = folder / "experiments", folder / "results"
+    experiments.mkdir()
     text = SWEEP.format(runs=runs, seeds=runs // 100)
-    (folder / "experiments" / "scale.yaml").write_text(text)
-    results = folder / "results"
-    jobs, _ = status.expected("scale", results, folder / "experiments")
+    (experiments / "scale.yaml").write_text(text)
+    jobs, _ = status.expected("scale", results, experiments)
     template, failure = job.attempt(jobs[0], wait=True)
     if template is None or failure:
         raise SystemExit(f"sq: the run that records are made from failed: {failure}")
-    sweep = [
-        "-m",
-        "sq",
-        "run",
-        "-cd",
-        str(folder / "experiments"),
-        "-cn",
-        "scale",
-        f"results={results}",
-    ]
-    told = [
-        "-m",
-        "sq",
-        "status",
-        "scale",
-        "--results",
-        str(results),
-        "--experiments",
-        str(folder / "experiments"),
-    ]
-    shown = Table("command", "runs done", "seconds", "CPU seconds", "GiB")
-    for done in (jobs[: runs // 2], jobs[runs // 2 :]):
-        for one in track(done, "records"):
-            write(one, template)
-        number = f"{runs // 2 if done[0] is jobs[0] else runs:,}"
-        for name, command in {
-            "dry run": [*sweep, "sweep.dry_run=true"],
-            "status": told,
-            "report": ["-m", "sq.report", "scale", "--results", str(results)],
-        }.items():
-            shown.add_row(name, number, *timed(command, folder))
-    out.print(shown)
+    commands = _commands(experiments, results)
+    table = Table("command", "runs done", "seconds", "CPU seconds", "GiB")
+    written = 0
+    for half in (jobs[: runs // 2], jobs[runs // 2 :]):
+        for new in track(half, "records"):
+            write(new, template)
+        written += len(half)
+        for name, command in commands.items():
+            table.add_row(name, f"{written:,}", *timed(command, folder))
+    out.print(table)
     size = sum(file.stat().st_size for file in (results / "scale").glob("*.json"))
     say(f"{runs:,} records, {size / runs / 1024:.1f} KiB each")
 
 
-def write(one: Job, template: record.Record) -> None:
-    """Write a record of job `one`, as if it had run: its own settings, the figures of `template` give or take."""
-    factor = 1 + int(hashlib.sha256(one.file.stem.encode()).hexdigest()[:4], 16) / 2**16
-    results = {
-        **template["results"],
-        "relative_error": template["results"]["relative_error"] * factor,
+def _commands(experiments: Path, results: Path) -> dict[str, list[str]]:
+    """Return the arguments of Python for each command that is timed, by name."""
+    sweep = ["-m", "sq", "run", "-cd", str(experiments), "-cn", "scale", f"results={results}"]
+    where = ["--results", str(results)]
+    return {
+        "dry run": [*sweep, "sweep.dry_run=true"],
+        "status": ["-m", "sq", "status", "scale", *where, "--experiments", str(experiments)],
+        "report": ["-m", "sq.report", "scale", *where],
     }
-    made = {
+
+
+def write(new: Job, template: record.Record) -> None:
+    """Write a record of job `new` as if it had run: its settings, and figures like `template`'s."""
+    digest = hashlib.sha256(new.file.stem.encode()).hexdigest()
+    factor = 1 + int(digest[:4], 16) / 2**16  # 1 to 2
+    error = template["results"]["relative_error"] * factor
+    copy = {
         **template,
-        "key": one.file.stem,
-        "config": one.config,
-        "choices": one.choices,
-        "results": results,
+        "key": new.file.stem,
+        "config": new.config,
+        "choices": new.choices,
+        "results": {**template["results"], "relative_error": error},
     }
-    one.file.parent.mkdir(parents=True, exist_ok=True)
-    # not `record.write`, which waits for the disk each time
-    one.file.write_text(json.dumps(made, indent=1) + "\n")
+    new.file.parent.mkdir(parents=True, exist_ok=True)
+    # Not with `record.write`, which waits for the disk each time.
+    new.file.write_text(json.dumps(copy, indent=1) + "\n")
 
 
 def timed(command: list[str], folder: Path) -> list[str]:
-    """Run `command` in a process of its own; return its seconds, those of its CPU, and GiB at most, as words."""
+    """Run `command` in its own process; return its seconds, CPU seconds and peak GiB, as text."""
     start = time.perf_counter()
     with (folder / "out").open("w") as stream:
-        whole = [sys.executable, "-c", PEAK, str(folder / "peak"), *command]
-        child = subprocess.Popen(whole, stdout=stream, stderr=stream, cwd=folder)
-        _, state, used = os.wait4(child.pid, 0)
+        arguments = [sys.executable, "-c", PEAK, str(folder / "peak"), *command]
+        child = subprocess.Popen(arguments, stdout=stream, stderr=stream, cwd=folder)
+        _, state, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(state)
-    if child.returncode not in (0, 1):  # 1: a status of which runs are missing
+    if child.returncode not in (0, 1):  # 1: `sq status` found that runs are missing
         raise SystemExit((folder / "out").read_text())
     seconds = time.perf_counter() - start
+    cpu_seconds = usage.ru_utime + usage.ru_stime
     kib = int((folder / "peak").read_text())
-    return [f"{seconds:.1f}", f"{used.ru_utime + used.ru_stime:.1f}", f"{kib / 2**20:.2f}"]
+    return [f"{seconds:.1f}", f"{cpu_seconds:.1f}", f"{kib / 2**20:.2f}"]
 
 
 if __name__ == "__main__":

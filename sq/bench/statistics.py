@@ -1,4 +1,4 @@
-"""Statistics of one 3x3 layer: sq/hessian/gram.py against unfold and one matrix product, interleaved in one process.
+"""Time X X^T of 3x3 layers by sq/hessian/gram.py, against unfolding and one matrix product.
 
 python -m sq.bench.statistics
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from sq.hessian import gram
 from sq.network import geometry
 from sq.types.problem import Layer
 
+# channels, edge of a map in pixels, images: layers of ResNet-50 on ImageNet, then of ResNet-20
 SIZES = (
     (64, 56, 16),
     (128, 28, 32),
@@ -27,48 +29,63 @@ SIZES = (
     (64, 8, 256),
 )
 REPEATS = 5
-PIECE = 2**24  # elements of unfolded input at a time, the same for both
+CHUNK_ELEMENTS = 2**24  # of unfolded input at a time, the same for both
 
 
 def plain(layer: Layer, x: Tensor) -> Tensor:
     """Return X X^T (G, I, I) float64 as it is usually summed: unfold some images, multiply, add."""
     total = torch.zeros(layer.groups, layer.inputs, layer.inputs, dtype=torch.float64)
-    for part in x.chunk(-(-x[:, 0].numel() * layer.inputs // PIECE)):
-        X = geometry.inputs(layer.module, part)
+    elements = x[:, 0].numel() * layer.inputs  # a 3x3 layer has an output pixel for each input's
+    for chunk in x.chunk(-(-elements // CHUNK_ELEMENTS)):
+        X = geometry.inputs(layer.module, chunk)
         total += torch.bmm(X, X.mT)
     return total
 
 
 def fast(layer: Layer, x: Tensor) -> Tensor:
-    """Return the same by sq/hessian/gram.py."""
-    way = gram.of(layer, x, 1.0, 0)
-    way.add(x, x[:, 0].numel())
-    return way.finish()
+    """Return the same as `plain`, by sq/hessian/gram.py."""
+    total = gram.choose(layer, x, 1.0, 0)
+    total.add(x, x[:, 0].numel())
+    return total.finish()
 
 
 @closed_pipe.quiet
 def main() -> None:
-    """Time both on layers of ResNet-50's and ResNet-20's sizes and print a table."""
+    """Time both in turns, in one process, and print a table."""
     from rich.table import Table
 
     table = Table("channels", "map", "images", "unfold s", "sq s", "ratio", "difference")
     for channels, side, images in SIZES:
         (layer,), _ = geometry.find(nn.Sequential(nn.Conv2d(channels, 1, 3, padding=1)))
-        x = torch.randn(
-            images, channels, side, side, generator=torch.Generator().manual_seed(0)
-        ).relu()
-        seconds: dict[str, list[float]] = {"plain": [], "fast": []}
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(images, channels, side, side, generator=generator).relu()
+        plain_seconds: list[float] = []
+        fast_seconds: list[float] = []
         for _ in range(REPEATS):
-            results = []
-            for way in (plain, fast):
-                start = time.perf_counter()
-                results.append(way(layer, x))
-                seconds[way.__name__].append(time.perf_counter() - start)
-        slow, quick = (statistics.median(taken) for taken in seconds.values())
-        apart = float((results[0] - results[1]).abs().max() / results[0].abs().max())
-        cells = (f"{slow:.3f}", f"{quick:.3f}", f"{slow / quick:.2f}", f"{apart:.1e}")
-        table.add_row(str(channels), f"{side}x{side}", str(images), *cells)
+            expected = _timed(plain, layer, x, plain_seconds)
+            result = _timed(fast, layer, x, fast_seconds)
+        slow, quick = statistics.median(plain_seconds), statistics.median(fast_seconds)
+        difference = float((expected - result).abs().max() / expected.abs().max())
+        table.add_row(
+            str(channels),
+            f"{side}x{side}",
+            str(images),
+            f"{slow:.3f}",
+            f"{quick:.3f}",
+            f"{slow / quick:.2f}",
+            f"{difference:.1e}",
+        )
     out.print(table)
+
+
+def _timed(
+    function: Callable[[Layer, Tensor], Tensor], layer: Layer, x: Tensor, seconds: list[float]
+) -> Tensor:
+    """Return the function's result, and add the time it took to `seconds`."""
+    start = time.perf_counter()
+    result = function(layer, x)
+    seconds.append(time.perf_counter() - start)
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""BN-matched: unlabelled images on which what BatchNorm layers are fed looks as in training (ZeroQ)."""
+"""BN-matched: unlabelled images that match the statistics of BatchNorm layers (ZeroQ)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sq.calibration.synthesis import image_request
 from sq.calibration.synthesis.image_request import Request
 from sq.config.constraints import Count
-from sq.network import batchnorm
+from sq.network import batchnorm_statistics
 from sq.storage.store import NOWHERE, Store
 from sq.types.images import Calibration, Dataset
 from sq.types.problem import Model
@@ -28,18 +28,18 @@ def draw(
     inputs: Literal["reference", "quantized"],
     search: Callable[..., Tensor],
 ) -> Calibration:
-    """Make images that give BatchNorm layers inputs of the mean and variance they had in training, and no data.
+    """Generate images for which the inputs of BatchNorm layers have the statistics of training.
 
-    Classifiers and detectors alike; the images have no labels.
+    No data is used. It works for classifiers and detectors; the images have no labels.
 
     Parameters
     ----------
-    dataset : left alone
+    dataset : not used
     store : keeps the images for other runs
-    images : how many
-    seed : of what images begin as, and of how they are moved meanwhile
-    inputs : handed on, see `sq.types.images.Calibration`
-    search : how images are looked for, `sq.calibration.synthesis.inversion.search`
+    images : number of images
+    seed : of the initial images, and of their random shifts and flips
+    inputs : passed on, see `sq.types.images.Calibration`
+    search : generates the images, `sq.calibration.synthesis.inversion.search`
 
     Raises
     ------
@@ -47,32 +47,31 @@ def draw(
 
     Source
     ------
-    Cai et al. 2020, ZeroQ, arXiv 2001.00281, its distilled data. There distances are those of
-    single images; here those of a batch, in units of the running statistics
-    (`sq.network.batchnorm.distance`), which leaves images free to differ. Its term for the
-    network's input is what images begin as.
+    Cai et al. 2020, ZeroQ, arXiv 2001.00281, its distilled data. The paper matches each image; here
+    a batch is matched, with distances in units of the running statistics
+    (`sq.network.batchnorm_statistics.distance`), so that its images can differ. In place of the paper's term
+    for the network's input, the initial images have suitable statistics.
     """
-    batchnorm.check(model.net, "calibration=bn_matched")
+    batchnorm_statistics.require(model.net, "calibration=bn_matched")
     unlabelled = torch.full((images,), -1)
-    return image_request.deliver(
-        model, Request("bn_matched", unlabelled, seed, inputs, Matched(model.net)), search, store
-    )
+    request = Request("bn_matched", unlabelled, seed, inputs, Matched(model.net))
+    return image_request.deliver(model, request, search, store)
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Images that match the statistics of BatchNorm layers."""
+    """The objective of matching the statistics of BatchNorm layers."""
 
     net: nn.Module
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the distance of images x (B, C, H, W)."""
-        return batchnorm.seen(self.net, x)[1]
+        """Return the distance for images x (B, C, H, W)."""
+        return batchnorm_statistics.forward_with_distance(self.net, x)[1]
 
     def accepted(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return (B,) True: images of a batch are what they are together."""
+        """Return True for all, (B,): only a batch as a whole has statistics."""
         return torch.ones(len(x), dtype=torch.bool, device=x.device)
 
     def figures(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """Return the distance."""
-        return {"bn_distance": float(batchnorm.seen(self.net, x)[1])}
+        return {"bn_distance": float(batchnorm_statistics.forward_with_distance(self.net, x)[1])}

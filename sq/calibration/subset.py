@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sq.dataset import loading as reading
+from sq.dataset import loading
 from sq.errors import SqError
 from sq.storage.store import NOWHERE, Store
 from sq.types.images import Calibration, Dataset, Objects, without
@@ -21,17 +21,17 @@ def draw(
     seed: int,
     inputs: Literal["reference", "quantized"],
 ) -> Calibration:
-    """Draw images without replacement, classes in turn, so that class counts are equal as far as classes go.
+    """Draw images without replacement, with equal class counts as far as classes have images.
 
-    Of images with objects in them the class is that of the largest, and that of none where there
-    are none.
+    The class of an image for detection is that of its largest object; images without objects are a
+    class of their own.
 
     Parameters
     ----------
-    store : left alone: drawing again is quick
-    images : how many, from 1 to the size of the training split
+    store : not used, drawing again is fast
+    images : number of images, from 1 to the size of the training split
     seed : of the draw; the same seed gives the same images in the same order
-    inputs : handed on, see `sq.types.images.Calibration`
+    inputs : passed on, see `sq.types.images.Calibration`
 
     Raises
     ------
@@ -40,26 +40,32 @@ def draw(
     train = dataset.train
     if not 1 <= images <= len(train.ids):
         raise SqError(
-            f"calibration.images={images}: the training split has 1 to {len(train.ids)} images to draw"
+            f"calibration.images={images}: allowed are 1 to {len(train.ids)}, the size of the "
+            "training split"
         )
     shuffled = torch.randperm(len(train.ids), generator=torch.Generator().manual_seed(seed))
-    labels = (_largest(train.y) if isinstance(train.y, list) else train.y)[shuffled]
-    order = labels.argsort(stable=True)
-    _, counts = labels[order].unique_consecutive(return_counts=True)
-    turn = torch.empty_like(labels)  # an image's place among its class, in shuffled order
-    turn[order] = torch.cat([torch.arange(int(n)) for n in counts])
-    chosen = shuffled[turn.argsort(stable=True)[:images]]
-    drawn = reading.load(train, chosen.tolist(), model.prepare, "calibration images")
+    labels = _largest_class(train.y) if isinstance(train.y, list) else train.y
+    labels = labels[shuffled]
+    # Stable sorts keep the shuffled order within a class.
+    by_class = labels.argsort(stable=True)
+    _, counts = labels[by_class].unique_consecutive(return_counts=True)
+    rank = torch.empty_like(labels)  # of an image within its class, in shuffled order
+    rank[by_class] = torch.cat([torch.arange(int(n)) for n in counts])
+    # First an image of each class, then a second one of each class, and so on.
+    chosen = shuffled[rank.argsort(stable=True)[:images]]
+    drawn = loading.load(train, chosen.tolist(), model.prepare, "calibration images")
     left_out = without((train.ids[i] for i in chosen.tolist()), drawn.ids)
     return Calibration(drawn.x, drawn.y, drawn.ids, inputs, tuple(left_out))
 
 
-def _largest(y: list[Objects]) -> Tensor:
-    """Return (B,) the class of each image's largest object, -1 for none."""
-
-    def of(own: Objects) -> int:
-        if not len(own.classes):
-            return -1
-        return int(own.classes[((own.boxes[:, 2:] - own.boxes[:, :2]).prod(1)).argmax()])
-
-    return torch.tensor([of(own) for own in y])
+def _largest_class(y: list[Objects]) -> Tensor:
+    """Return the class of each image's largest object, (B,); -1 for an image without objects."""
+    classes = []
+    for objects in y:
+        if not len(objects.classes):
+            classes.append(-1)
+            continue
+        sizes = objects.boxes[:, 2:] - objects.boxes[:, :2]
+        largest = sizes.prod(1).argmax()
+        classes.append(int(objects.classes[largest]))
+    return torch.tensor(classes)

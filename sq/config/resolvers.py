@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -65,28 +64,35 @@ def _solver(name: str) -> Any:
     ------
     SqError : there is none of that name
     """
-    solvers = {
-        option: part for option, part in _quantizers().items() if part.get("_target_") == LAYERWISE
-    }
-    if name not in solvers:
-        raise SqError(
-            f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}"
-        )
-    return solvers[name]
+    # Most calls name one that is there. Reading all of them takes a second.
+    part = _quantizers(name).get(name, {})
+    if part.get("_target_") == LAYERWISE:
+        return part
+    solvers = [
+        option for option, part in _quantizers().items() if part.get("_target_") == LAYERWISE
+    ]
+    raise SqError(f"quantizer.init={name}: no solver to start from; {nearest(str(name), solvers)}")
 
 
-def _quantizers() -> dict[str, Any]:
-    """Return the YAML of each quantizer by its name: sq's, those of plugins, and those of `-cd`."""
-    files: list[Path] = []
-    for folder in (CONF, *plugins.folders()):
-        files += folder.glob("quantizer/*.yaml")
-    quantizers: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in sorted(files)}
+def _quantizers(only: str | None = None) -> dict[str, Any]:
+    """Return the YAML of each quantizer by its name: sq's, those of plugins, and those of `-cd`.
+
+    Parameters
+    ----------
+    only : the one name to read; None for all
+    """
+    folders = (CONF, *plugins.folders())
+    files = [file for folder in folders for file in folder.glob("quantizer/*.yaml")]
+    quantizers: dict[str, Any] = {}
+    for file in sorted(files):
+        if only in (None, file.stem):
+            quantizers[file.stem] = OmegaConf.load(file)
     hydra = GlobalHydra.instance()
     if not hydra.is_initialized():
         return quantizers
     for source in hydra.config_loader().get_sources():
         if source.available() and source.is_group("quantizer"):
             for option in source.list("quantizer", ObjectType.CONFIG):
-                if option not in quantizers:
+                if option not in quantizers and only in (None, option):
                     quantizers[option] = source.load_config(f"quantizer/{option}").config
     return quantizers

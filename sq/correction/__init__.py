@@ -1,1 +1,1 @@
-"""Corrections: ``correct(net, reference, batch) -> report``, repairs that leave the codes alone."""
+"""Corrections: ``correct(net, reference, batch) -> report`` improves a network, codes unchanged."""

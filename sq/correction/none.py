@@ -1,4 +1,4 @@
-"""None: leave the quantized network as the quantizer left it."""
+"""No correction: the network stays as the quantizer returned it."""
 
 from torch import nn
 

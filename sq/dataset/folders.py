@@ -1,4 +1,4 @@
-"""Images in class folders: what `cifar10` and `image_folder` share."""
+"""Images in class folders, shared by `cifar10` and `image_folder`."""
 
 import os
 from collections import Counter
@@ -12,51 +12,51 @@ from sq.core.wording import quantity
 from sq.dataset.image_file import read_image
 from sq.errors import SqError
 
-SHOWN = 5  # names in a message
-NO_CLASSES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that archives and file servers leave
+NAMED = 5  # names in a message
+# Folders that archives and file servers leave behind.
+NO_CLASSES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
-def list_classes(root: Path, use: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Return the images of each class in root/use, classes sorted by name.
+def list_classes(root: Path, split: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Return the images of each class in root/split, classes sorted by name.
 
-    A class's images are those in its folder and, at any depth, in the folders in it, in the order
-    in which torchvision's `ImageFolder` has them. Hidden files and folders are left out; how many
-    other files are no images by their suffix is said.
+    The images of a class are those in its folder, at any depth, in the order of torchvision's
+    `ImageFolder`. Hidden files and folders are left out. The number of other files, whose suffix is
+    not of an image, is logged.
 
     Raises
     ------
-    SqError : the folder is missing or laid out otherwise, or a class has no images
+    SqError : the folder is missing or has another layout, or a class has no images
     """
-    folder = root / use
-    wanted = f"expected {use}/CLASS/*{suffixes[0]} in dataset.root"
+    folder = root / split
+    layout = f"expected {split}/CLASS/*{suffixes[0]} in dataset.root"
     if not folder.is_dir():
-        raise SqError(f"no folder {folder}; {root} holds {_names(root)}; {wanted}")
-    classes = sorted(own for own in folder.iterdir() if own.is_dir() and not _hidden(own.name))
+        raise SqError(f"no folder {folder}; {root} holds {_content(root)}; {layout}")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
     if not classes:
-        raise SqError(f"{folder} holds no class folders but {_names(folder)}; {wanted}")
-    every = {own.name: _files(own) for own in classes}
-    found = {
-        name: [f for f in files if f.suffix.lower() in suffixes] for name, files in every.items()
-    }
-    if empty := [name for name, files in found.items() if not files]:
-        more = ", ..." if len(empty) > SHOWN else ""
+        raise SqError(f"{folder} holds no class folders but {_content(folder)}; {layout}")
+    images: dict[str, list[Path]] = {}
+    others: Counter[str] = Counter()  # by suffix
+    for class_folder in classes:
+        images[class_folder.name] = []
+        for file in _files(class_folder):
+            if file.suffix.lower() in suffixes:
+                images[class_folder.name].append(file)
+            else:
+                others[file.suffix or file.name] += 1
+    empty = [name for name, files in images.items() if not files]
+    if empty:
         raise SqError(
-            f"{folder}: no images ({', '.join(suffixes)}) in {len(empty)} of {len(found)} classes "
-            f"({', '.join(empty[:SHOWN])}{more}): copy them again, or remove these folders"
+            f"{folder}: no images ({', '.join(suffixes)}) in {len(empty)} of {len(images)} classes "
+            f"({_shortened(empty)}): copy them again, or remove these folders"
         )
-    others = Counter(
-        f.suffix or f.name
-        for name in every
-        for f in every[name]
-        if f.suffix.lower() not in suffixes
-    )
     if others:
-        kinds = ", ".join(name for name, _ in others.most_common(SHOWN))
-        more = ", ..." if len(others) > SHOWN else ""
+        names = [name for name, _ in others.most_common()]
         say(
-            f"{folder}: {quantity(others.total(), 'file')} left out, no images by their names ({kinds}{more})"
+            f"{folder}: {quantity(others.total(), 'file')} left out, no images by their names "
+            f"({_shortened(names)})"
         )
-    return found
+    return images
 
 
 def _hidden(name: str) -> bool:
@@ -64,21 +64,31 @@ def _hidden(name: str) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files in `folder` and in the folders in it: by folder, then by name, links followed."""
-    found: list[Path] = []
-    seen: set[str] = set()  # a link to a folder above would lead round for ever
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not _hidden(name))
-        if real not in seen:
-            found += [Path(place, name) for name in sorted(names) if not _hidden(name)]
-        seen.add(real)
-    return found
+    """Return the files in `folder` at any depth, links followed: by folder, then by name."""
+    files: list[Path] = []
+    visited: set[str] = set()  # a link to a folder above would lead round for ever
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real_path = os.path.realpath(path)
+        if real_path in visited:
+            folders.clear()
+            continue
+        visited.add(real_path)
+        # os.walk goes on in this order.
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        files += [Path(path, name) for name in sorted(names) if not _hidden(name)]
+    return files
 
 
-def _names(folder: Path) -> str:
-    names = sorted(own.name for own in folder.iterdir()) if folder.is_dir() else []
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "") or "nothing"
+def _content(folder: Path) -> str:
+    """Return the first names in `folder`, for a message."""
+    if not folder.is_dir():
+        return "nothing"
+    return _shortened(sorted(path.name for path in folder.iterdir())) or "nothing"
+
+
+def _shortened(names: list[str]) -> str:
+    """Return the first of `names`, for a message."""
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,6 @@ class Files:
 
     files: list[Path]
 
-    def __call__(self, place: int) -> Image.Image:
-        """Return the image at `place`; raise an `ImageError` if it cannot be read."""
-        return read_image(self.files[place])
+    def __call__(self, index: int) -> Image.Image:
+        """Return image `index`; raise an `ImageError` if it cannot be read."""
+        return read_image(self.files[index])

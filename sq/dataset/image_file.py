@@ -1,4 +1,4 @@
-"""One image file: its header, its pixels, and in plain words why it cannot be read."""
+"""Reading one image file: its header, its pixels, and plain messages if it cannot be read."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sq.core.file_content import mistaken_content
 from sq.errors import ImageError
 
-ORIENTATION = 0x0112  # EXIF: how the image is turned or mirrored for a viewer
-AS_STORED = 1  # orientation that changes nothing
+ORIENTATION_TAG = 0x0112  # of EXIF: how a viewer turns or mirrors the image
+AS_STORED = 1  # the orientation that changes nothing
 SIDES_SWAPPED = (5, 6, 7, 8)  # orientations that turn by 90 degrees
-HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # brands of the container
+# brands of the container
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image before it is decoded."""
+    """Facts of an image that are known before it is decoded."""
 
     size: tuple[int, int]  # (height, width) as stored
     orientation: int  # of EXIF, 1 to 8
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Return (height, width) once it is turned as its EXIF orientation says."""
+        """Return (height, width) after the turn that its EXIF orientation asks for."""
         height, width = self.size
-        return (width, height) if self.orientation in SIDES_SWAPPED else self.size
+        if self.orientation in SIDES_SWAPPED:
+            return width, height
+        return height, width
 
 
 def read_header(path: Path) -> Header:
@@ -57,21 +60,22 @@ def read_image(path: Path) -> Image.Image:
     ImageError : it cannot be read
     """
     with _explained(path), Image.open(path) as image:
-        # now, so that a damaged file is found here; what is loaded outlives the handle
+        # Decode now, so that a damaged file is noticed here. The pixels outlive the file handle.
         image.load()
         return image
 
 
 def colour(image: Image.Image) -> Image.Image:
-    """Return `image` in RGB, 8 bits a channel; transparency is left out, as in the training of most networks.
+    """Return `image` in 8-bit RGB; transparency is dropped, as in the training of most networks.
 
     Raises
     ------
-    ImageError : it has more than 8 bits a channel, of which Pillow would cut all values beyond 255
+    ImageError : it has more than 8 bits per channel; Pillow would clip all values beyond 255
     """
     if image.mode.startswith(("I", "F")):
         raise ImageError(
-            f"it is {image.width}x{image.height} {image.mode}, more than 8 bits a channel: convert it to 8 bits"
+            f"it is {image.width}x{image.height} {image.mode}, more than 8 bits a channel: convert "
+            "it to 8 bits"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transparency in palettes
@@ -79,43 +83,43 @@ def colour(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return `image` turned as its EXIF orientation says."""
+    """Return `image` turned by its EXIF orientation."""
     return ImageOps.exif_transpose(image)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(ORIENTATION, AS_STORED)
-    except Exception:  # damaged EXIF raises whatever it happens to decode to; viewers ignore it too
+        value = image.getexif().get(ORIENTATION_TAG, AS_STORED)
+    except Exception:  # damaged EXIF can raise anything; viewers ignore it too
         return AS_STORED
     return value if value in range(1, 9) else AS_STORED
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raise an `ImageError` in place of what Pillow raises while it reads `path`."""
+    """Raise an `ImageError` in place of Pillow's exceptions while it reads `path`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, which are read; of damaged EXIF
+            warnings.simplefilter("ignore")  # of large images, which are read, and damaged EXIF
             yield
     except UnidentifiedImageError as error:
         raise ImageError(mistaken_content(path) or _format(path)) from error
     except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ImageError(
-            f"it has more than {most:,} pixels, which Pillow does not decode: scale it down"
+            f"it has more than {limit:,} pixels, which Pillow does not decode: scale it down"
         ) from error
-    except Exception as error:  # damaged bytes raise whatever they happen to decode to
+    except Exception as error:  # damaged bytes can raise anything
         raise ImageError(
             mistaken_content(path) or f"it is damaged ({' '.join(str(error).split())})"
         ) from error
 
 
 def _format(path: Path) -> str:
-    """Return what is known of a file that Pillow does not know."""
+    """Return why Pillow cannot read a file, by its first bytes."""
     with path.open("rb") as stream:
         head = stream.read(64)
-    if head[4:8] == b"ftyp" and head[8:12] in HEIF:
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS:
         return "it is HEIC, which Pillow does not read: convert it to JPEG or PNG"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
         return "it is AVIF, which this Pillow does not read: convert it to JPEG or PNG"

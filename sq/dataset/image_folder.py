@@ -1,4 +1,4 @@
-"""Images in folders, one for each class: ImageNet as it is unpacked everywhere, and any set laid out like it."""
+"""Images in one folder per class: ImageNet as it is usually unpacked, and sets with that layout."""
 
 import unicodedata
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from sq.runtime import torch_setup
 from sq.types.images import Dataset, Images
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
-IMAGENET = "imagenet"  # in place of a file: the 1,000 wnids of ILSVRC2012, in class-index order
+# In place of a file of classes: the 1,000 wnids of ILSVRC2012, in the order of class indices.
+IMAGENET = "imagenet"
 
 
 def load(
@@ -36,70 +37,88 @@ def load(
 
     Parameters
     ----------
-    name : of the image set, by which a model's expected figures go
+    name : of the image set; the expected accuracy of a model is looked up by it
     root : the folder; a relative path is looked for here, then in $SQ_DATA
     splits : folders of the training and of the evaluation images
-    classes : a file in `root` with one class a line, in class-index order: folders found are not a
-    class list, for
-        some may be missing. "imagenet" takes ILSVRC2012's; None numbers the training split's
-        folders by name
-    size : images the evaluation split has; None takes any number
-    resized : the evaluation images' shorter side is what a centre crop is taken from, so they are
-    not resized
+    classes : a file in `root` with one class per line, in the order of class indices; folders alone
+        are no class list, because some may be missing. "imagenet" takes those of ILSVRC2012. None
+        numbers the folders of the training split by name
+    size : number of images of the evaluation split; None takes any number
+    resized : the evaluation images have the size that the centre crop is taken from, so they are
+    not
+        resized again
     skip_corrupt : leave out images that cannot be read, instead of stopping
 
     Raises
     ------
-    SqError : a folder is missing, empty or laid out otherwise, has a class that is not in the list,
-    or another
-        number of images than `size`
+    SqError : a folder is missing, empty or has another layout, a class that is not in the list, or
+        another number of images than `size`
     """
     folder = find(root, "dataset.root")
-    train, test = (list_classes(folder, use, SUFFIXES) for use in splits)
-    order = [*train] if classes is None else _class_list(folder, classes)
-    index = {_composed(own): i for i, own in enumerate(order)}
-    for use, found in zip(splits, (train, test), strict=True):
-        if unknown := [own for own in found if _composed(own) not in index]:
-            raise SqError(
-                f"{folder / use}: {len(unknown)} of {len(found)} folders are no class of "
-                f"{'the training split' if classes is None else classes} ({', '.join(unknown[:3])}): "
-                "correct dataset.classes, or remove them"
-            )
-    count = sum(len(files) for files in test.values())
+    train = list_classes(folder, splits[0], SUFFIXES)
+    test = list_classes(folder, splits[1], SUFFIXES)
+    names = list(train) if classes is None else _class_list(folder, classes)
+    labels = {_composed(name): label for label, name in enumerate(names)}
+    source = "the training split" if classes is None else classes
+    _check_classes(folder / splits[0], train, labels, source)
+    _check_classes(folder / splits[1], test, labels, source)
+    count = sum(map(len, test.values()))
     if size is not None and count != size:
         raise SqError(
-            f"{folder / splits[1]} holds {count:,} images, {name} is evaluated on {size:,}: copy it again, or, for "
-            "figures of another image set, choose it (dataset=imagenet_sample, dataset=image_folder)"
+            f"{folder / splits[1]} holds {count:,} images, {name} is evaluated on {size:,}: copy "
+            "it again, or, for figures of another image set, choose it (dataset=imagenet_sample, "
+            "dataset=image_folder)"
         )
-
-    def split(use: str, found: dict[str, list[Path]], resized: bool) -> Images:
-        files = [(index[_composed(own)], file) for own, files in found.items() for file in files]
-        # An image's id names no folder of this machine, so calibration draws compare between
-        # machines.
-        ids = [f"{use}/{file.relative_to(folder / use).as_posix()}" for _, file in files]
-        read = Coloured(Files([file for _, file in files]))
-        return Images(
-            ids, torch.tensor([i for i, _ in files]), read, resized, skip_corrupt, workers=None
-        )
-
     return Dataset(
-        split(splits[0], train, False),
-        split(splits[1], test, resized),
-        len(order),
+        _images(folder, splits[0], train, labels, False, skip_corrupt),
+        _images(folder, splits[1], test, labels, resized, skip_corrupt),
+        len(names),
         name,
-        tuple(order),
+        tuple(names),
     )
 
 
+def _check_classes(
+    folder: Path, classes: dict[str, list[Path]], labels: dict[str, int], source: str
+) -> None:
+    """Raise an `SqError` if a class folder has no label; `source` is where the labels are from."""
+    unknown = [name for name in classes if _composed(name) not in labels]
+    if unknown:
+        raise SqError(
+            f"{folder}: {len(unknown)} of {len(classes)} folders are no class of {source} "
+            f"({', '.join(unknown[:3])}): correct dataset.classes, or remove them"
+        )
+
+
+def _images(
+    folder: Path,
+    split: str,
+    classes: dict[str, list[Path]],
+    labels: dict[str, int],
+    resized: bool,
+    skip_corrupt: bool,
+) -> Images:
+    """Return the images of a split, class by class."""
+    paths: list[Path] = []
+    y: list[int] = []
+    for name, files in classes.items():
+        paths += files
+        y += [labels[_composed(name)]] * len(files)
+    # Ids contain no folder of this machine, so that calibration draws are the same on all machines.
+    ids = [f"{split}/{path.relative_to(folder / split).as_posix()}" for path in paths]
+    reader = ColourReader(Files(paths))
+    return Images(ids, torch.tensor(y), reader, resized, skip_corrupt, workers=None)
+
+
 @dataclass(frozen=True)
-class Coloured:
-    """Reads files as RGB, as the training of the networks did."""
+class ColourReader:
+    """Reads files as RGB, as in the training of the networks."""
 
     files: Files
 
-    def __call__(self, place: int) -> Image.Image:
-        """Return the image at `place`; raise an `ImageError` if it cannot be read or has more than 8 bits a channel."""
-        return colour(self.files(place))
+    def __call__(self, index: int) -> Image.Image:
+        """Return image `index`; raise an `ImageError` if it is unreadable or not 8-bit."""
+        return colour(self.files(index))
 
 
 def _class_list(folder: Path, classes: str) -> list[str]:
@@ -116,7 +135,8 @@ def _class_list(folder: Path, classes: str) -> list[str]:
     names = [_composed(line.strip()) for line in read_text(file).splitlines() if line.strip()]
     if len({*names}) != len(names) or not names:
         raise SqError(
-            f"{file} names {len(names)} classes, {len({*names})} different ones: one class a line, each once"
+            f"{file} names {len(names)} classes, {len({*names})} different ones: one class a line, "
+            "each once"
         )
     return names
 

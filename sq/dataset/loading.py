@@ -1,11 +1,11 @@
-"""Reading images: decoded and prepared for a network in worker processes, in order, with progress."""
+"""Reading images: worker processes decode and prepare them for a network, in order."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from sq.core.progress import track
 from sq.errors import ImageError, SqError, one_line
 from sq.types.images import Batch, Images, Objects, Prepare
 
-TOGETHER = 32  # images in a task of a worker, where nothing else decides
-MANY = 8  # processes that decode, where nothing else decides: more wait for the disk
-SHOWN = 3  # images named in a message
+IMAGES_PER_TASK = 32  # of a worker, if nothing else decides
+MAX_WORKERS = 8  # if nothing else decides: more wait for the disk
+NAMED = 3  # images in a message
 
 
 def batches(
@@ -31,71 +31,91 @@ def batches(
     *,
     at_once: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the `chosen` images of a split, in that order, as batches a network takes.
+    """Yield the `chosen` images of a split, in that order, as batches for a network.
 
     Parameters
     ----------
-    chosen : places in the split
-    size : images in a batch; the last one, and those with corrupt images left out, have fewer
-    what : for the progress line
-    at_once : an image that cannot be read stops it there, not after the last batch
+    chosen : indices in the split
+    size : images in a batch; the last one has fewer, and so have those with corrupt images left out
+    what : label of the progress bar
+    at_once : stop at the first image that cannot be read, not after the last batch
 
     Raises
     ------
-    SqError : after the last batch (but see `at_once`), if images could not be read and the split
-    does not allow to
-        skip them; at once, if an image is not what the network takes, or all are corrupt
+    SqError : images cannot be read and the split does not allow to skip them, after the last batch
+        (but see `at_once`); at once, if an image is not what the network takes, or all are corrupt
     """
     parts = [list(chosen[i : i + size]) for i in range(0, len(chosen), size)]
-    workers = min(cpu_cores.available(), MANY) if images.workers is None else images.workers
-    # Every item is a batch already, so that workers share whole batches among them.
-    loader: Any = DataLoader(
-        _Parts(images, parts, prepare),
-        batch_size=None,
-        num_workers=(processes := min(workers, len(parts))),
-        # As up to Python 3.13 on Linux: others import everything anew, in each process and for each
-        # pass over images.
-        multiprocessing_context="fork"
-        if processes and "fork" in multiprocessing.get_all_start_methods()
-        else None,
-        # nothing is drawn, but the global one would be used to seed workers
-        generator=torch.Generator(),
-    )
-    corrupt: dict[str, str] = {}
-    for pixels, places, errors, refusal in track(loader, what, len(parts)):
-        if refusal:
-            raise SqError(refusal)
-        corrupt |= errors
+    corrupt: dict[str, str] = {}  # messages, by id
+    loader = _loader(images, parts, prepare)
+    for result in track(loader, what, len(parts)):
+        if result.refusal:
+            raise SqError(result.refusal)
+        corrupt |= result.errors
         if corrupt and at_once and not images.skip_corrupt:
             break
-        if len(places):
-            yield Batch(
-                torch.as_tensor(pixels), _at(images, places), [images.ids[i] for i in places]
-            )
+        if result.indices:
+            x = torch.as_tensor(result.pixels)
+            ids = [images.ids[i] for i in result.indices]
+            yield Batch(x, _labels(images, result.indices), ids)
     if corrupt and (not images.skip_corrupt or len(corrupt) == len(chosen)):
-        named = "; ".join(f"{name}: {why}" for name, why in list(corrupt.items())[:SHOWN])
-        more = ", ..." if len(corrupt) > SHOWN else ""
+        messages = [f"{name}: {corrupt[name]}" for name in list(corrupt)[:NAMED]]
+        more = ", ..." if len(corrupt) > NAMED else ""
         raise SqError(
-            f"{len(corrupt)} of {len(chosen)} images cannot be read ({named}{more}): copy them again, remove them, "
-            "or leave them out by dataset.skip_corrupt=true"
+            f"{len(corrupt)} of {len(chosen)} images cannot be read "
+            f"({'; '.join(messages)}{more}): copy them again, remove them, or leave them "
+            "out by dataset.skip_corrupt=true"
         )
 
 
 def load(images: Images, chosen: Sequence[int], prepare: Prepare, what: str) -> Batch:
     """Return the `chosen` images of a split as one batch; see `batches`."""
-    parts = list(batches(images, chosen, prepare, TOGETHER, what))
-    places = {name: i for i, name in enumerate(images.ids)}
-    read = [places[name] for p in parts for name in p.ids]
-    return Batch(torch.cat([p.x for p in parts]), _at(images, read), [images.ids[i] for i in read])
+    parts = list(batches(images, chosen, prepare, IMAGES_PER_TASK, what))
+    ids: list[str] = []
+    for part in parts:
+        ids += part.ids
+    index = {name: i for i, name in enumerate(images.ids)}
+    y = _labels(images, [index[name] for name in ids])
+    return Batch(torch.cat([part.x for part in parts]), y, ids)
 
 
-def _at(images: Images, places: list[int]) -> Tensor | list[Objects]:
-    return [images.y[i] for i in places] if isinstance(images.y, list) else images.y[places]
+def _loader(images: Images, parts: list[list[int]], prepare: Prepare) -> Any:
+    """Return a loader of the results of all parts, in order."""
+    workers = images.workers
+    if workers is None:
+        workers = min(cpu_cores.available(), MAX_WORKERS)
+    processes = min(workers, len(parts))
+    # Fork, as up to Python 3.13 on Linux: other methods import everything again, in each process
+    # and for each pass over images.
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    return DataLoader(
+        _Parts(images, parts, prepare),
+        batch_size=None,  # an item is a batch already, so that workers share whole batches
+        num_workers=processes,
+        multiprocessing_context="fork" if processes and can_fork else None,
+        # Nothing is drawn, but without it the global generator would seed the workers.
+        generator=torch.Generator(),
+    )
+
+
+def _labels(images: Images, indices: list[int]) -> Tensor | list[Objects]:
+    if isinstance(images.y, list):
+        return [images.y[i] for i in indices]
+    return images.y[indices]
+
+
+class _Result(NamedTuple):
+    """The images of one part."""
+
+    pixels: np.ndarray  # (B, ...)
+    indices: list[int]  # of these images in the split
+    errors: dict[str, str]  # messages of images that could not be read, by id
+    refusal: str  # why the run must stop; "" if it need not
 
 
 @dataclass
 class _Parts(Dataset):
-    """What `DataLoader` draws from: the images of each part, as arrays, and what could not be read."""
+    """The dataset of `DataLoader`: an item is a whole part."""
 
     images: Images
     parts: list[list[int]]
@@ -104,32 +124,33 @@ class _Parts(Dataset):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, list[int], dict[str, str], str]:
-        pixels, places, errors = [], [], {}
-        for place in self.parts[index]:
-            name = self.images.ids[place]
+    def __getitem__(self, index: int) -> _Result:
+        pixels: list[np.ndarray] = []
+        indices: list[int] = []
+        errors: dict[str, str] = {}
+        for i in self.parts[index]:
+            name = self.images.ids[i]
             try:
-                image = self.images.read(place)
+                image = self.images.read(i)
                 image.load()
-            except SqError as error:
-                # the file is whole, and not what the dataset says
-                if not isinstance(error, ImageError):
-                    return _refused(name, error)
+            except ImageError as error:
                 errors[name] = str(error)
                 continue
-            except Exception as error:  # damaged bytes raise whatever they happen to decode to
+            except SqError as error:  # the file is intact, but contradicts the dataset
+                return _refused(name, error)
+            except Exception as error:  # damaged bytes can raise anything
                 errors[name] = one_line(error)
                 continue
             try:
                 pixels.append(self.prepare(image, self.images.resized).numpy())
             except SqError as error:
-                # said here: a worker's exceptions arrive with its traceback in the message
+                # As text: an exception of a worker arrives with its traceback in the message.
                 return _refused(name, error)
-            places.append(place)
-        # Arrays go through a pipe; tensors would go through /dev/shm, which containers keep small.
-        return np.stack(pixels) if pixels else np.empty(0, np.float32), places, errors, ""
+            indices.append(i)
+        stacked = np.stack(pixels) if pixels else np.empty(0, np.float32)
+        return _Result(stacked, indices, errors, "")
 
 
-def _refused(name: str, error: SqError) -> tuple[np.ndarray, list[int], dict[str, str], str]:
-    """Return the item of a part whose image `name` is not what the network or the dataset says."""
-    return np.empty(0, np.float32), [], {}, f"{name}: {error}"
+def _refused(name: str, error: SqError) -> _Result:
+    """Return the result of a part whose image `name` does not fit the network or the dataset."""
+    return _Result(np.empty(0, np.float32), [], {}, f"{name}: {error}")

@@ -1,9 +1,11 @@
-"""The layout of ultralytics: a data YAML that names image folders and classes, and a text file of boxes an image."""
+"""The layout of ultralytics: a data YAML with folders and classes, and a label file per image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,50 +17,58 @@ from sq.errors import ImageError, SqError
 from sq.types.images import Objects
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-SLACK = 0.01  # by which a share may be below 0 or above 1: what ultralytics tolerates
+TOLERANCE = 0.01  # of shares below 0 or above 1, as in ultralytics
 
 
 def read(file: Path, folder: Path, split: str) -> Annotated:
     """Return the images of `split` and their objects, by the data YAML `file`.
 
-    Images are turned as their EXIF orientation says, and a label line that is there twice counts
-    once, both as ultralytics has it.
+    As in ultralytics, images are turned by their EXIF orientation, and a repeated label line counts
+    once.
 
     Raises
     ------
     SqError : a file or folder is missing; YAML or labels are malformed; a class is unknown
     """
     folders, names = _spec(file, split)
-    paths = [path for place in folders for path in list_images(place)]
-    labels = [label_file(path) for path in paths]
-    headers = [_header(path) for path in paths]
-    if not any(label.is_file() for label in labels):
+    paths: list[Path] = []
+    for folder_or_list in folders:
+        paths += list_images(folder_or_list)
+    label_files = [label_file(path) for path in paths]
+    without_labels = sum(not label.is_file() for label in label_files)
+    if without_labels == len(paths):
         raise SqError(
-            f"{file}: no image of {split} has a label file such as {labels[0]}: copy the labels there"
+            f"{file}: no image of {split} has a label file such as {label_files[0]}: copy the "
+            "labels there"
         )
-    objects, lines, bare, twice = [], 0, 0, 0
-    for label, header in zip(labels, headers, strict=True):
-        bare += not label.is_file()
-        found, read_lines, dropped = _labelled(label, header, len(names))
-        objects.append(found)
-        lines, twice = lines + read_lines, twice + dropped
-    if bare > len(paths) / 2:
+    objects: list[Objects] = []
+    sizes: list[tuple[int, int] | None] = []
+    lines, repeated, turned = 0, 0, 0
+    for path, label in zip(paths, label_files, strict=True):
+        header = _header(path)
+        labels = _read_labels(label, header, len(names))
+        objects.append(labels.objects)
+        sizes.append(header.upright if header else None)
+        lines += labels.lines
+        repeated += labels.repeated
+        if header and header.orientation != AS_STORED:
+            turned += 1
+    if without_labels > len(paths) / 2:
         say(
-            f"{file}: {bare} of {len(paths)} images of {split} have no label file: taken for images without objects"
+            f"{file}: {without_labels} of {len(paths)} images of {split} have no label file: taken "
+            "for images without objects"
         )
-    if twice:
-        say(f"{file}: {twice} of {lines} label lines of {split} are there twice: each counts once")
-    if turned := sum(header is not None and header.orientation != AS_STORED for header in headers):
+    if repeated:
         say(
-            f"{file}: {turned} of {len(paths)} images of {split} are turned as their EXIF orientation says"
+            f"{file}: {repeated} of {lines} label lines of {split} are there twice: each counts "
+            "once"
         )
-    return Annotated(
-        paths,
-        objects,
-        names,
-        [header.upright if header else None for header in headers],
-        turned=True,
-    )
+    if turned:
+        say(
+            f"{file}: {turned} of {len(paths)} images of {split} are turned as their EXIF "
+            "orientation says"
+        )
+    return Annotated(paths, objects, names, sizes, turned=True)
 
 
 def _spec(file: Path, split: str) -> tuple[list[Path], list[str]]:
@@ -66,105 +76,134 @@ def _spec(file: Path, split: str) -> tuple[list[Path], list[str]]:
     text = read_text(file)
     try:
         spec = yaml.safe_load(text)
-        base, names, places = file.parent / str(spec.get("path") or "."), spec["names"], spec[split]
-        folders = [
-            _place(base, str(place)) for place in ([places] if isinstance(places, str) else places)
-        ]
-        classes = [*names] if isinstance(names, dict) else [*range(len(names))]
-        names = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
+        base = file.parent / str(spec.get("path") or ".")
+        numbers, names = _numbered_names(spec["names"])
+        folders = spec[split]
+        if isinstance(folders, str):
+            folders = [folders]
+        folders = [_existing(base, str(folder)) for folder in folders]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise SqError(
-            f"{file} has no {split} or names ({' '.join(str(error).split())}): it must be a data YAML with the keys "
-            "path, train, val and names; dataset.train and dataset.test name its keys"
+            f"{file} has no {split} or names ({' '.join(str(error).split())}): it must be a data "
+            "YAML with the keys path, train, val and names; dataset.train and dataset.test name "
+            "its keys"
         ) from error
-    if classes != [*range(len(classes))]:
-        raise SqError(f"{file}: names has the keys {classes[:5]} ...: number the classes from 0 on")
+    if numbers != list(range(len(numbers))):
+        raise SqError(f"{file}: names has the keys {numbers[:5]} ...: number the classes from 0 on")
     if spec.get("nc", len(names)) != len(names):
         raise SqError(
             f"{file}: nc={spec['nc']}, but names has {len(names)} classes: correct one of them"
         )
     if not base.is_dir():
         raise SqError(
-            f"{file}: there is no folder path={spec.get('path')}: it is relative to the YAML, write path: ."
+            f"{file}: there is no folder path={spec.get('path')}: it is relative to the YAML, "
+            "write path: ."
         )
     return folders, names
 
 
-def _place(base: Path, place: str) -> Path:
-    """Return where `place` lies: exports of Roboflow write ../ before folders that lie beside the YAML."""
-    if not (base / place).exists() and (base / place.removeprefix("../")).exists():
-        return base / place.removeprefix("../")
-    return base / place
+def _numbered_names(names: Any) -> tuple[list[Any], list[str]]:
+    """Return the numbers and the names of the classes, from a list or a mapping."""
+    if isinstance(names, dict):
+        return list(names), list(map(str, names.values()))
+    return list(range(len(names))), list(map(str, names))
 
 
-def list_images(place: Path) -> list[Path]:
-    """Return the images in the folder or .txt list `place`, sorted; hidden files are none."""
-    if place.is_file() and place.suffix == ".txt":
-        lines = read_text(place).splitlines()
-        found = sorted(place.parent / line.strip() for line in lines if line.strip())
-    elif place.is_dir():
-        every = (own for own in place.rglob("*") if own.suffix.lower() in SUFFIXES)
-        found = sorted(own for own in every if not own.name.startswith(".") and not own.is_dir())
+def _existing(base: Path, folder: str) -> Path:
+    """Return the path of `folder`; Roboflow writes ../ before folders next to the YAML."""
+    without_parent = base / folder.removeprefix("../")
+    if not (base / folder).exists() and without_parent.exists():
+        return without_parent
+    return base / folder
+
+
+def list_images(source: Path) -> list[Path]:
+    """Return the images in the folder or .txt list `source`, sorted, without hidden files."""
+    if source.is_file() and source.suffix == ".txt":
+        lines = read_text(source).splitlines()
+        images = sorted(source.parent / line.strip() for line in lines if line.strip())
+    elif source.is_dir():
+        images = sorted(path for path in source.rglob("*") if _is_image(path))
     else:
         raise SqError(
-            f"no image folder or .txt list {place}: correct the path, or copy the images there"
+            f"no image folder or .txt list {source}: correct the path, or copy the images there"
         )
-    if not found:
-        raise SqError(f"{place} holds no images ({', '.join(SUFFIXES)}): copy them there")
-    return found
+    if not images:
+        raise SqError(f"{source} holds no images ({', '.join(SUFFIXES)}): copy them there")
+    return images
 
 
 def label_file(path: Path) -> Path:
-    """Return the label file of the image at `path`: in labels/ for the last images/ of its path, else beside it."""
+    """Return the label file of an image: in labels/ for the last images/, else next to it."""
     before, images, after = str(path).rpartition("/images/")
     return Path(f"{before}/labels/{after}" if images else path).with_suffix(".txt")
+
+
+def _is_image(path: Path) -> bool:
+    """Tell whether `path` is an image file by its name, and not hidden."""
+    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        return False
+    return not path.is_dir()
 
 
 def _header(path: Path) -> Header | None:
     try:
         return read_header(path)
     except ImageError:
-        # whoever reads the image finds that out as well, and knows whether it may be skipped
+        # Reported when the image is read: it may be skipped there.
         return None
 
 
-def _labelled(label: Path, header: Header | None, classes: int) -> tuple[Objects, int, int]:
-    """Return the objects that the text file `label` names, how many lines it has, and how many of them again."""
+@dataclass(frozen=True)
+class _Labels:
+    """The objects of one image, and the numbers of lines and repeated lines of its label file."""
+
+    objects: Objects
+    lines: int
+    repeated: int
+
+
+def _read_labels(file: Path, header: Header | None, classes: int) -> _Labels:
+    """Return the objects in the label file of an image; none if the image cannot be read."""
     if header is None:
-        return to_objects([], (0, 0)), 0, 0
+        return _Labels(to_objects([], (0, 0)), 0, 0)
     height, width = header.upright
+    text = read_text(file).splitlines() if file.is_file() else []
+    lines = 0
+    # By the whole line, because different outlines can have the same box.
     rows: dict[tuple[float, ...], Row] = {}
-    lines = [(n, line) for n, line in enumerate(_lines(label), 1) if line.strip()]
-    for number, line in lines:
-        where = f"{label}:{number}"
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        lines += 1
+        where = f"{file}:{number}"
         k, *shares = _numbers(line, where)
         if k >= classes:
             raise SqError(
-                f"{where}: class {k:.0f}, but names has {classes} classes, counted from 0: correct the line or names"
+                f"{where}: class {k:.0f}, but names has {classes} classes, counted from 0: correct "
+                "the line or names"
             )
-        # By the whole line: outlines that differ can have one box.
         x, y, w, h = _box(shares)
         rows[(k, *shares)] = (int(k), x * width, y * height, w * width, h * height, False)
-    return to_objects([*rows.values()], (height, width)), len(lines), len(lines) - len(rows)
-
-
-def _lines(label: Path) -> list[str]:
-    return read_text(label).splitlines() if label.is_file() else []
+    objects = to_objects([*rows.values()], (height, width))
+    return _Labels(objects, lines, lines - len(rows))
 
 
 def _numbers(line: str, where: str) -> list[float]:
     """Return the class and the shares of the image's sides in a `line` of a label file."""
     try:
         first, *shares = map(float, line.split())
-        fits = len(shares) == 4 or (len(shares) > 4 and len(shares) % 2 == 0)
-        within = all(-SLACK <= share <= 1 + SLACK for share in shares)
-        sides = len(shares) > 4 or all(share >= 0 for share in shares[2:])
-        if not (fits and within and sides and first >= 0 and first.is_integer()):
+        is_box = len(shares) == 4 and min(shares[2:]) >= 0
+        is_outline = len(shares) > 4 and len(shares) % 2 == 0
+        are_shares = all(-TOLERANCE <= share <= 1 + TOLERANCE for share in shares)
+        is_class = first >= 0 and first.is_integer()
+        if not ((is_box or is_outline) and are_shares and is_class):
             raise ValueError
     except ValueError:
         raise SqError(
-            f"{where}: got {line.strip()[:60]!r}, expected 'class x y width height' or 'class x y x y x y ...' with a "
-            "whole class and shares of the image's sides from 0 to 1 (not pixels): correct or remove the line"
+            f"{where}: got {line.strip()[:60]!r}, expected 'class x y width height' or 'class x y "
+            "x y x y ...' with a whole class and shares of the image's sides from 0 to 1 (not "
+            "pixels): correct or remove the line"
         ) from None
     return [first, *shares]
 

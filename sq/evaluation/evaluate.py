@@ -1,4 +1,4 @@
-"""A network on the evaluation images, batch after batch."""
+"""Run networks on the evaluation images, and check that images and classes fit the network."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from sq.core.progress import say
 from sq.core.wording import quantity
-from sq.dataset import loading as reading
+from sq.dataset import loading
 from sq.errors import SqError
 from sq.network.forward import forward
 from sq.runtime import batching, out_of_memory
 from sq.types.images import Batch, Dataset, Images, without
 from sq.types.problem import Model
 
-SHOWN = 3  # names in a message
+SHOWN_NAMES = 3  # in a message
 
 
 class Measured(Protocol):
-    """What a metric found of one network on the evaluation images: ``measure(model, seen) -> Measured``.
+    """The result of a metric for one network: ``metric(model, seen) -> Measured``.
 
     `seen` yields (raw outputs of the network, the `Batch` it was given), batch after batch, on the
     CPU.
@@ -29,7 +29,7 @@ class Measured(Protocol):
 
     @property
     def figures(self) -> dict[str, float]:
-        """Return what was measured, by name; the first is the one that tables and gates go by."""
+        """Return what was measured, by name; the first is the one that tables and checks use."""
         ...
 
     def against(self, full: Measured) -> dict[str, Any]:
@@ -42,21 +42,23 @@ class Measured(Protocol):
         ...
 
     def answers(self) -> str | None:
-        """Return which images were answered rightly (`paired_tests.packed`); None where there is no such thing."""
+        """Return which images are classified correctly, see `paired_tests.packed`.
+
+        It is None for tasks without correct and wrong predictions.
+        """
         ...
 
 
 Metric = Callable[[Model, Iterable[tuple[Tensor, Batch]]], Measured]
 
 
-class Evaluation:
+class NetworkEvaluator:
     """Measures networks of one structure on the same images.
 
     Parameters
     ----------
     model : says how images are prepared, and what shape they then have
-    metric : ``metric(model, seen) -> Measured``, where `seen` yields outputs and the batch they are
-    of
+    metric : ``metric(model, seen) -> Measured``, where `seen` yields outputs and their batch
     images : the evaluation split
     batch_size : images in one forward pass; None for what suits their size
     """
@@ -69,8 +71,11 @@ class Evaluation:
         batch_size: int | None,
         device: torch.device,
     ):
-        self.model, self.metric, self.images, self.device = model, metric, images, device
-        self.size = batching.images_per_pass(model.input, batch_size)
+        self.model = model
+        self.metric = metric
+        self.images = images
+        self.device = device
+        self.batch_size = batching.images_per_pass(model.input, batch_size)
         self.left_out: list[str] = []  # ids of images that could not be read, in the last pass
 
     def measure(self, net: nn.Module) -> Measured:
@@ -79,102 +84,130 @@ class Evaluation:
         Raises
         ------
         SqError : images cannot be read, are not finite or of a wrong shape; the outputs hold NaN or
-        infinity
+            infinity
         """
         return self.metric(self.model, self._outputs(net))
 
     def _outputs(self, net: nn.Module) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield the outputs of `net` for each batch, and the batch."""
+
         def run(x: Tensor) -> Tensor:
             return forward(net, batching.to_device(x, self.device)).cpu()
 
-        read: list[str] = []
-        every = range(len(self.images.ids))
-        for batch in reading.batches(self.images, every, self.model.prepare, self.size, "evaluate"):
+        read_ids: list[str] = []
+        batches = loading.batches(
+            self.images,
+            range(len(self.images.ids)),
+            self.model.prepare,
+            self.batch_size,
+            "evaluate",
+        )
+        for batch in batches:
             check_images(self.model, batch, "evaluation")
             with torch.no_grad():
                 outputs = out_of_memory.forward("evaluate", run, batch.x)
             if not torch.isfinite(outputs).all():
                 raise SqError(
-                    "the network's outputs hold NaN or infinity on the evaluation images: check the weights"
+                    "the network's outputs hold NaN or infinity on the evaluation images: check "
+                    "the weights"
                 )
-            read += batch.ids
+            read_ids += batch.ids
             yield outputs, batch
-        self.left_out = without(self.images.ids, read)
+        self.left_out = without(self.images.ids, read_ids)
 
 
 def check_images(model: Model, batch: Batch, use: str) -> None:
     """Raise an `SqError` if images are not finite or of a shape that the network does not take."""
-    if tuple(batch.x.shape[1:]) != model.input:
-        raise SqError(
-            f"{use} images are {tuple(batch.x.shape[1:])}, the network takes {model.input}"
-        )
+    shape = tuple(batch.x.shape[1:])
+    if shape != model.input:
+        raise SqError(f"{use} images are {shape}, the network takes {model.input}")
     finite = torch.isfinite(batch.x).flatten(1).all(1)
     if not finite.all():
         bad = [batch.ids[i] for i in (~finite).nonzero().flatten().tolist()]
         raise SqError(
-            f"{quantity(bad, f'{use} image')} with NaN or infinity ({', '.join(bad[:3])}): repair or remove them"
+            f"{quantity(bad, f'{use} image')} with NaN or infinity "
+            f"({', '.join(bad[:SHOWN_NAMES])}): repair or remove them"
         )
 
 
 def check_classes(model: Model, dataset: Dataset, device: torch.device) -> None:
-    """Raise an `SqError` unless the network tells as many classes apart as `dataset` has.
+    """Raise an `SqError` unless the network and `dataset` have equally many classes.
 
-    With fewer classes in the data set, its labels number other classes than the network's outputs
-    do, and every figure is wrong though nothing fails. One image of zeros is run for it.
+    Otherwise labels number other classes than the network's outputs do, and every figure is wrong
+    though nothing fails. One image of zeros is run to count the network's classes.
     """
     with torch.no_grad():
         outputs = forward(model.net, batching.to_device(torch.zeros(1, *model.input), device))
-    objects = isinstance(dataset.test.y, list)
-    if objects and model.decode is not None:
-        known = model.decode(outputs.cpu())[1].shape[-1]
-        cure = (
+    has_objects = isinstance(dataset.test.y, list)
+    if has_objects and model.decode is not None:
+        _, scores = model.decode(outputs.cpu())
+        classes = scores.shape[-1]
+        remedy = (
             "list all classes of the network in its order under `names` of the data YAML, "
             "or `categories` of the JSON"
         )
-    elif not objects and model.decode is None and torch.is_tensor(outputs) and outputs.ndim == 2:
-        known = outputs.shape[1]
-        cure = "give all classes of the network in its order by dataset.classes=FILE (one a line; or imagenet)"
-    else:
-        return  # of different kinds, which the metric refuses
-    if known != dataset.classes:
-        names = ", ".join(dataset.class_names[:SHOWN]) + (
-            ", ..." if len(dataset.class_names) > SHOWN else ""
+    elif not has_objects and model.decode is None and _are_logits(outputs):
+        classes = outputs.shape[1]
+        remedy = (
+            "give all classes of the network in its order by dataset.classes=FILE (one a line; or "
+            "imagenet)"
         )
-        count = quantity(dataset.classes, "class")
+    else:
+        return  # images and network of different tasks, which the metric refuses
+    if classes != dataset.classes:
         raise SqError(
-            f"dataset {dataset.name} has {count}{names and f' ({names})'}, the network tells {known:,} apart: labels "
-            f"would stand for other classes; {cure}, or choose a network of these classes"
+            f"dataset {dataset.name} has {quantity(dataset.classes, 'class')}"
+            f"{_name_list(dataset.class_names)}, the network tells {classes:,} apart: labels would "
+            f"stand for other classes; {remedy}, or choose a network of these classes"
         )
     _compare_names(model.classes, dataset)
 
 
-def _compare_names(network: Sequence[str], dataset: Dataset) -> None:
-    """Say so if the network calls its classes otherwise than `dataset` does; where either has no names, nothing."""
-    pairs = list(zip(network, dataset.class_names, strict=False))
-    ours, theirs = (
-        [name.strip().casefold() for name in names] for names in (network, dataset.class_names)
-    )
-    other = [number for number, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
-    if not other:
+def _are_logits(outputs: Any) -> bool:
+    return torch.is_tensor(outputs) and outputs.ndim == 2
+
+
+def _name_list(names: Sequence[str]) -> str:
+    """Return the first few names in parentheses, "" without any."""
+    if not names:
+        return ""
+    more = ", ..." if len(names) > SHOWN_NAMES else ""
+    return f" ({', '.join(names[:SHOWN_NAMES])}{more})"
+
+
+def _compare_names(network_names: Sequence[str], dataset: Dataset) -> None:
+    """Report the classes that network and `dataset` name differently, if both have names."""
+    dataset_names = dataset.class_names
+    ours = [name.strip().casefold() for name in network_names]
+    theirs = [name.strip().casefold() for name in dataset_names]
+    count = min(len(ours), len(theirs))
+    different = [number for number in range(count) if ours[number] != theirs[number]]
+    if not different:
         return
-    shown = [f"class {n} is {pairs[n][1]}, the network's {pairs[n][0]}" for n in other[:SHOWN]]
-    detail = f"{'; '.join(shown)}{'; ...' if other[SHOWN:] else ''}"
+    examples = []
+    for number in different[:SHOWN_NAMES]:
+        label, network_name = dataset_names[number], network_names[number]
+        examples.append(f"class {number} is {label}, the network's {network_name}")
+    more = "; ..." if len(different) > SHOWN_NAMES else ""
+    detail = f"{'; '.join(examples)}{more}"
     if {*ours} == {*theirs}:
         say(
-            f"dataset {dataset.name} has the network's classes in another order ({detail}): figures will be wrong; "
-            "list them in the network's order"
+            f"dataset {dataset.name} has the network's classes in another order ({detail}): "
+            "figures will be wrong; list them in the network's order"
         )
     else:
         say(
-            f"dataset {dataset.name} calls {len(other)} of {quantity(pairs, 'class')} otherwise than the network does "
-            f"({detail}): figures are right only if they are the same"
+            f"dataset {dataset.name} calls {len(different)} of {quantity(count, 'class')} "
+            f"otherwise than the network does ({detail}): figures are right only if they are the "
+            "same"
         )
 
 
 def check_disjoint(calibration: list[str], evaluation: list[str]) -> None:
     """Raise an `SqError` if images are used both to calibrate and to evaluate."""
-    if shared := sorted({*calibration} & {*evaluation}):
+    shared = sorted({*calibration} & {*evaluation})
+    if shared:
         raise SqError(
-            f"used both to calibrate and to evaluate: {quantity(shared, 'image')} ({', '.join(shared[:3])}): "
-            "draw calibration images from the training split"
+            f"used both to calibrate and to evaluate: {quantity(shared, 'image')} "
+            f"({', '.join(shared[:SHOWN_NAMES])}): draw calibration images from the training split"
         )

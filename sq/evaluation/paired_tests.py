@@ -1,4 +1,4 @@
-"""Two networks on the same images: what the difference in right answers is worth."""
+"""Significance of the accuracy difference between two networks on the same images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ LEVEL = 0.95
 
 
 def drop_interval(full: Tensor, quantized: Tensor) -> tuple[float, float]:
-    """Return the 95 % interval of how much larger the share of right answers is at full precision.
+    """Return the 95 % interval of the drop in accuracy from full precision.
 
-    Half an image is added to each of the four counts (both right, one, the other, neither), which
-    keeps the interval honest where hardly any answer changes: plain bootstrap calls it [0, 0] where
-    none does.
+    Half an image is added to each of the four counts (both correct, one, the other, neither). This
+    keeps the interval valid if hardly any prediction changes: plain bootstrap gives [0, 0] if none
+    does.
 
     Parameters
     ----------
-    full, quantized : (B,) bool, whether each image is answered rightly
+    full, quantized : (B,) bool, whether each image is classified correctly
 
     Returns
     -------
@@ -32,56 +32,65 @@ def drop_interval(full: Tensor, quantized: Tensor) -> tuple[float, float]:
     """
     from scipy.special import ndtri
 
-    n = len(full) + 2
-    lost, won = int((full & ~quantized).sum()) + 0.5, int((~full & quantized).sum()) + 0.5
-    middle = (lost - won) / n
-    half = float(ndtri((1 + LEVEL) / 2)) * (((lost + won) - (lost - won) ** 2 / n) ** 0.5) / n
-    return max(middle - half, -1.0), min(middle + half, 1.0)
+    lost, won = _changed(full, quantized)
+    lost_adjusted, won_adjusted = lost + 0.5, won + 0.5
+    difference = lost_adjusted - won_adjusted
+    n = len(full) + 2  # four cells with half an image each
+    center = difference / n
+    spread = ((lost_adjusted + won_adjusted) - difference**2 / n) ** 0.5
+    half_width = float(ndtri((1 + LEVEL) / 2)) * spread / n
+    return max(center - half_width, -1.0), min(center + half_width, 1.0)
 
 
 def p_value(full: Tensor, quantized: Tensor) -> float:
-    """Return how likely a difference this large is if both networks are equally good: McNemar's exact test.
+    """Return the p-value of McNemar's exact test: both networks are equally good.
 
     Parameters
     ----------
-    full, quantized : (B,) bool, whether each image is answered rightly
+    full, quantized : (B,) bool, whether each image is classified correctly
     """
-    from scipy.special import bdtr  # scipy.stats takes a second to import
+    from scipy.special import bdtr  # importing scipy.stats takes a second
 
-    lost, won = int((full & ~quantized).sum()), int((~full & quantized).sum())
+    lost, won = _changed(full, quantized)
     return min(2 * float(bdtr(min(lost, won), lost + won, 0.5)), 1.0)
 
 
-def packed(right: Tensor) -> str:
+def _changed(full: Tensor, quantized: Tensor) -> tuple[int, int]:
+    """Return how many images only full precision, and only the other, classifies correctly."""
+    return int((full & ~quantized).sum()), int((~full & quantized).sum())
+
+
+def packed(correct: Tensor) -> str:
     """Return (B,) bool as hexadecimal digits, four images each, for a record."""
     import numpy as np
 
-    return np.packbits(right.cpu().numpy()).tobytes().hex()
+    return np.packbits(correct.cpu().numpy()).tobytes().hex()
 
 
 def gain(ours: list[str], theirs: list[str], images: int) -> tuple[float, float, float]:
-    """Return how much larger our share of right answers is, and its 95 % interval.
+    """Return how much higher our accuracy is, and the 95 % interval, all as shares.
 
-    Seeds are averaged for each image first, and images are what is drawn: the interval is of other
-    images, by the normal distribution, with the images' own spread and that which half an image on
-    either side would add.
+    Seeds are averaged for each image first. The interval is for a draw of other images, by the
+    normal distribution, with the images' own spread and that of half an image on either side.
 
     Parameters
     ----------
-    ours, theirs : for each seed, `packed` answers to the same `images`
+    ours, theirs : for each seed, `packed` results for the same `images`
     """
     import numpy as np
     from scipy.special import ndtri
 
-    def shares(all_: list[str]) -> np.ndarray:
-        bits = [
-            np.unpackbits(np.frombuffer(bytes.fromhex(own), np.uint8), count=images) for own in all_
-        ]
-        return np.mean(bits, 0)
+    def mean_over_seeds(packed_results: list[str]) -> np.ndarray:
+        """Return (images,) the share of seeds that classify each image correctly."""
+        correct = []
+        for digits in packed_results:
+            packed_bytes = np.frombuffer(bytes.fromhex(digits), np.uint8)
+            correct.append(np.unpackbits(packed_bytes, count=images))
+        return np.mean(correct, 0)
 
-    apart = shares(ours) - shares(theirs)
-    n = images + 2
-    middle = float(apart.sum()) / n
-    spread = float((np.square(apart).sum() + 1) / n - middle**2)
-    half = float(ndtri((1 + LEVEL) / 2)) * (spread / n) ** 0.5
-    return float(apart.mean()), middle - half, middle + half
+    differences = mean_over_seeds(ours) - mean_over_seeds(theirs)
+    n = images + 2  # an image is added, half of it on either side
+    center = float(differences.sum()) / n
+    variance = float((np.square(differences).sum() + 1) / n - center**2)
+    half_width = float(ndtri((1 + LEVEL) / 2)) * (variance / n) ** 0.5
+    return float(differences.mean()), center - half_width, center + half_width

@@ -1,4 +1,4 @@
-"""What a record says of a quantized network: layer by layer, and in all."""
+"""The parts of a record about the quantized network: layers, sizes, figures, costs and images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from sq.activation import insertion
 from sq.config.constraints import FLOAT
 from sq.evaluation.evaluate import Measured
 from sq.learning import adaptive_step
-from sq.network.resource_counts import beside, bops, code_bits, numbers, weight_bytes
+from sq.network.resource_counts import (
+    bops,
+    code_bits,
+    full_precision_rest,
+    parameter_count,
+    weight_bytes,
+)
 from sq.types.costs import Cost, Rows, Widths
 from sq.types.images import Calibration, Dataset, without
 from sq.types.problem import Layer, Model, Problem, QuantizedModel
@@ -19,113 +25,164 @@ from sq.types.problem import Layer, Model, Problem, QuantizedModel
 def summarise(whole: Model, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
     """Return the parts of a record that follow from the quantized network.
 
-    Sizes are of the network as it would be stored: codes in as many whole bits as their levels need
-    (one more than the grid's bits where it has 2^bits + 1), grid parameters, tables of levels
-    included, and every other parameter in 32 bits, adapters of inputs as well (`adapter_bytes`,
-    where there are any). BOPs are multiply-accumulates times weight bits times activation bits, per
-    image, of every layer sq knows: those left in full precision count 32 times 32. Bits, there and
+    Sizes are those of the network as it would be stored. Codes take as many whole bits as their
+    levels need (one more than the grid's bits for 2^bits + 1 levels). Grid parameters, tables of
+    levels and every other parameter take 32 bits, input adapters as well (`adapter_bytes`, if there
+    are any). BOPs are multiply-accumulates times weight bits times activation bits, per image, of
+    every layer that sq supports; layers kept in full precision count 32 times 32. Bits, in BOPs and
     in means, are those the grid was asked for.
 
-    `solve_seconds` and `solve_cpu_seconds` are sums over layers, of what each took on the clock and
-    of CPU time. Layers that are solved side by side wait for one another, so that their sum on the
-    clock may exceed what the phase took, `seconds.quantize`; CPU seconds are the solver's own,
-    whatever else the machine does.
+    `solve_seconds` and `solve_cpu_seconds` are sums over layers, of wall-clock time and of CPU
+    time. Layers that are solved side by side wait for one another, so the sum of wall-clock times
+    may exceed that of the phase, `seconds.quantize`. CPU seconds are the solver's own, whatever
+    else the machine does.
 
     Parameters
     ----------
     whole : the network with all layers; `problem.model` has those that were to be quantized
     """
     layers = [_describe(layer, problem, quantized) for layer in problem.model.layers]
-    done = {layer["name"] for layer in layers}
-    left = [layer for layer in whole.layers if layer.name not in done]
+    summary = {
+        "results": _totals(layers, whole, problem, quantized),
+        "layers": layers,
+        "kept_layers": _kept_layers(whole, problem),
+        "skipped_layers": whole.skipped,
+        "statistics": problem.statistics.digest(),
+        "checkpoint": whole.checkpoint,
+    }
+    if quantized.report:
+        summary["learning"] = quantized.report
+    return summary
+
+
+def _totals(
+    layers: list[dict[str, Any]], whole: Model, problem: Problem, quantized: QuantizedModel
+) -> dict[str, Any]:
+    """Return sums and means over the described `layers`, with what stays in full precision."""
+
+    def total(key: str) -> float:
+        return sum(layer[key] for layer in layers)
+
+    rest = full_precision_rest(whole, problem.model.layers)
     weights = sum(layer["weights"] for layer in layers)
-    rest = beside(whole, problem.model.layers)
-    measured = all("solve_cpu_seconds" in layer for layer in layers)  # not where a GPU did the work
-
-    def total(what: str) -> float:
-        return sum(layer[what] for layer in layers)
-
-    results = {
+    weighted_bits = sum(layer["bits"] * layer["weights"] for layer in layers)
+    totals: dict[str, Any] = {
         "relative_error": total("relative_error") / len(layers),
         "solve_seconds": total("solve_seconds"),
-        **({"solve_cpu_seconds": total("solve_cpu_seconds")} if measured else {}),
+    }
+    if all("solve_cpu_seconds" in layer for layer in layers):  # not if a GPU solved them
+        totals["solve_cpu_seconds"] = total("solve_cpu_seconds")
+    totals |= {
         "fit_seconds": total("fit_seconds"),
-        "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / weights,
+        "bits": weighted_bits / weights,
         "bytes": total("bytes") + rest["bytes"],
-        "bytes_full": numbers(whole.net) * FLOAT // 8,
+        "bytes_full": parameter_count(whole.net) * FLOAT // 8,
         "bops": total("bops") + rest["bops"],
         "bops_full": sum(bops(layer, FLOAT, FLOAT) for layer in whole.layers),
         "codes": quantized.digest(),
     }
-    if adapters := adaptive_step.learned(insertion.attached(quantized.net).values()) * FLOAT // 8:
-        results |= {"adapter_bytes": adapters, "bytes": results["bytes"] + adapters}
-    return {
-        "results": results,
-        "layers": layers,
-        "kept_layers": [layer.name for layer in left],
-        "skipped_layers": whole.skipped,
-        "statistics": problem.statistics.digest(),
-        "checkpoint": whole.checkpoint,
-    } | ({"learning": quantized.report} if quantized.report else {})
+    adapter_parameters = adaptive_step.adapter_parameters(
+        insertion.attached(quantized.net).values()
+    )
+    adapter_bytes = adapter_parameters * FLOAT // 8
+    if adapter_bytes:
+        totals["adapter_bytes"] = adapter_bytes
+        totals["bytes"] += adapter_bytes
+    return totals
 
 
-def compare(found: Measured, full: Measured) -> dict[str, Any]:
-    """Return the figures of the quantized network, those of full precision with `_full` after them, and both's."""
-    headline = next(iter(found.figures))
-    named = {f"{name}_full": value for name, value in full.figures.items()}
-    return {"headline": headline} | found.figures | named | found.against(full)
+def _kept_layers(whole: Model, problem: Problem) -> list[str]:
+    """Return the names of the layers kept in full precision."""
+    quantized = {layer.name for layer in problem.model.layers}
+    return [layer.name for layer in whole.layers if layer.name not in quantized]
+
+
+def compare(measured: Measured, full: Measured) -> dict[str, Any]:
+    """Return the figures of the quantized network, those of full precision, and both compared.
+
+    Names of full-precision figures end in `_full`. `headline` names the main figure.
+    """
+    headline = next(iter(measured.figures))
+    full_figures = {f"{name}_full": value for name, value in full.figures.items()}
+    return {"headline": headline} | measured.figures | full_figures | measured.against(full)
 
 
 def costs(cost: Cost, widths: Widths, fixed: Mapping[str, int]) -> dict[str, Any]:
-    """Return what bits were said to cost, and what the allocation says of how it chose.
+    """Return the sensitivities of all bits, and the allocation's report.
 
-    `predicted` is None where a layer has bits without a price, as `allocation=uniform` may give it;
-    `fixed` ones, by layer name, need none.
+    `predicted` is None if a layer has bits without a sensitivity, as `allocation=uniform` may
+    choose them; layers with `fixed` bits, by name, need none.
     """
-
-    def plain(rows: Rows) -> dict[str, dict[str, float]]:
-        return {
-            name: {str(bits): value for bits, value in row.items()} for name, row in rows.items()
-        }
-
-    chosen = {name: bits for name, bits in widths.weights.items() if name not in fixed}
-    priced = all(bits in cost.weights.get(name, {}) for name, bits in chosen.items())
-    predicted = cost.of(widths.weights, widths.inputs) if priced else None
-    about = {"unit": cost.unit, "predicted": predicted, "unruly": cost.unruly()}
-    about |= {"inputs": plain(cost.inputs), "standard_errors": plain(cost.errors)} | cost.about
-    return {"sensitivity": plain(cost.weights), "cost": about, "allocation": widths.report}
-
-
-def trials(results: dict[str, Any], tried: dict[str, Any]) -> dict[str, Any]:
-    """Put the figures of trials among the `results`; return what else the record says of them, if there were any."""
-    ranks = {
-        name: value for name, value in tried.items() if name.startswith(("spearman", "kendall"))
+    free = {name: bits for name, bits in widths.weights.items() if name not in fixed}
+    has_scores = all(bits in cost.weights.get(name, {}) for name, bits in free.items())
+    predicted = cost.of(widths.weights, widths.inputs) if has_scores else None
+    about = {
+        "unit": cost.unit,
+        "predicted": predicted,
+        "unruly": cost.unruly(),
+        "inputs": _json_rows(cost.inputs),
+        "standard_errors": _json_rows(cost.errors),
     }
-    results |= ranks
-    rest = {name: value for name, value in tried.items() if name not in ranks}
-    return {"trials": rest} if tried else {}
+    about |= cost.about
+    return {
+        "sensitivity": _json_rows(cost.weights),
+        "cost": about,
+        "allocation": widths.report,
+    }
+
+
+def _json_rows(rows: Rows) -> dict[str, dict[str, float]]:
+    """Return `rows` with bits as text, since keys of JSON objects are text."""
+    json_rows: dict[str, dict[str, float]] = {}
+    for name, row in rows.items():
+        json_rows[name] = {str(bits): value for bits, value in row.items()}
+    return json_rows
+
+
+def trials(results: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """Add the rank correlations of trials to `results`; return the rest of their report, if any."""
+    if not report:
+        return {}
+    rest = {}
+    for name, value in report.items():
+        if name.startswith(("spearman", "kendall")):
+            results[name] = value
+        else:
+            rest[name] = value
+    return {"trials": rest}
 
 
 def images(
-    dataset: Dataset, batch: Calibration, left_out: list[str], right: str | None
+    dataset: Dataset, batch: Calibration, left_out: list[str], correct: str | None
 ) -> dict[str, Any]:
-    """Return which images were used: the set, how many, hashes of their ids, and those that could not be read.
+    """Return the images used: the set, how many, hashes of their ids, and unreadable ones.
 
-    `right` says which of the evaluation images were answered rightly, see
-    `sq.evaluation.paired_tests.packed`.
+    Parameters
+    ----------
+    left_out : ids of evaluation images that could not be read
+    correct : which evaluation images were classified correctly, see
+        `sq.evaluation.paired_tests.packed`; None if the task has no such thing
     """
     evaluated = without(dataset.test.ids, left_out)
+    calibration: dict[str, Any] = {
+        "images": len(batch.ids),
+        "ids": _hash(batch.ids),
+        "left_out": list(batch.left_out),
+    }
+    if batch.made:
+        calibration["made"] = batch.made
+    evaluation: dict[str, Any] = {
+        "images": len(evaluated),
+        "ids": _hash(evaluated),
+        "left_out": left_out,
+    }
+    if correct is not None:
+        evaluation["right"] = correct
     return {
         "image_set": dataset.name,
-        "calibration": {
-            "images": len(batch.ids),
-            "ids": _hash(batch.ids),
-            "left_out": list(batch.left_out),
-        }
-        | ({"made": batch.made} if batch.made else {}),
+        "calibration": calibration,
         "calibration_ids": sorted(batch.ids),
-        "evaluation": {"images": len(evaluated), "ids": _hash(evaluated), "left_out": left_out}
-        | ({"right": right} if right is not None else {}),
+        "evaluation": evaluation,
     }
 
 
@@ -134,15 +191,22 @@ def _hash(ids: Iterable[str]) -> str:
 
 
 def _describe(layer: Layer, problem: Problem, quantized: QuantizedModel) -> dict[str, Any]:
-    done, bits = quantized.layers[layer.name], problem.bits[layer.name]
-    inputs = problem.activations.get(layer.name)
-    wide = FLOAT if inputs is None else code_bits(inputs)
-    shape = {"groups": layer.groups, "outputs": layer.outputs, "inputs": layer.inputs}
-    sizes = {
+    """Return a layer's entry in the record."""
+    solution = quantized.layers[layer.name]
+    bits = problem.bits[layer.name]
+    input_grid = problem.activations.get(layer.name)
+    input_bits = FLOAT if input_grid is None else code_bits(input_grid)
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "groups": layer.groups,
+        "outputs": layer.outputs,
+        "inputs": layer.inputs,
         "bits": bits,
-        "activation_bits": wide,
+        "activation_bits": input_bits,
         "weights": layer.weights,
-        "bytes": weight_bytes(layer, done.grid),
+        "bytes": weight_bytes(layer, solution.grid),
+        "macs": layer.macs,
+        "bops": bops(layer, bits, input_bits),
+        **solution.report,
     }
-    costs = {"macs": layer.macs, "bops": bops(layer, bits, wide)}
-    return {"name": layer.name, "kind": layer.kind, **shape, **sizes, **costs, **done.report}

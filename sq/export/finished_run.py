@@ -1,4 +1,4 @@
-"""A run that is done: what an export writes and a latency times, and what they are measured against."""
+"""A finished run, for exports and latency measurements."""
 
 from __future__ import annotations
 
@@ -17,30 +17,27 @@ from sq.types.problem import Model, Problem, QuantizedModel
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A quantized network as it was measured, and the run it is of."""
+class FinishedRun:
+    """A quantized network as it was measured, and its run."""
 
     config: Mapping[str, Any]
-    whole: Model  # in full precision, with the layers that are left so
+    whole: Model  # in full precision, with the layers that are not quantized
     problem: Problem
     quantized: QuantizedModel
-    found: Measured
+    measured: Measured  # figures of the quantized network
     measure: Callable[[nn.Module], Measured]  # of another network, on the same images
 
     def file(self, suffix: str) -> Path:
-        """Return where the run's file of this `suffix` belongs: beside its log."""
-        return (
-            Path(self.config["outputs"])
-            / self.config["name"]
-            / f"{record.key(self.config)}.{suffix}"
-        )
+        """Return the path of the run's file with this `suffix`, next to its log."""
+        folder = Path(self.config["outputs"]) / self.config["name"]
+        return folder / f"{record.key(self.config)}.{suffix}"
 
     def name(self, file: Path) -> str:
-        """Return the name of a file as the record has it: under `outputs`."""
+        """Return the name of a file for the record: its path under `outputs`."""
         return str(file.relative_to(self.config["outputs"]))
 
     @contextmanager
     def written(self, file: Path) -> Iterator[Path]:
-        """Give a place to write and verify a file at, which takes the name of `file` only if nothing goes wrong."""
+        """Yield a temporary path to write and verify; it becomes `file` only if nothing raises."""
         with files.replacing(file, f".part{file.suffix}") as part:
             yield part

@@ -1,12 +1,12 @@
-"""No export: the record is all that a run leaves."""
+"""No export: a run leaves only its record."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sq.export.finished_run import Finished
+from sq.export.finished_run import FinishedRun
 
 
-def write(done: Finished) -> dict[str, Any]:
+def write(run: FinishedRun) -> dict[str, Any]:
     """Write nothing."""
     return {}

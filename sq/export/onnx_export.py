@@ -1,8 +1,8 @@
-"""Networks as ONNX models: as they are, or with integers for weights and quantized inputs.
+"""Networks as ONNX models: in full precision, or with integer weights and quantized inputs.
 
-A model is exported once for a network's structure, then given codes as often as one likes. It holds
-what it computes with and no more: what PyTorch's exporter notes beside the nodes, paths of its
-source files among it, is left out.
+A network is exported once, and its model can then be given codes any number of times. The model
+holds only what it computes with: notes of PyTorch's exporter beside the nodes, such as paths of
+source files, are removed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from sq.errors import SqError, one_line
 from sq.network import hooks, residual_adds
 from sq.network.copies import copied
 from sq.network.forward import forward
-from sq.network.rounding_sites import holders
-from sq.types.problem import Grid, Layer, Model, Problem, QuantizedLayer, QuantizedModel
+from sq.network.weight_swap import weight_users
+from sq.types.problem import Grid, Layer, Model, Problem, QuantizedModel
 
-BATCH = "batch"  # the axis of images in a file
-OPSET = 21  # the first with integers of 4 bits
-SMALL = 64  # bytes of constants that are computed beforehand: shapes, never codes
+BATCH = "batch"  # name of the axis of images
+OPSET = 21  # the first with 4-bit integers
+MAX_CONSTANT_BYTES = 64  # of constants computed beforehand: shapes, never codes
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A network as an ONNX model without anything quantized, and what one needs to quantize it there."""
+    """The ONNX model of a network before quantization, and what is needed to quantize it."""
 
     model: Any  # onnx.ModelProto
     shapes: dict[str, tuple[int, ...]]  # of layers' weights
@@ -44,30 +44,31 @@ class Frame:
 
     def plain(self) -> Any:
         """Return the model in full precision."""
-        return _slim(duplicate(self.model))
+        return _without_notes(duplicate(self.model))
 
-    def quantized(self, own: Parts, least: int = 4, unsigned: bool = False) -> Any:
-        """Return the model with codes and grids in place; see `sq/export/onnx_qdq.py` for the rest and errors.
+    def quantized(self, parts: Parts, least: int = 4, unsigned: bool = False) -> Any:
+        """Return the model with codes and grids; see `onnx_qdq.put_weight` for the parameters.
 
         Raises
         ------
-        SqError : what ONNX cannot hold, named, with the format that can
+        SqError : ONNX cannot hold something, which is named, with the format that can
         """
         from sq.export import onnx_qdq
 
-        made = duplicate(self.model)
-        for name, (codes, grid) in own.weights.items():
-            onnx_qdq.put_weight(made.graph, name, codes, grid, self.shapes[name], least, unsigned)
-        for name, grid in own.inputs.items():
-            onnx_qdq.put_input(made.graph, name, grid, self.calls[name])
-        if own.operands:
-            onnx_qdq.put_operands(made.graph, own.operands, self.additions)
-        return _slim(made)
+        model = duplicate(self.model)
+        for name, (codes, grid) in parts.weights.items():
+            shape = self.shapes[name]
+            onnx_qdq.put_weight(model.graph, name, codes, grid, shape, least, unsigned)
+        for name, grid in parts.inputs.items():
+            onnx_qdq.put_input(model.graph, name, grid, self.calls[name])
+        if parts.operands:
+            onnx_qdq.put_operands(model.graph, parts.operands, self.additions)
+        return _without_notes(model)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What stands next to a layer: nothing that is in full precision, before (`codes_in`) and after (`codes_out`)."""
+    """Whether everything before a layer (`codes_in`) and after it (`codes_out`) is quantized."""
 
     codes_in: bool
     codes_out: bool
@@ -75,25 +76,25 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Parts:
-    """What of a network is quantized: codes and grids of weights, grids of inputs and of operands of additions."""
+    """The quantized parts of a network: codes and grids of weights, grids of activations."""
 
     weights: Mapping[str, tuple[Tensor, Grid]]
     inputs: Mapping[str, Grid] = field(default_factory=dict)
-    operands: Mapping[str, Grid] = field(default_factory=dict)
+    operands: Mapping[str, Grid] = field(default_factory=dict)  # of additions
 
     def saturating(self) -> list[str]:
-        """Return which layers' sums of products saturate where a processor has no VNNI, if stored signed."""
+        """Return the layers whose sums of products saturate without VNNI, if stored signed."""
         from sq.export import onnx_qdq
 
-        return [
-            name
-            for name, own in self.weights.items()
-            if name in self.inputs and onnx_qdq.saturating(*own)
-        ]
+        names: list[str] = []
+        for name, (codes, grid) in self.weights.items():
+            if name in self.inputs and onnx_qdq.saturating(codes, grid):
+                names.append(name)
+        return names
 
 
-def need() -> None:
-    """Raise an `SqError` unless all is here that writes ONNX and runs it."""
+def check_packages() -> None:
+    """Raise an `SqError` unless the packages that write and run ONNX are installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -102,15 +103,13 @@ def need() -> None:
         raise SqError(f"ONNX: {error}: {requirements.EXPORT}") from error
 
 
-def parts(made: QuantizedModel, problem: Problem) -> Parts:
-    """Return what is quantized of a network that a run has made."""
-    given: dict[str, QuantizedLayer] = {
-        layer.name: made.layers[layer.name] for layer in problem.model.layers
-    }
-    weights = {
-        name: (own.codes.cpu(), own.grid.map(torch.Tensor.cpu)) for name, own in given.items()
-    }
-    return Parts(weights, insertion.attached(made.net), residual_adds.attached(made.net))
+def parts(quantized: QuantizedModel, problem: Problem) -> Parts:
+    """Return the quantized parts of the network of a run."""
+    weights: dict[str, tuple[Tensor, Grid]] = {}
+    for layer in problem.model.layers:
+        result = quantized.layers[layer.name]
+        weights[layer.name] = (result.codes.cpu(), result.grid.map(torch.Tensor.cpu))
+    return Parts(weights, insertion.attached(quantized.net), residual_adds.attached(quantized.net))
 
 
 def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame:
@@ -118,7 +117,7 @@ def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame
 
     Parameters
     ----------
-    net : has the modules of `model`'s network, by the same names; grids attached to it are left out
+    net : has the modules of `model`'s network, with the same names; attached grids are left out
     layers : of `model`, that are to be quantized
     x : (B, ...), images
 
@@ -128,11 +127,15 @@ def frame(net: nn.Module, model: Model, layers: list[Layer], x: Tensor) -> Frame
     """
     plain = copied(net).cpu().eval()
     insertion.detach(plain)
-    x = residual_adds.in_company(x[:2].cpu())  # one image would be taken for a constant
-    if shared := [layer.name for layer in layers if len(holders(model.net, layer)) > 1]:
-        raise SqError(f"{shared[0]} shares its weight, which ONNX cannot hold: use export=packed")
+    # The exporter would take a batch of one image for a constant.
+    x = residual_adds.two_images(x[:2].cpu())
+    for layer in layers:
+        if len(weight_users(model.net, layer)) > 1:
+            raise SqError(
+                f"{layer.name} shares its weight, which ONNX cannot hold: use export=packed"
+            )
     shapes = {layer.name: tuple(weight(plain, layer.name).shape) for layer in layers}
-    calls, additions = _passed(plain, x, list(shapes))
+    calls, additions = _count_calls(plain, x, list(shapes))
     return Frame(exported(plain, x), shapes, calls, additions)
 
 
@@ -143,98 +146,111 @@ def exported(net: nn.Module, x: Tensor) -> Any:
     ------
     SqError : PyTorch cannot export it
     """
-    batch = ({0: torch.export.Dim.DYNAMIC},)
-    how = {"dynamo": True, "opset_version": OPSET, "optimize": False, "verbose": False}
-    names = {"input_names": ["images"], "output_names": ["outputs"]}
-    copying = net.register_forward_pre_hook(_copy_input) if _overwrites(net, x) else None
+    copying = None
+    if _changes_its_input(net, x):
+        copying = net.register_forward_pre_hook(_copy_input)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
-            made = torch.onnx.export(net, (x,), dynamic_shapes=batch, **how, **names)  # type: ignore[arg-type]
-    except Exception as error:  # whatever its exporter raises
+            program = torch.onnx.export(
+                net,
+                (x,),
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=["images"],
+                output_names=["outputs"],
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter can raise anything
         raise SqError(
-            f"PyTorch cannot write {type(net).__name__} as ONNX ({one_line(error)[:200]}): use export=packed"
+            f"PyTorch cannot write {type(net).__name__} as ONNX ({one_line(error)[:200]}): use "
+            "export=packed"
         ) from error
     finally:
         if copying is not None:
             copying.remove()
-    assert made is not None
-    return _named(_tidy(made.model_proto))
+    assert program is not None
+    return _with_named_batch(_with_folded_shapes(program.model_proto))
 
 
-def _overwrites(net: nn.Module, x: Tensor) -> bool:
-    """Tell whether `net` changes its input in place, which would be another output of an ONNX model."""
-    given = x.clone()
+def _changes_its_input(net: nn.Module, x: Tensor) -> bool:
+    """Tell whether `net` changes its input in place, which ONNX would make another output."""
+    images = x.clone()
     with torch.no_grad():
-        net.forward(given)
-    return given._version > 0
+        net.forward(images)
+    return images._version > 0
 
 
 def _copy_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return args[0].clone(), *args[1:]
 
 
-def _named(model: Any) -> Any:
-    """Return the model with its axis of images called `BATCH`, not by a number of the exporter's."""
+def _with_named_batch(model: Any) -> Any:
+    """Return the model with its axis of images called `BATCH`, instead of the exporter's symbol."""
     axes = model.graph.input[0].type.tensor_type.shape.dim
     symbol = axes[0].dim_param if len(axes) else ""
-    for value in (
-        (*model.graph.input, *model.graph.output, *model.graph.value_info) if symbol else ()
-    ):
+    if not symbol:
+        return model
+    pattern = re.compile(rf"\b{re.escape(symbol)}\b")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param:  # to set it would take away a size
-                axis.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, axis.dim_param)
+            if axis.dim_param:  # assigning to an axis with a number would remove that number
+                axis.dim_param = pattern.sub(BATCH, axis.dim_param)
     return model
 
 
-def _tidy(model: Any) -> Any:
-    """Return the model with shapes computed beforehand; weights, and BatchNorm beside them, stay as they are."""
+def _with_folded_shapes(proto: Any) -> Any:
+    """Return the model with shapes computed beforehand; weights and BatchNorm stay as they are."""
     from onnxscript import ir, optimizer
 
-    made = ir.from_proto(model)
-    weights = {tensor.name for tensor in model.graph.initializer}
+    model = ir.from_proto(proto)
+    weights = {tensor.name for tensor in proto.graph.initializer}
 
     def may_fold(node: ir.Node) -> bool | None:
-        return (
-            False if any(own is not None and own.name in weights for own in node.inputs) else None
-        )
+        uses_weight = any(value is not None and value.name in weights for value in node.inputs)
+        return False if uses_weight else None  # None: as the optimizer decides
 
     optimizer.fold_constants(
-        made, input_size_limit=SMALL, output_size_limit=SMALL, should_fold=may_fold
+        model,
+        input_size_limit=MAX_CONSTANT_BYTES,
+        output_size_limit=MAX_CONSTANT_BYTES,
+        should_fold=may_fold,
     )
-    optimizer.remove_unused_nodes(made)
-    return ir.to_proto(made)
+    optimizer.remove_unused_nodes(model)
+    return ir.to_proto(model)
 
 
-def _slim(model: Any) -> Any:
-    """Return the model without what its nodes do not need: where they came from, and shapes that follow."""
-    del model.graph.value_info[:]
-    parts = (model.graph.node, model.graph.initializer, model.graph.input, model.graph.output)
-    for own in (model.graph, *(one for every in parts for one in every)):
-        del own.metadata_props[:]
-        own.doc_string = ""
+def _without_notes(model: Any) -> Any:
+    """Return the model without origins of nodes and without shapes that can be inferred."""
+    graph = model.graph
+    del graph.value_info[:]
+    for entry in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
     return model
 
 
 def duplicate(model: Any) -> Any:
     """Return a copy of a model."""
-    made = type(model)()
-    made.CopyFrom(model)
-    return made
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
 
 
-def _passed(net: nn.Module, x: Tensor, names: list[str]) -> tuple[Counter[str], int]:
-    """Return how often each layer is called in a pass, and how many additions the pass makes."""
-    found: Counter[str] = Counter()
+def _count_calls(net: nn.Module, x: Tensor, names: list[str]) -> tuple[Counter[str], int]:
+    """Return the number of calls of each layer in a pass, and the number of additions."""
+    calls: Counter[str] = Counter()
     modules = {name: net.get_submodule(name) for name in names}
-    seen = hooks.feeding(modules, lambda name, module, fed: found.update([name]))
-    with torch.no_grad(), seen, residual_adds.Adds(lambda name, own: own) as made:
+    counting = hooks.feeding(modules, lambda name, module, x: calls.update([name]))
+    with torch.no_grad(), counting, residual_adds.Adds(lambda name, x: x) as additions:
         forward(net, x)
-    return found, made.number
+    return calls, additions.number
 
 
 def weight(net: nn.Module, layer: str) -> Tensor:
-    """Return what a layer of `net`, "" for itself, computes with."""
-    own = net.get_submodule(layer).weight
-    assert isinstance(own, Tensor)
-    return own
+    """Return the weight that a layer of `net` computes with; "" is the network itself."""
+    tensor = net.get_submodule(layer).weight
+    assert isinstance(tensor, Tensor)
+    return tensor

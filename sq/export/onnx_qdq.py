@@ -1,15 +1,16 @@
-"""A network's ONNX graph with integers in place of its weights, and with what its layers are fed quantized.
+"""Quantization of an ONNX graph: integer weights, and QuantizeLinear/DequantizeLinear at inputs.
 
-A weight becomes codes and a DequantizeLinear of each output channel, or codes and a look-up in the
-table of their levels; an input, or an operand of an addition, goes through QuantizeLinear and
-DequantizeLinear. Codes of up to 4 bits are stored in 4, of up to 8 in 8. The functions change a
-graph in place.
+A weight becomes codes and a DequantizeLinear per output channel, or codes and a look-up in the
+table of their levels. An input, or an operand of an addition, goes through QuantizeLinear and
+DequantizeLinear. Codes of up to 4 bits are stored in 4 bits, those of up to 8 in 8. The functions
+change a graph in place.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper
@@ -22,16 +23,23 @@ from sq.grid.uniform_grid import UniformGrid
 from sq.network import residual_adds
 from sq.types.problem import Grid
 
-MOST = 8  # bits of a code
-# the largest size of a signed weight of which two products with unsigned bytes add up within 16
-# bits
-SAFE = 64
-PLACES: dict[int, int] = {
+MAX_BITS = 8  # of a code
+# The largest signed weight of which two products with unsigned bytes add up within 16 bits.
+MAX_SAFE_WEIGHT = 64
+BITS: dict[int, int] = {
     TensorProto.UINT4: 4,
     TensorProto.INT4: 4,
     TensorProto.UINT8: 8,
     TensorProto.INT8: 8,
 }
+
+
+@dataclass(frozen=True)
+class _IntegerType:
+    """A type of integers in ONNX, and the zero point that it needs: None for signed integers."""
+
+    onnx_type: int
+    zero_point: int | None
 
 
 def put_weight(  # noqa: PLR0913 (the weight in three, and how it is stored)
@@ -43,258 +51,285 @@ def put_weight(  # noqa: PLR0913 (the weight in three, and how it is stored)
     least: int = 4,
     unsigned: bool = False,
 ) -> None:
-    """Put codes (G, O, I) of a `grid` in place of the weight, of this `shape`, that a layer has.
+    """Replace the weight of a layer, of this `shape`, by codes (G, O, I) of a `grid`.
 
     Parameters
     ----------
-    least : bits that a code is stored in at least, 4 or 8
-    unsigned : store signed integers of 8 bits as unsigned ones with a zero point: the same weights
+    least : least number of bits in which a code is stored, 4 or 8
+    unsigned : store signed 8-bit integers as unsigned ones with a zero point: the same weights
 
     Raises
     ------
-    SqError : codes of more than 8 bits; a grid that ONNX has no operator for; the graph has no such
-    weight
+    SqError : codes have more than 8 bits; ONNX has no operator for the grid; the graph has no such
+        weight
     """
     name = f"{layer}.weight"
-    _take_out(graph, name)
-    if grid.levels > 2**MOST:
+    _remove_initializer(graph, name)
+    if grid.levels > 2**MAX_BITS:
         raise SqError(
-            f"{layer} has codes of more than {MOST} bits, which ONNX cannot hold: use export=packed"
+            f"{layer} has codes of more than {MAX_BITS} bits, which ONNX cannot hold: use "
+            "export=packed"
         )
     if isinstance(grid, LevelGrid):
         nodes = _look_up(graph, name, codes.reshape(shape), grid, least)
     elif isinstance(grid, UniformGrid):
-        nodes = [
-            _dequantize(
-                graph, name, stored(codes, grid, shape, least, unsigned), grid, least, unsigned
-            )
-        ]
+        integers = stored(codes, grid, shape, least, unsigned)
+        nodes = [_dequantize(graph, name, integers, grid, least, unsigned)]
     else:
         raise SqError(
             f"{layer} has a {type(grid).__name__}, which ONNX cannot hold: use export=packed"
         )
-    for node in reversed(nodes):
-        graph.node.insert(0, node)
+    _insert(graph, 0, nodes)
 
 
 def put_input(graph: GraphProto, layer: str, grid: Grid, calls: int) -> None:
-    """Quantize what a layer is fed, in each of its `calls`.
+    """Quantize the input of a layer in each of its `calls`.
 
     Raises
     ------
-    SqError : more than 8 bits; a grid that ONNX has no operator for; another number of nodes
-    computes with its weight
+    SqError : more than 8 bits; ONNX has no operator for the grid; another number of nodes computes
+        with the layer's weight
     """
     nodes = users(graph, f"{layer}.weight")
     if len(nodes) != calls:
         raise SqError(
-            f"{len(nodes)} nodes of the ONNX graph compute with the weight of {layer}, which is called {calls} times: "
-            "use export=packed"
+            f"{len(nodes)} nodes of the ONNX graph compute with the weight of {layer}, which is "
+            f"called {calls} times: use export=packed"
         )
     _quantize(graph, f"{layer}.input", grid, [(node, 0) for node in nodes])
 
 
 def put_operands(graph: GraphProto, grids: Mapping[str, Grid], count: int) -> None:
-    """Quantize operands of residual additions, by the names they have in `sq/network/residual_adds.py`.
+    """Quantize operands of residual additions, by their names in `sq/network/residual_adds.py`.
 
     Parameters
     ----------
-    count : of additions in one pass; they are the graph's additions of two feature maps, in its
-    order
+    count : additions in one pass; they are the graph's additions of two feature maps, in its order
 
     Raises
     ------
-    SqError : as of `put_input`; the graph makes another number of additions
+    SqError : as in `put_input`; the graph has another number of additions
     """
-    found = _additions(graph)
-    if len(found) != count:
+    additions = _additions(graph)
+    if len(additions) != count:
         raise SqError(
-            f"the ONNX graph adds {len(found)} pairs of feature maps, the network {count}: use export=packed, or "
-            "activation.observe.adds=false"
+            f"the ONNX graph adds {len(additions)} pairs of feature maps, the network {count}: use "
+            "export=packed, or activation.observe.adds=false"
         )
-    for number, node in enumerate(found):
-        for place, side in enumerate(residual_adds.sides(number)):
-            if side in grids:
-                _quantize(graph, side, grids[side], [(node, place)])
+    for number, node in enumerate(additions):
+        for position, operand in enumerate(residual_adds.sides(number)):
+            if operand in grids:
+                _quantize(graph, operand, grids[operand], [(node, position)])
 
 
 def _quantize(
-    graph: GraphProto, name: str, grid: Grid, places: list[tuple[NodeProto, int]]
+    graph: GraphProto, name: str, grid: Grid, inputs: list[tuple[NodeProto, int]]
 ) -> None:
-    """Quantize what nodes are fed at these places of theirs."""
+    """Quantize the inputs of nodes, given by node and position."""
     if not isinstance(grid, UniformGrid):
         raise SqError(f"{name} has a {type(grid).__name__}: ONNX cannot hold it, use export=packed")
-    if grid.levels > 2**MOST:
-        raise SqError(f"{name} has more than {MOST} bits: ONNX cannot hold it, use export=packed")
-    scale, low, high = (float(own) for own in (grid.scale, grid.low, grid.high))
-    kind, zero = _kind(int(low), int(high), 8)
-    if zero is not None and not 0 <= zero < 2**MOST:
+    if grid.levels > 2**MAX_BITS:
+        raise SqError(
+            f"{name} has more than {MAX_BITS} bits: ONNX cannot hold it, use export=packed"
+        )
+    scale, low, high = float(grid.scale), float(grid.low), float(grid.high)
+    integers = _integer_type(int(low), int(high), 8)
+    zero_point = integers.zero_point
+    if zero_point is not None and not 0 <= zero_point < 2**MAX_BITS:
         raise SqError(
             f"{name} has a zero point beyond its codes, which ONNX cannot hold: use export=packed"
         )
-    _add(graph, f"{name}.scale", torch.tensor(scale), TensorProto.FLOAT)
-    _add(graph, f"{name}.zero", None if zero is None else torch.tensor(zero), kind)
-    narrow = grid.levels < 2**MOST  # else the codes' own ends are the grid's
-    for end, value in (("low", scale * low), ("high", scale * high)) if narrow else ():
-        _add(graph, f"{name}.{end}", torch.tensor(value), TensorProto.FLOAT)
-    for number, (node, place) in enumerate(places):
-        own, fed, ends = f"{name}.{number}", node.input[place], [f"{name}.scale", f"{name}.zero"]
-        clip = [helper.make_node("Clip", [fed, f"{name}.low", f"{name}.high"], [f"{own}.within"])]
-        made = [
-            *(clip if narrow else []),
-            helper.make_node(
-                "QuantizeLinear", [f"{own}.within" if narrow else fed, *ends], [f"{own}.codes"]
-            ),
-            helper.make_node("DequantizeLinear", [f"{own}.codes", *ends], [f"{own}.values"]),
-        ]
-        at = [*graph.node].index(node)
-        node.input[place] = f"{own}.values"
-        for step in reversed(made):
-            step.name = f"{step.output[0]}.node"
-            graph.node.insert(at, step)
+    _add_initializer(graph, f"{name}.scale", torch.tensor(scale), TensorProto.FLOAT)
+    # A signed type has the zero point 0.
+    _add_initializer(graph, f"{name}.zero", torch.tensor(zero_point or 0), integers.onnx_type)
+    # With all codes of the type, QuantizeLinear clips to the grid. With fewer, Clip does.
+    clips = grid.levels < 2**MAX_BITS
+    if clips:
+        _add_initializer(graph, f"{name}.low", torch.tensor(scale * low), TensorProto.FLOAT)
+        _add_initializer(graph, f"{name}.high", torch.tensor(scale * high), TensorProto.FLOAT)
+    for number, (node, position) in enumerate(inputs):
+        steps = _quantize_steps(name, f"{name}.{number}", node.input[position], clips)
+        index = list(graph.node).index(node)
+        node.input[position] = f"{name}.{number}.values"
+        _insert(graph, index, steps)
+
+
+def _quantize_steps(name: str, prefix: str, x: str, clips: bool) -> list[NodeProto]:
+    """Return the nodes from `x` to `prefix`.values, with the initializers of the grid `name`."""
+    grid = [f"{name}.scale", f"{name}.zero"]
+    steps: list[NodeProto] = []
+    if clips:
+        bounds = [f"{name}.low", f"{name}.high"]
+        steps.append(helper.make_node("Clip", [x, *bounds], [f"{prefix}.within"]))
+        x = f"{prefix}.within"
+    steps.append(helper.make_node("QuantizeLinear", [x, *grid], [f"{prefix}.codes"]))
+    steps.append(
+        helper.make_node("DequantizeLinear", [f"{prefix}.codes", *grid], [f"{prefix}.values"])
+    )
+    for step in steps:
+        step.name = f"{step.output[0]}.node"
+    return steps
 
 
 def codes_in(graph: GraphProto, layer: str) -> Tensor:
-    """Return the integers that are stored for a layer's weight, of its shape, as they are in the file."""
-    own = next(tensor for tensor in graph.initializer if tensor.name == f"{layer}.weight.codes")
-    data = torch.frombuffer(bytearray(own.raw_data), dtype=torch.uint8)
-    width, shape = PLACES[own.data_type], tuple(own.dims)
-    made = bit_packing.unpack(data, width, int(torch.tensor(shape).prod()))
-    signed = own.data_type in (TensorProto.INT4, TensorProto.INT8)
-    return (
-        torch.where(made >= 2 ** (width - 1), made - 2**width, made).view(shape)
-        if signed
-        else made.view(shape)
-    )
+    """Return the integers stored for a layer's weight, in its shape."""
+    name = f"{layer}.weight.codes"
+    tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
+    data = torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.uint8)
+    bits, shape = BITS[tensor.data_type], tuple(tensor.dims)
+    codes = bit_packing.unpack(data, bits, math.prod(shape))
+    if tensor.data_type in (TensorProto.INT4, TensorProto.INT8):  # two's complement
+        codes = torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes)
+    return codes.view(shape)
 
 
 def stored(
     codes: Tensor, grid: Grid, shape: tuple[int, ...], least: int = 4, unsigned: bool = False
 ) -> Tensor:
     """Return the integers that `put_weight` stores for `codes`."""
-    if (
-        isinstance(grid, UniformGrid)
-        and _kind(*_ends(grid), width(grid, least), unsigned)[1] is None
-    ):
-        return (codes + grid.low.to(codes)).reshape(shape)
+    if isinstance(grid, UniformGrid):
+        low, high = _bounds(grid)
+        integers = _integer_type(low, high, width(grid, least), unsigned)
+        if integers.zero_point is None:
+            return (codes + grid.low.to(codes)).reshape(shape)
     return codes.reshape(shape)
 
 
 def saturating(codes: Tensor, grid: Grid) -> bool:
-    """Tell whether sums of two products with inputs of 8 bits can be beyond 16 bits, stored signed.
+    """Tell whether sums of two products with 8-bit inputs can exceed 16 bits, if stored signed.
 
     x86 processors without VNNI add them up in 16 bits (see `sq.core.processor`): 2 * 255 * 64 =
-    32,640 is below 2^15 yet, and one more is not.
+    32,640 is still below 2^15, but 2 * 255 * 65 is not.
     """
-    if not isinstance(grid, UniformGrid) or _kind(*_ends(grid), 8)[1] is not None:
+    if not isinstance(grid, UniformGrid):
         return False
-    return bool(((codes + grid.low.to(codes)).abs() > SAFE).any())
+    low, high = _bounds(grid)
+    if _integer_type(low, high, 8).zero_point is not None:
+        return False
+    return bool(((codes + grid.low.to(codes)).abs() > MAX_SAFE_WEIGHT).any())
 
 
 def _dequantize(
     graph: GraphProto, name: str, codes: Tensor, grid: UniformGrid, least: int, unsigned: bool
 ) -> NodeProto:
-    low, wide = grid.low.flatten(), width(grid, least)
-    kind, zero = _kind(*_ends(grid), wide, unsigned)
-    zeros = torch.zeros_like(low) if zero is None else -low
-    if bool((zeros != zeros.round()).any()) or int(zeros.min()) < 0 or int(zeros.max()) >= 2**wide:
+    """Add the codes of a weight on a uniform grid; return the node that decodes them."""
+    channel_lows, bits = grid.low.flatten(), width(grid, least)
+    low, high = _bounds(grid)
+    integers = _integer_type(low, high, bits, unsigned)
+    is_signed = integers.zero_point is None
+    zeros = torch.zeros_like(channel_lows) if is_signed else -channel_lows
+    is_fractional = bool((zeros != zeros.round()).any())
+    if is_fractional or int(zeros.min()) < 0 or int(zeros.max()) >= 2**bits:
         raise SqError(
             f"{name} has zero points beyond its codes, which ONNX cannot hold: use export=packed"
         )
-    _add(graph, f"{name}.codes", codes, kind)
-    _add(graph, f"{name}.scale", grid.scale.flatten(), TensorProto.FLOAT)
-    _add(graph, f"{name}.zero", zeros, kind)
-    inputs = [f"{name}.{part}" for part in ("codes", "scale", "zero")]
+    _add_initializer(graph, f"{name}.codes", codes, integers.onnx_type)
+    _add_initializer(graph, f"{name}.scale", grid.scale.flatten(), TensorProto.FLOAT)
+    _add_initializer(graph, f"{name}.zero", zeros, integers.onnx_type)
+    inputs = [f"{name}.codes", f"{name}.scale", f"{name}.zero"]
     return helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}.dequantize", axis=0)
 
 
 def _look_up(
     graph: GraphProto, name: str, codes: Tensor, grid: LevelGrid, least: int
 ) -> list[NodeProto]:
-    _add(
-        graph,
-        f"{name}.codes",
-        codes,
-        TensorProto.UINT4 if width(grid, least) == 4 else TensorProto.UINT8,
-    )
-    _add(graph, f"{name}.levels", grid.table, TensorProto.FLOAT)
-    _add(graph, f"{name}.scale", grid.scale.reshape(-1, *[1] * (codes.ndim - 1)), TensorProto.FLOAT)
-    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
-        ("Cast", [f"{name}.codes"], f"{name}.places", {"to": TensorProto.INT32}),
-        ("Gather", [f"{name}.levels", f"{name}.places"], f"{name}.units", {}),
-        ("Mul", [f"{name}.units", f"{name}.scale"], name, {}),
-    ]
+    """Add the codes of a weight on a grid of levels; return the nodes that decode them."""
+    code_type = TensorProto.UINT4 if width(grid, least) == 4 else TensorProto.UINT8
+    scale = grid.scale.reshape(-1, *[1] * (codes.ndim - 1))
+    _add_initializer(graph, f"{name}.codes", codes, code_type)
+    _add_initializer(graph, f"{name}.levels", grid.table, TensorProto.FLOAT)
+    _add_initializer(graph, f"{name}.scale", scale, TensorProto.FLOAT)
+    places, units = f"{name}.places", f"{name}.units"
     return [
-        helper.make_node(kind, fed, [out], name=f"{out}.{kind}", **more)
-        for kind, fed, out, more in steps
+        helper.make_node(
+            "Cast", [f"{name}.codes"], [places], name=f"{places}.Cast", to=TensorProto.INT32
+        ),
+        helper.make_node("Gather", [f"{name}.levels", places], [units], name=f"{units}.Gather"),
+        helper.make_node("Mul", [units, f"{name}.scale"], [name], name=f"{name}.Mul"),
     ]
 
 
-def _ends(grid: UniformGrid) -> tuple[int, int]:
+def _bounds(grid: UniformGrid) -> tuple[int, int]:
+    """Return the lowest and the highest unit of all channels."""
     return int(grid.low.min()), int(grid.high.max())
 
 
 def width(grid: Grid, least: int = 4) -> int:
-    """Return the bits that a code is stored in."""
+    """Return the number of bits in which a code is stored."""
     return 4 if grid.levels <= 2**4 and least == 4 else 8
 
 
-def _kind(low: int, high: int, width: int, unsigned: bool = False) -> tuple[int, int | None]:
-    """Return the type of integers from `low` to `high`, and the zero point: None for signed ones, which need none.
-
-    Where `unsigned`, integers of 8 bits are not signed.
-    """
+def _integer_type(low: int, high: int, width: int, unsigned: bool = False) -> _IntegerType:
+    """Return the type for integers from `low` to `high`; with `unsigned`, no signed 8-bit type."""
     half = 2 ** (width - 1)
-    if -half <= low < 0 and high < half and not (unsigned and width == 8):
-        return (TensorProto.INT4 if width == 4 else TensorProto.INT8), None
-    return (TensorProto.UINT4 if width == 4 else TensorProto.UINT8), -low
+    is_signed = -half <= low < 0 and high < half and not (unsigned and width == 8)
+    if is_signed:
+        return _IntegerType(TensorProto.INT4 if width == 4 else TensorProto.INT8, None)
+    return _IntegerType(TensorProto.UINT4 if width == 4 else TensorProto.UINT8, -low)
 
 
-def _add(graph: GraphProto, name: str, values: Tensor | None, kind: int) -> None:
-    own = torch.tensor(0) if values is None else values.detach().cpu()
-    if kind == TensorProto.FLOAT:
-        raw = own.float().contiguous().numpy().tobytes()
+def _add_initializer(graph: GraphProto, name: str, values: Tensor, onnx_type: int) -> None:
+    values = values.detach().cpu()
+    if onnx_type == TensorProto.FLOAT:
+        data = values.float().contiguous()
     else:
-        width = PLACES[kind]
-        raw = bit_packing.pack(own.to(torch.int32) % 2**width, width).numpy().tobytes()
+        bits = BITS[onnx_type]
+        data = bit_packing.pack(values.to(torch.int32) % 2**bits, bits)
     graph.initializer.append(
-        TensorProto(name=name, data_type=kind, dims=list(own.shape), raw_data=raw)
+        TensorProto(
+            name=name,
+            data_type=onnx_type,
+            dims=list(values.shape),
+            raw_data=data.numpy().tobytes(),
+        )
     )
 
 
-def _take_out(graph: GraphProto, name: str) -> None:
-    found = [tensor for tensor in graph.initializer if tensor.name == name]
-    if len(found) != 1:
+def _remove_initializer(graph: GraphProto, name: str) -> None:
+    tensors = [tensor for tensor in graph.initializer if tensor.name == name]
+    if len(tensors) != 1:
         raise SqError(
-            f"the ONNX graph has no weight {name}: PyTorch's exporter has changed it; use export=packed"
+            f"the ONNX graph has no weight {name}: PyTorch's exporter has changed it; use "
+            "export=packed"
         )
-    graph.initializer.remove(found[0])
+    graph.initializer.remove(tensors[0])
+
+
+def _insert(graph: GraphProto, index: int, nodes: list[NodeProto]) -> None:
+    """Insert `nodes` in their order before the node at `index`."""
+    for node in reversed(nodes):
+        graph.node.insert(index, node)
 
 
 def _additions(graph: GraphProto) -> list[NodeProto]:
-    """Return the nodes that add two feature maps of one shape, in the graph's order; no constants, no vectors."""
-    shapes = {
-        own.name: own.type.tensor_type.shape.dim
-        for own in [*graph.value_info, *graph.input, *graph.output]
-    }
-    constant = {own.name for own in graph.initializer} | {
-        n.output[0] for n in graph.node if n.op_type == "Constant"
-    }
+    """Return the nodes that add two feature maps of one shape, in the graph's order.
 
-    def counts(node: NodeProto) -> bool:
+    Additions of constants and of vectors do not count.
+    """
+    shapes = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        shapes[value.name] = value.type.tensor_type.shape.dim
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    additions: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Add" or constants & {*node.input}:
+            continue
         left, right = (shapes.get(name) for name in node.input)
-        alike = left is not None and right is not None and len(left) > 2 and [*left] == [*right]
-        return alike and not constant & {*node.input}
-
-    return [node for node in graph.node if node.op_type == "Add" and counts(node)]
+        if left is None or right is None:
+            continue
+        if len(left) > 2 and list(left) == list(right):
+            additions.append(node)
+    return additions
 
 
 def users(graph: GraphProto, weight: str) -> list[NodeProto]:
     """Return the nodes that compute with a weight, as it is or transposed."""
-    names, found = {weight}, []
+    names = {weight}
+    nodes: list[NodeProto] = []
     for node in graph.node:
         if node.op_type in ("Transpose", "Identity", "Cast") and node.input[0] in names:
             names.add(node.output[0])
         elif len(node.input) > 1 and node.input[1] in names:
-            found.append(node)
-    return found
+            nodes.append(node)
+    return nodes

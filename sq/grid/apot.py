@@ -1,4 +1,4 @@
-"""APoT: sums of powers of two, a table and a scale for each output channel."""
+"""APoT: sums of powers of two, in one table, times a scale for each output channel."""
 
 from __future__ import annotations
 
@@ -32,26 +32,20 @@ def fit(
     ----------
     W : (G, O, I)
     bits : 2 to 8; 2^bits - 1 levels: a sign, and bits - 1 for the magnitude
-    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see
-    `sq.hessian.weight_importance`
-    range, norm : see `sq.grid.range_search.Ranges`
-    steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level
-    is the largest weight
-    shrink : the smallest range tried, in (0, 1]
-    grow : the largest
-    hessian : what gives `h` of all layers
+    h : (G, O, I), the cost of a squared error of each weight, if range="hmse"
+    range, norm, steps, shrink, grow, hessian : how the scales are chosen, see `level_grid.fit`
 
     Raises
     ------
-    SqError : `bits` outside its range, or what `Ranges.check` raises
+    SqError : `bits` outside its range; or see `Ranges.check`
 
     Source
     ------
-    Li et al. 2020 (APoT), arXiv:1909.13144, with two bits a term as there: of n terms, number i is
-    0 or 2^-(i + j n), j = 0, 1, 2. Where the bits of the magnitude are odd in number, the one left
-    over is a term 0 or 2^-2n, and the least power of the others is 2^-(i + 2 n + 1): our reading.
-    Zero has two codes, of which one is not used. A search for the range of least error in place of
-    trained scales is ours.
+    Li et al. 2020 (APoT), arXiv:1909.13144, with two bits for each term as there: term i of n is 0
+    or 2^-(i + j n), j = 0, 1, 2. Our reading for an odd number of bits of the magnitude: the last
+    bit is a term 0 or 2^-2n, and the least power of the others is 2^-(i + 2 n + 1). Zero has two
+    codes, of which one is not used. The paper trains the scales; searching for the range of least
+    error is ours.
     """
     level_grid.check_bits("apot", bits)
     return level_grid.fit(W, table(bits), h, Ranges(range, norm, steps, grow, shrink))
@@ -60,8 +54,10 @@ def fit(
 def table(bits: int) -> Tensor:
     """Return the levels, rising, float64, in units of their largest power of two."""
     n, odd = divmod(bits - 1, 2)
-    terms = [(0.0, 2.0**-i, 2.0 ** -(i + n), 2.0 ** -(i + 2 * n + odd)) for i in range(n)]
-    rest = [(0.0, 2.0 ** (-2 * n))] if odd else []
-    return level_grid.signed(
-        total for chosen in itertools.product(*terms, *rest) if (total := sum(chosen)) > 0
-    )
+    terms: list[tuple[float, ...]] = [
+        (0.0, 2.0**-i, 2.0 ** -(i + n), 2.0 ** -(i + 2 * n + odd)) for i in range(n)
+    ]
+    if odd:
+        terms.append((0.0, 2.0 ** (-2 * n)))
+    sums = [sum(powers) for powers in itertools.product(*terms)]
+    return level_grid.signed(total for total in sums if total > 0)

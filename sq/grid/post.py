@@ -1,4 +1,4 @@
-"""POST: zero and powers of the square root of two, a table and a scale for each output channel."""
+"""POST: zero and powers of sqrt(2), in one table, times a scale for each output channel."""
 
 from __future__ import annotations
 
@@ -33,35 +33,30 @@ def fit(
     ----------
     W : (G, O, I)
     bits : 2 to 8; 2^bits + 1 levels, or 2^bits
-    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see
-    `sq.hessian.weight_importance`
-    strict : 2^bits levels, without the smallest one below zero, so that `bits` hold a code;
-    otherwise 2^bits + 1, as in
-        the released code of POST, whose codes take a bit more
-    range, norm : see `sq.grid.range_search.Ranges`
-    steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level
-    is the largest weight
-    shrink : the smallest range tried, in (0, 1]
-    grow : the largest
-    hessian : what gives `h` of all layers
+    h : (G, O, I), the cost of a squared error of each weight, if range="hmse"
+    strict : 2^bits levels, without the smallest one below zero, so that a code fits into `bits`;
+        otherwise 2^bits + 1, as in the released code of POST, whose codes take one more bit
+    range, norm, steps, shrink, grow, hessian : how the scales are chosen, see `level_grid.fit`
 
     Raises
     ------
-    SqError : `bits` outside its range, or what `Ranges.check` raises
+    SqError : `bits` outside its range; or see `Ranges.check`
 
     Source
     ------
-    Zhou et al. 2025 (ASQ and POST), arXiv:2504.17263. Their released code has base 2 in place of
-    its square root; this is the paper's. They train the scales; a search for the range of least
-    error in place of that is ours, and so is which level `strict` leaves out.
+    Zhou et al. 2025 (ASQ and POST), arXiv:2504.17263. The base is the paper's; their released code
+    has base 2 in place of its square root. They train the scales; searching for the range of least
+    error is ours, and so is the choice of the level that `strict` leaves out.
     """
     level_grid.check_bits("post", bits)
     return level_grid.fit(W, table(bits, strict), h, Ranges(range, norm, steps, grow, shrink))
 
 
 def table(bits: int, strict: bool) -> Tensor:
-    """Return the levels, rising, float64; odd powers are those of two times the one number 1 / sqrt(2)."""
-    magnitudes = [
-        2.0 ** -(k // 2) * (math.sqrt(0.5) if k % 2 else 1.0) for k in range(2 ** (bits - 1))
-    ]
+    """Return the levels, rising, float64."""
+    magnitudes = []
+    for k in range(2 ** (bits - 1)):
+        # Odd powers are powers of two times one and the same rounded constant.
+        odd_factor = math.sqrt(0.5) if k % 2 else 1.0
+        magnitudes.append(2.0 ** -(k // 2) * odd_factor)
     return level_grid.signed(magnitudes, strict)

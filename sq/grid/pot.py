@@ -1,4 +1,4 @@
-"""PoT: zero and powers of two, a table and a scale for each output channel."""
+"""PoT: zero and powers of two, in one table, times a scale for each output channel."""
 
 from __future__ import annotations
 
@@ -31,27 +31,20 @@ def fit(
     ----------
     W : (G, O, I)
     bits : 2 to 8; 2^bits + 1 levels, or 2^bits
-    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see
-    `sq.hessian.weight_importance`
-    strict : 2^bits levels, without the smallest one below zero, so that `bits` hold a code;
-    otherwise 2^bits + 1, as in
-        the released code of POST, whose codes take a bit more
-    range, norm : see `sq.grid.range_search.Ranges`
-    steps : how many ranges are tried, from `grow` to `shrink` times the one whose outermost level
-    is the largest weight
-    shrink : the smallest range tried, in (0, 1]
-    grow : the largest
-    hessian : what gives `h` of all layers
+    h : (G, O, I), the cost of a squared error of each weight, if range="hmse"
+    strict : 2^bits levels, without the smallest one below zero, so that a code fits into `bits`;
+        otherwise 2^bits + 1, as in the released code of POST, whose codes take one more bit
+    range, norm, steps, shrink, grow, hessian : how the scales are chosen, see `level_grid.fit`
 
     Raises
     ------
-    SqError : `bits` outside its range, or what `Ranges.check` raises
+    SqError : `bits` outside its range; or see `Ranges.check`
 
     Source
     ------
-    Zhou et al. 2017 (INQ), arXiv:1702.03044, for powers of two; the number of levels is that of the
-    released code of Zhou et al. 2025 (POST), arXiv:2504.17263, so that the two differ in their base
-    alone.
+    Zhou et al. 2017 (INQ), arXiv:1702.03044, for powers of two. The number of levels is that of the
+    released code of Zhou et al. 2025 (POST), arXiv:2504.17263, so that PoT and POST differ in their
+    base only.
     """
     level_grid.check_bits("pot", bits)
     return level_grid.fit(W, table(bits, strict), h, Ranges(range, norm, steps, grow, shrink))

@@ -1,4 +1,4 @@
-"""Uniform grids of weights: one scale and zero point for each output channel, fitted to its weights."""
+"""Uniform grid of weights: a scale and a zero point for each output channel."""
 
 from __future__ import annotations
 
@@ -32,31 +32,29 @@ def fit(
     ----------
     W : (G, O, I)
     bits : 1 to 16 (2 to 16 if symmetric); the grid has 2^bits values
-    h : (G, O, I), what a squared error of each weight costs, for range="hmse"; see `importance`
-    symmetric : codes around a zero point at the middle, so that zero is exact and needs no storage;
+    h : (G, O, I), the cost of a squared error of each weight, if range="hmse"
+    symmetric : codes around a zero point in the middle, so that zero is exact and needs no storage;
         otherwise the range is [min(W, 0), max(W, 0)] of the channel (affine)
-    range : "minmax" covers all of a channel; "mse" shrinks that range to the one of least error
-        sum |w - Q(w)|^norm, "hmse" to that of least sum h (w - Q(w))^2
+    range : "minmax" takes the full range of a channel; "mse" the smaller range of least error
+        sum |w - Q(w)|^norm, "hmse" that of least sum h (w - Q(w))^2
     norm : exponent of the error of "mse"; 2.4 in the code of OBC and GPTQ
-    steps : how many ranges are tried, from `shrink` to 1 times the full one
+    steps : number of ranges tried, from `shrink` to 1 times the full one
     shrink : the smallest range tried, in (0, 1]
-    hessian : what gives `h` of all layers, see `importance`
+    hessian : computes `h` for all layers, see `sq.hessian.weight_importance`
 
     Raises
     ------
-    SqError : `bits` outside its range, or weights that are not finite; range="hmse" of weights
-    without `h`
+    SqError : `bits` outside its range; or see `Ranges.check`
 
     Source
     ------
-    The search follows Frantar et al. 2022 (OBC), arXiv:2208.11580, as described for its per-channel
-    grids. "hmse" is the error of Gordon et al. 2023 (EPTQ), arXiv:2309.11531, over these ranges;
-    they narrow a search down instead.
+    The search is that of Frantar et al. 2022 (OBC), arXiv:2208.11580, for per-channel grids. "hmse"
+    is the error of Gordon et al. 2023 (EPTQ), arXiv:2309.11531, over these ranges; their own search
+    narrows down instead.
     """
-    lowest = 2 if symmetric else 1
-    if not lowest <= bits <= 16:
-        kind = "symmetric" if symmetric else "affine"
-        raise SqError(f"{quantity(bits, 'bit')}: a uniform grid ({kind}) takes {lowest} to 16")
+    kind, min_bits = ("symmetric", 2) if symmetric else ("affine", 1)
+    if not min_bits <= bits <= 16:
+        raise SqError(f"{quantity(bits, 'bit')}: a uniform grid ({kind}) takes {min_bits} to 16")
     ranges = Ranges(range, norm, steps, 1.0, shrink)
     ranges.check(W, h)
     low = W.amin(-1, keepdim=True).clamp(max=0)

@@ -1,1 +1,1 @@
-"""Statistics of layer inputs: H, its Gram products and cache, and derived importance of weights."""
+"""Statistics of layer inputs: H, its Gram products and cache, and the importance of weights."""

@@ -1,16 +1,15 @@
-"""Inputs as the quantized network really feeds them: what asymmetric calibration solves for.
+"""Asymmetric calibration: statistics of the inputs that the quantized network gives a layer.
 
-With X what full precision feeds a layer and X^ what it is fed once the layers before it (and the
-inputs) are quantized, the layer should match W X by Q X^. With H = X^ X^^T and C = X X^^T that is
-the ordinary problem for W* = W C H^-1: ||W X - Q X^||^2 = (W* - Q) H (W* - Q)^T + const. So no
-solver changes.
+X are the inputs of a layer in full precision, and X^ its inputs after the layers before it (and
+their activations) are quantized. Q X^ should match W X. With H = X^ X^^T and C = X X^^T that is the
+ordinary problem for W* = W C H^-1: ||W X - Q X^||^2 = (W* - Q) H (W* - Q)^T + const. So every
+solver can be used as it is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from sq.hessian import gram
 from sq.hessian.layer_statistics import loss
 from sq.network import geometry, hooks
 from sq.network.forward import forward
+from sq.network.partial_forward import inputs_of
 from sq.runtime import batching
 from sq.types.problem import Layer
 
@@ -33,129 +33,121 @@ class Pair:
     C: Tensor
 
     def target(self, W: Tensor, damped: Tensor) -> Tensor:
-        """Return W* = W + W (C - H) H^-1 (G, O, I), which is W C H^-1, and W itself wherever X^ is X.
+        """Return W* = W + W (C - H) H^-1 (G, O, I), which is W C H^-1, and W where X^ is X.
 
-        `damped` stands for H in the inverse: W* is then the least of ||W X - V X^||^2 plus the
-        damping times
-        ||W - V||^2.
+        `damped` replaces H in the inverse. W* then minimises ||W X - V X^||^2 plus the damping
+        times ||W - V||^2 over V.
 
         Raises
         ------
         torch.linalg.LinAlgError : `damped` is not positive definite
         """
-        wide = W.to(self.H.dtype)
-        moved = torch.cholesky_solve(
-            torch.bmm(wide, self.C - self.H).mT, torch.linalg.cholesky(damped)
-        ).mT
-        return (wide + moved).to(W.dtype)
+        W_double = W.to(self.H.dtype)
+        difference = torch.bmm(W_double, self.C - self.H)
+        L = torch.linalg.cholesky(damped)
+        correction = torch.cholesky_solve(difference.mT, L).mT
+        return (W_double + correction).to(W.dtype)
 
     def relative_error(self, W: Tensor, Q: Tensor, reference: Tensor) -> float:
         """Return ||W X - Q X^||^2 / ||W X||^2, with `reference` = 2 X X^T / N."""
-        whole, own = loss(W, reference), loss(Q, self.H)
-        mixed = float((torch.bmm(W.to(self.C.dtype), self.C) * Q).sum())
-        return max(whole - 2 * mixed + own, 0.0) / whole if whole > 0 else 0.0
+        size = loss(W, reference)  # ||W X||^2
+        quantized_size = loss(Q, self.H)  # ||Q X^||^2
+        product = float((torch.bmm(W.to(self.C.dtype), self.C) * Q).sum())  # <W X, Q X^>
+        if not size > 0:
+            return 0.0
+        return max(size - 2 * product + quantized_size, 0.0) / size
 
 
-def constant_calls(reference: nn.Module, every: Iterable[Layer], x: Tensor) -> dict[str, int]:
-    """Return how often each layer is called for a part of images `x` (B, ...), where that is the same for all parts.
+def constant_calls(reference: nn.Module, layers: Iterable[Layer], x: Tensor) -> dict[str, int]:
+    """Return how often each layer is called in a pass, if that is the same for all batches of `x`.
 
-    A router, or a loop that goes by the images, may call a layer more often for some: it is left
-    out.
+    A router, or a loop that depends on the images, may call a layer more often for some images.
+    Such layers are left out.
     """
-    modules = {layer.name: reference.get_submodule(layer.name) for layer in every}
+    modules = {layer.name: reference.get_submodule(layer.name) for layer in layers}
     counts: dict[str, set[int]] = {name: set() for name in modules}
     with torch.no_grad():
-        for part in batching.split(x, None):
-            called = _calls(reference, modules, part)
-            for name, numbers in counts.items():
-                numbers.add(called[name])
-    return {name: numbers.pop() for name, numbers in counts.items() if len(numbers) == 1}
+        for batch in batching.split(x, None):
+            calls = _calls(reference, modules, batch)
+            for name in modules:
+                counts[name].add(calls[name])
+    constant = {}
+    for name, numbers in counts.items():
+        if len(numbers) == 1:
+            constant[name] = numbers.pop()
+    return constant
 
 
 def _calls(net: nn.Module, modules: dict[str, nn.Module], x: Tensor) -> Counter[str]:
     """Return how often each of `modules` is called in a pass of images `x`."""
-    called: Counter[str] = Counter()
-    with hooks.feeding(modules, lambda name, module, x: called.update([name])):
+    calls: Counter[str] = Counter()
+    with hooks.feeding(modules, lambda name, module, x: calls.update([name])):
         forward(net, x)
-    return called
+    return calls
 
 
 def collect(
     net: nn.Module, reference: nn.Module, layer: Layer, x: Tensor, calls: int | None = None
 ) -> Pair:
-    """Run images `x` (B, ...) through both networks, side by side, and return the pair of `layer`.
+    """Run images `x` (B, ...) through both networks by batches and return the pair of `layer`.
 
-    One layer at a time: were two that feed each other solved for the same inputs, both would make
-    up for the same error.
+    It is for one layer at a time: if two consecutive layers were solved for the same inputs, both
+    would compensate the same error.
 
     Parameters
     ----------
-    calls : of the layer for each part of `x`, see `constant_calls`: after the first part, the
-    networks are run only
-        until it has been called so often; None runs them to their ends
+    net : the quantized network
+    reference : the network in full precision
+    calls : how often each batch calls the layer, see `constant_calls`. After the first batch the
+        networks run only until that many calls; None runs them to the end
 
     Raises
     ------
-    SqError : the layer's inputs hold NaN or infinity, or the networks call it differently often
+    SqError : the layer's inputs hold NaN or infinity, or the networks do not call it equally often
     """
-    total = _Sum(layer, x.device)
+    sums = _Sums(layer, x.device)
     with torch.no_grad():
-        for number, part in enumerate(batching.split(x, None)):
-            last = calls if number else None  # once, both are seen to call it equally often
-            wanted = _fed(reference, layer.name, part, last)
-            found = _fed(net, layer.name, part, last)
-            if [own.shape for own in wanted] != [own.shape for own in found]:
+        for number, batch in enumerate(batching.split(x, None)):
+            # The first batch runs to the end, to check that both networks call the layer alike.
+            stop_after = calls if number else None
+            inputs = inputs_of(reference, layer.name, batch, stop_after)
+            inputs_q = inputs_of(net, layer.name, batch, stop_after)
+            if [X.shape for X in inputs] != [X.shape for X in inputs_q]:
                 raise SqError(
-                    f"layer {layer.name} is called differently once layers before it are quantized: use "
-                    "calibration.inputs=reference"
+                    f"layer {layer.name} is called differently once layers before it are "
+                    "quantized: use calibration.inputs=reference"
                 )
-            for own in zip(wanted, found, strict=True):
-                if own[0].numel():  # a router may call an expert that gets nothing
-                    total.add(*own)
-    return total.finish()
+            for X, X_q in zip(inputs, inputs_q, strict=True):
+                if X.numel():  # a router may call an expert without inputs
+                    sums.add(X, X_q)
+    return sums.finish()
 
 
-def _fed(net: nn.Module, name: str, x: Tensor, calls: int | None) -> list[Tensor]:
-    """Return what `net` feeds a layer for `x`; stop when it has been called as often as `calls` says."""
-    fed: list[Tensor] = []
-
-    def keep(name: str, module: nn.Module, x: Tensor) -> None:
-        x = x.detach()  # a forward may turn gradients on
-        fed.append(x if len(fed) + 1 == calls else x.clone())  # what goes on may change it in place
-        if len(fed) == calls:
-            raise _Enough
-
-    with hooks.feeding({name: net.get_submodule(name)}, keep), suppress(_Enough):
-        forward(net, x)
-    return fed
-
-
-class _Enough(Exception):  # no error: the rest of the network is not needed
-    pass
-
-
-class _Sum:
+class _Sums:
     """The running sums of X^ X^^T and X X^^T of one layer."""
 
     def __init__(self, layer: Layer, device: torch.device):
         shape = (layer.groups, layer.inputs, layer.inputs)
         self.layer, self.positions = layer, 0
-        self.H, self.C = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
+        self.H = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.C = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, x: Tensor, x_q: Tensor) -> None:
-        x, x_q = (geometry.batched(self.layer.module, own) for own in (x, x_q))
-        elements = x.numel() * geometry.taps(self.layer.module)
-        for part, part_q in zip(gram.pieces(x, elements), gram.pieces(x_q, elements), strict=True):
-            X, X_q = (geometry.inputs(self.layer.module, p) for p in (part, part_q))
+        module = self.layer.module
+        x, x_q = geometry.batched(module, x), geometry.batched(module, x_q)
+        unfolded = x.numel() * geometry.taps(module)
+        pieces, pieces_q = gram.pieces(x, unfolded), gram.pieces(x_q, unfolded)
+        for piece, piece_q in zip(pieces, pieces_q, strict=True):
+            X, X_q = geometry.inputs(module, piece), geometry.inputs(module, piece_q)  # (G, I, N)
             gram.add_symmetric(self.H, X_q)
             self.C += torch.bmm(X, X_q.mT)
             self.positions += X.shape[2]
 
     def finish(self) -> Pair:
-        if not self.positions or not (
-            torch.isfinite(self.H).all() and torch.isfinite(self.C).all()
-        ):
+        finite = torch.isfinite(self.H).all() and torch.isfinite(self.C).all()
+        if not self.positions or not finite:
             raise SqError(
-                f"the inputs of layer {self.layer.name} hold NaN or infinity: check weights and images"
+                f"the inputs of layer {self.layer.name} hold NaN or infinity: "
+                "check weights and images"
             )
         return Pair(gram.mirrored(self.H) * (2 / self.positions), self.C * (2 / self.positions))

@@ -1,7 +1,7 @@
-"""Statistics on disk: a sweep over methods and bits collects them once.
+"""Cache of statistics on disk: a sweep over methods and bits collects them once.
 
-An entry (`sq.storage.store`) is named by everything that shapes it: weights, architecture, images,
-settings, the code that collects.
+The key of an entry (`sq.storage.store`) is a hash of all that its content depends on: weights,
+architecture, images, settings, and the code that collects.
 """
 
 from __future__ import annotations
@@ -18,35 +18,33 @@ from sq.storage.store import Kind, Note, Store, Tensors
 from sq.types.images import Batch
 from sq.types.problem import LayerStatistics, Model, Statistics, digest
 
-# Read along with the code itself: an edit while a sweep runs must not name what the old code
-# computes.
+# Read when the code is imported: if a file is edited while a sweep runs, results of the old code
+# must not get the key of the new code.
 CODE = [inspect.getsource(module) for module in (layer_statistics, batching, gram, geometry)]
 
 
-def collect(model: Model, batch: Batch, kept: Store, **settings: Any) -> tuple[Statistics, bool]:
-    """Return the statistics of `layer_statistics.collect(model, batch, **settings)`, and whether the store had them."""
+def collect(model: Model, batch: Batch, storage: Store, **settings: Any) -> tuple[Statistics, bool]:
+    """Return the statistics of `layer_statistics.collect`, and whether they were in the store."""
 
     def make() -> tuple[Tensors, Note]:
-        own = layer_statistics.collect(model, batch, **settings)
-        positions = {name: layer.positions for name, layer in own.layers.items()}
-        return {name: layer.hessian for name, layer in own.layers.items()}, {
-            "images": own.images,
-            "positions": positions,
-        }
+        statistics = layer_statistics.collect(model, batch, **settings)
+        hessians, positions = {}, {}
+        for name, layer in statistics.layers.items():
+            hessians[name] = layer.hessian
+            positions[name] = layer.positions
+        return hessians, {"images": statistics.images, "positions": positions}
 
     device = next(model.net.parameters()).device
-    hessians, note, there = kept.get_or_compute(
-        key(model, batch, settings, kept.origin), kind(model), make, device
-    )
-    own = {
-        name: LayerStatistics(hessian, note["positions"][name])
-        for name, hessian in hessians.items()
-    }
-    return Statistics(own, note["images"]), there
+    entry = key(model, batch, settings, storage.origin)
+    hessians, note, cached = storage.get_or_compute(entry, kind(model), make, device)
+    layers = {}
+    for name, hessian in hessians.items():
+        layers[name] = LayerStatistics(hessian, note["positions"][name])
+    return Statistics(layers, note["images"]), cached
 
 
 def kind(model: Model) -> Kind:
-    """Return what an entry holds: a Hessian and the number of positions for each layer, and the number of images."""
+    """Return what an entry holds: the Hessian and positions of each layer, and how many images."""
     names = [layer.name for layer in model.layers]
 
     def fits(note: Note) -> bool:
@@ -56,14 +54,15 @@ def kind(model: Model) -> Kind:
 
 
 def key(model: Model, batch: Batch, settings: dict[str, Any], origin: Any) -> str:
-    """Return the name of an entry: a hash of all that statistics depend on, to the last bit."""
+    """Return the key of an entry: a hash of all that statistics depend on, to the last bit."""
     if settings["positions"] == 1:
         settings = settings | {"seed": None}  # nothing is drawn
     code, state = store.describe(model)
+    sizes = [(layer.name, layer.groups, layer.outputs, layer.inputs) for layer in model.layers]
     parts = [
         *CODE,
         *code,
-        repr([(layer.name, layer.groups, layer.outputs, layer.inputs) for layer in model.layers]),
+        repr(sizes),
         *state,
         digest([batch.x]),
         json.dumps([settings, origin], sort_keys=True),

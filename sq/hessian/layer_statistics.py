@@ -1,4 +1,4 @@
-"""What calibration leaves of each layer: H = 2 X X^T / N in one pass, images forgotten."""
+"""Calibration statistics: H = 2 X X^T / N of each layer, collected in one pass over the images."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ from sq.runtime import batching, memory, out_of_memory
 from sq.types.images import Batch
 from sq.types.problem import Layer, LayerStatistics, Model, Statistics
 
-LEAST = 4  # positions an input, when only some are drawn: an H of fewer is mostly noise
+# When only a share of the positions is drawn: an H of fewer is mostly noise.
+MIN_POSITIONS_PER_INPUT = 4
 
 
 def collect(
     model: Model, batch: Batch, *, batch_size: int | None, positions: float, seed: int
 ) -> Statistics:
-    """Run the calibration images through the network once and accumulate every layer's Hessian.
+    """Run the calibration images through the network once and accumulate each layer's Hessian.
 
     Products are float32, sums over chunks float64. Memory is bounded: a layer's inputs are unfolded
-    a few images at a time. A module called several times in one pass adds up all its calls.
+    a few images at a time. The calls of a module that is called several times are added up.
 
     Parameters
     ----------
     batch : the calibration images
     batch_size : images in one forward pass, None for what suits their size; changes speed and
-    memory, not results
-        (beyond rounding)
+        memory, not results (beyond rounding)
     positions : share of each layer's positions used, drawn at random, in (0, 1]; 1 uses all. A
-    layer that would
-        be left with fewer than `LEAST` an input keeps all. What a module called several times draws
-        depends on `batch_size`
+        layer that would have fewer than `MIN_POSITIONS_PER_INPUT` uses all. For a module called
+        several times the draw depends on `batch_size`
     seed : of that draw, together with the layer's name
 
     Raises
@@ -45,38 +44,45 @@ def collect(
     SqError : an image, or a layer's input, holds NaN or infinity; the Hessians do not fit in memory
     """
     if not torch.isfinite(batch.x).all():
-        bad = [i for i, x in zip(batch.ids, batch.x, strict=True) if not torch.isfinite(x).all()]
+        bad_ids = []
+        for image_id, x in zip(batch.ids, batch.x, strict=True):
+            if not torch.isfinite(x).all():
+                bad_ids.append(image_id)
         raise SqError(
-            f"calibration images hold NaN or infinity: {', '.join(bad[:3])}; remove or repair them"
+            f"calibration images hold NaN or infinity: {', '.join(bad_ids[:3])}; "
+            "remove or repair them"
         )
     memory.check(model.layers, batch.x.device)
-    if positions < 1:  # what is drawn may depend on the batches
-        return _pass(model, batch, batch_size, positions, seed)
+    if positions < 1:  # the draw may depend on the batches: they must not get smaller
+        return _run(model, batch, batch_size, positions, seed)
+
+    def run(size: int) -> Statistics:
+        return _run(model, batch, size, positions, seed)
+
     size = batching.images_per_pass(batch.x.shape[1:], batch_size)
-    return out_of_memory.fitting(
-        "statistics", lambda some: _pass(model, batch, some, positions, seed), size
-    )
+    return out_of_memory.fitting("statistics", run, size)
 
 
-def _pass(
+def _run(
     model: Model, batch: Batch, batch_size: int | None, positions: float, seed: int
 ) -> Statistics:
-    sums = {layer.name: _Sum(layer, len(batch.ids), positions, seed) for layer in model.layers}
-    hooks = [
-        layer.module.register_forward_hook(partial(_observe, sums[layer.name]), with_kwargs=True)
-        for layer in model.layers
-    ]
+    sums: dict[str, _GramSum] = {}
+    handles = []
+    for layer in model.layers:
+        total = sums[layer.name] = _GramSum(layer, len(batch.ids), positions, seed)
+        hook = partial(_observe, total)
+        handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
     try:
         with torch.no_grad():
-            for chunk in track(batching.split(batch.x, batch_size), "statistics"):
-                forward(model.net, chunk)
+            for images in track(batching.split(batch.x, batch_size), "statistics"):
+                forward(model.net, images)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return Statistics({name: s.finish() for name, s in sums.items()}, len(batch.ids))
+        for handle in handles:
+            handle.remove()
+    return Statistics({name: total.finish() for name, total in sums.items()}, len(batch.ids))
 
 
-class _Sum:
+class _GramSum:
     """The running sum of X X^T of one layer."""
 
     def __init__(self, layer: Layer, images: int, share: float, seed: int):
@@ -85,22 +91,27 @@ class _Sum:
         self.positions = self.used = 0
 
     def add(self, x: Tensor, positions: int) -> None:
-        if not positions:  # a router has sent nothing here
+        if not positions:  # a router has sent no inputs here
             return
-        if self.gram is None:  # the first inputs decide which way is faster
-            own = hashlib.sha256(f"{self.seed} {self.layer.name}".encode()).digest()
-            expected = self.share * positions * self.images / len(x)
-            share = self.share if expected >= LEAST * self.layer.inputs else 1.0
-            self.gram = gram.of(self.layer, x, share, int.from_bytes(own[:7], "big"))
+        if self.gram is None:
+            self.gram = self._accumulator(x, positions)
         self.used += self.gram.add(x, positions)
         self.positions += positions
+
+    def _accumulator(self, x: Tensor, positions: int) -> gram.Gram:
+        """Return the accumulator that suits the first inputs `x`."""
+        hashed = hashlib.sha256(f"{self.seed} {self.layer.name}".encode()).digest()
+        expected = self.share * positions * self.images / len(x)  # positions drawn from all images
+        enough = expected >= MIN_POSITIONS_PER_INPUT * self.layer.inputs
+        share = self.share if enough else 1.0
+        return gram.choose(self.layer, x, share, int.from_bytes(hashed[:7], "big"))
 
     def finish(self) -> LayerStatistics:
         name = self.layer.name
         if self.gram is None:
             raise SqError(f"layer {name} was never called on the calibration images")
         total = self.gram.finish()
-        self.gram = None  # of all layers' sums and results, one sum is held twice at a time
+        self.gram = None  # frees the sum before the next layer's result is allocated
         if not torch.isfinite(total).all():
             raise SqError(
                 f"the inputs of layer {name} hold NaN or infinity: check weights and images"
@@ -109,29 +120,32 @@ class _Sum:
 
 
 def _observe(
-    total: _Sum,
+    total: _GramSum,
     module: nn.Module,
     args: tuple[Tensor, ...],
     named: dict[str, Tensor],
     output: Tensor,
 ) -> None:
-    x = hooks.given(args, named).detach()  # a forward may turn gradients on
+    x = hooks.first_argument(args, named).detach()  # a forward may turn gradients on
     total.add(geometry.batched(module, x), geometry.positions(module, output))
 
 
 def loss(error: Tensor, hessian: Tensor) -> float:
-    """Return tr(E H E^T) over all groups: for E = W - Q, the mean squared output error, times 2 and outputs.
+    """Return tr(E H E^T) over all groups.
+
+    For E = W - Q this is twice the squared output error, summed over outputs and averaged over
+    positions.
 
     Parameters
     ----------
-    error : (G, O, I)
+    error : E, (G, O, I)
     hessian : (G, I, I) float64
     """
-    wide = error.to(hessian.dtype)
-    return float((torch.bmm(wide, hessian) * wide).sum())
+    E = error.to(hessian.dtype)
+    return float((torch.bmm(E, hessian) * E).sum())
 
 
 def relative_error(W: Tensor, Q: Tensor, hessian: Tensor) -> float:
-    """Return ||(W - Q) X||^2 / ||W X||^2, 0 for a layer that outputs nothing anyway."""
+    """Return ||(W - Q) X||^2 / ||W X||^2, and 0 for a layer whose outputs are all 0."""
     reference = loss(W, hessian)
     return loss(W - Q, hessian) / reference if reference > 0 else 0.0

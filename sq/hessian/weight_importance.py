@@ -1,8 +1,8 @@
-"""Importance: what a squared error of each weight costs, for grids that weigh errors by it; computed once for a run.
+"""Importance h of weights: the cost of a squared error of each, for grids that use it as a weight.
 
-A grid asks by an ``importance(*, knobs) -> weigh or None`` beside its `fit`, with the knobs of
-`fit`, and ``weigh(model, x, *, images, ...) -> h (G, O, I) by layer name, draws`` is what computes
-it.
+It is computed once for a run. A grid asks for it with a function ``importance(*, knobs)`` beside
+its `fit`, with the same knobs, that returns None or a function ``compute(model, x, *, images, ...)
+-> h (G, O, I) by layer name, draws``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sq.storage.store import Kind, Note, Store, Tensors
 from sq.types.images import Batch
 from sq.types.problem import Fit, Model, digest
 
-# Read along with the code itself, as in `sq.hessian.cache`.
+# Read when the code is imported, as in `sq.hessian.cache`.
 CODE = [
     inspect.getsource(module)
     for module in (label_free_scores, per_sample_gradients, monte_carlo, derivatives)
@@ -32,47 +32,56 @@ CODE = [
 
 
 def collect(
-    fit: Fit, model: Model, batch: Batch, kept: Store
+    fit: Fit, model: Model, batch: Batch, storage: Store
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return h (G, O, I) by layer name, and what a record says of it; both are empty if `fit` does not ask for it.
+    """Return h (G, O, I) by layer name, and a part of the record; both empty if `fit` needs no h.
 
     Parameters
     ----------
     fit : of a grid, with its knobs bound
-    kept : where h is kept for other runs
+    storage : keeps h for other runs
     """
-    weigh = asked(fit)
-    if weigh is None:
+    compute = requested(fit)
+    if compute is None:
         return {}, {}
-    x = batch.x[: weigh.keywords["images"]]
+    x = batch.x[: compute.keywords["images"]]
 
     def make() -> tuple[Tensors, Note]:
-        h, made = weigh(model, x)
-        return h, {"draws": made}
+        h, draws = compute(model, x)
+        return h, {"draws": draws}
+
+    def fits(note: Note) -> bool:
+        return isinstance(note["draws"], int)
 
     names = [layer.name for layer in model.layers]
-    kind = Kind(
-        "importance of weights", "computing it", names, lambda note: isinstance(note["draws"], int)
-    )
-    h, note, there = kept.get_or_compute(key(model, x, weigh, kept.origin), kind, make, x.device)
-    return h, {"importance": {"images": len(x), "draws": note["draws"], "cached": there}}
+    kind = Kind("importance of weights", "computing it", names, fits)
+    entry = key(model, x, compute, storage.origin)
+    h, note, cached = storage.get_or_compute(entry, kind, make, x.device)
+    return h, {"importance": {"images": len(x), "draws": note["draws"], "cached": cached}}
 
 
-def asked(fit: Fit) -> partial | None:
-    """Return what the grid wants h computed by, None if it takes none."""
+def requested(fit: Fit) -> partial | None:
+    """Return the function that computes h for the grid; None if the grid needs no h."""
     function = getattr(fit, "func", fit)
-    ask: Callable[..., partial | None] | None = getattr(
-        sys.modules.get(function.__module__), "importance", None
-    )
-    return ask(**getattr(fit, "keywords", {})) if ask else None
+    module = sys.modules.get(function.__module__)
+    importance: Callable[..., partial | None] | None = getattr(module, "importance", None)
+    if importance is None:
+        return None
+    return importance(**getattr(fit, "keywords", {}))
 
 
-def key(model: Model, x: Tensor, weigh: partial, origin: Any) -> str:
-    """Return the name of an entry: a hash of all that h depends on, to the last bit."""
+def key(model: Model, x: Tensor, compute: partial, origin: Any) -> str:
+    """Return the key of an entry: a hash of all that h depends on, to the last bit."""
     code, state = store.describe(model)
     sizes = [(layer.name, layer.groups, layer.outputs, layer.inputs) for layer in model.layers]
-    settings = [f"{weigh.func.__module__}.{weigh.func.__name__}", weigh.keywords, origin]
-    told = json.dumps(settings, sort_keys=True)
-    return store.name(
-        [*CODE, *code, repr(sizes), *state, digest([x]), told, store.rounding(x.device)]
-    )
+    settings = [f"{compute.func.__module__}.{compute.func.__name__}", compute.keywords, origin]
+    parts = [
+        *CODE,
+        *code,
+        repr(sizes),
+        *state,
+        digest([x]),
+        json.dumps(settings, sort_keys=True),
+        store.rounding(x.device),
+    ]
+    return store.name(parts)

@@ -1,1 +1,1 @@
-"""Latency: how long a quantized network takes where it is to run, beside full precision and 8 bits in the same run."""
+"""Latency of a quantized network where it will run, beside full precision and 8 bits."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sq.export.finished_run import Finished
+from sq.export.finished_run import FinishedRun
 
 
-def measure(done: Finished) -> dict[str, Any]:
+def measure(run: FinishedRun) -> dict[str, Any]:
     """Time nothing."""
     return {}

@@ -1,9 +1,9 @@
-"""Inputs of layers on a grid whose scale is learned, with full precision mixed in.
+"""Quantizers of layer inputs whose step size is learned (LSQ), with full precision mixed in.
 
     x' = x + m (Q(x) - x),    Q(x) = sigma s clip(round(x / (sigma s)), low, high)
 
-m is one number, 1 where all is quantized, or 0 and 1 drawn for each element. Gradients pass a
-rounding as if it were not there (straight-through), and a clipping not at all.
+m is the quantized share of x: one number (1 quantizes all), or a mask of 0 and 1. Gradients pass
+the rounding unchanged (straight-through) and stop at clipped elements.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from torch import Tensor, nn
 
 from sq.errors import SqError
 from sq.grid.uniform_grid import UniformGrid
-from sq.learning.schedules import Mix
+from sq.learning.layout import inner_product
+from sq.learning.schedules import PrecisionMix
 from sq.network import residual_adds
 from sq.types.problem import Grid
 
-# of what learned scales may shrink to: a step too long must not turn the signs of weights or inputs
-FLOOR = 1e-3
-EDGE = 1e-4  # of a step: the ends of a range belong to it
+# Least value of a learned factor of a scale: an optimizer step that is too long must not turn the
+# signs of weights or inputs.
+SCALE_FLOOR = 1e-3
+# Values this close to the end of a range, in steps, count as inside.
+RANGE_TOLERANCE = 1e-4
 
 
-class Input(nn.Module):
-    """The quantizer of what one layer is fed: its grid, and a learned factor `sigma` of the grid's scale."""
+class InputQuantizer(nn.Module):
+    """The quantizer of one layer's input: a grid with a learned factor `sigma` of its scale."""
 
     scale: Tensor
     low: Tensor
@@ -39,26 +42,30 @@ class Input(nn.Module):
             self.register_buffer(name, getattr(grid, name).clone())
         self.sigma = nn.Parameter(torch.ones_like(grid.scale))
 
-    def forward(self, x: Tensor, mix: Mix | None = None) -> Tensor:
-        """Return `x` as the layer sees it; quantized throughout where there is no `mix`."""
-        x = x.float() if x.dtype == torch.bfloat16 else x  # autocast: a grid is of float32
-        m = 1.0 if mix is None else mix.quantized(x)
-        if isinstance(m, float) and m == 0:
+    def forward(self, x: Tensor, mix: PrecisionMix | None = None) -> Tensor:
+        """Return `x` as the layer sees it; without a `mix`, all of it is quantized."""
+        if x.dtype == torch.bfloat16:  # from autocast; grids are float32
+            x = x.float()
+        scale = self.sigma * self.scale
+        share = 1.0 if mix is None else mix.quantized(x)
+        if isinstance(share, Tensor):
+            return _QuantizeMasked.apply(x, scale, self.low, self.high, share)
+        if share == 0:
             return x
-        return _Quantize.apply(x, self.sigma * self.scale, self.low, self.high, m)
+        return _QuantizeShare.apply(x, scale, self.low, self.high, share)
 
     def grid(self) -> UniformGrid:
         """Return the grid with the learned factor in its scale."""
         return UniformGrid(self.scale * self.sigma.detach(), self.low, self.high, self.levels)
 
 
-class _Quantize(torch.autograd.Function):
-    """x' with its derivatives by x and s, written out: a third of the passes over x that autograd would take.
+class _QuantizeShare(torch.autograd.Function):
+    """x' for one share m of all elements, with its derivatives by x and the scale.
 
-    With g the gradient by x', m g is the one by Q(x). Inside of the range it passes on to x and,
-    for the scale, is weighed by Q(x) / s - x / s; outside it stops, and is weighed by Q(x) / s
-    alone (LSQ, equation 3). The sums over elements come from two inner products, because Q(x) = x +
-    (x' - x) / m.
+    Written out, they take a third of the passes over x that autograd would. With g the gradient by
+    x', the gradient by Q(x) is m g. Inside the range it passes to x, and its factor for the scale
+    is Q(x) / s - x / s. Outside it stops, and the factor is Q(x) / s (LSQ, equation 3). So the
+    gradient by the scale is a difference of two inner products.
 
     Source
     ------
@@ -67,47 +74,75 @@ class _Quantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, m: float | Tensor
+        ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, share: float
     ) -> Tensor:
-        q = torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
-        ctx.m, ctx.scale = m, scale
-        ctx.range = float((low - EDGE) * scale), float((high + EDGE) * scale)
-        ctx.save_for_backward(x, q if ctx.needs_input_grad[1] else None)
-        return q if isinstance(m, float) and m == 1 else torch.lerp(x, q, m)
+        q = _quantize(ctx, x, scale, low, high)
+        ctx.share = share
+        return q if share == 1 else torch.lerp(x, q, share)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        x, q = ctx.saved_tensors
-        m, one = ctx.m, isinstance(ctx.m, float)
-        by_q = g if one else g * m  # one number is multiplied with sums, later
-        # by_q inside of the range, else 0: one pass
-        passed = torch.ops.aten.hardtanh_backward(by_q, x, *ctx.range)
-        by_scale = None
-        if ctx.needs_input_grad[1]:
-            by_scale = (_inner(by_q, q) - _inner(passed, x)) / ctx.scale * (m if one else 1.0)
-        if one:
-            return passed if m == 1 else torch.lerp(g, passed, m), by_scale, None, None, None
-        return passed.add_(g).sub_(by_q), by_scale, None, None, None
+        # The share is a factor of the sums: that saves a pass over g.
+        by_x, by_scale = _gradients(ctx, g)
+        if by_scale is not None:
+            by_scale = by_scale * ctx.share
+        if ctx.share != 1:
+            by_x = torch.lerp(g, by_x, ctx.share)
+        return by_x, by_scale, None, None, None
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return the sum of a * b, in one pass where both have their channels last in memory."""
-    if a.ndim == 4:
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+class _QuantizeMasked(torch.autograd.Function):
+    """x' for a mask m of 0 and 1, with its derivatives by x and the scale; see `_QuantizeShare`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, mask: Tensor
+    ) -> Tensor:
+        q = _quantize(ctx, x, scale, low, high)
+        ctx.mask = mask
+        return torch.lerp(x, q, mask)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        by_q = g * ctx.mask
+        by_x, by_scale = _gradients(ctx, by_q)
+        # Elements in full precision pass their gradient: g - by_q.
+        return by_x.add_(g).sub_(by_q), by_scale, None, None, None
+
+
+def _quantize(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return Q(x), and keep in `ctx` what `_gradients` needs."""
+    q = torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+    ctx.scale = scale
+    ctx.low = float((low - RANGE_TOLERANCE) * scale)
+    ctx.high = float((high + RANGE_TOLERANCE) * scale)
+    ctx.save_for_backward(x, q if ctx.needs_input_grad[1] else None)
+    return q
+
+
+def _gradients(ctx: Any, by_q: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients by x and by the scale that follow from the one by Q(x)."""
+    x, q = ctx.saved_tensors
+    # One pass: by_q inside the range, else 0.
+    by_x = torch.ops.aten.hardtanh_backward(by_q, x, ctx.low, ctx.high)
+    if not ctx.needs_input_grad[1]:
+        return by_x, None
+    by_scale = (inner_product(by_q, q) - inner_product(by_x, x)) / ctx.scale
+    return by_x, by_scale
 
 
 def check_inputs(grids: Mapping[str, Grid]) -> dict[str, UniformGrid]:
-    """Return the grids of what layers are fed, if they can be learned.
+    """Return the grids of layer inputs, after a check that their scales can be learned.
 
     Raises
     ------
-    SqError : a grid that is not uniform, or is of a residual addition
+    SqError : a grid is not uniform, or belongs to a residual addition
     """
-    if sums := [name for name in grids if residual_adds.is_side(name)]:
+    operands = [name for name in grids if residual_adds.is_side(name)]
+    if operands:
         raise SqError(
-            f"{len(sums)} operands of additions have grids, and learned quantizers know inputs of layers alone: set "
-            "activation.observe.adds=false, or quantizer=sensiquant"
+            f"{len(operands)} operands of additions have grids, but learned quantizers take only "
+            "inputs of layers: set activation.observe.adds=false, or quantizer=sensiquant"
         )
     return {name: _uniform(grid, name) for name, grid in grids.items()}
 
@@ -115,6 +150,7 @@ def check_inputs(grids: Mapping[str, Grid]) -> dict[str, UniformGrid]:
 def _uniform(grid: Grid, name: str) -> UniformGrid:
     if not isinstance(grid, UniformGrid):
         raise SqError(
-            f"{name}: inputs are learned on uniform grids, got {type(grid).__name__}; change activation"
+            f"{name}: inputs are learned on uniform grids, got {type(grid).__name__}; change "
+            "activation"
         )
     return grid

@@ -1,4 +1,4 @@
-"""What changes while roundings are learned: the regulariser's exponent, and how much of an input is quantized yet."""
+"""Schedules of learned rounding: the regulariser's exponent and the share of full precision."""
 
 from __future__ import annotations
 
@@ -9,69 +9,83 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# How much of an input stays in full precision at time t, from 0 to 1, and whether that is drawn for
-# each element.
-Keep = Literal["none", "linear", "cosine", "log", "bernoulli", "fixed"]
+# How the share of full precision in layer inputs changes with time t from 0 to 1. With "bernoulli"
+# and "fixed", each element is drawn to be quantized or not; otherwise all elements are mixed alike.
+PrecisionSchedule = Literal["none", "linear", "cosine", "log", "bernoulli", "fixed"]
+
+BYTES_PER_DRAW = 8  # random bytes in one int64
+BYTE_VALUES = 256
 
 
 def beta(t: float, first: float, last: float, warm_up: float) -> float:
-    """Return the exponent at time `t` in [0, 1]: `first` until `warm_up`, then linearly to `last` at 1.
+    """Return the exponent at time `t` in [0, 1]: `first` until `warm_up`, then linear to `last`.
 
     Source
     ------
-    Nagel et al. 2020 (AdaRound), arXiv 2004.10568, section 3.3; the linear way as the code of BRECQ
-    and EPTQ has it.
+    Nagel et al. 2020 (AdaRound), arXiv 2004.10568, section 3.3; linear as in the code of BRECQ and
+    EPTQ.
     """
-    return first if t <= warm_up else last + (first - last) * (1 - t) / (1 - warm_up)
+    if t <= warm_up:
+        return first
+    return last + (first - last) * (1 - t) / (1 - warm_up)
 
 
-def kept(how: Keep, t: float, share: float) -> float:
-    """Return the share p of full precision that is left at time `t` in [0, 1].
+def full_precision_share(schedule: PrecisionSchedule, t: float, share: float) -> float:
+    """Return the share of full precision at time `t` in [0, 1].
 
     Parameters
     ----------
-    how : "none" leaves none; "fixed" leaves `share` throughout; "linear" and "bernoulli" 1 - t,
-    "cosine" cos(pi t / 2)
-        and "log" -log10(0.9 t + 0.1) all go from 1 to 0
+    schedule : "none" is 0 and "fixed" is `share` throughout. The others fall from 1 to 0: "linear"
+        and "bernoulli" as 1 - t, "cosine" as cos(pi t / 2), "log" as -log10(0.9 t + 0.1)
 
     Source
     ------
     Gordon et al. 2023 (EPTQ), arXiv 2309.11531: gradual activation quantization; "fixed" is Wei et
     al. 2022 (QDrop), arXiv 2203.05740.
     """
-    if how in ("none", "fixed"):
-        return share if how == "fixed" else 0.0
-    ways = {"cosine": math.cos(math.pi * t / 2), "log": -math.log10(0.9 * t + 0.1)}
-    return min(1.0, max(0.0, ways.get(how, 1 - t)))
+    if schedule == "none":
+        return 0.0
+    if schedule == "fixed":
+        return share
+    if schedule == "cosine":
+        value = math.cos(math.pi * t / 2)
+    elif schedule == "log":
+        value = -math.log10(0.9 * t + 0.1)
+    else:
+        value = 1 - t
+    return min(1.0, max(0.0, value))
 
 
 @dataclass
-class Mix:
-    """What of a tensor is quantized: 1 - `share` of every element, or of all elements that many, drawn at random."""
+class PrecisionMix:
+    """How much of an input is quantized: a share of each element, or random elements."""
 
     share: float  # of full precision
-    drawn: bool
+    drawn: bool  # each element is either quantized or not
     generator: torch.Generator
 
-    def quantized(self, like: Tensor) -> float | Tensor:
-        """Return m: one number, or 0 and 1 of the shape of `like`."""
+    def quantized(self, x: Tensor) -> float | Tensor:
+        """Return the quantized share of `x`: one number, or a mask of 0 and 1 of its shape."""
         if not self.drawn or self.share in (0.0, 1.0):
             return 1.0 - self.share
-        # Bytes, eight at a time: a tenth of the time of drawing floats, and shares are met to
-        # within 1/512.
-        drawn = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)
-        drawn.random_(-(2**63), None, generator=self.generator)
-        bytes_ = drawn.view(torch.uint8)[: like.numel()] >= round(self.share * 256)
-        made = torch.empty_like(like)
-        _flat(made).copy_(bytes_)
-        return made
+        # Random bytes, eight at a time, take a tenth of the time of random floats. The share is met
+        # to within 1/512.
+        draws = torch.empty(-(-x.numel() // BYTES_PER_DRAW), dtype=torch.int64, device=x.device)
+        draws.random_(-(2**63), None, generator=self.generator)
+        random_bytes = draws.view(torch.uint8)[: x.numel()]
+        mask = torch.empty_like(x)
+        _in_memory_order(mask).copy_(random_bytes >= round(self.share * BYTE_VALUES))
+        return mask
 
 
-def mix(how: Keep, t: float, share: float, generator: torch.Generator) -> Mix:
-    """Return what is quantized at time `t`; see `kept`."""
-    return Mix(kept(how, t, share), how in ("bernoulli", "fixed"), generator)
+def mix(
+    schedule: PrecisionSchedule, t: float, share: float, generator: torch.Generator
+) -> PrecisionMix:
+    """Return what is quantized at time `t`; see `full_precision_share`."""
+    drawn = schedule in ("bernoulli", "fixed")
+    return PrecisionMix(full_precision_share(schedule, t, share), drawn, generator)
 
 
-def _flat(x: Tensor) -> Tensor:
-    """Return the elements of a dense tensor as they lie in memory, a view."""
+def _in_memory_order(x: Tensor) -> Tensor:
+    """Return the elements of a dense tensor in the order of its memory, as a view."""
     return x.as_strided((x.numel(),), (1,))

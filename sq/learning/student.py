@@ -1,8 +1,7 @@
-"""A copy of a network that learns to be quantized: soft weights, learned biases, learned scales of what layers are fed.
+"""The student: a copy of a network that learns soft weights, biases and input scales.
 
-Nothing of the network is rewritten. For a pass, layers are lent their soft weights and biases;
-their inputs are quantized by hooks. So whatever a forward does between its layers, it goes on
-doing.
+The network's code is not rewritten. For a pass, layers temporarily get their soft weights and
+biases, and hooks quantize their inputs. Whatever a forward does between its layers still happens.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from torch import Tensor, nn
 
 from sq.activation import insertion
 from sq.hessian.layer_statistics import relative_error
-from sq.learning.input_quantizers import inputs
-from sq.learning.schedules import Mix
-from sq.learning.soft_rounding import Forward, Rounding
+from sq.learning import input_quantizers
+from sq.learning.schedules import PrecisionMix
+from sq.learning.soft_rounding import Forward, SoftRounding
 from sq.network import geometry, hooks
 from sq.network.copies import copied
-from sq.network.rounding_sites import counterparts, lending
+from sq.network.weight_swap import copied_weight_users, swapped_parameters
 from sq.types.problem import Problem, QuantizedLayer, QuantizedModel, digest
 
-Start = Callable[[Problem], QuantizedModel]  # the codes to start from
-# of products and convolutions in a pass; sums of losses stay in float32
+Start = Callable[[Problem], QuantizedModel]  # the quantizer whose codes learning starts from
+# Of matrix products and convolutions in a pass; losses are summed in float32.
 Precision = Literal["float32", "bfloat16"]
 Hold = Annotated[float, Interval(gt=0, lt=0.5)]
 
@@ -37,57 +36,56 @@ class Student:
     Parameters
     ----------
     problem : its network stays as it is
-    start : the codes and grids that rounding starts from
-    hold : how far from the other code roundings start at least, see `Rounding`
-    seed : of adapters of the steps of inputs, see `sq.learning.adaptive_step`; None has none
+    start : gives the codes and grids that rounding starts from
+    hold : least distance of the start from 1/2, see `SoftRounding`
+    seed : of adapters of input steps, see `sq.learning.adaptive_step`; None has no adapters
 
     Raises
     ------
-    SqError : a grid of inputs that is not uniform, or is of a residual addition; see `start`
+    SqError : a grid of inputs is not uniform, or belongs to a residual addition; see `start`
     """
 
     def __init__(self, problem: Problem, start: Start, hold: float, seed: int | None = None):
-        self.problem, self.begun = problem, start(problem)
+        self.problem = problem
+        self.initial = start(problem)
         self.net = copied(problem.model.net).requires_grad_(False)
-        self.roundings: dict[str, Rounding] = {}
+        self.roundings: dict[str, SoftRounding] = {}
         for layer in problem.model.layers:
-            own = self.begun.layers[layer.name]
-            self.roundings[layer.name] = Rounding(
-                layer, geometry.weight(layer.module), own.grid, own.codes, hold
-            )
-        self.inputs = inputs(problem, seed)
-        self.values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()]).to(
-            problem.batch.x.device
-        )
+            initial = self.initial.layers[layer.name]
+            W = geometry.weight(layer.module)
+            self.roundings[layer.name] = SoftRounding(layer, W, initial.grid, initial.codes, hold)
+        self.inputs = input_quantizers.build(problem, seed)
+        values = nn.ModuleList([*self.roundings.values(), *self.inputs.values()])
+        self.values = values.to(problem.batch.x.device)  # all that is learned
         self.precision: Precision = "float32"
-        self.mix: Mix | None = None  # of full precision, into what layers are fed; None for none
-        self._holders = counterparts(problem.model, self.net)
+        self.mix: PrecisionMix | None = None  # of full precision into layer inputs
+        self._holders = copied_weight_users(problem.model, self.net)
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Quantize what layers are fed while the context lasts."""
-        fed = {name: self.net.get_submodule(name) for name in self.inputs}
-        with hooks.replacing(fed, lambda name, module, x: self.inputs[name](x, self.mix)):
+    def quantized_inputs(self) -> Iterator[None]:
+        """Quantize layer inputs while the context lasts."""
+        modules = {name: self.net.get_submodule(name) for name in self.inputs}
+        with hooks.replacing(modules, lambda name, module, x: self.inputs[name](x, self.mix)):
             yield
 
     @contextmanager
-    def lent(
-        self, names: list[str], forward: Forward, mix: Mix | None
+    def learned_weights(
+        self, names: list[str], forward: Forward, mix: PrecisionMix | None
     ) -> Iterator[dict[str, Tensor]]:
-        """Let layers compute with what they have learned, for a pass; give their roundings h."""
+        """Let layers compute with their learned weights and biases; yield their roundings h."""
         h = {name: self.roundings[name].h(forward) for name in names}
-        given: list[tuple[nn.Module, str, Tensor]] = []
+        replacements: list[tuple[nn.Module, str, Tensor]] = []
         for name in names:
-            own = self.roundings[name]
-            weight = own.weight(h[name])
-            given += [(module, "weight", weight) for module in self._holders[name]]
-            if own.bias is not None:
-                given.append((self.net.get_submodule(name), "bias", own.bias))
-        with lending(given), self.mixed(mix):
+            rounding = self.roundings[name]
+            weight = rounding.weight(h[name])
+            replacements += [(module, "weight", weight) for module in self._holders[name]]
+            if rounding.bias is not None:
+                replacements.append((self.net.get_submodule(name), "bias", rounding.bias))
+        with swapped_parameters(replacements), self.mixing(mix):
             yield h
 
-    def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Return what a module of the network makes of `x`, in the precision that is learned in.
+    def compute(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return the output of a module of the network for `x`, in the precision of learning.
 
         `x` must be a fresh tensor: the module may change it in place.
         """
@@ -95,8 +93,8 @@ class Student:
             return module(x)
 
     @contextmanager
-    def mixed(self, mix: Mix | None) -> Iterator[None]:
-        """Mix full precision into what layers are fed, or none, while the context lasts."""
+    def mixing(self, mix: PrecisionMix | None) -> Iterator[None]:
+        """Mix full precision into layer inputs, or none, while the context lasts."""
         before, self.mix = self.mix, mix
         try:
             yield
@@ -104,41 +102,44 @@ class Student:
             self.mix = before
 
     def harden(self, names: list[str]) -> None:
-        """Write the values that the codes of layers decode to, and their biases, into the network."""
+        """Write the decoded codes and the biases of layers into the network."""
         for name in names:
-            own, module = self.roundings[name], self.net.get_submodule(name)
-            geometry.set_weight(module, own.grid().decode(own.codes()))
-            if own.bias is not None:
+            rounding, module = self.roundings[name], self.net.get_submodule(name)
+            geometry.set_weight(module, rounding.grid().decode(rounding.codes()))
+            if rounding.bias is not None:
                 with torch.no_grad():
-                    module.bias.copy_(own.bias)  # type: ignore[operator]
+                    module.bias.copy_(rounding.bias)  # type: ignore[operator]
 
     def finish(self, seconds: Mapping[str, float], cpu_seconds: float) -> QuantizedModel:
-        """Return the quantized network, hardened; what learning took joins what the start took.
+        """Return the hardened quantized network; its times are those of start and learning.
 
         Parameters
         ----------
         seconds : by layer
-        cpu_seconds : of all layers, which share it as they share the seconds
+        cpu_seconds : of all layers together, divided among them as the seconds are
         """
         self.harden([*self.roundings])
-        insertion.attach(self.net, {name: own.grid() for name, own in self.inputs.items()})
-        rate = cpu_seconds / (sum(seconds.values()) or 1.0)
-        done = {
-            name: self._layer(name, seconds[name], rate * seconds[name]) for name in self.roundings
-        }
-        return QuantizedModel(self.net, done)
+        insertion.attach(
+            self.net, {name: quantizer.grid() for name, quantizer in self.inputs.items()}
+        )
+        cpu_per_second = cpu_seconds / (sum(seconds.values()) or 1.0)
+        layers: dict[str, QuantizedLayer] = {}
+        for name in self.roundings:
+            layers[name] = self._layer(name, seconds[name], cpu_per_second * seconds[name])
+        return QuantizedModel(self.net, layers)
 
     def _layer(self, name: str, seconds: float, cpu_seconds: float) -> QuantizedLayer:
-        own, before = self.roundings[name], self.begun.layers[name].report
-        codes, grid = own.codes(), own.grid()
-        W, hessian = geometry.weight(own.layer.module), self.problem.statistics.layers[name].hessian
+        rounding, before = self.roundings[name], self.initial.layers[name].report
+        codes, grid = rounding.codes(), rounding.grid()
+        W = geometry.weight(rounding.layer.module)
+        hessian = self.problem.statistics.layers[name].hessian
         report = before | {
             "solve_seconds": before["solve_seconds"] + seconds,
             "relative_error": relative_error(W, grid.decode(codes), hessian),
             "codes": digest([codes]),
-            "flipped": own.flipped(),
-            "scale_moved": float((own.sigma.detach() - 1).abs().mean()),
-            "bias_moved": self._bias_moved(own),
+            "flipped": rounding.flipped(),
+            "scale_moved": float((rounding.sigma.detach() - 1).abs().mean()),
+            "bias_moved": _bias_change(rounding),
         }
         if "solve_cpu_seconds" in before:
             report["solve_cpu_seconds"] = before["solve_cpu_seconds"] + cpu_seconds
@@ -146,7 +147,10 @@ class Student:
             report["input_scale"] = float(self.inputs[name].sigma.detach())
         return QuantizedLayer(codes, grid, report)
 
-    def _bias_moved(self, own: Rounding) -> float:
-        if own.bias is None:
-            return 0.0
-        return float((own.bias - own.layer.module.bias).detach().abs().mean())  # type: ignore[operator]
+
+def _bias_change(rounding: SoftRounding) -> float:
+    """Return the mean absolute change of a layer's bias; 0 without a bias."""
+    if rounding.bias is None:
+        return 0.0
+    change = rounding.bias - rounding.layer.module.bias  # type: ignore[operator]
+    return float(change.detach().abs().mean())

@@ -1,4 +1,4 @@
-"""How far outputs are from those of full precision: sums of squares, weighed by image or by element."""
+"""Squared errors of outputs against full precision, weighted by image or by element."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sq.learning.layout import channels_last
 
-class _Squares(torch.autograd.Function):
-    """sum(w (y - wanted)^2) and its derivative by y, in two passes over y each."""
+
+class _WeightedSquares(torch.autograd.Function):
+    """sum(w (y - target)^2) and its derivative by y, in two passes over y each."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-        apart = y - wanted
-        weighed = apart * weight
-        ctx.save_for_backward(weighed)
-        return torch.dot(*(_flat(t) for t in (apart, weighed)))
+    def forward(ctx: Any, y: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        difference = y - target
+        weighted = difference * weight
+        ctx.save_for_backward(weighted)
+        return torch.dot(channels_last(difference).reshape(-1), channels_last(weighted).reshape(-1))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        (weighed,) = ctx.saved_tensors
-        return weighed.mul_(2 * g), None, None  # in place: a step goes back once
+        (weighted,) = ctx.saved_tensors
+        # In place: each step goes back only once.
+        return weighted.mul_(2 * g), None, None
 
 
-def squares(y: Tensor, wanted: Tensor, weight: Tensor, channels: int) -> Tensor:
-    """Return the mean over images and positions of ``weight * (y - wanted)^2``, summed over channels.
+def squares(y: Tensor, target: Tensor, weight: Tensor, channels: int) -> Tensor:
+    """Return ``weight * (y - target)^2``: sum over channels, mean over images and positions.
 
     Parameters
     ----------
-    y, wanted : (B, C, ...) of convolutions, (B, ..., C) of linear layers; B may be a multiple of
-    the number of images,
-        the parts of each one after the other (windows, patches). Sums are of the precision of
-        `wanted`
-    weight : (images,) of each image, or of the shape of `y`
-    channels : C; the axis that they are on makes no difference
+    y, target : (B, C, ...) of convolutions, (B, ..., C) of linear layers. B may be a multiple of
+    the
+        number of images: the parts (windows, patches) of an image follow one another. Sums have the
+        precision of `target`
+    weight : (images,), or of the shape of `y`
+    channels : C; it makes no difference on which axis they are
     """
-    y, positions = y.to(wanted.dtype), y[0].numel() // channels
+    y = y.to(target.dtype)
+    positions = y[0].numel() // channels
     if weight.ndim == 1:
-        weight = weight.repeat_interleave(len(y) // len(weight)) if len(weight) < len(y) else weight
-    shaped = weight.view(-1, *[1] * (y.ndim - 1)) if weight.ndim == 1 else weight
-    return _Squares.apply(y, wanted, shaped) / (len(y) * positions)
-
-
-def _flat(x: Tensor) -> Tensor:
-    return (x.movedim(1, -1) if x.ndim > 2 else x).reshape(-1)
+        if len(weight) < len(y):
+            weight = weight.repeat_interleave(len(y) // len(weight))
+        weight = weight.view(-1, *[1] * (y.ndim - 1))
+    return _WeightedSquares.apply(y, target, weight) / (len(y) * positions)

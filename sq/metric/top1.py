@@ -1,4 +1,4 @@
-"""Top-1 and top-5: the share of images whose label is the highest logit, or among the five highest."""
+"""Top-1 and top-5 accuracy: the label is the highest logit, or among the five highest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def measure(model: Model, seen: Iterable[tuple[Tensor, Batch]]) -> Measured:
     Parameters
     ----------
     model : not used
-    seen : logits (B, K) and the batch they are of, in turn
+    seen : logits (B, K) and their batch, in turn
 
     Raises
     ------
@@ -37,13 +37,14 @@ def measure(model: Model, seen: Iterable[tuple[Tensor, Batch]]) -> Measured:
             )
         logits.append(outputs)
         labels.append(batch.y)
-    found = Classified(torch.cat(logits), torch.cat(labels))
-    if int(found.labels.max()) >= found.logits.shape[1]:
+    result = Classified(torch.cat(logits), torch.cat(labels))
+    highest, classes = int(result.labels.max()), result.logits.shape[1]
+    if highest >= classes:
         raise SqError(
-            f"labels go up to {int(found.labels.max())}, the network tells {found.logits.shape[1]} classes apart: "
+            f"labels go up to {highest}, the network tells {classes} classes apart: "
             "choose a dataset of its classes"
         )
-    return found
+    return result
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class Classified:
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """Return `top1` and `top5`, in percent; `top5` only where there are more than five classes."""
-        top = self.logits.topk(min(5, self.logits.shape[1])).indices
-        hits = top == self.labels[:, None]
-        share = {"top1": 100 * float(self.right.double().mean())}
-        return share | (
-            {"top5": 100 * float(hits.any(1).double().mean())} if self.logits.shape[1] > 5 else {}
-        )
+        """Return `top1` and `top5`, in percent; `top5` only with more than five classes."""
+        figures = {"top1": 100 * float(self.right.double().mean())}
+        if self.logits.shape[1] > 5:
+            highest = self.logits.topk(5).indices  # (B, 5)
+            hits = (highest == self.labels[:, None]).any(1)
+            figures["top5"] = 100 * float(hits.double().mean())
+        return figures
 
     @property
     def right(self) -> Tensor:
@@ -69,17 +70,17 @@ class Classified:
         return self.logits.argmax(1) == self.labels
 
     def against(self, full: Measured) -> dict[str, Any]:
-        """Return drops in percentage points, the interval and p-value of the first, and the agreement of logits."""
+        """Return the drop of top-1 in points, its interval and p-value, and how logits agree."""
         assert isinstance(full, Classified)
         low, high = paired_tests.drop_interval(full.right, self.right)
-        drops = {
+        drop = {
             "drop": full.figures["top1"] - self.figures["top1"],
             "drop_low": 100 * low,
             "drop_high": 100 * high,
+            "drop_p": paired_tests.p_value(full.right, self.right),
         }
-        drops["drop_p"] = paired_tests.p_value(full.right, self.right)
-        return drops | agreement.measure(self.logits, full.logits)
+        return drop | agreement.measure(self.logits, full.logits)
 
     def answers(self) -> str:
-        """Return which images were answered rightly: records of other methods are compared image by image."""
+        """Return which predictions are right, packed, to compare methods image by image."""
         return paired_tests.packed(self.right)

@@ -1,4 +1,4 @@
-"""checkpoint: a network built by a constructor, and a state dict of your own for it."""
+"""checkpoint: a network built by a constructor, with the weights of a state dict."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sq.config.schema import nearest
 from sq.core import plugins
 from sq.errors import SqError, one_line
 from sq.model.state_dict import load_into
-from sq.model.transforms import Evaluation, check, span
+from sq.model.transforms import EvaluationTransform, check, span
 from sq.network import geometry
 from sq.network.reparameterize import apply as fused
 from sq.runtime import torch_setup
 from sq.types.problem import Model
 
-SETTINGS = ("input_size", "interpolation", "crop_pct", "mean", "std")
+REQUIRED_SETTINGS = ("input_size", "interpolation", "crop_pct", "mean", "std")
 
 
 def load(
@@ -35,29 +35,29 @@ def load(
     """Build a network and read its weights.
 
     The constructor is looked up by name: in torchvision's registry, in timm's, or in a package that
-    the user allows (`sq.core.plugins`); nothing else that a config names is imported.
+    the user allows (`sq.core.plugins`). Nothing else that a config names is imported.
 
     Parameters
     ----------
-    constructor : a name in torchvision's registry of models, "timm/NAME", or in a plugin,
-    "mynet.MyNet"
+    constructor : a name in torchvision's registry of models, "timm/NAME", or "mynet.MyNet" in a
+        plugin
     arguments : of the constructor, such as num_classes
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
-    $SQ_DATA
-    reparameterize : fuse the branches of networks that offer it (timm's RepVGG, MobileOne, FastViT,
-    ...) first
+        $SQ_DATA
+    reparameterize : first fuse the branches of networks that offer it (timm's RepVGG, MobileOne,
+        FastViT, ...)
     data : the evaluation transform: input_size (C, H, W), interpolation, crop_pct (share of the
-    shorter side that
-        is kept), mean and std of values from 0 to 1; and, if it is not "center", crop_mode
+        shorter side that is kept), mean and std of values from 0 to 1; and, if it is not "center",
+        crop_mode
     expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
     ------
-    SqError : no such constructor, arguments it does not take, or weights that are missing, damaged
-    or do not fit;
-        fusing branches changes the outputs
+    SqError : there is no such constructor, it does not take the arguments, the weights are missing,
+        damaged or do not fit, or fusing branches changes the outputs
     """
-    if missing := [name for name in SETTINGS if name not in data]:
+    missing = [name for name in REQUIRED_SETTINGS if name not in data]
+    if missing:
         raise SqError(
             f"model.data has {', '.join(data) or 'nothing'}: it lacks {', '.join(missing)}"
         )
@@ -69,17 +69,16 @@ def load(
     if reparameterize:
         x = torch.rand(1, *settings["input_size"], generator=torch.Generator().manual_seed(0))
         net = fused(net, x, "model.reparameterize=false")
-    found, skipped = geometry.find(net)
-    levels = span(settings["mean"], settings["std"])
+    layers, skipped = geometry.find(net)
     return Model(
         net,
-        found,
+        layers,
         settings["input_size"],
         checkpoint,
-        Evaluation(settings),
+        EvaluationTransform(settings),
         skipped,
         expected or {},
-        span=levels,
+        span=span(settings["mean"], settings["std"]),
     )
 
 
@@ -91,23 +90,20 @@ def _build(constructor: str, arguments: dict[str, Any]) -> Any:
     if plugins.is_dotted(constructor):
         return _of_plugin(constructor, arguments)
     library, _, name = constructor.rpartition("/")
-    known = {"": models.list_models(models), "timm": timm.list_models()}
-    if name not in known.get(library, []):
-        choices = (
-            known[library]
-            if library in known
-            else [*known[""], *(f"timm/{n}" for n in known["timm"])]
-        )
+    registries = {"": models.list_models(models), "timm": timm.list_models()}
+    if name not in registries.get(library, []):
+        choices = registries.get(library)
+        if choices is None:
+            choices = registries[""] + [f"timm/{choice}" for choice in registries["timm"]]
         raise SqError(
-            f"model.constructor={constructor}: torchvision (or timm/) has none; {_near(name, choices)}; "
-            "a class of your own is MODULE.CLASS, in a package that plugins=[MODULE] allows"
+            f"model.constructor={constructor}: torchvision (or timm/) has none; "
+            f"{_suggestion(name, choices)}; a class of your own is MODULE.CLASS, in a package that "
+            "plugins=[MODULE] allows"
         )
     try:
-        return (
-            timm.create_model(name, **arguments)
-            if library
-            else models.get_model(name, weights=None, **arguments)
-        )
+        if library:
+            return timm.create_model(name, **arguments)
+        return models.get_model(name, weights=None, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SqError(
             f"model.arguments={arguments}: {constructor} does not take them ({one_line(error)})"
@@ -115,16 +111,18 @@ def _build(constructor: str, arguments: dict[str, Any]) -> Any:
 
 
 def _of_plugin(constructor: str, arguments: dict[str, Any]) -> nn.Module:
-    made = plugins.find(constructor, "model.constructor")
-    if not inspect.isfunction(made) and not (inspect.isclass(made) and issubclass(made, nn.Module)):
+    """Return the network of a class or function in a plugin."""
+    function = plugins.find(constructor, "model.constructor")
+    is_module = inspect.isclass(function) and issubclass(function, nn.Module)
+    if not is_module and not inspect.isfunction(function):
         raise SqError(
             f"model.constructor={constructor}: neither a class of torch.nn.Module nor a function"
         )
     try:
-        net = made(**arguments)
+        net = function(**arguments)
     except SqError:
         raise
-    except Exception as error:  # whatever the code of a plugin raises
+    except Exception as error:  # the code of a plugin can raise anything
         raise SqError(
             f"model.arguments={arguments}: {constructor} fails with them ({one_line(error)})"
         ) from error
@@ -135,10 +133,9 @@ def _of_plugin(constructor: str, arguments: dict[str, Any]) -> nn.Module:
     return net
 
 
-def _near(name: str, choices: list[str]) -> str:
-    found = nearest(name, choices)
-    return (
-        found
-        if found.startswith("nearest")
-        else "see torchvision.models.list_models() and timm.list_models()"
-    )
+def _suggestion(name: str, choices: list[str]) -> str:
+    suggestion = nearest(name, choices)
+    if suggestion.startswith("nearest"):
+        return suggestion
+    # The list of all names would be too long.
+    return "see torchvision.models.list_models() and timm.list_models()"

@@ -1,8 +1,8 @@
 """cifar_resnet: the residual networks for 32x32 images of He et al. 2015, 20 to 110 layers deep.
 
-A 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels, and a linear layer: 6 n + 2
-layers with weights. Shortcuts have none ("option A"). Parameter names are those of the checkpoints
-people share.
+The network has a 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels, and a linear
+layer: 6 n + 2 layers with weights. Shortcuts have no weights ("option A"). Parameter names are
+those of common checkpoints.
 """
 
 from typing import Annotated, Literal
@@ -36,11 +36,12 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Return `x` in the shape of the body's outputs: strided, with zero channels ahead and behind."""
+        """Return `x` in the shape of the body's output: strided, and padded with zero channels."""
         if self.stride == 1 and self.pad == 0:
             return x
-        ahead = self.pad // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, ahead, self.pad - ahead))
+        before = self.pad // 2
+        strided = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(strided, (0, 0, 0, 0, before, self.pad - before))
 
 
 class CifarResNet(nn.Module):
@@ -48,7 +49,7 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int):
         super().__init__()
-        blocks = (depth - 2) // 6
+        blocks = (depth - 2) // 6  # in each stage; a block has 2 convolutions
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(16, 16, 1, blocks)
@@ -75,14 +76,14 @@ def load(
     std: Annotated[list[Positive], Len(3, 3)],
     expected: Expected,
 ) -> Model:
-    """Load a trained network, ready to evaluate.
+    """Load a trained network in eval mode.
 
     Parameters
     ----------
     depth : layers with weights
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
-    $SQ_DATA
-    mean, std : red, green, blue, of values from 0 to 1: the network takes (value - mean) / std
+        $SQ_DATA
+    mean, std : of red, green, blue values from 0 to 1; the network takes (value - mean) / std
     expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
@@ -95,8 +96,8 @@ def load(
     """
     net = CifarResNet(int(depth)).eval()  # a config's 20.0 is 20
     checkpoint = load_into(net, find(weights, "model.weights"))
-    found, skipped = geometry.find(net)
+    layers, skipped = geometry.find(net)
     prepare = Normalise((32, 32), tuple(mean), tuple(std))
     return Model(
-        net, found, (3, 32, 32), checkpoint, prepare, skipped, expected or {}, span=span(mean, std)
+        net, layers, (3, 32, 32), checkpoint, prepare, skipped, expected or {}, span=span(mean, std)
     )

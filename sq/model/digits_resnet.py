@@ -1,8 +1,8 @@
-"""digits_resnet: a small residual network for 8x8 digits that holds every layer kind sq quantizes.
+"""digits_resnet: a small residual network for 8x8 digits with every kind of layer sq quantizes.
 
-Dense 3x3 and 1x1, grouped, depthwise and linear layers, strides, BatchNorm and residual adds: what
-is met in large networks is met here, in seconds. Trained weights ship with the package; ``python -m
-sq.model.train_digits`` makes them again.
+It has dense 3x3 and 1x1, grouped, depthwise and linear layers, strides, BatchNorm and residual
+additions, like large networks, but runs in seconds. Trained weights are part of the package;
+``python examples/train_digits.py`` trains them again.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from sq.types.problem import Model
 WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")
 
 
-class Unit(nn.Sequential):
+class ConvBatchNorm(nn.Sequential):
     """A convolution and its BatchNorm."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -31,9 +31,9 @@ class Unit(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """ReLU(shortcut(x) + body(x)), with ReLU between the units of the body."""
+    """ReLU(shortcut(x) + body(x)), with ReLU between the layers of the body."""
 
-    def __init__(self, *body: Unit, shortcut: Unit | None = None):
+    def __init__(self, *body: ConvBatchNorm, shortcut: ConvBatchNorm | None = None):
         super().__init__()
         self.body = nn.ModuleList(body)
         self.shortcut = shortcut
@@ -41,47 +41,58 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
         y = x
-        for index, unit in enumerate(self.body):
-            y = unit(F.relu(y) if index else y)
-        return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        for index, layer in enumerate(self.body):
+            if index > 0:
+                y = F.relu(y)
+            y = layer(y)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(y + shortcut)
 
 
 class Separable(nn.Sequential):
-    """Depthwise 3x3 and pointwise 1x1 units in turn, `pairs` times, ReLU after each and no shortcut.
+    """`pairs` of depthwise 3x3 and pointwise 1x1 convolutions, ReLU after each, no shortcut.
 
-    Few inputs to each output and nothing to bypass them: what makes MobileNets hard to quantize.
+    Few inputs per output and no shortcut around them make MobileNets hard to quantize.
     """
 
     def __init__(self, width: int, pairs: int):
         super().__init__()
         for _ in range(pairs):
-            self.append(Unit(width, width, 3, groups=width))
-            self.append(Unit(width, width, 1))
+            self.append(ConvBatchNorm(width, width, 3, groups=width))
+            self.append(ConvBatchNorm(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        for unit in self:
-            x = F.relu(unit(x))
+        for layer in self:
+            x = F.relu(layer(x))
         return x
 
 
 class DigitsResNet(nn.Module):
-    """A basic and a grouped bottleneck residual block, separable units, and two wide basic residual blocks."""
+    """A basic and a grouped bottleneck block, separable units, and two wide basic blocks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = Unit(1, 32, 3)
+        self.stem = ConvBatchNorm(1, 32, 3)
         self.blocks = nn.Sequential(
-            Residual(Unit(32, 32, 3), Unit(32, 32, 3)),
+            Residual(ConvBatchNorm(32, 32, 3), ConvBatchNorm(32, 32, 3)),
             Residual(
-                Unit(32, 64, 1),
-                Unit(64, 64, 3, 2, groups=4),
-                Unit(64, 64, 1),
-                shortcut=Unit(32, 64, 1, 2),
+                ConvBatchNorm(32, 64, 1),
+                ConvBatchNorm(64, 64, 3, 2, groups=4),
+                ConvBatchNorm(64, 64, 1),
+                shortcut=ConvBatchNorm(32, 64, 1, 2),
             ),
             Separable(64, pairs=4),
-            Residual(Unit(64, 96, 3), Unit(96, 96, 3), shortcut=Unit(64, 96, 1)),
-            Residual(Unit(96, 96, 3, 2), Unit(96, 96, 3), shortcut=Unit(96, 96, 1, 2)),
+            Residual(
+                ConvBatchNorm(64, 96, 3),
+                ConvBatchNorm(96, 96, 3),
+                shortcut=ConvBatchNorm(64, 96, 1),
+            ),
+            Residual(
+                ConvBatchNorm(96, 96, 3, 2),
+                ConvBatchNorm(96, 96, 3),
+                shortcut=ConvBatchNorm(96, 96, 1, 2),
+            ),
         )
         self.head = nn.Linear(96, 10)
 
@@ -94,18 +105,18 @@ def prepare(image: Image.Image, resized: bool) -> Tensor:
     """Return an 8x8 grey image of levels 0 to 16 as (1, 8, 8), -1 to 1."""
     if image.size != (8, 8) or image.mode != "L":
         raise SqError(
-            f"the image is {image.width}x{image.height} {image.mode}, digits_resnet takes 8x8 grey: "
-            "choose dataset=digits, or another model"
+            f"the image is {image.width}x{image.height} {image.mode}, digits_resnet takes 8x8 "
+            "grey: choose dataset=digits, or another model"
         )
     return torch.from_numpy(np.asarray(image, np.float32) / 8 - 1).unsqueeze(0)
 
 
 def load(*, weights: str | None, expected: Expected) -> Model:
-    """Load the trained network, ready to evaluate.
+    """Load the trained network in eval mode.
 
     Parameters
     ----------
-    weights : a .safetensors, .pth or .pt file to take them from; None takes the one in the package
+    weights : a .safetensors, .pth or .pt file; None takes the one in the package
     expected : full-precision figures by image set, see `sq.evaluation.expected_accuracy`
 
     Raises
@@ -114,7 +125,7 @@ def load(*, weights: str | None, expected: Expected) -> Model:
     """
     net = DigitsResNet().eval()
     checkpoint = load_into(net, Path(weights) if weights else WEIGHTS)
-    found, skipped = geometry.find(net)
+    layers, skipped = geometry.find(net)
     return Model(
-        net, found, (1, 8, 8), checkpoint, prepare, skipped, expected or {}, span=((-1.0,), (1.0,))
+        net, layers, (1, 8, 8), checkpoint, prepare, skipped, expected or {}, span=((-1.0,), (1.0,))
     )

@@ -1,4 +1,4 @@
-"""An image of any shape as a square for a detector, and boxes found in the square back on the image."""
+"""Letterboxing: an image as a square for a detector, and detected boxes back on the image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-GREY = 114 / 255  # what the networks of the YOLO family saw around images in training
+GREY = 114 / 255  # the border of training images of the YOLO family
 
 
 def letterbox(image: Image.Image, size: int) -> Tensor:
@@ -22,8 +22,8 @@ def letterbox(image: Image.Image, size: int) -> Tensor:
     -------
     (3, size, size) float32 in 0..1
     """
-    height, width, top, left = _place((image.height, image.width), size)
-    # smooths when it scales down
+    height, width, top, left = _placement((image.height, image.width), size)
+    # Pillow's bilinear filter is antialiased when it scales down.
     scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     square = torch.full((3, size, size), GREY)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
@@ -44,15 +44,17 @@ def undo(boxes: Tensor, shape: tuple[int, int], size: int) -> Tensor:
     -------
     (n, 4): the same, in pixels of the image
     """
-    height, width, top, left = _place(shape, size)
-    # What the resize really scaled by: its two ratios differ where a side was rounded.
+    height, width, top, left = _placement(shape, size)
+    # The two ratios of the resize differ if a side was rounded.
     ratio = boxes.new_tensor([shape[1] / width, shape[0] / height]).repeat(2)
-    found = (boxes - boxes.new_tensor([left, top, left, top])) * ratio
-    return found.clamp(min=0).minimum(boxes.new_tensor([shape[1], shape[0]]).repeat(2))
+    on_image = (boxes - boxes.new_tensor([left, top, left, top])) * ratio
+    limits = boxes.new_tensor([shape[1], shape[0]]).repeat(2)
+    return on_image.clamp(min=0).minimum(limits)
 
 
-def _place(shape: tuple[int, int], size: int) -> tuple[int, int, int, int]:
-    """Return (height, width, top, left) of an image of `shape` (height, width) in the square; odd rests go below."""
-    ratio = size / max(shape)
-    height, width = (max(round(side * ratio), 1) for side in shape)
+def _placement(shape: tuple[int, int], size: int) -> tuple[int, int, int, int]:
+    """Return (height, width, top, left) in the square, for an image of `shape` (height, width)."""
+    ratio = size / max(shape)  # the longer side fills the square
+    height = max(round(shape[0] * ratio), 1)
+    width = max(round(shape[1] * ratio), 1)
     return height, width, (size - height) // 2, (size - width) // 2

@@ -1,7 +1,6 @@
-"""From an image to what a network takes: the network's own data config, read by timm.
+"""Transforms from an image to the input of a network, by timm from the network's data config.
 
-`expected` figures hold only for the transform that goes with the weights, so it belongs to the
-model.
+Expected figures hold only for the transform of the weights, so it belongs to the model.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from sq.errors import SqError
 from sq.runtime import torch_setup
 from sq.types.problem import Span
 
-# Settings of `Evaluation` and what they may be: timm itself takes a mistyped crop_mode, or a
-# crop_pct of 0, for its default.
-KINDS: dict[str, Any] = {
+# Settings of `EvaluationTransform` and their types. timm itself would use its default for a
+# mistyped crop_mode, or a crop_pct of 0.
+SETTING_TYPES: dict[str, Any] = {
     "input_size": Annotated[list[Count], Len(3, 3)],
     "interpolation": Literal["bilinear", "bicubic", "nearest", "box", "hamming", "lanczos"],
     "crop_pct": Share,
@@ -33,13 +32,14 @@ KINDS: dict[str, Any] = {
 
 
 def check(data: Mapping[str, Any]) -> None:
-    """Raise an `SqError` unless `data`, as a config gives it, holds settings of `Evaluation` only, all well-formed."""
+    """Raise an `SqError` unless `data` has only valid settings of `EvaluationTransform`."""
     for name, value in data.items():
-        if name not in KINDS:
+        if name not in SETTING_TYPES:
             raise SqError(
-                f"model.data.{name}: not a setting of the transform; choices: {', '.join(KINDS)}"
+                f"model.data.{name}: not a setting of the transform; choices: "
+                f"{', '.join(SETTING_TYPES)}"
             )
-        check_type(KINDS[name], value, f"model.data.{name}")
+        check_type(SETTING_TYPES[name], value, f"model.data.{name}")
     if data.get("input_size", [3])[0] != 3:
         raise SqError(
             f"model.data.input_size={data['input_size']}: (channels, height, width), of 3 channels"
@@ -47,16 +47,18 @@ def check(data: Mapping[str, Any]) -> None:
 
 
 def span(mean: Sequence[float], std: Sequence[float]) -> Span:
-    """Return black and white, (value - mean) / std of 0 and 1, of red, green and blue."""
-    low, high = (
-        tuple((value - m) / s for m, s in zip(mean, std, strict=True)) for value in (0.0, 1.0)
-    )
-    return low, high
+    """Return black and white, (value - mean) / std of 0 and 1, for red, green and blue."""
+    black: list[float] = []
+    white: list[float] = []
+    for channel_mean, channel_std in zip(mean, std, strict=True):
+        black.append((0.0 - channel_mean) / channel_std)
+        white.append((1.0 - channel_mean) / channel_std)
+    return tuple(black), tuple(white)
 
 
 @dataclass(frozen=True)
 class Normalise:
-    """Images of exactly `size` (height, width), from 0..1 to (value - mean) / std of red, green and blue."""
+    """(value - mean) / std of red, green and blue in 0..1, for images of `size` (height, width)."""
 
     size: tuple[int, int]
     mean: tuple[float, ...]
@@ -75,8 +77,8 @@ class Normalise:
         return normalize(to_tensor(image), list(self.mean), list(self.std))
 
 
-class Evaluation:
-    """Resize, centre crop and normalise as `settings`, in timm's terms (input_size, crop_pct, mean, ...), ask for."""
+class EvaluationTransform:
+    """Resize, centre crop and normalise, by timm's settings (input_size, crop_pct, ...)."""
 
     def __init__(self, settings: Mapping[str, Any]):
         torch_setup.import_torchvision()
@@ -86,26 +88,27 @@ class Evaluation:
         self.resize, *self.rest = create_transform(**settings, is_training=False).transforms
         if not type(self.resize).__name__.startswith("Resize"):
             raise SqError(
-                f"the evaluation transform begins with {self.resize}, not a resize: correct model.data"
+                f"the evaluation transform begins with {self.resize}, not a resize: correct "
+                "model.data"
             )
 
     def __call__(self, image: Image.Image, resized: bool) -> Tensor:
-        """Return (3, H, W) float32; a `resized` image is cropped only, its offset rounded down."""
+        """Return (3, H, W) float32; a `resized` image is only cropped, its offset rounded down."""
         if image.mode != "RGB":
             raise SqError(
                 f"the image is {image.mode}, the network takes RGB: choose a dataset of its kind"
             )
-        x: Any = self._centre(image) if resized else self.resize(image)
+        x: Any = self._centre_crop(image) if resized else self.resize(image)
         for step in self.rest:
             x = step(x)
         return x
 
-    def _centre(self, image: Image.Image) -> Image.Image:
+    def _centre_crop(self, image: Image.Image) -> Image.Image:
         height, width = self.size
         left, top = (image.width - width) // 2, (image.height - height) // 2
         if left < 0 or top < 0:
             raise SqError(
-                f"the image is {image.width}x{image.height}, the network takes {width}x{height} of it: "
-                "set dataset.resized=false"
+                f"the image is {image.width}x{image.height}, the network takes {width}x{height} of "
+                "it: set dataset.resized=false"
             )
         return image.crop((left, top, left + width, top + height))

@@ -1,7 +1,6 @@
-"""ultralytics: YOLOv8, YOLO11 and YOLOv5u, whose head predicts distances from the centre of each cell.
+"""ultralytics: YOLOv8, YOLO11 and YOLOv5u, which predict distances from the centres of cells.
 
-The network stops before the head's decoding: what it returns are convolutions' outputs, and
-`decode` is ours.
+The network returns the outputs of the head's convolutions. Their decoding, `decode`, is ours.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from sq.network import geometry
 from sq.types.problem import Model
 
 BINS = 16  # of the distribution of each distance, one stride apart
-SIDES = 4
+SIDES = 4  # distances of a box: left, top, right, bottom
 
 Name = Literal[
     "yolov5nu", "yolov5su", "yolov5mu", "yolov5lu", "yolov5xu",
@@ -33,19 +32,19 @@ Name = Literal[
 
 
 class RawHead(nn.Module):
-    """The convolutions of ultralytics' head, and none of its decoding."""
+    """The convolutions of ultralytics' head, without its decoding."""
 
     def __init__(self, head: Any):
         super().__init__()
         self.f, self.cv2, self.cv3, self.dfl = head.f, head.cv2, head.cv3, head.dfl
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Map (B, C, H, W) of each stride to (B, N, 64 + classes): stride after stride, row after row."""
-        found = [
-            torch.cat([box(x), kind(x)], 1).flatten(2)
-            for box, kind, x in zip(self.cv2, self.cv3, maps, strict=True)
-        ]
-        return torch.cat(found, 2).mT
+        """Map (B, C, H, W) of each stride to (B, N, 64 + classes), ordered by stride, then row."""
+        predictions: list[Tensor] = []
+        for box_layers, class_layers, x in zip(self.cv2, self.cv3, maps, strict=True):
+            of_map = torch.cat([box_layers(x), class_layers(x)], 1)  # (B, 64 + classes, H, W)
+            predictions.append(of_map.flatten(2))
+        return torch.cat(predictions, 2).mT
 
 
 class YOLO(yolo.Routed):
@@ -54,8 +53,8 @@ class YOLO(yolo.Routed):
     def __init__(self, name: str):
         match = re.fullmatch(r"(yolo(?:v5|v8|11))([nsmlx])u?", name)
         assert match, name
-        built = yolo.build(match[1], match[2])
-        super().__init__(nn.Sequential(*built[:-1], RawHead(built[-1])))
+        layers = yolo.build(match[1], match[2])
+        super().__init__(nn.Sequential(*layers[:-1], RawHead(layers[-1])))
 
 
 def decode(raw: Tensor, *, centres: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,10 +62,10 @@ def decode(raw: Tensor, *, centres: Tensor, strides: Tensor) -> tuple[Tensor, Te
 
     Parameters
     ----------
-    raw : (B, N, 64 + classes): 16 logits for each of left, top, right, bottom, then the classes'
-    logits
-    centres : (N, 2): column and row of the centre of each prediction's cell
-    strides : (N, 1): side of its cell, pixels
+    raw : (B, N, 64 + classes): 16 logits for each of left, top, right, bottom, then those of the
+        classes
+    centres : (N, 2): column and row of the centre of the cell of each prediction
+    strides : (N, 1): side of the cell, pixels
 
     Returns
     -------
@@ -78,20 +77,21 @@ def decode(raw: Tensor, *, centres: Tensor, strides: Tensor) -> tuple[Tensor, Te
     Li et al. 2020, Generalized Focal Loss, arXiv 2006.04388, equation 4 and section 3.2: a distance
     is the mean of a softmax over 0 .. 15 cells.
     """
-    share = raw[..., : SIDES * BINS].unflatten(-1, (SIDES, BINS)).softmax(-1)
-    distance = share @ torch.arange(BINS, dtype=raw.dtype, device=raw.device)
+    probabilities = raw[..., : SIDES * BINS].unflatten(-1, (SIDES, BINS)).softmax(-1)
+    distance = probabilities @ torch.arange(BINS, dtype=raw.dtype, device=raw.device)
     boxes = torch.cat([centres - distance[..., :2], centres + distance[..., 2:]], -1) * strides
     return boxes, raw[..., SIDES * BINS :].sigmoid()
 
 
 def _rows(image: int) -> dict[str, Tensor]:
-    """Return what `decode` must know of each of the N predictions, in the order of the head."""
-    cells = [yolo.cells(image, stride) for stride in yolo.STRIDES]
-    strides = [
-        torch.full((len(c), 1), float(stride))
-        for c, stride in zip(cells, yolo.STRIDES, strict=True)
-    ]
-    return {"centres": torch.cat(cells) + 0.5, "strides": torch.cat(strides)}
+    """Return the arguments of `decode` for each of the N predictions, in the order of the head."""
+    corners: list[Tensor] = []
+    strides: list[Tensor] = []
+    for stride in yolo.STRIDES:
+        cells = yolo.cells(image, stride)
+        corners.append(cells)
+        strides.append(torch.full((len(cells), 1), float(stride)))
+    return {"centres": torch.cat(corners) + 0.5, "strides": torch.cat(strides)}
 
 
 def load(
@@ -101,21 +101,20 @@ def load(
     image: Count,
     expected: Expected,
 ) -> Model:
-    """Load a trained network, ready to evaluate.
+    """Load a trained network in eval mode.
 
     Parameters
     ----------
-    name : as ultralytics calls it
+    name : in ultralytics
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
-    $SQ_DATA.
-        None takes what ultralytics publishes, from torch's folder of checkpoints or the internet.
-    image : side of the square an image is letterboxed to, pixels; a multiple of 32
+        $SQ_DATA. None takes the published ones, from torch's checkpoint folder or the internet
+    image : side of the letterboxed square, pixels; a multiple of 32
     expected : full-precision figures, by the name of the image set
 
     Raises
     ------
     SqError : ultralytics is missing; the file is missing, damaged, more than tensors, or of another
-    network
+        network
 
     Source
     ------
@@ -124,38 +123,43 @@ def load(
     yolo.check_side(image)
     path = None if weights is None else find(weights, "model.weights")
     net = YOLO(name).eval()
-    checkpoint, classes = (
-        ultralytics_hub.load_published(net, name) if path is None else (load_into(net, path), ())
-    )
+    classes: tuple[str, ...] = ()
+    if path is None:
+        checkpoint, classes = ultralytics_hub.load_published(net, name)
+    else:
+        checkpoint = load_into(net, path)
     _drop_bins(net.model[-1], path)
-    found, skipped = geometry.find(net)
-    last = [
-        f"model.{len(net.model) - 1}.{kind}.{i}.2"
-        for kind in ("cv2", "cv3")
-        for i in range(len(yolo.STRIDES))
-    ]
-    prepare, decoder = partial(yolo.prepare, size=image), partial(decode, **_rows(image))
-    ends = (found[0].name, *last)
+    layers, skipped = geometry.find(net)
+    head = f"model.{len(net.model) - 1}"
+    maps = range(len(yolo.STRIDES))
+    first_and_last = (
+        layers[0].name,
+        *(f"{head}.cv2.{i}.2" for i in maps),
+        *(f"{head}.cv3.{i}.2" for i in maps),
+    )
+    prepare = partial(yolo.prepare, size=image)
+    decoder = partial(decode, **_rows(image))
     return Model(
         net,
-        found,
+        layers,
         (3, image, image),
         checkpoint,
         prepare,
         skipped,
         expected or {},
         decoder,
-        ends,
+        first_and_last,
         yolo.SPAN,
         classes,
     )
 
 
 def _drop_bins(head: Any, path: Path | None) -> None:
-    """Take out the convolution that checkpoints carry for the mean over bins: fixed to 0 .. 15, it is in `decode`."""
+    """Remove the convolution for the mean over bins: its weights are fixed, and `decode` has it."""
     weight = head.dfl.conv.weight.flatten()
     if not torch.equal(weight, torch.arange(BINS, dtype=weight.dtype)):
         raise SqError(
-            f"{path or 'published weights'}: the head's bins are not 0 to {BINS - 1}: bring other weights"
+            f"{path or 'published weights'}: the head's bins are not 0 to {BINS - 1}: bring other "
+            "weights"
         )
     del head.dfl

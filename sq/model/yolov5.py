@@ -1,7 +1,7 @@
-"""yolov5: the detectors of ultralytics/yolov5, release 6, whose head predicts offsets from anchor boxes.
+"""yolov5: the detectors of ultralytics/yolov5, release 6, which predict offsets from anchor boxes.
 
-They are other networks than ultralytics' own `yolov5nu` (sq/model/ultralytics.py): layers 0 to 23
-are the same, the head is not. Parameter names are those of the release: `model.0` to `model.24`.
+They differ from `yolov5nu` of the package ultralytics (sq/model/ultralytics.py) in the head; layers
+0 to 23 are the same. Parameter names are those of the release: `model.0` to `model.24`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from sq.model.state_dict import load_into
 from sq.network import geometry
 from sq.types.problem import Model
 
-CLASSES, SHAPES = 80, 3  # classes of COCO; anchor boxes per cell
+CLASSES = 80  # of COCO
+ANCHORS = 3  # anchor boxes per cell
 FIELDS = 5 + CLASSES  # of a prediction: x, y, width, height, objectness, classes
 
 
@@ -28,27 +29,28 @@ class AnchorHead(nn.Module):
 
     def __init__(self, channels: list[int]):
         super().__init__()
-        self.m = nn.ModuleList(nn.Conv2d(c, SHAPES * FIELDS, 1) for c in channels)
-        # width, height, in cells
-        self.register_buffer("anchors", torch.zeros(len(channels), SHAPES, 2))
+        self.m = nn.ModuleList(nn.Conv2d(c, ANCHORS * FIELDS, 1) for c in channels)
+        # width and height, in cells
+        self.register_buffer("anchors", torch.zeros(len(channels), ANCHORS, 2))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Map (B, C, H, W) of each stride to (B, N, 85): stride after stride, anchor after anchor, row after row."""
-        found = [
-            conv(x).unflatten(1, (SHAPES, FIELDS)) for conv, x in zip(self.m, maps, strict=True)
-        ]
-        return torch.cat([y.permute(0, 1, 3, 4, 2).flatten(1, 3) for y in found], 1)
+        """Map (B, C, H, W) of each stride to (B, N, 85), ordered by stride, anchor and row."""
+        predictions: list[Tensor] = []
+        for conv, x in zip(self.m, maps, strict=True):
+            y = conv(x).unflatten(1, (ANCHORS, FIELDS))  # (B, anchors, fields, H, W)
+            predictions.append(y.permute(0, 1, 3, 4, 2).flatten(1, 3))
+        return torch.cat(predictions, 1)
 
 
 class YOLOv5(yolo.Routed):
-    """The network of one `size`, with the anchor head in place of the one that ultralytics builds."""
+    """The network of one `size`, with an anchor head instead of the head of ultralytics."""
 
     def __init__(self, size: str):
-        built = yolo.build("yolov5", size)
-        other: Any = built[-1]
-        head = AnchorHead([branch[0].conv.in_channels for branch in other.cv2])
-        head.f = other.f
-        super().__init__(nn.Sequential(*built[:-1], head))
+        layers = yolo.build("yolov5", size)
+        built_head: Any = layers[-1]
+        head = AnchorHead([branch[0].conv.in_channels for branch in built_head.cv2])
+        head.f = built_head.f
+        super().__init__(nn.Sequential(*layers[:-1], head))
 
 
 def decode(
@@ -59,9 +61,9 @@ def decode(
     Parameters
     ----------
     raw : (B, N, 85), before the sigmoid
-    corners : (N, 2): column and row of each prediction's cell
-    anchors : (N, 2): width and height of its anchor box, pixels
-    strides : (N, 1): side of its cell, pixels
+    corners : (N, 2): column and row of the cell of each prediction
+    anchors : (N, 2): width and height of the anchor box, pixels
+    strides : (N, 1): side of the cell, pixels
 
     Returns
     -------
@@ -74,20 +76,20 @@ def decode(
     b_x = 2 s(t_x) - 0.5 + c_x, b_w = p_w (2 s(t_w))^2, with s the sigmoid, c the cell, p the anchor
     box.
     """
-    p = raw.sigmoid()
+    p = raw.sigmoid()  # x, y, width, height, objectness, classes
     centre = (2 * p[..., :2] - 0.5 + corners) * strides
     half = (2 * p[..., 2:4]) ** 2 * anchors / 2
     return torch.cat([centre - half, centre + half], -1), p[..., 4:5] * p[..., 5:]
 
 
 def _rows(anchors: Tensor, image: int) -> dict[str, Tensor]:
-    """Return what `decode` must know of each of the N predictions, in the order of the head."""
+    """Return the arguments of `decode` for each of the N predictions, in the order of the head."""
     parts: dict[str, list[Tensor]] = {"corners": [], "anchors": [], "strides": []}
     for stride, shapes in zip(yolo.STRIDES, anchors, strict=True):
         cells = yolo.cells(image, stride)
-        parts["corners"].append(cells.repeat(SHAPES, 1))
+        parts["corners"].append(cells.repeat(ANCHORS, 1))
         parts["anchors"].append((shapes * stride).repeat_interleave(len(cells), 0))
-        parts["strides"].append(torch.full((SHAPES * len(cells), 1), float(stride)))
+        parts["strides"].append(torch.full((ANCHORS * len(cells), 1), float(stride)))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
@@ -98,20 +100,20 @@ def load(
     image: Count,
     expected: Expected,
 ) -> Model:
-    """Load a trained network, ready to evaluate.
+    """Load a trained network in eval mode.
 
     Parameters
     ----------
     size : n(ano), s(mall), m(edium), l(arge), x
     weights : a .safetensors, .pth or .pt state dict; a relative path is looked for here, then in
-    $SQ_DATA
-    image : side of the square an image is letterboxed to, pixels; a multiple of 32
+        $SQ_DATA
+    image : side of the letterboxed square, pixels; a multiple of 32
     expected : full-precision figures, by the name of the image set
 
     Raises
     ------
     SqError : ultralytics is missing; the file is missing, damaged, more than tensors, or of another
-    network
+        network
 
     Source
     ------
@@ -121,20 +123,20 @@ def load(
     path = find(weights, "model.weights")
     net = YOLOv5(size).eval()
     checkpoint = load_into(net, path)
-    found, skipped = geometry.find(net)
+    layers, skipped = geometry.find(net)
     head = f"model.{len(net.model) - 1}"
-    ends = (found[0].name, *(f"{head}.m.{i}" for i in range(len(yolo.STRIDES))))
+    first_and_last = (layers[0].name, *(f"{head}.m.{i}" for i in range(len(yolo.STRIDES))))
     decoder = partial(decode, **_rows(net.get_buffer(f"{head}.anchors").clone(), image))
     prepare = partial(yolo.prepare, size=image)
     return Model(
         net,
-        found,
+        layers,
         (3, image, image),
         checkpoint,
         prepare,
         skipped,
         expected or {},
         decoder,
-        ends,
+        first_and_last,
         yolo.SPAN,
     )

@@ -1,1 +1,1 @@
-"""Networks as modules of PyTorch: how they are run, rewritten into plain layers, and how much of them is quantized."""
+"""Networks as PyTorch modules: passes and hooks, plain layers, folding, and derivatives."""

@@ -1,16 +1,16 @@
-"""Folding: put each BatchNorm into the convolution or linear layer that feeds it, as it is done for inference.
+"""Fold each BatchNorm into the convolution or linear layer before it, as inference engines do.
 
-What feeds what is found by running the network, not by tracing it: a BatchNorm is folded if the
-tensor it is given is the very one that a layer returned. Tracers miss BatchNorms that are not plain
-`torch.nn` modules, and say nothing; here the result lists every BatchNorm of the network, folded or
-left with the reason.
+A pass through the network shows which layer's output goes to which BatchNorm: one is folded if its
+input is the very tensor that a layer returned. Tracers miss BatchNorms that are not plain
+`torch.nn` modules, without a message. Here the result lists every BatchNorm of the network: folded,
+or not folded with the reason.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,13 +20,16 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from sq.errors import SqError
-from sq.network import batchnorm, checks, hooks
+from sq.network import batchnorm_statistics, checks, hooks
 from sq.network.forward import forward
+from sq.network.weight_swap import count_parameter_users
 from sq.runtime import batching
 
-Foldable = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-# relative squared error of the outputs: far above rounding, far below a BatchNorm that is wrong
+FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# Relative squared error of the outputs that is allowed: far above rounding, far below the effect of
+# a wrong BatchNorm.
 TOLERANCE = 1e-6
+SHOWN_NAMES = 3  # in a message
 
 
 class Pair(NamedTuple):
@@ -38,41 +41,39 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Folded:
-    """The names of the BatchNorms that are in a layer's weight now, and of those that are not: ``name (reason)``."""
+    """Names of the BatchNorms that were folded, and of the others, as ``name (reason)``."""
 
     folded: list[str]
-    left: list[str]
-    pairs: tuple[Pair, ...] = field(default=(), compare=False)  # that `again` folds
+    not_folded: list[str]
+    pairs: tuple[Pair, ...] = field(default=(), compare=False)  # for `fold_pairs`
 
     def record(self) -> dict[str, list[str]]:
         """Return plain data, for a record."""
-        return {"folded": self.folded, "left": self.left}
+        return {"folded": self.folded, "left": self.not_folded}
 
 
-Outputs = list[tuple[Tensor, Tensor]]  # images, and what the network makes of them
+Outputs = list[tuple[Tensor, Tensor]]  # images and the network's outputs for them
 
 
-def fold(net: nn.Module, x: Tensor, every: Tensor | None = None) -> Folded:
-    """Fold BatchNorm layers into the layers that feed them, in place; names and modules of layers stay.
+def fold(net: nn.Module, x: Tensor, all_images: Tensor | None = None) -> Folded:
+    """Fold BatchNorm layers into the layers before them, in place.
 
-    A layer gets new parameters (a bias too, where it had none). A BatchNorm becomes `nn.Identity`;
-    one that also holds `drop` and `act`, as timm's do, becomes a sequence of these two.
+    The layers keep their names and modules. A layer gets new parameters (a bias too, if it had
+    none). A BatchNorm becomes `nn.Identity`; one that also holds `drop` and `act`, as timm's do,
+    becomes a sequence of these two.
 
     Parameters
     ----------
-    net : in eval mode, best on the CPU: convolutions in TF32, as GPUs do them, may round by more
-    than is allowed
-        here; unchanged if an error is raised
-    x : a few images, (B, ...), as the network takes them: to see what feeds what, and to compare
-    outputs
-    every : all images there are, which are looked at where `x` does not reach all BatchNorms, as in
-    routed networks
+    net : in eval mode, best on the CPU: convolutions in TF32, as on GPUs, may round by more than
+        the tolerance. Unchanged if an error is raised
+    x : a few images (B, ...) as the network takes them; they show which layer precedes which
+        BatchNorm, and outputs are compared on them
+    all_images : used if `x` does not reach all BatchNorms, as in networks that route images
 
     Raises
     ------
-    SqError : the network is in training mode, or folding changes its outputs, as where the output
-    of a layer
-        goes to its BatchNorm and to something else
+    SqError : the network is in training mode, or folding changes its outputs (as where a layer's
+        output goes to its BatchNorm and to something else)
 
     Source
     ------
@@ -82,198 +83,242 @@ def fold(net: nn.Module, x: Tensor, every: Tensor | None = None) -> Folded:
     """
     if any(module.training for module in net.modules()):
         raise SqError(
-            f"{type(net).__name__} is in training mode, where BatchNorm cannot be folded: call net.eval()"
+            f"{type(net).__name__} is in training mode, where BatchNorm cannot be folded: "
+            "call net.eval()"
         )
-    pairs, left, outputs = _observe(net, x, every)
-    for part, wanted in outputs:
-        checks.check_outputs(net, part, wanted)
+    pairs, not_folded, outputs = _find_pairs(net, x, all_images)
+    for images, reference in outputs:
+        checks.check_outputs(net, images, reference)
     with ExitStack() as undo:
-        error = _error(net, outputs, pairs, undo)
+        error = _fold_and_compare(net, outputs, pairs, undo)
         if error <= TOLERANCE:
             undo.pop_all()
-            return Folded([pair.norm for pair in pairs], left, tuple(pairs))
-    guilty = [f"{p.norm} into {p.layer}" for p in pairs if not _alone(net, outputs, p) <= TOLERANCE]
-    case = f"{', '.join(guilty[:3]) or 'all BatchNorms'}{', ...' * (len(guilty) > 3)}"
+            return Folded([pair.norm for pair in pairs], not_folded, tuple(pairs))
+    # Folding is undone here. Each pair is tried alone, to name those that change the outputs.
+    wrong = []
+    for pair in pairs:
+        error_alone = _error_alone(net, outputs, pair)
+        if not error_alone <= TOLERANCE:  # not `>`, which would pass NaN
+            wrong.append(f"{pair.norm} into {pair.layer}")
+    names = ", ".join(wrong[:SHOWN_NAMES]) or "all BatchNorms"
+    more = ", ..." if len(wrong) > SHOWN_NAMES else ""
     raise SqError(
-        f"folding {case} changes the outputs (relative squared error {error:.1e}, allowed {TOLERANCE:.0e}): the layer's"
-        " output is used elsewhere too, or its weight is computed in its forward; use this network without folding"
+        f"folding {names}{more} changes the outputs (relative squared error {error:.1e}, allowed "
+        f"{TOLERANCE:.0e}): the layer's output is used elsewhere too, or its weight is computed in "
+        "its forward; use this network without folding"
     )
 
 
-def again(net: nn.Module, pairs: Iterable[Pair]) -> None:
-    """Fold `pairs`, which `fold` has folded in a network of the same structure, in place; no image is looked at.
+def fold_pairs(net: nn.Module, pairs: Iterable[Pair]) -> None:
+    """Fold `pairs` again that `fold` returned for a network of the same structure, in place.
+
+    No image is needed.
 
     Raises
     ------
-    ValueError : a pair is none of a layer and a BatchNorm
+    ValueError : a pair does not name a layer and a BatchNorm with running statistics
     """
     for pair in pairs:
         layer, norm = net.get_submodule(pair.layer), net.get_submodule(pair.norm)
         if (
-            not isinstance(layer, Foldable)
-            or not isinstance(norm, batchnorm.Kinds)
+            not isinstance(layer, FOLDABLE)
+            or not isinstance(norm, batchnorm_statistics.BATCHNORMS)
             or norm.running_mean is None
         ):
             raise ValueError(f"{pair.norm} cannot be folded into {pair.layer}")
-        _fold(net, layer, norm, ExitStack())
+        _fold_pair(net, layer, norm, ExitStack())
 
 
-class _Passes:
-    """What passes of a network show of its layers and BatchNorms."""
+class _LayerOutput(NamedTuple):
+    """A tensor that a layer returned. A change of the tensor in place raises its version."""
+
+    tensor: weakref.ref[Tensor]
+    layer: str
+    version: int
+
+
+class _Observer:
+    """Passes through a network, and how its layers and BatchNorms are connected in them."""
 
     def __init__(self, net: nn.Module):
-        self.net, self.layers, self.norms = net, _of(net, Foldable), _of(net, batchnorm.Kinds)
-        self.reached: set[str] = set()  # BatchNorms that were given an image at all
-        self.calls: dict[str, set[int]] = {}  # in each pass that called it
-        # BatchNorms that a layer fed, in each pass that called it
-        self.feeds: dict[str, set[int]] = {}
-        # the layers that fed a BatchNorm, "" for anything else
+        self.net = net
+        self.layers = _modules_of(net, FOLDABLE)
+        self.norms = _modules_of(net, batchnorm_statistics.BATCHNORMS)
+        self.reached: set[str] = set()  # BatchNorms that were called with at least one image
+        # Of each module: how often a pass called it, for the passes that did.
+        self.calls: dict[str, set[int]] = {}
+        # Of each module: how many calls of BatchNorms took its output, for the same passes.
+        self.norm_calls: dict[str, set[int]] = {}
+        # Of each BatchNorm: the layers whose outputs it took, "" for anything else.
         self.sources: dict[str, set[str]] = {}
 
-    def watch(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor) -> Tensor:
         """Run the network on images `x` (B, ...) and return its outputs."""
         calls: Counter[str] = Counter()
-        feeds: Counter[str] = Counter()
-        # By identity. Weak, so that a tensor's id is forgotten with it; a tensor changed in place
-        # has another version.
-        outputs: dict[int, tuple[Callable[[], Tensor | None], str, int]] = {}
+        norm_calls: Counter[str] = Counter()
+        # By identity. The references are weak: an id may be used again once its tensor is gone.
+        layer_outputs: dict[int, _LayerOutput] = {}
 
-        def returned(name: str, module: nn.Module, y: Tensor) -> None:
+        def after_layer(name: str, module: nn.Module, y: Tensor) -> None:
             calls[name] += 1
-            outputs[id(y)] = weakref.ref(y), name, y._version
+            layer_outputs[id(y)] = _LayerOutput(weakref.ref(y), name, y._version)
 
-        def given(name: str, module: nn.Module, x: Tensor) -> None:
+        def before_norm(name: str, module: nn.Module, norm_input: Tensor) -> None:
             calls[name] += 1
-            if x.numel():  # a router may call an expert that gets nothing
+            if norm_input.numel():  # a router may call an expert without any image
                 self.reached.add(name)
-            found, layer, version = outputs.get(id(x), (lambda: None, "", 0))
-            # Axes as many as the weight's: the channels of both are the same axis then.
-            known = (
-                found() is x and version == x._version and x.ndim == self.layers[layer].weight.ndim
-            )
-            self.sources.setdefault(name, set()).add(layer if known else "")
-            feeds[layer] += known
+            layer = self._layer_behind(norm_input, layer_outputs.get(id(norm_input)))
+            self.sources.setdefault(name, set()).add(layer)
+            if layer:
+                norm_calls[layer] += 1
 
         with (
             torch.no_grad(),
-            hooks.returning(self.layers, returned),
-            hooks.feeding(self.norms, given),
+            hooks.returning(self.layers, after_layer),
+            hooks.feeding(self.norms, before_norm),
         ):
-            y = forward(self.net, x)
-        for name, number in calls.items():
-            self.calls.setdefault(name, set()).add(number)
-            self.feeds.setdefault(name, set()).add(feeds[name])
-        return y
+            outputs = forward(self.net, x)
+        for name, count in calls.items():
+            self.calls.setdefault(name, set()).add(count)
+            self.norm_calls.setdefault(name, set()).add(norm_calls[name])
+        return outputs
+
+    def _layer_behind(self, x: Tensor, output: _LayerOutput | None) -> str:
+        """Return the layer that returned `x`, "" if `x` is not its unchanged output."""
+        if output is None or output.tensor() is not x or output.version != x._version:
+            return ""
+        # With as many axes as the weight has, channels are on the second axis for layer and
+        # BatchNorm.
+        if x.ndim != self.layers[output.layer].weight.ndim:
+            return ""
+        return output.layer
 
     def source(self, norm: str) -> str:
-        """Return the one layer that feeds a BatchNorm, "" if there is none."""
+        """Return the one layer whose output a BatchNorm takes, "" if there is none."""
         sources = self.sources.get(norm, {""})
-        return next(iter(sources)) if len(sources) == 1 else ""
+        if len(sources) != 1:
+            return ""
+        return next(iter(sources))
 
-    def unfit_norm(self, name: str) -> str:
+    def norm_objection(self, name: str) -> str:
         """Return why a BatchNorm cannot be folded, "" if it can."""
-        norm, calls = self.norms[name], max(self.calls.get(name, {0}))
+        norm = self.norms[name]
+        calls = max(self.calls.get(name, {0}))
         if norm.running_mean is None:
             return "no running statistics"
         if calls != 1:
             return f"called {calls} times"
         if name not in self.reached:
             return "no image reaches it"
-        # one function, of every kind of BatchNorm
+        # All BatchNorm classes of PyTorch share this function.
         plain = type(norm).forward is nn.BatchNorm2d.forward
-        return "" if plain or _follows(norm) else "computes more than a BatchNorm"
+        if plain or _following_modules(norm):
+            return ""
+        return "computes more than a BatchNorm"
 
-    def unfit_layer(self, name: str, holders: Counter[int]) -> str:
-        """Return why nothing can be folded into a layer that feeds a BatchNorm, "" if it can."""
-        layer, calls, feeds = self.layers[name], max(self.calls[name]), self.feeds[name]
+    def layer_objection(self, name: str, users: Counter[int]) -> str:
+        """Return why no BatchNorm can be folded into a layer, with its name; "" if one can.
+
+        Parameters
+        ----------
+        users : how many modules have a parameter, by its id
+        """
+        layer = self.layers[name]
+        calls = max(self.calls[name])
         if calls != 1:
-            return f"is called {calls} times"
-        fed = [norm for norm, sources in self.sources.items() if name in sources]
-        if len(fed) != 1:
-            return f"feeds {len(fed)} BatchNorms"
-        if feeds != {1}:
-            return "does not feed it for all images"
+            return f"{name} is called {calls} times"
+        norms = sum(name in sources for sources in self.sources.values())
+        if norms != 1:
+            return f"{name} feeds {norms} BatchNorms"
+        if self.norm_calls[name] != {1}:
+            return f"{name} does not feed it for all images"
         if not {"weight", "bias"} <= layer._parameters.keys():
-            return "computes its parameters"
-        return "shares its weight" if holders[id(layer.weight)] > 1 else ""
+            return f"{name} computes its parameters"
+        if users[id(layer.weight)] > 1:
+            return f"{name} shares its weight"
+        return ""
 
 
-def _observe(
-    net: nn.Module, x: Tensor, every: Tensor | None
+def _find_pairs(
+    net: nn.Module, x: Tensor, all_images: Tensor | None
 ) -> tuple[list[Pair], list[str], Outputs]:
-    """Run `net`; return which BatchNorm can be folded into which layer, the others, and the outputs to compare.
+    """Return the pairs that can be folded, the other BatchNorms, and the outputs to compare.
 
-    Those are of images that reach all BatchNorms which any image reaches.
+    The outputs are those of `x`, and of the batches that first reach another BatchNorm.
     """
-    passes = _Passes(net)
-    outputs = [(x, passes.watch(x))]
-    if every is not None and len(passes.reached) < len(passes.norms):
-        for part in batching.split(every, None):
-            before = len(passes.reached)
-            y = passes.watch(part)
-            if len(passes.reached) > before:
-                outputs.append((part, y))
-    holders = Counter(
-        id(p) for module in net.modules() for p in module._parameters.values() if p is not None
-    )
-    pairs, left = [], []
-    for name in passes.norms:
-        layer = passes.source(name)
-        if reason := passes.unfit_norm(name):
-            left.append(f"{name} ({reason})")
-        elif not layer:
-            left.append(f"{name} (not fed by one layer)")
-        elif reason := passes.unfit_layer(layer, holders):
-            left.append(f"{name} ({layer} {reason})")
+    observer = _Observer(net)
+    outputs = [(x, observer.run(x))]
+    if all_images is not None and len(observer.reached) < len(observer.norms):
+        for batch in batching.split(all_images, None):
+            reached_before = len(observer.reached)
+            batch_outputs = observer.run(batch)
+            if len(observer.reached) > reached_before:
+                outputs.append((batch, batch_outputs))
+    users = count_parameter_users(net.modules())
+    pairs: list[Pair] = []
+    not_folded: list[str] = []
+    for name in observer.norms:
+        layer = observer.source(name)
+        reason = observer.norm_objection(name)
+        if not reason and not layer:
+            reason = "not fed by one layer"
+        if not reason:
+            reason = observer.layer_objection(layer, users)
+        if reason:
+            not_folded.append(f"{name} ({reason})")
         else:
             pairs.append(Pair(layer, name))
-    return pairs, left, outputs
+    return pairs, not_folded, outputs
 
 
-def _of(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+def _modules_of(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
     return {name: module for name, module in net.named_modules() if isinstance(module, kinds)}
 
 
-def _follows(norm: nn.Module) -> OrderedDict[str, nn.Module]:
-    """Return what a BatchNorm applies to what it has normalised: `drop` and `act` if it is timm's, else nothing."""
+def _following_modules(norm: nn.Module) -> OrderedDict[str, nn.Module]:
+    """Return the `drop` and `act` that a BatchNorm of timm applies last; of others, nothing."""
     children = OrderedDict(norm.named_children())
-    return children if list(children) == ["drop", "act"] else OrderedDict()
+    if list(children) != ["drop", "act"]:
+        return OrderedDict()
+    return children
 
 
-def _error(net: nn.Module, outputs: Outputs, pairs: list[Pair], undo: ExitStack) -> float:
-    """Fold `pairs`, leave with `undo` how to take that back, and return the relative squared error of the outputs."""
+def _fold_and_compare(
+    net: nn.Module, outputs: Outputs, pairs: list[Pair], undo: ExitStack
+) -> float:
+    """Fold `pairs` and return the relative squared error of the outputs; `undo` takes it back."""
     for pair in pairs:
-        _fold(net, net.get_submodule(pair.layer), net.get_submodule(pair.norm), undo)
+        _fold_pair(net, net.get_submodule(pair.layer), net.get_submodule(pair.norm), undo)
     errors = []
-    for x, wanted in outputs:
+    for images, reference in outputs:
         with torch.no_grad():
-            difference = (forward(net, x).double() - wanted.double()).square().sum()
-        errors.append(
-            float(
-                difference
-                / wanted.double().square().sum().clamp_min(torch.finfo(torch.float64).tiny)
-            )
-        )
+            error = (forward(net, images).double() - reference.double()).square().sum()
+        norm = reference.double().square().sum()
+        # no division by 0, for outputs that are all 0
+        errors.append(float(error / norm.clamp_min(torch.finfo(torch.float64).tiny)))
     return max(errors)
 
 
-def _alone(net: nn.Module, outputs: Outputs, pair: Pair) -> float:
-    """Return the error that folding one pair alone would leave, and take it back."""
+def _error_alone(net: nn.Module, outputs: Outputs, pair: Pair) -> float:
+    """Return the error after folding one pair alone; the network is unchanged afterwards."""
     with ExitStack() as undo:
-        return _error(net, outputs, [pair], undo)
+        return _fold_and_compare(net, outputs, [pair], undo)
 
 
-def _fold(net: nn.Module, layer: nn.Module, norm: nn.Module, undo: ExitStack) -> None:
+def _fold_pair(net: nn.Module, layer: nn.Module, norm: nn.Module, undo: ExitStack) -> None:
+    """Fold `norm` into `layer`, and push what takes that back on `undo`."""
     weight, bias = layer._parameters["weight"], layer._parameters["bias"]
     assert weight is not None
-    mean, variance = batchnorm.running(norm)
-    # A linear layer's weight is that of a convolution without taps, so one formula serves both.
-    gain, shift, eps = norm._parameters["weight"], norm._parameters["bias"], float(norm.eps)  # type: ignore[arg-type]
+    mean, variance = batchnorm_statistics.running(norm)
+    gain, shift = norm._parameters["weight"], norm._parameters["bias"]
+    eps = float(norm.eps)  # type: ignore[arg-type]
     undo.callback(layer._parameters.update, weight=weight, bias=bias)
+    # A linear layer's weight is that of a convolution without taps, so one formula serves both.
     layer.weight, layer.bias = fuse_conv_bn_weights(weight, bias, mean, variance, eps, gain, shift)
-    rest = nn.Sequential(follows) if (follows := _follows(norm)) else nn.Identity()
+    following = _following_modules(norm)
+    replacement = nn.Sequential(following) if following else nn.Identity()
     for parent in net.modules():
         for key, child in parent._modules.items():
-            if child is norm:  # under every name it has
+            if child is norm:  # a module may have several names
                 undo.callback(parent._modules.update, {key: norm})
-                parent._modules[key] = rest.eval()
+                parent._modules[key] = replacement.eval()

@@ -1,4 +1,4 @@
-"""Copies of networks as users have them: wrapped, with weights that hooks compute, with tensors kept from a pass."""
+"""Copies of networks, also of wrapped ones and of those that hold results of autograd."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sq.runtime import out_of_memory
 
 
 def copied(net: nn.Module) -> nn.Module:
-    """Return a deep copy of `net`, without what `torch.compile` and `DataParallel` put around its modules.
+    """Return a deep copy of `net`, without the wrappers of `torch.compile` and `DataParallel`.
 
-    Tensors that autograd computed (a weight that a hook sets, features kept from a pass) are copied
-    as values, which `copy.deepcopy` alone refuses.
+    Tensors that autograd computed (a weight that a hook sets, features stored in a pass) are copied
+    as values. `copy.deepcopy` alone refuses them.
 
     Raises
     ------
@@ -30,29 +30,30 @@ def copied(net: nn.Module) -> nn.Module:
         raise SqError(f"the network should be a torch.nn.Module, got {type(net).__name__}")
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _computed(net)}
     try:
-        # what is inside of another wrapper comes first
+        # In reverse, so that the inner one of two nested wrappers comes first.
         for module in reversed(list(net.modules())):
-            if (inner := _inner(module)) is not None:
-                memo[id(module)] = copy.deepcopy(inner, memo)
+            wrapped = _wrapped(module)
+            if wrapped is not None:
+                memo[id(module)] = copy.deepcopy(wrapped, memo)
         return copy.deepcopy(net, memo)
-    except Exception as error:  # whatever the classes of its attributes raise
-        if out_of_memory.is_out(error):  # which has another cure
+    except Exception as error:  # the classes of its attributes may raise anything
+        if out_of_memory.is_out(error):  # has a message of its own
             raise
         raise SqError(
-            f"{type(net).__name__} cannot be copied ({one_line(error)[:160]}): remove what it holds beside parameters, "
-            "buffers and modules"
+            f"{type(net).__name__} cannot be copied ({one_line(error)[:160]}): remove what it "
+            "holds beside parameters, buffers and modules"
         ) from error
 
 
-def _inner(module: nn.Module) -> nn.Module | None:
-    """Return the module that a wrapper hands its input to; None if `module` is no wrapper."""
-    inner: Any = None
-    # of torch.compile; its import would load the compiler
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper passes its input to; None if `module` is no wrapper."""
+    wrapped: Any = None
+    # By name: importing the class of `torch.compile` would load the compiler.
     if type(module).__name__ == "OptimizedModule":
-        inner = module._orig_mod
+        wrapped = module._orig_mod
     elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = module.module
-    return inner
+        wrapped = module.module
+    return wrapped
 
 
 def _computed(net: nn.Module) -> Iterator[Tensor]:
@@ -66,20 +67,25 @@ def _computed(net: nn.Module) -> Iterator[Tensor]:
                 yield tensor
 
 
-def _tensors(values: Iterable[Any], seen: set[int]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any], visited: set[int]) -> Iterator[Tensor]:
+    """Yield the tensors in `values` and in containers among them.
+
+    `visited` holds the ids of the containers seen so far: a container may hold itself.
+    """
     for value in values:
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
-            seen.add(id(value))  # a container may hold itself
-            yield from _tensors(value.values() if isinstance(value, dict) else value, seen)
+        elif isinstance(value, list | tuple | set | dict) and id(value) not in visited:
+            visited.add(id(value))
+            items = value.values() if isinstance(value, dict) else value
+            yield from _tensors(items, visited)
 
 
 def bake(net: nn.Module) -> None:
-    """Make parameters of weights that hooks compute before each call, in place.
+    """Turn weights that hooks compute before each call into parameters, in place.
 
-    They are those of `torch.nn.utils.weight_norm`, `spectral_norm` and `prune`, in the form that
-    sets a plain attribute. In eval mode the network computes the same, to the bit.
+    The hooks are those of `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` that set a
+    plain attribute. In eval mode the outputs stay the same, to the bit.
     """
     for module in list(net.modules()):
         for hook in list(module._forward_pre_hooks.values()):
@@ -92,13 +98,13 @@ def bake(net: nn.Module) -> None:
 
 
 def channels_last(net: nn.Module) -> nn.Module:
-    """Lay the weights of `net` out with their channels last, those of 2-D convolutions alone, in place; return it.
+    """Store the weights of 2-D convolutions channels last in memory, in place; return `net`.
 
     ``net.to(memory_format=torch.channels_last)`` does the same, but refuses networks with a 3-D
     convolution.
     """
 
-    def lay_out(tensor: Tensor) -> Tensor:
+    def convert(tensor: Tensor) -> Tensor:
         return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-    return net._apply(lay_out)
+    return net._apply(convert)

@@ -1,4 +1,4 @@
-"""Derivatives of a network's outputs by the weights of its layers, or by what they are fed: all layers in one pass."""
+"""Derivatives of a network's outputs by layer weights or layer inputs, for all layers at once."""
 
 from __future__ import annotations
 
@@ -13,136 +13,180 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sq.core.progress import track
 from sq.network import hooks
 from sq.network.forward import forward
-from sq.network.rounding_sites import Sites, lent, weight
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import original_weight, swapped_weights
 from sq.runtime import batching, out_of_memory
 from sq.types.problem import Layer
 
-HEAVIER = 4  # times the memory of a forward pass, which a pass that is differentiated twice takes
+# Memory of a pass that is differentiated twice, as a multiple of that of a forward pass.
+SECOND_ORDER_MEMORY = 4
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One pass through a network, and what its outputs can be differentiated by."""
+class DifferentiablePass:
+    """One pass through a network, with the tensors that its outputs can be differentiated by.
+
+    `layers`, `tensors` and `errors_applied` have one entry for each layer if the tensors are
+    weights, and one for each call of a layer if they are inputs.
+    """
 
     sites: Sites
     outputs: Tensor
-    layers: list[Layer]  # whose weight or input each of `at` is: once a layer, or once a call
-    at: list[Tensor]
-    moved: list[Tensor]  # D, by which each of `at` has been rounded; [] if it was not
+    layers: list[Layer]  # that the tensors belong to
+    tensors: list[Tensor]  # weights or inputs
+    # D, the rounding error that each tensor includes; [] if nothing was rounded
+    errors_applied: list[Tensor]
 
-    def gradients(self, of: Tensor, again: bool = False) -> list[Tensor]:
-        """Return d of / d at; zeros where it does not depend on that. With `again`, they have derivatives too."""
-        return list(torch.autograd.grad(of, self.at, create_graph=again, materialize_grads=True))
+    def gradients(self, of: Tensor, create_graph: bool = False) -> list[Tensor]:
+        """Return the gradients of `of` by each tensor, zeros where it does not depend on one.
 
-    def product(self, gradients: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
-        """Return H d for `directions` d, by way of gradients that were taken with `again`."""
-        curved = [(g, d) for g, d in zip(gradients, directions, strict=True) if g.requires_grad]
-        if not curved:
-            return [torch.zeros_like(one) for one in self.at]
-        of, by = zip(*curved, strict=True)
-        return list(torch.autograd.grad(of, self.at, by, retain_graph=True, materialize_grads=True))
+        With `create_graph` the gradients can be differentiated too.
+        """
+        gradients = torch.autograd.grad(
+            of, self.tensors, create_graph=create_graph, materialize_grads=True
+        )
+        return list(gradients)
+
+    def hessian_product(self, gradients: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
+        """Return H d for `directions` d, from gradients with `create_graph`."""
+        # A gradient that depends on no tensor is constant: its derivatives are zero.
+        curved_gradients = []
+        curved_directions = []
+        for gradient, direction in zip(gradients, directions, strict=True):
+            if gradient.requires_grad:
+                curved_gradients.append(gradient)
+                curved_directions.append(direction)
+        if not curved_gradients:
+            return [torch.zeros_like(tensor) for tensor in self.tensors]
+        products = torch.autograd.grad(
+            curved_gradients,
+            self.tensors,
+            curved_directions,
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return list(products)
 
     def curvatures(self, gradients: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
-        """Return each d * (H d) with all other directions zero, by way of gradients that were taken with `again`."""
-        made = []
-        for own, g, d in zip(self.at, gradients, directions, strict=True):
-            curved = g.requires_grad
-            product = (
-                torch.autograd.grad(g, own, d, retain_graph=True, materialize_grads=True)[0]
-                if curved
-                else 0 * d
-            )
-            made.append(d * product)
-        return made
+        """Return d * (H d) of each tensor, its own direction d alone being non-zero.
 
-    def errors(self, bits: int) -> list[Tensor]:
-        """Return D = Q(at) - at with all layers at this width, but for those that are settled at others."""
-        own, at = self.sites, zip(self.layers, self.at, strict=True)
-        return [own.error(layer, own.at(layer, bits), values) for layer, values in at]
+        The gradients need `create_graph`.
+        """
+        curvatures = []
+        for tensor, gradient, direction in zip(self.tensors, gradients, directions, strict=True):
+            if gradient.requires_grad:
+                (product,) = torch.autograd.grad(
+                    gradient, tensor, direction, retain_graph=True, materialize_grads=True
+                )
+            else:
+                product = 0 * direction
+            curvatures.append(direction * product)
+        return curvatures
 
-    def sums(self, products: list[Tensor]) -> Tensor:
-        """Return (layers,) float64: of each layer of `sites`, the sum of all elements of its `products`."""
-        places = {layer.name: place for place, layer in enumerate(self.sites.layers)}
-        totals = torch.zeros(len(places), dtype=torch.float64)
+    def rounding_errors(self, bits: int) -> list[Tensor]:
+        """Return D = Q(t) - t of each tensor t at `bits`, or at its layer's fixed bits."""
+        errors = []
+        for layer, tensor in zip(self.layers, self.tensors, strict=True):
+            errors.append(self.sites.error(layer, self.sites.width_at(layer, bits), tensor))
+        return errors
+
+    def layer_sums(self, products: list[Tensor]) -> Tensor:
+        """Return (layers,) float64: the sum of all elements of each layer's `products`."""
+        row = {layer.name: i for i, layer in enumerate(self.sites.layers)}
+        sums = torch.zeros(len(row), dtype=torch.float64)
         for layer, product in zip(self.layers, products, strict=True):
-            totals[places[layer.name]] += float(product.detach().sum(dtype=torch.float64))
-        return totals
+            sums[row[layer.name]] += float(product.detach().sum(dtype=torch.float64))
+        return sums
 
 
-def unfused() -> AbstractContextManager[None]:
-    """Let attention be computed in steps for a while: fused, it has no second derivatives and no forward mode."""
+def unfused_attention() -> AbstractContextManager[None]:
+    """Compute attention in separate steps: fused, it lacks second derivatives and forward mode."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 @contextmanager
-def watched(sites: Sites, bits: int | None = None) -> Iterator[Callable[[Tensor], Pass]]:
-    """Give a function that runs the network on images (B, ...) and returns the `Pass`.
+def differentiable(
+    sites: Sites, bits: int | None = None
+) -> Iterator[Callable[[Tensor], DifferentiablePass]]:
+    """Yield a function that runs the network on images (B, ...) and returns the pass.
 
     Parameters
     ----------
-    sites : the weights, or the inputs, to differentiate by
-    bits : rounds all of `sites` to nearest first, settled ones to their own width: derivatives are
-    those there; None
-        leaves the network as it is
+    sites : the weights or the inputs to differentiate by
+    bits : all `sites` are rounded to nearest at this width first (those with fixed bits at their
+        own), and derivatives are those at the rounded network; None rounds nothing
     """
-    with torch.enable_grad(), unfused():
+    with torch.enable_grad(), unfused_attention():
         if sites.kind == "inputs":
             yield lambda x: _by_inputs(sites, bits, x)
             return
-        own = [weight(layer) for layer in sites.layers]
-        moved = []
-        if bits is not None:
-            moved = [
-                sites.error(s, sites.at(s, bits), w) for s, w in zip(sites.layers, own, strict=True)
-            ]
-        at = [
-            (w + d if moved else w.clone()).requires_grad_()
-            for w, d in zip(own, moved or own, strict=True)
-        ]
-        with lent(sites.model, dict(zip(sites.modules, at, strict=True))):
-            yield lambda x: Pass(sites, forward(sites.model.net, x), sites.layers, at, moved)
+        weights: dict[str, Tensor] = {}
+        errors: list[Tensor] = []
+        for layer in sites.layers:
+            weight = original_weight(layer)
+            if bits is None:
+                weight = weight.clone()
+            else:
+                error = sites.error(layer, sites.width_at(layer, bits), weight)
+                errors.append(error)
+                weight = weight + error
+            weights[layer.name] = weight.requires_grad_()
+        tensors = list(weights.values())
+        with swapped_weights(sites.model, weights):
+            yield lambda x: DifferentiablePass(
+                sites, forward(sites.model.net, x), sites.layers, tensors, errors
+            )
 
 
-def _by_inputs(sites: Sites, bits: int | None, x: Tensor) -> Pass:
-    found: list[Layer] = []
-    at: list[Tensor] = []
-    moved: list[Tensor] = []
+def _by_inputs(sites: Sites, bits: int | None, x: Tensor) -> DifferentiablePass:
+    """Run the network on images `x` (B, ...), differentiable by the inputs of layers."""
     layers = {layer.name: layer for layer in sites.layers}
+    # One entry for each call of a layer.
+    called: list[Layer] = []
+    tensors: list[Tensor] = []
+    errors: list[Tensor] = []
 
-    def keep(name: str, module: nn.Module, given: Tensor) -> Tensor:
-        # A copy, for other layers may be fed the same tensor, and what goes on may change it in
-        # place.
-        own = given.clone() if given.requires_grad else given.detach().clone().requires_grad_()
+    def record(name: str, module: nn.Module, layer_input: Tensor) -> Tensor:
+        layer = layers[name]
+        # A copy: other layers may take the same tensor, and the network may change it in place.
+        tensor = layer_input.clone()
+        if not tensor.requires_grad:
+            tensor.requires_grad_()
         if bits is not None:
-            moved.append(sites.error(layers[name], sites.at(layers[name], bits), own))
-            own = own + moved[-1]  # a constant: derivatives pass as if nothing had been rounded
-        found.append(layers[name])
-        at.append(own)
-        return own
+            error = sites.error(layer, sites.width_at(layer, bits), tensor)
+            errors.append(error)
+            tensor = tensor + error  # a constant: gradients pass as if nothing had been rounded
+        called.append(layer)
+        tensors.append(tensor)
+        return tensor
 
-    with hooks.replacing(sites.modules, keep):
+    with hooks.replacing(sites.modules, record):
         outputs = forward(sites.model.net, x)
-    return Pass(sites, outputs, found, at, moved)
+    return DifferentiablePass(sites, outputs, called, tensors, errors)
 
 
-def total(
-    x: Tensor, of: Callable[[Tensor, slice], list[Tensor]], together: int | None = None
+def sum_over_batches(
+    x: Tensor, compute: Callable[[Tensor, slice], list[Tensor]], batch_size: int | None = None
 ) -> list[Tensor]:
-    """Return the sum of ``of(part, place)`` over images `x` (B, ...), some at a time, `place` saying which they are.
+    """Return the sum of ``compute(batch, positions)`` over images `x` (B, ...) in batches.
 
     Parameters
     ----------
-    of : its sum over parts must not depend on how large they are (beyond rounding, or chance)
-    together : at most so many images at a time; None for what suits their size
+    compute : takes some images and their positions in `x`. Its sum over batches must not depend on
+        their size (beyond rounding, or chance)
+    batch_size : at most so many images at a time; None for what suits their size
     """
 
     def attempt(size: int) -> list[Tensor]:
         sums: list[Tensor] = []
         for start in track(range(0, len(x), size), "sensitivity"):
-            part = x[start : start + size]
-            made = of(part, slice(start, start + len(part)))
-            sums = [a + b for a, b in zip(sums, made, strict=True)] if sums else made
+            batch = x[start : start + size]
+            terms = compute(batch, slice(start, start + len(batch)))
+            if not sums:
+                sums = terms
+                continue
+            sums = [total + term for total, term in zip(sums, terms, strict=True)]
         return sums
 
-    most = max(1, batching.images_per_pass(x.shape[1:], None) // HEAVIER)
-    return out_of_memory.fitting("sensitivity", attempt, min(most, together or most))
+    largest = max(1, batching.images_per_pass(x.shape[1:], None) // SECOND_ORDER_MEMORY)
+    return out_of_memory.fitting("sensitivity", attempt, min(largest, batch_size or largest))

@@ -1,4 +1,4 @@
-"""The plain layer that computes what a module computes, seen by what the module calls."""
+"""Find the plain layer that computes the same as a module, from the functions the module calls."""
 
 from __future__ import annotations
 
@@ -10,18 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sq.network import geometry
-from sq.network.attention import linear, parameter
+from sq.network.attention import linear_layer, set_parameters
 from sq.network.products import LINEAR, Calls, Product, product, run
 from sq.runtime import out_of_memory
 
+# By number of spatial axes.
+CONVOLUTION_CLASSES: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
-def inputs_for(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Return inputs for a layer that is not called, None if its class does not tell their shape."""
+
+def random_inputs(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Return inputs for a layer that no pass calls, None if its class does not tell their shape.
+
+    Type and device are those of its parameters, or of `x` if it has none.
+    """
+    shape: tuple[int, ...]
     if isinstance(module, nn.Linear):
-        shape: tuple[int, ...] = (2, module.in_features)
+        shape = (2, module.in_features)
     elif isinstance(module, nn.Conv1d | nn.Conv2d):
-        reach = (d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
-        shape = (2, module.in_channels, *(2 * r + 4 for r in reach))
+        sizes = []
+        for dilation, kernel in zip(module.dilation, module.kernel_size, strict=True):
+            reach = dilation * (kernel - 1)  # of the kernel, beyond its first tap
+            sizes.append(2 * reach + 4)
+        shape = (2, module.in_channels, *sizes)
     else:
         return None
     like = next(iter(module.parameters()), x)
@@ -29,128 +39,176 @@ def inputs_for(module: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return a standard normal tensor of this shape, always the same, where and of what `like` is."""
-    drawn = torch.randn(
-        shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64
-    )
-    return drawn.to(like.device, like.dtype)
+    """Return a fixed standard normal tensor of this shape, with the type and device of `like`."""
+    generator = torch.Generator().manual_seed(len(shape))
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return values.to(like.device, like.dtype)
 
 
-def of(module: nn.Module, x: Tensor) -> nn.Module | None:
-    """Return a plain layer that computes what `module` does, None if none does."""
+def find(module: nn.Module, x: Tensor) -> nn.Module | None:
+    """Return a plain layer that computes the same as `module`, None if there is none.
+
+    Parameters
+    ----------
+    x : an input of the module
+    """
     first = _single_product(module, x)
     if first is None:
         return None
-    # Other inputs, one more of them, and of another size where the module takes that: the weight
-    # must be the same, and so the padding.
-    larger = tuple(n + 1 for n in x.shape[2:]) if first.axes else tuple(x.shape[2:])
-    leading = (len(x) + 1, x.shape[1]) if x.ndim > 1 else tuple(x.shape)
-    for shape in ((*leading, *larger), (*leading, *x.shape[2:])):
-        if (second := _single_product(module, other := noise(shape, x))) is not None:
-            break
-    else:
+    result = _product_on_other_inputs(module, x, first)
+    if result is None:
         return None
+    other, second = result
     if not (torch.equal(first.weight, second.weight) and same(first.bias, second.bias)):
         return None
-    for new in _candidates(module, x, first):
-        if _computes(new, x, first) and _computes(new, other, second):
-            return new.train(module.training)
+    for layer in _candidates(module, x, first):
+        if _same_inputs(layer, x, first) and _same_inputs(layer, other, second):
+            return layer.train(module.training)
     return None
 
 
-def same(left: Tensor | None, right: Tensor | None) -> bool:
-    """Tell whether both are None, or equal."""
-    return left is right or (left is not None and right is not None and torch.equal(left, right))
+def _product_on_other_inputs(
+    module: nn.Module, x: Tensor, first: Product
+) -> tuple[Tensor, Product] | None:
+    """Return other inputs than `x` and the product that `module` computes for them.
+
+    There is one more of them, and each is larger if the module takes that: weight and padding must
+    not depend on the inputs.
+    """
+    sizes = tuple(x.shape[2:])
+    larger_sizes = tuple(size + 1 for size in sizes) if first.axes else sizes
+    leading = (len(x) + 1, x.shape[1]) if x.ndim > 1 else tuple(x.shape)
+    for shape in ((*leading, *larger_sizes), (*leading, *sizes)):
+        other = noise(shape, x)
+        second = _single_product(module, other)
+        if second is not None:
+            return other, second
+    return None
+
+
+def same(first: Tensor | None, second: Tensor | None) -> bool:
+    """Return whether both are None, or equal."""
+    if first is None or second is None:
+        return first is second
+    return first is second or torch.equal(first, second)
 
 
 def _single_product(module: nn.Module, x: Tensor) -> Product | None:
     """Return the one product that `module` computes and returns, None if it does more or less."""
-    seen: list[Product] = []
+    products: list[Product] = []
 
-    def see(
-        func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Any
+    def record(
+        func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        if (own := product(func, args, named, result)) is not None:
-            seen.append(own)
+        call = product(func, args, kwargs, result)
+        if call is not None:
+            products.append(call)
 
     try:
-        with Calls(see):
+        with Calls(record):
             result = run(module, x)
     except Exception as error:
-        # whatever a module raises that takes more than one tensor, or other ones
+        # A module that takes several tensors, or of other shapes, may raise anything.
         if out_of_memory.is_out(error):
             raise
         return None
-    if len(seen) != 1 or not isinstance(result, Tensor):
+    if len(products) != 1 or not isinstance(result, Tensor):
         return None
-    alike = result.dtype == seen[0].result.dtype and torch.equal(result, seen[0].result)
-    return seen[0] if alike else None
+    returned = products[0].result
+    if result.dtype != returned.dtype or not torch.equal(result, returned):
+        return None
+    return products[0]
 
 
-def _candidates(module: nn.Module, x: Tensor, own: Product) -> Iterator[nn.Module]:
-    """Yield layers with the product's weight, of every way to pad that leads to its inputs."""
-    if own.function is LINEAR:
-        yield linear(own.weight, own.bias)
+def _candidates(module: nn.Module, x: Tensor, call: Product) -> Iterator[nn.Module]:
+    """Yield layers with the weight of the product `call`, one for each way to pad `x`."""
+    if call.function is LINEAR:
+        yield linear_layer(call.weight, call.bias)
         return
-    if own.padding != "same" or isinstance(module, nn.Conv1d | nn.Conv2d):
-        yield _convolution(own, own.padding)
+    # The product pads by itself. For another class of module, "same" may stand for its own rule.
+    if call.padding != "same" or isinstance(module, nn.Conv1d | nn.Conv2d):
+        yield _convolution(call, call.padding)
+    # The module has padded before the product, with another mode than zeros.
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode != "zeros":
         padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
-        yield _convolution(own, padding, module.padding_mode)
-    if isinstance(own.padding, tuple):
-        wider = [n - m for n, m in zip(own.inputs.shape[2:], x.shape[2:], strict=True)]
-        if all(n >= 0 and n % 2 == 0 for n in wider):
-            yield _convolution(
-                own, tuple(p + n // 2 for p, n in zip(own.padding, wider, strict=True))
-            )
-    if own.axes == 2:
-        yield _convolution(own, 0, kind=geometry.Conv2dSame)
+        yield _convolution(call, padding, module.padding_mode)
+    # The module has padded with zeros before the product, alike on both sides.
+    if isinstance(call.padding, tuple):
+        symmetric = _symmetric_padding(call, call.padding, x)
+        if symmetric is not None:
+            yield _convolution(call, symmetric)
+    if call.axes == 2:
+        yield _convolution(call, 0, kind=geometry.Conv2dSame)
+
+
+def _symmetric_padding(
+    call: Product, padding: tuple[int, ...], x: Tensor
+) -> tuple[int, ...] | None:
+    """Return the padding of the product plus what was added to `x` before it; None if uneven."""
+    if call.inputs.ndim != call.axes + 2 or x.ndim != call.axes + 2:
+        return None  # the module has reshaped its input
+    total = []
+    sizes = zip(padding, call.inputs.shape[2:], x.shape[2:], strict=True)
+    for own_padding, padded_size, size in sizes:
+        added = padded_size - size
+        if added < 0 or added % 2:
+            return None
+        total.append(own_padding + added // 2)
+    return tuple(total)
 
 
 def _convolution(
-    own: Product, padding: Any, mode: str = "zeros", kind: type[nn.Module] | None = None
+    call: Product, padding: Any, mode: str = "zeros", kind: type[nn.Module] | None = None
 ) -> nn.Module:
-    kind = kind or (nn.Conv1d if own.axes == 1 else nn.Conv2d)
-    channels, outputs = own.weight.shape[1] * own.groups, own.weight.shape[0]
-    settings = {
-        "stride": own.stride,
-        "padding": padding,
-        "dilation": own.dilation,
-        "groups": own.groups,
-    }
-    settings |= {"padding_mode": mode, "bias": own.bias is not None, "device": "meta"}
-    new = kind(channels, outputs, tuple(own.weight.shape[2:]), **settings)
-    new.weight = parameter(own.weight)
-    new._parameters["bias"] = None if own.bias is None else parameter(own.bias)
-    return new
+    """Return a convolution with weight, bias and settings of `call`, but with this padding."""
+    if kind is None:
+        kind = CONVOLUTION_CLASSES[call.axes]
+    channels = call.weight.shape[1] * call.groups
+    outputs = call.weight.shape[0]
+    layer = kind(
+        channels,
+        outputs,
+        tuple(call.weight.shape[2:]),
+        stride=call.stride,
+        padding=padding,
+        dilation=call.dilation,
+        groups=call.groups,
+        padding_mode=mode,
+        bias=call.bias is not None,
+        device="meta",  # no weight is initialised only to be replaced
+    )
+    set_parameters(layer, call.weight, call.bias)
+    return layer
 
 
-def _computes(new: nn.Module, x: Tensor, own: Product) -> bool:
-    """Tell whether `new` gives the very inputs to the product that are its inputs in `own`."""
-    if own.function is LINEAR:
-        return own.inputs.dtype == x.dtype and torch.equal(own.inputs, x)
-    if own.inputs.ndim != own.axes + 2 or x.ndim != own.axes + 2 or own.inputs.dtype != x.dtype:
+def _same_inputs(layer: nn.Module, x: Tensor, call: Product) -> bool:
+    """Return whether `layer` multiplies exactly the inputs of `call` for the module input `x`."""
+    if call.inputs.dtype != x.dtype:
         return False
-    assert isinstance(new, nn.Conv1d | nn.Conv2d)
+    if call.function is LINEAR:
+        return torch.equal(call.inputs, x)
+    if call.inputs.ndim != call.axes + 2 or x.ndim != call.axes + 2:
+        return False
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     try:
-        wanted = _padded(own)
-        padded = geometry.padded(new, x)[0].reshape(-1)
-    except RuntimeError:  # reflected further than the input reaches
+        expected = _padded_inputs(call)
+        padded = geometry.padded(layer, x)[0].reshape(-1)
+    except RuntimeError:  # "reflect" padding that is wider than the input
         return False
-    return padded.shape == wanted.shape and torch.equal(padded, wanted)
+    return padded.shape == expected.shape and torch.equal(padded, expected)
 
 
-def _padded(own: Product) -> Tensor:
-    """Return the inputs of a convolution, padded with zeros as its own argument says, flat."""
-    kernel = own.weight.shape[2:]
-    sizes: list[int] = []
-    for axis in reversed(range(own.axes)):
-        if own.padding == "valid":
+def _padded_inputs(call: Product) -> Tensor:
+    """Return the inputs of a convolution with the zeros that its own argument adds, flat."""
+    kernel = call.weight.shape[2:]
+    sizes: list[int] = []  # in the order of F.pad: last axis first
+    for axis in reversed(range(call.axes)):
+        if call.padding == "valid":
             sizes += [0, 0]
-        elif own.padding == "same":
-            total = own.dilation[axis] * (kernel[axis] - 1)
+        elif call.padding == "same":
+            total = call.dilation[axis] * (kernel[axis] - 1)
             sizes += [total // 2, total - total // 2]
         else:
-            assert isinstance(own.padding, tuple)
-            sizes += [own.padding[axis]] * 2
-    return F.pad(own.inputs, sizes).reshape(-1)
+            assert isinstance(call.padding, tuple)
+            sizes += [call.padding[axis]] * 2
+    return F.pad(call.inputs, sizes).reshape(-1)

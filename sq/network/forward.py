@@ -1,4 +1,4 @@
-"""One pass of a network over images, which stay as they are whatever the network does to its input."""
+"""Forward passes that leave the images unchanged, whatever the network does to its input."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 def forward(net: nn.Module, images: Tensor) -> Any:
-    """Return what `net` makes of a copy of `images`.
+    """Return the outputs of `net` for a copy of `images`.
 
-    Networks may change their input in place (``x.mul_(2)``, or a first ``ReLU(inplace=True)``).
-    Images are passed many times, through several networks, and may be the caller's: they are handed
-    over by this function alone.
+    Networks may change their input in place (``x.mul_(2)``, or a first ``ReLU(inplace=True)``),
+    but images are passed many times, through several networks, and may belong to the caller. So
+    this function alone hands them to networks.
 
     Parameters
     ----------
-    images : (B, ...); the copy lies in memory as they do, and gradients pass through it
+    images : (B, ...); the copy has their memory layout, and gradients pass through it
     """
     return net(images.clone())

@@ -1,4 +1,4 @@
-"""Squared gradients by the weights of layers, of every image on its own, which a batch's common gradient hides."""
+"""Squared gradients of single images by layer weights; a batch's gradient hides them."""
 
 from __future__ import annotations
 
@@ -9,46 +9,51 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from sq.core.progress import track
-from sq.network.derivatives import unfused
+from sq.network.derivatives import unfused_attention
 from sq.runtime import out_of_memory
 
-GRADIENTS = 2**26  # elements of the gradients of all images that go together: 256 MiB in float32
+# Elements of the gradients of all images that are computed together: 256 MiB in float32.
+GRADIENT_ELEMENTS = 2**26
 
 
-def mean(
+def mean_squares(
     net: nn.Module,
     weights: dict[str, Tensor],
     x: Tensor,
     of: Callable[[Tensor, Tensor], Tensor],
-    beside: Callable[[slice], Tensor],
+    other: Callable[[slice], Tensor],
 ) -> dict[str, Tensor]:
-    """Return E_n[g_n^2] by name, each of its weight's shape, where g_n is the gradient by it of one image's ``of``.
+    """Return E_n[g_n^2] by layer name, each of its weight's shape, g_n the gradient of one image.
 
     Parameters
     ----------
     weights : of layers, by name; those of all other modules are constants
     x : images (B, ...)
-    of : ``of(outputs, beside)`` is what is differentiated, a number, of one image: both have a
-    first axis of 1
-    beside : ``beside(place)`` is what else `of` takes, of the images at `place`, (images, ...)
+    of : ``of(outputs, other)`` is the number to differentiate, of one image: both arguments have a
+        first axis of 1
+    other : ``other(positions)`` is the second argument of `of`, for the images at these positions,
+        (images, ...)
     """
-    given = {f"{name}.weight": weight for name, weight in weights.items()}
+    parameters = {f"{name}.weight": weight for name, weight in weights.items()}
 
-    def own(given: dict[str, Tensor], image: Tensor, other: Tensor) -> Tensor:
-        return of(functional_call(net, given, (image.unsqueeze(0).clone(),)), other.unsqueeze(0))
+    def image_value(parameters: dict[str, Tensor], image: Tensor, other_value: Tensor) -> Tensor:
+        outputs = functional_call(net, parameters, (image.unsqueeze(0).clone(),))
+        return of(outputs, other_value.unsqueeze(0))
 
-    gradients = vmap(grad(own), in_dims=(None, 0, 0))
-    size = max(1, GRADIENTS // sum(weight.numel() for weight in weights.values()))
+    gradients = vmap(grad(image_value), in_dims=(None, 0, 0))
+    elements = sum(weight.numel() for weight in weights.values())
+    batch_size = max(1, GRADIENT_ELEMENTS // elements)
 
     def attempt(size: int) -> dict[str, Tensor]:
-        sums = {name: torch.zeros_like(weight) for name, weight in given.items()}
+        sums = {name: torch.zeros_like(weight) for name, weight in parameters.items()}
         for start in track(range(0, len(x), size), "sensitivity"):
-            place = slice(start, min(start + size, len(x)))
-            found = gradients(given, x[place], beside(place))
-            for name, square in sums.items():
-                square += found[name].square().sum(0)
+            positions = slice(start, min(start + size, len(x)))
+            batch_gradients = gradients(parameters, x[positions], other(positions))
+            for name, total in sums.items():
+                total += batch_gradients[name].square().sum(0)
         return sums
 
-    with torch.no_grad(), unfused():  # no derivatives beyond those asked for
-        sums = out_of_memory.fitting("sensitivity", attempt, min(size, len(x)))
+    # `grad` turns gradients on where it needs them; nothing else is to be differentiated.
+    with torch.no_grad(), unfused_attention():
+        sums = out_of_memory.fitting("sensitivity", attempt, min(batch_size, len(x)))
     return {name: sums[f"{name}.weight"] / len(x) for name in weights}

@@ -1,9 +1,9 @@
-"""Residual additions: where a network's forward adds two feature maps, found and changed while it runs.
+"""Residual additions: find, and change, the additions of two feature maps while a network runs.
 
-A module's inputs can be hooked; ``y + shortcut`` belongs to no module. Under `Adds`, PyTorch hands
-every call of its functions to us first, so that an addition is seen however it is written: ``+``,
-``+=``, `torch.add`, `Tensor.add`, `Tensor.add_`. Additions inside PyTorch's own functions and
-modules (BatchNorm, ...) are not seen.
+The inputs of a module can be hooked, but ``y + shortcut`` belongs to no module. Under `Adds`,
+PyTorch hands every call of its functions to us first, so an addition is seen in any notation:
+``+``, ``+=``, `torch.add`, `Tensor.add`, `Tensor.add_`. Additions inside PyTorch's own functions
+and modules (BatchNorm, ...) are not seen.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def sides(number: int) -> list[str]:
 
 
 def is_side(name: str) -> bool:
-    """Return whether `name` is of an operand, not of a module."""
-    first, _, rest = name.partition(".")
+    """Return whether `name` is that of an operand, not of a module."""
+    prefix, _, rest = name.partition(".")
     number, _, side = rest.partition(".")
-    return first == "add" and number.isdigit() and side in SIDES
+    return prefix == "add" and number.isdigit() and side in SIDES
 
 
 class Adds(TorchFunctionMode):
-    """While active, gives both operands of every addition to ``change(name, operand)`` and adds what that returns.
+    """While active, replaces both operands of every addition by ``change(name, operand)``.
 
     An addition counts if both operands are floating-point tensors of one shape with three or more
-    axes (images and at least two more) and neither is a parameter: a learnt position embedding is
+    axes (images and at least two more) and neither is a parameter: a learned position embedding is
     no feature map.
     """
 
@@ -56,99 +56,117 @@ class Adds(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call `func`, with other operands if it is an addition that counts."""
-        named = dict(kwargs or {})
-        if func not in ADDITIONS or (pair := _operands(args, named)) is None:
-            return func(*args, **named)
-        left, right = (
-            self.change(name, x) for name, x in zip(sides(self.number), pair, strict=True)
-        )
+        kwargs = dict(kwargs or {})
+        operands = _operands(args, kwargs) if func in ADDITIONS else None
+        if operands is None:
+            return func(*args, **kwargs)
+        left_name, right_name = sides(self.number)
+        left_operand = self.change(left_name, operands[0])
+        right_operand = self.change(right_name, operands[1])
         self.number += 1
-        if left is pair[0] and right is pair[1]:
-            return func(*args, **named)
-        rest = {key: value for key, value in named.items() if key not in ("input", "other")}
-        if func in IN_PLACE:  # by way of a new tensor, because the operands may share their memory
-            return pair[0].copy_(torch.add(left, right, **rest))
-        return func(left, right, *args[2:], **rest)
+        if left_operand is operands[0] and right_operand is operands[1]:
+            return func(*args, **kwargs)
+        settings = {key: value for key, value in kwargs.items() if key not in ("input", "other")}
+        if func in IN_PLACE:
+            # The operands may share their memory, so the sum is computed in a new tensor first.
+            return operands[0].copy_(torch.add(left_operand, right_operand, **settings))
+        return func(left_operand, right_operand, *args[2:], **settings)
 
 
-def _operands(args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """Return what is added, or None if that does not count."""
-    left = args[0] if args else named.get("input")
-    right = args[1] if len(args) > 1 else named.get("other")
-    if (
-        not (isinstance(left, Tensor) and isinstance(right, Tensor))
-        or left.shape != right.shape
-        or left.ndim < 3
-    ):
+def _operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Return the operands of an addition, or None if it does not count."""
+    first = args[0] if args else kwargs.get("input")
+    second = args[1] if len(args) > 1 else kwargs.get("other")
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
         return None
-    learnt = isinstance(left, nn.Parameter) or isinstance(right, nn.Parameter)
-    return (
-        (left, right)
-        if left.is_floating_point() and right.is_floating_point() and not learnt
-        else None
-    )
+    if first.shape != second.shape or first.ndim < 3:
+        return None
+    if isinstance(first, nn.Parameter) or isinstance(second, nn.Parameter):
+        return None
+    if not (first.is_floating_point() and second.is_floating_point()):
+        return None
+    return first, second
 
 
-class Quantized:
-    """A network's forward in which operands of additions are replaced by the nearest values of their grids.
+class QuantizedAdds:
+    """A network's forward that rounds the operands of additions to the nearest values of grids.
 
-    It stands in the place of the network's `forward`; `attach` and `detach` put it there and take
-    it away.
+    It replaces the network's `forward`; see `attach` and `detach`.
     """
 
-    def __init__(self, forward: Callable[..., Any], replaces: bool, grids: dict[str, Grid]):
+    def __init__(
+        self, forward: Callable[..., Any], is_instance_forward: bool, grids: dict[str, Grid]
+    ):
         self.forward = forward
-        self.replaces = replaces  # the network had a forward of its own, not its class's
+        # The network had a `forward` in its own attributes, beside that of its class.
+        self.is_instance_forward = is_instance_forward
         self.grids = grids
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network."""
-        single = bool(args) and isinstance(args[0], Tensor) and len(args[0]) == 1
+        is_single = bool(args) and isinstance(args[0], Tensor) and len(args[0]) == 1
+        if is_single:
+            args = (two_images(args[0]), *args[1:])
         with Adds(self._nearest) as adds:
-            result = self.forward(*([in_company(args[0]), *args[1:]] if single else args), **named)
-        result = result[:1] if single else result
-        known = {name for number in range(adds.number) for name in sides(number)}
-        if missing := [name for name in self.grids if name not in known]:
-            raise SqError(
-                f"this pass made {adds.number} additions, without {missing[0]}: they cannot be told apart"
-            )
+            result = self.forward(*args, **kwargs)
+        if is_single:
+            result = result[:1]
+        self._check_additions(adds.number)
         return result
 
+    def _check_additions(self, count: int) -> None:
+        """Raise an `SqError` if a pass of `count` additions lacks one that has a grid."""
+        names: set[str] = set()
+        for number in range(count):
+            names.update(sides(number))
+        for name in self.grids:
+            if name not in names:
+                raise SqError(
+                    f"this pass made {count} additions, without {name}: they cannot be told apart"
+                )
+
     def _nearest(self, name: str, x: Tensor) -> Tensor:
-        if (grid := self.grids.get(name)) is None:
+        grid = self.grids.get(name)
+        if grid is None:
             return x
-        self.grids[name] = grid = on(grid, x.device)
+        grid = to_device(grid, x.device)
+        self.grids[name] = grid  # the next pass finds it on this device
         return grid.nearest(x)
 
 
-def in_company(x: Tensor) -> Tensor:
-    """Return images `x` (B, ...), a single one of them twice.
+def two_images(x: Tensor) -> Tensor:
+    """Return images `x` (B, ...), but a single one twice.
 
-    To a single image a learnt embedding (1, ...) has the shape of a feature map: its addition would
-    count, and all others have other numbers than in a batch.
+    For a single image a learned embedding (1, ...) has the shape of a feature map. Its addition
+    would count, and the numbers of the others would differ from those in a batch.
     """
-    return torch.cat([x, x]) if len(x) == 1 else x
+    if len(x) == 1:
+        return torch.cat([x, x])
+    return x
 
 
-def on(grid: Grid, device: torch.device) -> Grid:
+def to_device(grid: Grid, device: torch.device) -> Grid:
     """Return `grid` with its tensors on `device`."""
-    return grid if grid.scale.device == device else grid.map(lambda t: t.to(device))
+    if grid.scale.device == device:
+        return grid
+    return grid.map(lambda tensor: tensor.to(device))
 
 
 def attach(net: nn.Module, grids: dict[str, Grid]) -> None:
-    """Make every pass of `net` add the nearest grid values, for the operands that `grids` names."""
-    net.forward = Quantized(net.forward, "forward" in net.__dict__, dict(grids))
+    """Make `net` round the operands of additions that `grids` names, in every pass."""
+    net.forward = QuantizedAdds(net.forward, "forward" in net.__dict__, dict(grids))
 
 
 def attached(net: nn.Module) -> dict[str, Grid]:
-    """Return the grids of operands of additions by name, as `attach` left them."""
+    """Return the grids that `attach` was given, by operand name."""
     forward = net.__dict__.get("forward")
-    return dict(forward.grids) if isinstance(forward, Quantized) else {}
+    return dict(forward.grids) if isinstance(forward, QuantizedAdds) else {}
 
 
 def detach(net: nn.Module) -> None:
-    """Undo `attach`, if it was."""
-    if isinstance(forward := net.__dict__.get("forward"), Quantized):
+    """Undo `attach`, if it was called."""
+    forward = net.__dict__.get("forward")
+    if isinstance(forward, QuantizedAdds):
         del net.forward
-        if forward.replaces:
+        if forward.is_instance_forward:
             net.forward = forward.forward

@@ -1,14 +1,12 @@
-"""Where a network is rounded: the weights of its layers, and what they are fed, at several widths.
+"""Rounding errors of a network's weights and layer inputs, at several bit-widths.
 
-Rounding to nearest changes a weight w by D(b) = Q_b(w) - w and an input x by Q_b(x) - x. What
-metrics share is here: those errors, and a network that computes with other weights or inputs for a
-while. Parameters are never written to: a module is lent another tensor under the name `weight`, so
-what a metric leaves is the network it got, bit by bit.
+Rounding to nearest changes a weight w by D(b) = Q_b(w) - w, and an input x by Q_b(x) - x. The
+sensitivity metrics share these errors, and a network with all of them at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -17,38 +15,41 @@ from torch import Tensor, nn
 
 from sq.errors import SqError
 from sq.network import hooks, residual_adds
+from sq.network.weight_swap import original_weight, swapped_weights
 from sq.runtime import cpu_threads
 from sq.types.costs import Rows
-from sq.types.problem import Grid, Layer, Model, Problem
+from sq.types.problem import Grid, Layer, Problem
 
 Kind = Literal["weights", "inputs"]
 
 
 class Sites:
-    """The weights of all layers, or the inputs of those that have grids for them, at the widths to price.
+    """The weights of all layers, or the inputs of those with input grids, at some bit-widths.
 
-    Layers whose bits are settled (`Problem.fixed`) have those alone, whatever width the others are
-    at.
+    A choice is a layer with one of its widths. Layers whose bits are fixed (`Problem.fixed`) have
+    that width alone, whatever width the others are at.
 
     Parameters
     ----------
     problem : its grids are fitted once for each layer and width, when they are first needed
     kind : "weights" or "inputs"
-    bits : the widths
+    bits : the widths; without any, there are no layers
     """
 
     def __init__(self, problem: Problem, kind: Kind, bits: list[int]):
-        self.model, self.kind, self.bits = problem.model, kind, bits
-        every = problem.model.layers
-        own = (
-            every
-            if kind == "weights"
-            else [layer for layer in every if layer.name in problem.inputs.bits]
-        )
-        self.layers = own if bits else []
+        self.model = problem.model
+        self.kind = kind
+        self.bits = bits
+        self.layers: list[Layer] = []
+        if bits and kind == "weights":
+            self.layers = problem.model.layers
+        elif bits:
+            self.layers = [
+                layer for layer in problem.model.layers if layer.name in problem.inputs.bits
+            ]
         self._problem = problem
-        self._fixed = problem.fixed
-        self._grids: dict[tuple[str, int], Grid] = {}
+        self._fixed = problem.fixed  # bits by layer name
+        self._grids: dict[tuple[str, int], Grid] = {}  # by layer name and bits
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -56,70 +57,82 @@ class Sites:
         return {layer.name: layer.module for layer in self.layers}
 
     def choices(self) -> list[tuple[Layer, int]]:
-        """Return every layer with every width it may have."""
-        return [(layer, bits) for layer in self.layers for bits in self.widths(layer)]
+        """Return every layer with each of its widths."""
+        choices = []
+        for layer in self.layers:
+            choices += [(layer, bits) for bits in self.widths(layer)]
+        return choices
 
     def widths(self, layer: Layer) -> list[int]:
-        """Return the widths to price a layer at."""
+        """Return the widths that a layer may have."""
         return [self._fixed[layer.name]] if layer.name in self._fixed else self.bits
 
-    def at(self, layer: Layer, bits: int) -> int:
-        """Return the width of a layer where all that may have it are at `bits`."""
+    def width_at(self, layer: Layer, bits: int) -> int:
+        """Return the width of a layer when all layers without a fixed width are at `bits`."""
         return self._fixed.get(layer.name, bits)
 
-    def flat(self, table: Tensor) -> Tensor:
-        """Return a figure (layers, widths) of networks with all layers at one width, in the order of `choices`.
+    def by_choice(self, table: Tensor) -> Tensor:
+        """Return a table (layers, widths) as one value for each of `choices`.
 
-        That of a settled layer is the mean over the widths of the others.
+        Column b of the table is measured with all layers at width b. A layer with a fixed width
+        gets the mean over the columns.
         """
-        rows = zip(self.layers, table, strict=True)
-        return torch.cat(
-            [row.mean(0, keepdim=True) if s.name in self._fixed else row for s, row in rows]
-        )
+        values = []
+        for layer, row in zip(self.layers, table, strict=True):
+            if layer.name in self._fixed:
+                row = row.mean(0, keepdim=True)
+            values.append(row)
+        return torch.cat(values)
 
-    def spread(self, values: Tensor) -> Tensor:
-        """Return a figure of each layer (layers,) once for each of its widths, in the order of `choices`."""
-        return values.repeat_interleave(
-            torch.tensor([len(self.widths(layer)) for layer in self.layers])
-        )
+    def repeat(self, values: Tensor) -> Tensor:
+        """Return a value of each layer, (layers,), as one value for each of `choices`."""
+        counts = [len(self.widths(layer)) for layer in self.layers]
+        return values.repeat_interleave(torch.tensor(counts))
 
     def rows(self, values: list[float]) -> Rows:
-        """Return `values`, in the order of `choices`, by layer name and bits."""
-        given = iter(values)
-        return {
-            layer.name: {bits: next(given) for bits in self.widths(layer)} for layer in self.layers
-        }
+        """Return a value for each of `choices` by layer name and bits."""
+        rows: Rows = {layer.name: {} for layer in self.layers}
+        for (layer, bits), value in zip(self.choices(), values, strict=True):
+            rows[layer.name][bits] = value
+        return rows
 
     def grid(self, layer: Layer, bits: int) -> Grid:
         """Return the grid of a layer's weights (G, O, I), or of its inputs (any shape)."""
-        if (layer.name, bits) not in self._grids:
-            if self.kind == "weights":
-                W = weight(layer).reshape(layer.groups, layer.outputs, layer.inputs)
-                grid = self._problem.grid(layer.name, W, bits)
-            else:
-                grid = residual_adds.on(
-                    self._problem.inputs.grid(layer.name, bits), self._problem.batch.x.device
-                )
-            self._grids[layer.name, bits] = grid
-        return self._grids[layer.name, bits]
+        key = (layer.name, bits)
+        if key not in self._grids:
+            self._grids[key] = self._fit(layer, bits)
+        return self._grids[key]
 
-    def fit(self) -> None:
-        """Fit the grids of all weights now, on a CPU side by side: one thread each, as each is fitted for itself."""
+    def _fit(self, layer: Layer, bits: int) -> Grid:
+        if self.kind == "weights":
+            weight = original_weight(layer).reshape(layer.groups, layer.outputs, layer.inputs)
+            return self._problem.grid(layer.name, weight, bits)
+        grid = self._problem.inputs.grid(layer.name, bits)
+        # It may be on another device than the images.
+        return residual_adds.to_device(grid, self._problem.batch.x.device)
+
+    def fit_all(self) -> None:
+        """Fit the grids of all weights now, if on a CPU: several at a time, one thread each."""
         if self.kind == "weights" and self._problem.batch.x.device.type == "cpu":
             cpu_threads.each(
-                lambda one: self.grid(*one),
+                lambda choice: self.grid(*choice),
                 self.choices(),
                 "grids",
-                cost=lambda one: one[0].weights,
+                cost=lambda choice: choice[0].weights,
             )
 
     def nearest(self, layer: Layer, bits: int, values: Tensor) -> Tensor:
-        """Return `values` rounded to nearest, detached: a weight of the module's shape, or an input of any."""
+        """Return `values` rounded to nearest, detached.
+
+        Parameters
+        ----------
+        values : a weight of the module's shape, or an input of any shape
+        """
         values, grid = values.detach(), self.grid(layer, bits)
         if self.kind == "inputs":
             return grid.nearest(values)
         rounded = grid.nearest(values.reshape(layer.groups, layer.outputs, layer.inputs))
-        # laid out in memory as the weight is
+        # The result has the weight's memory layout, which may be channels last.
         return torch.empty_like(values).copy_(rounded.view(values.shape))
 
     def error(self, layer: Layer, bits: int, values: Tensor) -> Tensor:
@@ -127,125 +140,62 @@ class Sites:
         return self.nearest(layer, bits, values) - values.detach()
 
 
-def price(
-    problem: Problem, bits: list[int], input_bits: list[int], one: Callable[[Sites], Rows]
+def score_sites(
+    problem: Problem, bits: list[int], input_bits: list[int], score: Callable[[Sites], Rows]
 ) -> tuple[Rows, Rows]:
-    """Return what `one` says of the weights at `bits`, and of the inputs at `input_bits`; {} of no widths.
+    """Return ``score(sites)`` of weights at `bits` and of inputs at `input_bits`; {} for no bits.
 
     Raises
     ------
-    SqError : inputs are to be priced, and have no grids
+    SqError : `input_bits` are given, but inputs have no grids
     """
     if input_bits and not problem.inputs.bits:
         raise SqError(
-            f"sensitivity.input_bits={input_bits}: activation=none leaves inputs in full precision, so they have no "
-            "price; set activation=mse (or another), or sensitivity.input_bits=[]"
+            f"sensitivity.input_bits={input_bits}: activation=none leaves inputs in full "
+            "precision, so they have no sensitivity; set activation=mse (or another), or "
+            "sensitivity.input_bits=[]"
         )
-    both = (Sites(problem, "weights", bits), Sites(problem, "inputs", input_bits))
-    for sites in both:
-        sites.fit()
-    weights, inputs = (one(sites) if sites.bits else {} for sites in both)
-    return weights, inputs
+    weights = Sites(problem, "weights", bits)
+    inputs = Sites(problem, "inputs", input_bits)
+    weights.fit_all()
+    inputs.fit_all()
+    weight_rows = score(weights) if bits else {}
+    input_rows = score(inputs) if input_bits else {}
+    return weight_rows, input_rows
 
 
 def refuse_inputs(metric: str, input_bits: list[int]) -> None:
-    """Raise an `SqError` if the inputs of layers are to be priced by a metric that is of weights alone."""
+    """Raise an `SqError` if there are `input_bits`, for a metric that scores weights alone."""
     if input_bits:
         raise SqError(
-            f"sensitivity={metric} prices weights alone: set sensitivity.input_bits=[], or choose label_free, kl, "
-            "interaction, measured, noise, grad_l1, fisher, trace or output_error, which price inputs as well"
+            f"sensitivity={metric} scores weights alone: set sensitivity.input_bits=[], or choose "
+            "label_free, kl, interaction, measured, noise, grad_l1, fisher, trace or "
+            "output_error, which score inputs as well"
         )
-
-
-def weight(layer: Layer) -> Tensor:
-    """Return a layer's own weight in its module's shape, detached, whatever the module has been lent."""
-    own = layer.module._parameters["weight"]
-    assert own is not None
-    return own.detach()
-
-
-def holders(net: nn.Module, layer: Layer) -> list[nn.Module]:
-    """Return the modules of `net` that compute with this layer's weight: its own, and others that share it."""
-    own = layer.module._parameters["weight"]
-    return [m for m in net.modules() if m._parameters.get("weight") is own]
-
-
-def counterparts(model: Model, copied: nn.Module) -> dict[str, list[nn.Module]]:
-    """Return the modules of a copy of the network that compute with each layer's weight, see `holders`, by its name."""
-    names = {id(module): name for name, module in model.net.named_modules()}
-    return {
-        layer.name: [
-            copied.get_submodule(names[id(module)]) for module in holders(model.net, layer)
-        ]
-        for layer in model.layers
-    }
-
-
-@contextmanager
-def lending(given: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-    """Let modules compute with tensors in place of their parameters of these names, for a while."""
-    before: list[tuple[nn.Module, str, Tensor | None]] = []
-    try:
-        for module, name, tensor in given:
-            # what is lent already, of all or some layers
-            before.append((module, name, module.__dict__.get(name)))
-            module.__dict__[name] = tensor  # found before the parameter of that name
-        yield
-    finally:
-        for module, name, earlier in reversed(before):
-            if earlier is None:
-                module.__dict__.pop(name, None)
-            else:
-                module.__dict__[name] = earlier
-
-
-@contextmanager
-def lent(model: Model, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the network compute with these `weights`, by layer name and of their modules' shapes, for a while."""
-    own = {layer.name: layer for layer in model.layers}
-    with lending(
-        (m, "weight", given)
-        for name, given in weights.items()
-        for m in holders(model.net, own[name])
-    ):
-        yield
-
-
-@contextmanager
-def changed(
-    model: Model, kind: Kind, layer: Layer, put: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Let one layer compute with ``put(weight)``, of its own weight, or be fed ``put(x)``, for a while."""
-    if kind == "weights":
-        with torch.no_grad():
-            given = put(weight(layer))
-        with lent(model, {layer.name: given}):
-            yield
-    else:
-        with hooks.replacing({layer.name: layer.module}, lambda name, module, x: put(x)):
-            yield
 
 
 @contextmanager
 def all_rounded(sites: Sites, bits: int) -> Iterator[dict[str, Tensor]]:
-    """Round all of `sites` to nearest for a while; give what layers were fed last, by name, if `sites` are inputs.
+    """Round all of `sites` to nearest at `bits`, those with fixed bits at their own.
 
-    They have `bits`, but for those that are settled at others.
+    Yields the inputs of layers in the last pass, before rounding, by name; {} if `sites` are
+    weights.
     """
-    fed: dict[str, Tensor] = {}
-    own = {layer.name: layer for layer in sites.layers}
+    inputs: dict[str, Tensor] = {}
+    layers = {layer.name: layer for layer in sites.layers}
 
-    def put(name: str, module: nn.Module, x: Tensor) -> Tensor:
-        fed[name] = x
-        return sites.nearest(own[name], sites.at(own[name], bits), x)
+    def round_input(name: str, module: nn.Module, x: Tensor) -> Tensor:
+        inputs[name] = x
+        layer = layers[name]
+        return sites.nearest(layer, sites.width_at(layer, bits), x)
 
     if sites.kind == "weights":
-        rounded = {
-            n: sites.nearest(layer, sites.at(layer, bits), weight(layer))
-            for n, layer in own.items()
-        }
-        with lent(sites.model, rounded):
-            yield fed
+        rounded: dict[str, Tensor] = {}
+        for name, layer in layers.items():
+            width = sites.width_at(layer, bits)
+            rounded[name] = sites.nearest(layer, width, original_weight(layer))
+        with swapped_weights(sites.model, rounded):
+            yield inputs
     else:
-        with hooks.replacing(sites.modules, put):
-            yield fed
+        with hooks.replacing(sites.modules, round_input):
+            yield inputs

@@ -1,10 +1,10 @@
-"""Layerwise: hand each layer's weight, Hessian and grid to a solver.
+"""Layerwise quantization: each layer's weight, Hessian and grid go to a solver.
 
-Where `calibration.inputs` is "reference", every layer is solved for the inputs that the
-full-precision network gives it: layers are independent, and all solvers see the same problem, the
-same statistics, damping and grid. On a CPU they are solved side by side, one thread each. Where it
-is "quantized", a layer is solved for what the layers before it, quantized, make of the images (see
-`sq.hessian.asymmetric`): one layer after the other.
+With calibration.inputs "reference", every layer is solved for its inputs in the full-precision
+network. Layers are then independent, and all solvers get the same statistics, damping and grid. On
+a CPU, layers are solved in parallel, one thread each. With "quantized", a layer is solved for its
+inputs when the layers before it are quantized (see `sq.hessian.asymmetric`): one layer after the
+other.
 """
 
 from __future__ import annotations
@@ -44,21 +44,30 @@ from sq.types.problem import (
 T = TypeVar("T")
 R = TypeVar("R")
 
-LADDER = 10.0  # each retry damps this many times more ...
-LAST = 1.0  # ... up to this share of the diagonal's mean
-FIRST = 1e-8  # the first rung when no damping was asked for
+# Damping is a share of the mean of the diagonal of H. Each retry multiplies it, up to a maximum.
+DAMPING_FACTOR = 10.0
+MAX_DAMPING = 1.0
+FIRST_RETRY_DAMPING = 1e-8  # if no damping was asked for
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a layer is solved for: the weight (G, O, I) to come near to, where H (G, I, I) says what near is.
+    """The problem of one layer: codes near to the weight W (G, O, I), in the norm of H (G, I, I).
 
-    `error` tells ||W X - Q X^||^2 / ||W X||^2 of a solution Q.
+    `error` returns ||W X - Q X^||^2 / ||W X||^2 of a solution Q.
     """
 
     W: Tensor
     hessian: Tensor
     error: Callable[[Tensor], float]
+
+
+@dataclass(frozen=True)
+class FittedGrid:
+    """The grid of one layer, and the seconds it took to fit."""
+
+    grid: Grid
+    seconds: float
 
 
 def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
@@ -71,179 +80,212 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
 
     Raises
     ------
-    SqError : a Hessian or grid that no solver can use, or a layer too large for the solver's
-    memory, before any
-        layer is solved; a Hessian that stays indefinite at the end of the damping ladder; `damp`
-        out of range
+    SqError : before any layer is solved: a Hessian or grid that no solver can use, a layer too
+    large
+        for the solver's memory, or `damp` out of range. Later: a Hessian that is not positive
+        definite even with the largest damping
     """
     check_damp(damp)
-    every = problem.model.layers
-    for layer in every:
+    layers = problem.model.layers
+    for layer in layers:
         check_hessian(layer, problem.statistics.layers[layer.name].hessian)
-    plans = announce(every, solve)
+    plans = announce(layers, solve)
+    # Layers of `net` are quantized one after the other; the network of `problem` does not change.
     net = copied(problem.model.net)
     insertion.attach(net, problem.activations)
-    done: dict[str, QuantizedLayer] = {}
+    quantized: dict[str, QuantizedLayer] = {}
     for targets in _targets(problem, net, damp):
-        chosen = [layer for layer in every if layer.name in targets]
-        crew = _Crew(chosen, plans, problem.batch.x.device)
-        # Fitted and checked before the first layer is solved: nothing that takes long is lost to a
-        # bad grid.
-        grids = crew.each("grids", partial(_fit, targets=targets, problem=problem))
-        solved = partial(_solve, targets=targets, grids=grids, solve=solve, damp=damp)
-        if not done:  # a warm-up: no layer's time holds a library's start
-            with cpu_threads.use(1):
-                solved(
-                    min(chosen, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
-                )
-        for name, own in crew.each("quantize", solved).items():
-            done[name] = own
-            geometry.set_weight(net.get_submodule(name), own.grid.decode(own.codes))
-    return QuantizedModel(net, done)
+        ready = [layer for layer in layers if layer.name in targets]
+        workers = _LayerWorkers(ready, plans, problem.batch.x.device)
+        # All grids are fitted and checked before the first layer is solved: no long work is lost to
+        # a bad grid.
+        grids = workers.map("grids", partial(_fit, targets=targets, problem=problem))
+        solve_layer = partial(_solve, targets=targets, grids=grids, solve=solve, damp=damp)
+        if not quantized:
+            _warm_up(ready, solve_layer)
+        for name, layer_result in workers.map("quantize", solve_layer).items():
+            quantized[name] = layer_result
+            decoded = layer_result.grid.decode(layer_result.codes)
+            geometry.set_weight(net.get_submodule(name), decoded)
+    return QuantizedModel(net, quantized)
 
 
-def _work(layer: Layer) -> int:
-    """Return about how many multiply-adds solving `layer` takes, up to a factor that solvers differ in."""
+def _warm_up(layers: Sequence[Layer], solve_layer: Callable[[Layer], QuantizedLayer]) -> None:
+    """Solve the smallest layer once, so that no measured time includes the start of a library."""
+    smallest = min(layers, key=lambda layer: layer.groups * layer.outputs * layer.inputs**2)
+    with cpu_threads.use(1):
+        solve_layer(smallest)
+
+
+def _solve_operations(layer: Layer) -> int:
+    """Return the multiply-adds of solving `layer`, up to a factor that depends on the solver."""
     return layer.groups * layer.inputs**2 * (layer.inputs + layer.outputs)
 
 
 @dataclass(frozen=True)
-class _Crew:
-    """Does the same for each of `layers`: on a CPU side by side, as many at a time as half of the free memory holds."""
+class _LayerWorkers:
+    """Calls a function for each of `layers`; on a CPU in parallel, within half the free memory."""
 
     layers: Sequence[Layer]
-    plans: Mapping[str, Plan]  # what the solver says it takes, by layer name; layers may be missing
+    plans: Mapping[str, Plan]  # of the solver, by layer name; layers may be missing
     device: torch.device
 
-    def each(self, what: str, do: Callable[[Layer], R]) -> dict[str, R]:
-        """Return what `do` returns of each layer, by name; `what` is done, for whoever watches.
+    def map(self, label: str, function: Callable[[Layer], R]) -> dict[str, R]:
+        """Return the results of `function` by layer name; `label` is for the progress bar.
 
-        A layer by itself has several threads if its products are large.
+        A single layer gets several threads if its products are large.
         """
         if self.device.type != "cpu":
-            return {layer.name: do(layer) for layer in track(self.layers, what, len(self.layers))}
+            return {
+                layer.name: function(layer) for layer in track(self.layers, label, len(self.layers))
+            }
+        # With quantized inputs, layers come one at a time: threads can only help within a layer.
         if len(self.layers) == 1:
             (layer,) = self.layers
             with cpu_threads.for_product(layer.inputs**2 * max(layer.inputs, layer.outputs)):
-                return {layer.name: do(layer)}
+                return {layer.name: function(layer)}
+        # Half, because free memory is an estimate and solvers allocate besides.
         room = memory.available(self.device) / 2
-        results = cpu_threads.each(do, self.layers, what, cost=_work, size=self._bytes, room=room)
-        return dict(zip((layer.name for layer in self.layers), results, strict=True))
+        results = cpu_threads.each(
+            function, self.layers, label, cost=_solve_operations, size=self._bytes, room=room
+        )
+        names = [layer.name for layer in self.layers]
+        return dict(zip(names, results, strict=True))
 
     def _bytes(self, layer: Layer) -> int:
+        """Return the memory that solving `layer` takes."""
+        matrix_bytes = memory.FLOAT64 * layer.groups * layer.inputs**2
         plan = self.plans.get(layer.name)
-        return memory.SOLVER_COPIES * memory.FLOAT64 * layer.groups * layer.inputs**2 + (
-            plan.bytes if plan else 0
-        )
+        plan_bytes = plan.bytes if plan else 0
+        return memory.SOLVER_COPIES * matrix_bytes + plan_bytes
 
 
 def _targets(problem: Problem, net: nn.Module, damp: float) -> Iterator[dict[str, Target]]:
-    """Yield the targets of layers that can be solved now, by name; `net` must hold the solutions by the next time."""
+    """Yield the targets of the layers that can be solved next, by name.
+
+    Their solutions must be in `net` before the next targets are asked for.
+    """
     model, batch = problem.model, problem.batch
     if batch.inputs == "reference":
-        yield {layer.name: _own_target(layer, problem) for layer in model.layers}
+        yield {layer.name: _reference_target(layer, problem) for layer in model.layers}
         return
     passes = quantity(model.layers, "pass")
     say(
-        f"calibration.inputs=quantized: {passes} of both networks over {quantity(batch.ids, 'image')}"
+        f"calibration.inputs=quantized: {passes} of both networks over "
+        f"{quantity(batch.ids, 'image')}"
     )
     calls = asymmetric.constant_calls(model.net, model.layers, batch.x)
     for layer in track(model.layers, "layers", len(model.layers)):
         pair = asymmetric.collect(net, model.net, layer, batch.x, calls.get(layer.name))
-        yield {layer.name: _moved_target(layer, pair, problem, damp)}
+        yield {layer.name: _asymmetric_target(layer, pair, problem, damp)}
 
 
-def _own_target(layer: Layer, problem: Problem) -> Target:
-    W, hessian = geometry.weight(layer.module), problem.statistics.layers[layer.name].hessian
+def _reference_target(layer: Layer, problem: Problem) -> Target:
+    """Return the target for inputs of the full-precision network."""
+    W = geometry.weight(layer.module)
+    hessian = problem.statistics.layers[layer.name].hessian
     return Target(W, hessian, lambda Q: relative_error(W, Q, hessian))
 
 
-def _moved_target(layer: Layer, pair: asymmetric.Pair, problem: Problem, damp: float) -> Target:
-    W, reference = geometry.weight(layer.module), problem.statistics.layers[layer.name].hessian
-    wanted, _, _ = climb(layer.name, lambda share: pair.target(W, damped(pair.H, share)), damp)
-    return Target(wanted, pair.H, lambda Q: pair.relative_error(W, Q, reference))
-
-
-def _fit(layer: Layer, *, targets: Mapping[str, Target], problem: Problem) -> tuple[Grid, float]:
-    target = targets[layer.name]
-    grid, spent = timed(
-        lambda: problem.grid(layer.name, target.W, problem.bits[layer.name]), target.W.device
+def _asymmetric_target(
+    layer: Layer, pair: asymmetric.Pair, problem: Problem, damp: float
+) -> Target:
+    """Return the target for inputs of the network quantized so far."""
+    W = geometry.weight(layer.module)
+    reference = problem.statistics.layers[layer.name].hessian
+    # The target W* needs the inverse of H too.
+    target, _, _ = with_damping(
+        layer.name, lambda share: pair.target(W, damped(pair.H, share)), damp
     )
+    return Target(target, pair.H, lambda Q: pair.relative_error(W, Q, reference))
+
+
+def _fit(layer: Layer, *, targets: Mapping[str, Target], problem: Problem) -> FittedGrid:
+    W = targets[layer.name].W
+    bits = problem.bits[layer.name]
+    grid, elapsed = timed(lambda: problem.grid(layer.name, W, bits), W.device)
     check_grid(layer, grid)
-    return grid, spent.seconds
+    return FittedGrid(grid, elapsed.seconds)
 
 
 def _solve(
     layer: Layer,
     *,
     targets: Mapping[str, Target],
-    grids: Mapping[str, tuple[Grid, float]],
+    grids: Mapping[str, FittedGrid],
     solve: Solve,
     damp: float,
 ) -> QuantizedLayer:
     target, fitted = targets[layer.name], grids[layer.name]
     W, hessian = target.W, target.hessian
 
-    def at(share: float) -> tuple[Tensor, Grid]:
-        return solution(solve(W, damped(hessian, share).to(W.dtype), fitted[0]), fitted[0])
+    def solve_damped(share: float) -> tuple[Tensor, Grid]:
+        H = damped(hessian, share).to(W.dtype)
+        return solution(solve(W, H, fitted.grid), fitted.grid)
 
-    ((codes, grid), used, retries), spent = timed(lambda: climb(layer.name, at, damp), W.device)
+    result, elapsed = timed(lambda: with_damping(layer.name, solve_damped, damp), W.device)
+    (codes, grid), damp_used, retries = result
     report = {
-        "fit_seconds": fitted[1],
-        "solve_seconds": spent.seconds,
+        "fit_seconds": fitted.seconds,
+        "solve_seconds": elapsed.seconds,
         "relative_error": target.error(grid.decode(codes)),
-        "damp_used": used,
+        "damp_used": damp_used,
         "damp_retries": retries,
         "dead_inputs": int((hessian.diagonal(dim1=-2, dim2=-1) == 0).sum()),
         "codes": digest([codes]),
     }
-    if spent.cpu is not None:
-        report["solve_cpu_seconds"] = spent.cpu
+    if elapsed.cpu is not None:
+        report["solve_cpu_seconds"] = elapsed.cpu
     return QuantizedLayer(codes, grid, report)
 
 
 def check_damp(damp: float) -> None:
-    """Raise an `SqError` unless `damp` is a share of the diagonal's mean."""
-    if not 0 <= damp <= LAST:
-        raise SqError(f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {LAST:g}")
+    """Raise an `SqError` unless `damp` is in the allowed range."""
+    if not 0 <= damp <= MAX_DAMPING:
+        raise SqError(
+            f"quantizer.damp={damp}: a share of the diagonal's mean, from 0 to {MAX_DAMPING:g}"
+        )
 
 
-def climb(name: str, solve_at: Callable[[float], T], damp: float) -> tuple[T, float, int]:
-    """Solve, damping more while H is not positive definite; return the result, the damping used and the retries.
+def with_damping(name: str, solve: Callable[[float], T], damp: float) -> tuple[T, float, int]:
+    """Solve with more and more damping until H is positive definite.
 
     Parameters
     ----------
-    name : the layer's, for the message
-    solve_at : solves at a share of damping; raises `torch.linalg.LinAlgError` where that is too
-    little
-    damp : the share to begin with
+    name : of the layer, for the message
+    solve : solves with a share of damping; raises `torch.linalg.LinAlgError` if it is too small
+    damp : the first share
+
+    Returns
+    -------
+    the result, the damping used, and the number of retries
 
     Raises
     ------
-    SqError : still not positive definite at the end of the ladder
+    SqError : H is not positive definite even with the largest damping
     """
-    retries, used = 0, damp
+    retries, share = 0, damp
     while True:
         try:
-            return solve_at(used), used, retries
+            return solve(share), share, retries
         except torch.linalg.LinAlgError as error:
-            if used >= LAST:
-                fact = (
-                    f"layer {name}: its Hessian is not positive definite even with damping {used:g}"
-                )
+            if share >= MAX_DAMPING:
+                damping = f"even with damping {share:g}"
+                fact = f"layer {name}: its Hessian is not positive definite {damping}"
                 raise SqError(
                     f"{fact}; use more calibration images (calibration.images) or drop the layer",
                     call=f"{fact}; give more images or drop the layer",
                 ) from error
-            retries, used = retries + 1, min(LAST, max(used * LADDER, FIRST))
+            retries += 1
+            share = min(MAX_DAMPING, max(share * DAMPING_FACTOR, FIRST_RETRY_DAMPING))
 
 
 def damped(hessian: Tensor, damp: float) -> Tensor:
     """Return H + damp * mean(diag H) * I, a new tensor, group by group.
 
-    A dead input (its diagonal is 0, so no image ever used it) gets the mean itself: its weights are
-    rounded to nearest, and no error passes between it and other inputs. The mean is over live
-    inputs; without any it is 1.
+    A dead input (its diagonal is 0, because no image ever used it) gets the mean itself: its
+    weights are rounded to nearest, and no error passes between it and other inputs. The mean is
+    over live inputs; without any it is 1.
     """
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)  # (G, I)
     live = diagonal > 0
@@ -253,23 +295,24 @@ def damped(hessian: Tensor, damp: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Seconds that something took: `seconds` on the clock, `cpu` of CPU time; None where a GPU did the work."""
+class Elapsed:
+    """The time of a call: wall-clock `seconds`, and CPU seconds `cpu`, None on a GPU."""
 
     seconds: float
     cpu: float | None
 
 
-def timed(function: Callable[[], T], device: torch.device) -> tuple[T, Spent]:
-    """Return what `function` returns and what it took, the device's work included.
+def timed(function: Callable[[], T], device: torch.device) -> tuple[T, Elapsed]:
+    """Return the result of `function` and its time, work of the device included.
 
-    CPU time is that of this thread where operations have one thread each, so that what runs side by
-    side does not count; of the whole process otherwise.
+    CPU time is that of this thread if operations have one thread each, so that parallel work of
+    other threads does not count. Otherwise it is that of the whole process.
     """
+    # Layers solved in parallel have one thread each.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.process_time
     synchronize(device)
-    start, cpu = time.perf_counter(), clock()
+    start, cpu_start = time.perf_counter(), clock()
     result = function()
     synchronize(device)
-    spent = Spent(time.perf_counter() - start, clock() - cpu if device.type == "cpu" else None)
-    return result, spent
+    seconds, cpu = time.perf_counter() - start, clock() - cpu_start
+    return result, Elapsed(seconds, cpu if device.type == "cpu" else None)

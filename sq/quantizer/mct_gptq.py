@@ -1,16 +1,16 @@
-"""Gradient PTQ as Sony's model-compression-toolkit (MCT) has it, EPTQ: an outside peer. The only file that imports it.
+"""Gradient PTQ of Sony's model-compression-toolkit (MCT), EPTQ, as an outside peer.
 
-Fairness, in both directions:
+No other file imports MCT. Conditions of the comparison:
 
-* Images, bits, batch, iterations and threads are those of the run; so are the measures of what
-comes out.
-* Grids are MCT's own: symmetric for each output channel of a weight, and per tensor, with a power
-of two as range, of
-  what its platform rounds: outputs of layers (of ReLU, where one follows) and of additions, the
-  last output too. Ours rounds inputs of layers.
-* BatchNorm is folded by MCT, so `fold=true` makes its weights those that errors are told of.
+* Images, bits, batch, iterations and threads are those of the run. So are the measures of the
+  result.
+* Grids are MCT's own: symmetric, one per output channel of a weight, and one per tensor with a
+power
+  of two as range for activations. Its platform rounds outputs of layers (of the ReLU, if one
+  follows) and of additions, the last output too. Ours rounds inputs of layers.
+* MCT folds BatchNorm, so errors are reported for folded weights: `fold=true`.
 * MCT's default of 100 random vectors for sample-layer attention takes longer than everything else:
-`draws`.
+  see `draws`.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ from sq.core import installation
 from sq.errors import SqError
 from sq.grid.uniform_grid import UniformGrid
 from sq.hessian.layer_statistics import relative_error
-from sq.network import batchnorm, geometry
+from sq.network import batchnorm_statistics, geometry
 from sq.network.copies import copied
 from sq.types.problem import Layer, Problem, QuantizedLayer, QuantizedModel
+
+PEER = "quantizer=peer/mct_gptq"
 
 
 def quantize(
     problem: Problem, *, iterations: Whole, batch: Count, draws: Count, seed: Whole
 ) -> QuantizedModel:
-    """Quantize the whole network by MCT's gradient PTQ, with its own defaults but for what is given here.
+    """Quantize the whole network by MCT's gradient PTQ, with MCT's defaults for all else.
 
     Parameters
     ----------
-    iterations : steps of its optimiser, a whole number of passes over the calibration images; 0 is
-    its PTQ without
+    iterations : steps of the optimizer, a whole number of passes over the calibration images; 0 is
+        MCT's PTQ without gradient steps
     batch : images in a step
-    draws : random vectors for each image, of sample-layer attention; 100 in MCT
-    seed : of all it draws
+    draws : random vectors per image for sample-layer attention; 100 in MCT
+    seed : of all random draws
 
     Raises
     ------
-    SqError : layers of different widths, `iterations` that end within a pass, BatchNorm that has
-    not been folded, or
-        MCT is not installed
+    SqError : layers have different widths, `iterations` end within a pass, BatchNorm is not folded,
+        or MCT is not installed
 
     Source
     ------
@@ -60,58 +61,72 @@ def quantize(
     Gordon et al. 2023 (EPTQ), arXiv 2309.11531.
     """
     mct = _mct()
-    bits, wide = (
-        _one(problem.bits, "weights"),
-        _one(problem.inputs.bits, "inputs") if problem.inputs.bits else None,
-    )
-    if any(isinstance(module, batchnorm.Kinds) for module in problem.model.net.modules()):
+    bits = _common_width(problem.bits, "weights")
+    input_bits = _common_width(problem.inputs.bits, "inputs") if problem.inputs.bits else None
+    if any(
+        isinstance(module, batchnorm_statistics.BATCHNORMS)
+        for module in problem.model.net.modules()
+    ):
         raise SqError(
-            "quantizer=peer/mct_gptq: MCT folds BatchNorm, so errors must be of folded weights: set fold=true"
+            f"{PEER}: MCT folds BatchNorm, so errors must be of folded weights: set fold=true"
         )
     x = problem.batch.x
     passes, rest = divmod(iterations * batch, len(x))
     if rest or len(x) % batch:
         raise SqError(
-            f"quantizer.iterations={iterations} quantizer.batch={batch}: MCT takes whole passes over the {len(x)} "
-            "calibration images, in batches of one size"
+            f"quantizer.iterations={iterations} quantizer.batch={batch}: MCT takes whole passes "
+            f"over the {len(x)} calibration images, in batches of one size"
         )
-    marks: list[float] = []
-
-    def representative() -> Iterator[list[Tensor]]:
-        return ([part.clone()] for part in x.split(batch))  # networks may change them in place
-
-    given = (copied(problem.model.net), representative)
-    platform = _platform(mct.get_target_platform_capabilities(), bits, wide)
-    start, wall = time.process_time(), time.perf_counter()
+    net = copied(problem.model.net)
+    platform = _platform(mct.get_target_platform_capabilities(), bits, input_bits)
+    cpu_start, start = time.process_time(), time.perf_counter()
     with torch.random.fork_rng(), torch.enable_grad(), _drawing(draws):
         torch.manual_seed(seed)
         mct.core.pytorch.pytorch_device_config.set_working_device(x.device.type)
-        if passes:
-            config = mct.gptq.get_pytorch_gptq_config(
-                passes,
-                hessian_batch_size=batch,
-                log_function=lambda *_: marks.append(time.process_time()),
-            )
-            learn = mct.gptq.pytorch_gradient_post_training_quantization
-            net, _ = learn(*given, gptq_config=config, target_platform_capabilities=platform)
-        else:
-            net, _ = mct.ptq.pytorch_post_training_quantization(
-                *given, target_platform_capabilities=platform
-            )
-    taken = {"solve_seconds": time.perf_counter() - wall}
+        net, step_times = _run(mct, net, x, platform, passes, batch)
+    times = {"solve_seconds": time.perf_counter() - start}
     if x.device.type == "cpu":
-        taken["solve_cpu_seconds"] = time.process_time() - start
-    shares = {name: value / len(problem.model.layers) for name, value in taken.items()}
-    done = {layer.name: _read(layer, problem, net, shares) for layer in problem.model.layers}
+        times["solve_cpu_seconds"] = time.process_time() - cpu_start
+    layers = problem.model.layers
+    time_per_layer = {name: value / len(layers) for name, value in times.items()}
+    quantized = {layer.name: _read(layer, problem, net, time_per_layer) for layer in layers}
     report = {
         "method": "mct_gptq",
         "version": version("model-compression-toolkit"),
-        "steps": len(marks),
+        "steps": len(step_times),
+        "batch": batch,
+        "draws": draws,
+        "cpu_seconds": time.process_time() - cpu_start,
     }
-    report |= {"batch": batch, "draws": draws, "cpu_seconds": time.process_time() - start}
-    if len(marks) > 1:
-        report["cpu_seconds_per_step"] = (marks[-1] - marks[0]) / (len(marks) - 1)
-    return QuantizedModel(net.eval(), done, report)
+    if len(step_times) > 1:
+        report["cpu_seconds_per_step"] = (step_times[-1] - step_times[0]) / (len(step_times) - 1)
+    return QuantizedModel(net.eval(), quantized, report)
+
+
+def _run(
+    mct: Any, net: nn.Module, x: Tensor, platform: Any, passes: int, batch: int
+) -> tuple[nn.Module, list[float]]:
+    """Return MCT's quantized network, and the CPU time of the process at each gradient step."""
+    step_times: list[float] = []
+
+    def representative_data() -> Iterator[list[Tensor]]:
+        # Copies, because networks may change their input in place.
+        return ([images.clone()] for images in x.split(batch))
+
+    if passes == 0:
+        quantized, _ = mct.ptq.pytorch_post_training_quantization(
+            net, representative_data, target_platform_capabilities=platform
+        )
+        return quantized, step_times
+    config = mct.gptq.get_pytorch_gptq_config(
+        passes,
+        hessian_batch_size=batch,
+        log_function=lambda *_: step_times.append(time.process_time()),
+    )
+    quantized, _ = mct.gptq.pytorch_gradient_post_training_quantization(
+        net, representative_data, gptq_config=config, target_platform_capabilities=platform
+    )
+    return quantized, step_times
 
 
 def _mct() -> Any:
@@ -119,54 +134,59 @@ def _mct() -> Any:
         import model_compression_toolkit
     except ImportError as error:
         raise SqError(
-            "quantizer=peer/mct_gptq: model-compression-toolkit cannot be imported "
-            f"({error}): {installation.command('bench')}, in an environment of its own"
+            f"{PEER}: model-compression-toolkit cannot be imported ({error}): "
+            f"{installation.command('bench')}, in an environment of its own"
         ) from error
     return model_compression_toolkit
 
 
-def _one(bits: Mapping[str, int], what: str) -> int:
-    """Return the width that all have."""
-    if len(widths := set(bits.values())) != 1:
+def _common_width(bits: Mapping[str, int], kind: str) -> int:
+    """Return the bit-width that all layers have."""
+    widths = sorted(set(bits.values()))
+    if len(widths) != 1:
         raise SqError(
-            f"quantizer=peer/mct_gptq: {what} of {', '.join(map(str, sorted(widths)))} bits; it takes one width for "
-            "all: set ends=all, allocation=uniform and a whole number of bits"
+            f"{PEER}: {kind} of {', '.join(map(str, widths))} bits; it takes one width for all: "
+            "set ends=all, allocation=uniform and a whole number of bits"
         )
-    return widths.pop()
+    return widths[0]
 
 
-def _platform(own: Any, bits: int, wide: int | None) -> Any:
-    """Return MCT's default platform with weights of `bits` and activations of `wide`; None leaves those as they are."""
+def _platform(platform: Any, bits: int, input_bits: int | None) -> Any:
+    """Return MCT's default `platform` with weights of `bits` and activations of `input_bits`.
 
-    def narrowed(config: Any) -> Any:
-        weights = dict(config.attr_weights_configs_mapping)
-        if (
-            kernel := weights.get("kernel_attr")
-        ) is not None and kernel.enable_weights_quantization:
-            weights["kernel_attr"] = kernel.model_copy(update={"weights_n_bits": bits})
-        changed: dict[str, Any] = {"attr_weights_configs_mapping": weights}
-        if wide is None:
-            changed["enable_activation_quantization"] = False
-        else:
-            changed |= {"activation_n_bits": wide, "supported_input_activation_n_bits": (wide,)}
-        return config.model_copy(update=changed)
+    With None, activations stay in full precision.
+    """
+    operators = []
+    for operator in platform.operator_set:
+        options = _with_widths(operator.qc_options, bits, input_bits)
+        operators.append(operator.model_copy(update={"qc_options": options}))
+    default = _with_widths(platform.default_qco, bits, input_bits)
+    return platform.model_copy(update={"default_qco": default, "operator_set": tuple(operators)})
 
-    def one(options: Any) -> Any:
-        if options is None:
-            return None
-        config = narrowed(options.base_config or options.quantization_configurations[0])
-        return options.model_copy(
-            update={"quantization_configurations": (config,), "base_config": config}
-        )
 
-    operators = tuple(
-        known.model_copy(update={"qc_options": one(known.qc_options)}) for known in own.operator_set
+def _with_widths(options: Any, bits: int, input_bits: int | None) -> Any:
+    """Return the quantization options of an operator with one configuration: these widths."""
+    if options is None:
+        return None
+    config = options.base_config or options.quantization_configurations[0]
+    weights = dict(config.attr_weights_configs_mapping)
+    kernel = weights.get("kernel_attr")
+    if kernel is not None and kernel.enable_weights_quantization:
+        weights["kernel_attr"] = kernel.model_copy(update={"weights_n_bits": bits})
+    changes: dict[str, Any] = {"attr_weights_configs_mapping": weights}
+    if input_bits is None:
+        changes["enable_activation_quantization"] = False
+    else:
+        changes["activation_n_bits"] = input_bits
+        changes["supported_input_activation_n_bits"] = (input_bits,)
+    config = config.model_copy(update=changes)
+    return options.model_copy(
+        update={"quantization_configurations": (config,), "base_config": config}
     )
-    return own.model_copy(update={"default_qco": one(own.default_qco), "operator_set": operators})
 
 
 def _drawing(draws: int) -> Any:
-    """Return a context in which MCT takes so many vectors: it has no setting for that, only a default."""
+    """Return a context in which MCT draws `draws` vectors; MCT has no setting but a default."""
     from model_compression_toolkit.core.common.hessian.hessian_info_service import (
         HessianInfoService,
     )
@@ -175,31 +195,31 @@ def _drawing(draws: int) -> Any:
 
 
 def _read(
-    layer: Layer, problem: Problem, net: nn.Module, taken: dict[str, float]
+    layer: Layer, problem: Problem, net: nn.Module, times: dict[str, float]
 ) -> QuantizedLayer:
-    """Return the codes and the grid of a layer of MCT's network, which has names of its own."""
-    own = layer.name.replace(".", "_")
-    found = dict(net.named_modules())
-    wrapper: Any = found.get(own)
+    """Return the codes and the grid of a layer of MCT's network, which has other module names."""
+    modules = dict(net.named_modules())
+    wrapper: Any = modules.get(layer.name.replace(".", "_"))
     if wrapper is None or not hasattr(wrapper, "weights_quantizers"):
         raise SqError(
-            f"quantizer=peer/mct_gptq: MCT has merged layer {layer.name} into another, or left it as it was"
+            f"{PEER}: MCT has merged layer {layer.name} into another, or left it as it was"
         )
     quantizer = wrapper.weights_quantizers["weight"]
-    half = 2 ** (quantizer.num_bits - 1)
-    shape = (layer.groups, layer.outputs, layer.inputs)
-    reach = torch.as_tensor(quantizer.threshold_np, dtype=torch.float32).reshape(
-        layer.groups, -1, 1
-    )
-    ends = torch.full_like(reach, -half), torch.full_like(reach, half - 1)
-    scale = (reach / half).to(problem.batch.x.device)
-    grid = UniformGrid(scale, ends[0].to(scale), ends[1].to(scale), 2 * half)
-    values = wrapper.get_quantized_weights()["weight"].detach().reshape(shape)
+    half = 2 ** (quantizer.num_bits - 1)  # codes below zero
+    threshold = torch.as_tensor(quantizer.threshold_np, dtype=torch.float32)
+    threshold = threshold.reshape(layer.groups, -1, 1)
+    scale = (threshold / half).to(problem.batch.x.device)
+    low, high = torch.full_like(threshold, -half), torch.full_like(threshold, half - 1)
+    grid = UniformGrid(scale, low.to(scale), high.to(scale), 2 * half)
+    values = wrapper.get_quantized_weights()["weight"].detach()
+    values = values.reshape(layer.groups, layer.outputs, layer.inputs)
     codes = grid.encode(values)
-    if not torch.allclose(grid.decode(codes), values, rtol=1e-4, atol=1e-6 * float(reach.max())):
+    tolerance = 1e-6 * float(threshold.max())
+    if not torch.allclose(grid.decode(codes), values, rtol=1e-4, atol=tolerance):
         raise SqError(
-            f"quantizer=peer/mct_gptq: weights of layer {layer.name} are not those of its grid: another version?"
+            f"{PEER}: weights of layer {layer.name} are not those of its grid: another version?"
         )
-    W, hessian = geometry.weight(layer.module), problem.statistics.layers[layer.name].hessian
+    W = geometry.weight(layer.module)
+    hessian = problem.statistics.layers[layer.name].hessian
     error = relative_error(W, grid.decode(codes), hessian)
-    return QuantizedLayer(codes, grid, {"fit_seconds": 0.0, **taken, "relative_error": error})
+    return QuantizedLayer(codes, grid, {"fit_seconds": 0.0, **times, "relative_error": error})

@@ -1,8 +1,8 @@
-"""LSQ and ASQ: the network is trained on, while it computes with quantized weights and inputs, whose steps it learns.
+"""LSQ and ASQ: train the network on with quantized weights and inputs, and learn their steps.
 
-Beside what `sq.training.weight_projection` does to weights, ASQ's inputs have a step that adapts to
-each sample (`sq.learning.adaptive_step`). Weights take any grid: on one of levels (POST) this is
-the published ASQ & POST.
+Weights are trained by `sq.training.weight_projection`. With ASQ, the steps of inputs adapt to each
+sample (`sq.learning.adaptive_step`). Weights take any grid: on one of levels (POST) this is the
+published ASQ & POST.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sq.learning import input_quantizers
 from sq.learning.adaptive_step import Adaptive
 from sq.network.forward import forward
 from sq.storage.resume import Resume, checkpoint_location
-from sq.training.quantized_network import Trainee
-from sq.training.train import Kept, Wanted
+from sq.training.quantized_network import QuantizedNetwork
+from sq.training.train import Checkpoints, TrainingImages
 from sq.types.problem import Problem, QuantizedModel, digest
 
-Train = Callable[[Trainee, Wanted, Kept], dict[str, Any]]
+Train = Callable[[QuantizedNetwork, TrainingImages, Checkpoints], dict[str, Any]]
 
 
 def quantize(
@@ -37,17 +37,18 @@ def quantize(
     seed: Whole,
     train: Train,
 ) -> QuantizedModel:
-    """Train the network on labelled images of the training split; calibration images only set the grids to start from.
+    """Train the network on labelled images of the training split.
+
+    Calibration images only set the grids that training starts from.
 
     Parameters
     ----------
-    adaptive : the step of each layer's input adapts to the sample (ASQ); otherwise it is one number
-    (LSQ). "static"
-        learns that number as an adapter's bias: the control, see
+    adaptive : the step of each layer's input adapts to the sample (ASQ), or is one number (LSQ).
+        "static" learns that number as the bias of an adapter: the control experiment, see
         `sq.learning.adaptive_step.Adapter`
     images : of the training split, drawn at random; null takes all
-    checkpoint_every : steps between two writes of the state, to be taken up where it was left
-    seed : of adapters, images, their order and what is done to them
+    checkpoint_every : steps between two saved states, from which an interrupted run is resumed
+    seed : of adapters, and of the choice, order and augmentation of images
     train : see `sq.training.train.train`
 
     Raises
@@ -61,40 +62,41 @@ def quantize(
     Steps start at the grids fitted to weights and calibration images: our reading.
     """
     _check(problem)
-    trainee = Trainee(problem, adaptive, seed)
+    network = QuantizedNetwork(problem, adaptive, seed)
     settings = [adaptive, images, seed, getattr(train, "keywords", {}), _digest(problem)]
-    values = nn.ModuleList([trainee.net, trainee.quantizers])
-    where = checkpoint_location(problem, settings, values)
-    resume = Resume(values, where, dict(trainee.net.named_buffers()))
-    told = train(trainee, Wanted(images, seed), Kept(resume, checkpoint_every))
-    done = trainee.finish(resume.spent.seconds.get("network", 0.0), resume.spent.cpu)
+    values = nn.ModuleList([network.net, network.quantizers])
+    location = checkpoint_location(problem, settings, values)
+    resume = Resume(values, location, dict(network.net.named_buffers()))
+    results = train(network, TrainingImages(images, seed), Checkpoints(resume, checkpoint_every))
+    seconds = resume.spent.seconds.get("network", 0.0)
+    quantized = network.finish(seconds, resume.spent.cpu)
     resume.done()
-    curves = [{"part": "network", **row} for row in told["curves"]]
-    betas = input_quantizers.betas(done.net, problem.batch.x)
-    report = (
-        {"seed": seed, "epochs": len(curves)}
-        | told
-        | ({"betas": betas} if betas else {})
-        | {"curves": curves}
-    )
-    return QuantizedModel(done.net, done.layers, report, trained=True)
+    curves = [{"part": "network", **row} for row in results["curves"]]
+    report: dict[str, Any] = {"seed": seed, "epochs": len(curves)} | results
+    betas = input_quantizers.beta_statistics(quantized.net, problem.batch.x)
+    if betas:
+        report["betas"] = betas
+    report["curves"] = curves
+    return QuantizedModel(quantized.net, quantized.layers, report, trained=True)
 
 
 def _check(problem: Problem) -> None:
-    """See that the network can be trained on the training split, before anything that takes long."""
+    """Check that the network can be trained on the training split, before any long work."""
     training_feed.check(problem)
     with torch.no_grad():
-        made = forward(problem.model.net, problem.batch.x[:1])
-    if not isinstance(made, Tensor) or made.ndim != 2:
+        logits = forward(problem.model.net, problem.batch.x[:1])
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise SqError(
-            f"{type(problem.model.net).__name__} returns no logits (images, classes): lsq and asq train classifiers; "
-            "choose quantizer=eptq"
+            f"{type(problem.model.net).__name__} returns no logits (images, classes): lsq and asq "
+            "train classifiers; choose quantizer=eptq"
         )
     assert problem.train is not None
     assert isinstance(problem.train.y, Tensor)
-    if (most := int(problem.train.y.max())) >= made.shape[1]:
+    largest = int(problem.train.y.max())
+    if largest >= logits.shape[1]:
         raise SqError(
-            f"the training images have a class {most}, the network has {made.shape[1]}: choose its dataset"
+            f"the training images have a class {largest}, the network has {logits.shape[1]}: "
+            "choose its dataset"
         )
 
 

@@ -1,6 +1,6 @@
 """Rebuild an experiment's tables, figures and page from its records: ``python -m sq.report NAME``.
 
-The index over all experiments is made anew each time; ``--index`` makes it alone.
+The index over all experiments is rebuilt each time; ``--index`` rebuilds it alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from sq.records import experiments, record
 from sq.records.experiments import FOLDER, Experiment
 
 if TYPE_CHECKING:
+    import pandas
+
     from sq.report.page import Contents
 
 
@@ -25,7 +27,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of its command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Rebuild an experiment's tables, figures and page, and the index over all experiments.",
+        description="Rebuild an experiment's tables, figures and page, "
+        "and the index over all experiments.",
     )
     parser.add_argument("name", nargs="?", help="the experiment, a folder of results/")
     parser.add_argument(
@@ -35,32 +38,26 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--experiments",
         type=Path,
         default=FOLDER,
-        help="where the questions are (default: sq's own)",
+        help="the folder of experiments, whose questions pages show (default: sq's own)",
     )
     parser.add_argument(
         "--into", type=Path, metavar="FILE", help="also put the table between its marks in FILE"
     )
     parser.add_argument(
-        "--index", action="store_true", help="without a name: rebuild results/index.html, no more"
+        "--index", action="store_true", help="without a name: rebuild results/index.html only"
     )
     return parser
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None, prog: str = "python -m sq.report") -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m sq.report") -> int:
     """Parse the command line, build, return the exit code."""
-    own = parser(prog)
-    options = own.parse_args(words)
+    command = parser(prog)
+    options = command.parse_args(arguments)
     if bool(options.name) == options.index or (options.into and not options.name):
-        own.error("the name of an experiment, or --index alone")
+        command.error("the name of an experiment, or --index alone")
     try:
-        where = options.results, options.experiments
-        if options.into:
-            around(options.into, options.name)  # before anything is written
-        files = build(options.name, *where) if options.name else [index(*where)]
-        if options.into:
-            insert(options.into, options.name, _table(options.results / options.name))
-            files.append(options.into)
+        files = _build(options)
     except SqError as error:
         say(f"sq: {error}")
         return 1
@@ -69,15 +66,30 @@ def main(words: list[str] | None = None, prog: str = "python -m sq.report") -> i
     return 0
 
 
+def _build(options: argparse.Namespace) -> list[Path]:
+    """Build what the command line asks for; return the files."""
+    if options.into:
+        split_at_marks(options.into, options.name)  # refuses the file before anything is written
+    if options.name:
+        files = build(options.name, options.results, options.experiments)
+    else:
+        files = [index(options.results, options.experiments)]
+    if options.into:
+        insert(options.into, options.name, _table(options.results / options.name))
+        files.append(options.into)
+    return files
+
+
 def build(name: str, results: Path, questions: Path = FOLDER) -> list[Path]:
-    """Write what `report` does, and the index of all experiments; return the files, the index last."""
+    """Write the report of an experiment, and the index of all; return the files, the index last."""
     return [*report(name, results, questions), index(results, questions)]
 
 
 def report(name: str, results: Path, questions: Path = FOLDER) -> list[Path]:
-    """Write tables (Markdown, LaTeX, CSV), figures (SVG, PDF) and page of experiment `name`; return the files.
+    """Write tables, figures and page of experiment `name`; return the files.
 
-    Without a finished run there are no tables and figures; the page lists the failures.
+    Tables are in Markdown, LaTeX and CSV, figures in SVG and PDF. Without a finished run there are
+    no tables and figures; the page lists the failures.
 
     Parameters
     ----------
@@ -89,6 +101,7 @@ def report(name: str, results: Path, questions: Path = FOLDER) -> list[Path]:
     SqError : no such experiment, no record in it, a damaged one, or a folder that cannot be written
     """
     folder = record.folder(name, results)
+    # Not at the top: --help is quick without the modules of tables and figures.
     from sq.report.slim import Slim
 
     slim = Slim()
@@ -100,22 +113,23 @@ def report(name: str, results: Path, questions: Path = FOLDER) -> list[Path]:
 
 
 def index(results: Path, questions: Path = FOLDER) -> Path:
-    """Write the index of all experiments from what their pages say; return the file.
+    """Write the index of all experiments from the summaries in their pages; return the file.
 
     Raises
     ------
     SqError : no such folder, a damaged record of a benchmark, or a folder that cannot be written
     """
     from sq.report.index import PAGE
-    from sq.report.index import build as drawn
+    from sq.report.index import build as index_page
 
     if not results.is_dir():
         raise SqError(f"no folder {results}: run an experiment first, or correct --results")
-    write_text(results / PAGE, drawn(results, experiments.listed(questions)))
+    write_text(results / PAGE, index_page(results, experiments.listed(questions)))
     return results / PAGE
 
 
 def _table(folder: Path) -> str:
+    """Return the table of a reported experiment, in Markdown."""
     file = folder / "table.md"
     if not file.is_file():
         raise SqError(
@@ -125,119 +139,142 @@ def _table(folder: Path) -> str:
 
 
 def insert(file: Path, name: str, table: str) -> None:
-    """Put `table` into `file`, between the marks ``<!-- table: NAME -->`` and ``<!-- end -->``; whole or not at all.
+    """Put `table` into `file`, between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+
+    The file is written whole or not at all.
 
     Raises
     ------
     SqError : `file` cannot be read or written, or has no such marks
     """
-    before, after = around(file, name)
-    write_text(file.resolve(), f"{before}\n{table}\n{after}")  # what a link leads to, not the link
+    before, after = split_at_marks(file, name)
+    # Resolved, so that a link is kept, and the file it leads to is written.
+    write_text(file.resolve(), f"{before}\n{table}\n{after}")
 
 
-def around(file: Path, name: str) -> tuple[str, str]:
-    """Return what stands in `file` up to the first mark of table `name`, and from the second on; see `insert`."""
+def split_at_marks(file: Path, name: str) -> tuple[str, str]:
+    """Return `file` up to and with the first mark of table `name`, and from the second mark on.
+
+    Raises
+    ------
+    SqError : see `insert`
+    """
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SqError(
             f"{file} cannot be read ({one_line(error)}): it should be a text file, with marks"
         ) from error
-    mark, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-    before, found, rest = text.partition(mark)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise SqError(f"{file} has no marks {mark.strip()} and {end} to put the table between")
-    return before + mark, end + after
+    start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+    before, has_start, rest = text.partition(start)
+    _, has_end, after = rest.partition(end)
+    if not has_start or not has_end:
+        raise SqError(f"{file} has no marks {start.strip()} and {end} to put the table between")
+    return before + start, end + after
 
 
 def _write(
     records: list[record.Record], shapes: list[tuple], folder: Path, questions: list[Experiment]
 ) -> list[Path]:
-    from sq.report import claims, experiment, index, page, table
+    """Write the report of `records` into `folder`; return the files, the page last."""
+    from sq.report import claims, index, page, table
 
-    done = [r for r in records if r["status"] == "done"]
-    rows = table.rows(done)
-    own = page.Contents(
+    finished = [run for run in records if run["status"] == "done"]
+    rows = table.rows(finished)
+    contents = page.Contents(
         name=folder.name,
-        headers=experiment.headers(folder.name, questions),
+        headers=page.headers(folder.name, questions),
         records=records,
         shapes=shapes,
         rows=rows,
-        table=table.cells(rows) if done else None,
-        claims=claims.table(done, claims.read(folder.parent)) if done else None,
+        table=None,
+        claims=None,
         files=[],
     )
-    files = [*_texts(own, folder), *_figures(own, folder)] if done else []
-    own.files = [file.name for file in files]
-    write_text(folder / index.PAGE, page.experiment(own, index.summary(own)))
+    files: list[Path] = []
+    if finished:
+        contents.table = table.cells(rows)
+        contents.claims = claims.table(finished, claims.read(folder.parent))
+        files = [*_write_tables(contents, finished, folder), *_write_figures(contents, folder)]
+    # The page links to the other files, so it is written last.
+    contents.files = [file.name for file in files]
+    write_text(folder / index.PAGE, page.experiment(contents, index.summary(contents)))
     return [*files, folder / index.PAGE]
 
 
-def _texts(own: Contents, folder: Path) -> list[Path]:
-    """Write the tables."""
-    from sq.report import exports, latency, latex, learning, mixed, pairs, prices
+def _write_tables(contents: Contents, finished: list[record.Record], folder: Path) -> list[Path]:
+    """Write the tables; return the files."""
+    from sq.report import exports, latency, latex, learning, mixed, pairs
 
-    assert own.table is not None
+    rows, records = contents.rows, contents.records
     tables = {
-        "table": own.table,
-        "correlation": mixed.correlations(own.records),
-        "learning": learning.table(own.rows, own.records),
-        "pairs": pairs.table(own.rows, own.records),
-        "exports": exports.table(own.rows, own.records),
-        "latency": latency.table(own.rows, own.records),
+        "table": contents.table,
+        "correlation": mixed.correlations(records),
+        "learning": learning.table(rows, records),
+        "pairs": pairs.table(rows, records),
+        "exports": exports.table(rows, records),
+        "latency": latency.table(rows, records),
     }
-    texts = {"table.csv": _long([r for r in own.records if r["status"] == "done"])}
-    for name, found in tables.items():
-        if found is not None:
-            texts[f"{name}.md"] = found.to_markdown(index=False, disable_numparse=True) + "\n"
-            texts[f"{name}.tex"] = latex.tabular(found)
-    if own.claims is not None and len(own.claims):
-        texts["claims.md"] = own.claims.to_markdown(index=False, disable_numparse=True) + "\n"
-    for name, cost in prices.tables(own.records).items():
-        texts[f"{prices.stem(name)}.csv"] = cost.to_csv(index_label="layer", float_format="%.6g")
-        told = cost.astype(object).where(cost.notna(), None)
-        texts[f"{prices.stem(name)}.md"] = told.to_markdown(floatfmt=".2e", missingval="-") + "\n"
-    texts |= latency.layers(own.records)
-    for file, text in texts.items():
-        write_text(folder / file, text)
-    return [folder / file for file in texts]
+    texts = {"table.csv": _csv(finished)}
+    for name, table in tables.items():
+        if table is not None:
+            texts[f"{name}.md"] = _markdown(table)
+            texts[f"{name}.tex"] = latex.tabular(table)
+    if contents.claims is not None and len(contents.claims):
+        texts["claims.md"] = _markdown(contents.claims)
+    texts |= _sensitivity_texts(records)
+    texts |= latency.layers(records)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
 
 
-def _figures(own: Contents, folder: Path) -> list[Path]:
-    """Draw the figures."""
+def _markdown(table: pandas.DataFrame) -> str:
+    """Return a table of text cells in Markdown."""
+    return table.to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def _sensitivity_texts(records: list[record.Record]) -> dict[str, str]:
+    """Return the tables of sensitivities in CSV and Markdown, by name of the file."""
+    from sq.report import sensitivities
+
+    texts = {}
+    for name, costs in sensitivities.tables(records).items():
+        stem = sensitivities.stem(name)
+        texts[f"{stem}.csv"] = costs.to_csv(index_label="layer", float_format="%.6g")
+        with_gaps = costs.astype(object).where(costs.notna(), None)  # None is shown as "-"
+        texts[f"{stem}.md"] = with_gaps.to_markdown(floatfmt=".2e", missingval="-") + "\n"
+    return texts
+
+
+def _write_figures(contents: Contents, folder: Path) -> list[Path]:
+    """Write the figures; return the files."""
     from sq.report import figure, style
 
-    return [
-        file
-        for stem, drawn in figure.every(own.rows, own.records)
-        for file in style.save(drawn, folder / stem)
-    ]
+    files = []
+    for stem, drawn in figure.all_figures(contents.rows, contents.records):
+        files += style.save(drawn, folder / stem)
+    return files
 
 
-def _long(records: list[record.Record]) -> str:
-    """Return one CSV line a record, for a reader's own analysis: settings that matter and every figure."""
+def _csv(records: list[record.Record]) -> str:
+    """Return one CSV line a record, for a reader's own analysis: its settings and every figure."""
     import pandas
 
     lines = []
-    for r in records:
-        head = {
-            "key": r["key"],
-            **r["choices"],
-            "bits": r["config"]["bits"],
-            "seed": r["config"]["seed"],
+    for run in records:
+        line = {
+            "key": run["key"],
+            **run["choices"],
+            "bits": run["config"]["bits"],
+            "seed": run["config"]["seed"],
         }
-        head.pop("tracker", None)
-        lines.append(
-            head
-            | {k: v for k, v in r["results"].items() if k != "bits"}
-            | {"mean_bits": r["results"]["bits"]}
-        )
-    return (
-        pandas.DataFrame(lines)
-        .sort_values(["quantizer", "bits", "seed", "key"])
-        .to_csv(index=False)
-    )
+        line.pop("tracker", None)
+        figures = dict(run["results"])
+        mean_bits = figures.pop("bits")  # "bits" is the setting
+        lines.append(line | figures | {"mean_bits": mean_bits})
+    table = pandas.DataFrame(lines).sort_values(["quantizer", "bits", "seed", "key"])
+    return table.to_csv(index=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a benchmark's measurements come to: totals over the network, ratios, and exponents of time."""
+"""Summary of a benchmark's measurements: totals over the network, ratios, and growth of time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from sq.report.rows import values
+
 Measurement = dict[str, Any]
 Size = tuple[int, int]  # rows and columns of a layer
 
-# Operations for a layer of r rows and c columns, to the leading orders; by the quantizer's choice.
+# Operations for a layer of r rows and c columns, in leading orders, by the quantizer's choice.
 THEORY: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "rtn": ("r c", lambda r, c: r * c),
     "gptq": ("c^3 + r c^2", lambda r, c: c**3 + r * c**2),
@@ -21,78 +23,101 @@ THEORY: dict[str, tuple[str, Callable[[int, int], float]]] = {
 }
 
 
-def distinct(measurements: list[Measurement], what: str) -> list[Any]:
-    """Return the values of `what`, each once, in the order in which they were measured."""
-    return list(dict.fromkeys(m[what] for m in measurements))
+def distinct(measurements: list[Measurement], name: str) -> list[Any]:
+    """Return the values of field `name`, each once, in the order in which they were measured."""
+    return list(dict.fromkeys(values(measurements, name)))
 
 
 def error(measurement: Measurement) -> float:
     """Return the relative error of all the rows that were solved."""
-    return measurement["errors"][max(measurement["errors"], key=int)]
+    errors = measurement["errors"]  # by number of rows
+    return errors[max(errors, key=int)]
 
 
-def error_ratio(one: Measurement, other: Measurement) -> float | None:
-    """Return the error of `one` over that of `other`, of the rows that both have solved; None where one is 0."""
-    shared = set(one["errors"]) & set(other["errors"])
-    rows = max(shared, key=int) if shared else None
-    if rows is None or min(one["errors"][rows], other["errors"][rows]) <= 0:
+def error_ratio(first: Measurement, second: Measurement) -> float | None:
+    """Return the error of `first` over that of `second`, on the rows that both have solved.
+
+    None where one of the errors is 0.
+    """
+    shared = set(first["errors"]) & set(second["errors"])
+    if not shared:
         return None
-    return one["errors"][rows] / other["errors"][rows]
+    rows = max(shared, key=int)
+    numerator, denominator = first["errors"][rows], second["errors"][rows]
+    if min(numerator, denominator) <= 0:
+        return None
+    return numerator / denominator
 
 
 def totals(measurements: list[Measurement], reference: str) -> list[dict[str, Any]]:
-    """Return, for each quantizer and bit-width, seconds over all layers and what they are to the reference's.
+    """Return, for each quantizer and bit-width, its seconds over all layers and the speed-up.
 
     Every shape counts as often as the network has it. Errors and their ratios are geometric means
     over layers, so that no layer outweighs the others by its size.
+
+    Parameters
+    ----------
+    reference : the quantizer that speed-ups and error ratios are over
     """
-    found = []
-    for label in distinct(measurements, "quantizer"):
+    lines = []
+    for quantizer in distinct(measurements, "quantizer"):
         for bits in distinct(measurements, "bits"):
-            own = _of(measurements, label, bits)
-            yardstick = {m["layer"]: m for m in _of(measurements, reference, bits)}
-            seconds = sum(m["count"] * m["seconds"] for m in own)
-            their = sum(m["count"] * yardstick[m["layer"]]["seconds"] for m in own)
-            ratios = [(m["count"], error_ratio(m, yardstick[m["layer"]])) for m in own]
-            found.append(
-                {
-                    "quantizer": label,
-                    "bits": bits,
-                    "layers": sum(m["count"] for m in own),
-                    "seconds": seconds,
-                    "extrapolated_seconds": sum(
-                        m["count"] * m["seconds"] for m in own if m["extrapolated"]
-                    ),
-                    "fit_seconds": sum(m["count"] * m["fit_seconds"] for m in own),
-                    "speedup": their / seconds,
-                    "relative_error": _geometric([(m["count"], error(m)) for m in own]),
-                    "error_ratio": _geometric(ratios),
-                }
-            )
-    return found
+            members = _select(measurements, quantizer, bits)
+            baseline = {m["layer"]: m for m in _select(measurements, reference, bits)}
+            lines.append({"quantizer": quantizer, "bits": bits} | _total(members, baseline))
+    return lines
+
+
+def _total(members: list[Measurement], baseline: dict[str, Measurement]) -> dict[str, Any]:
+    """Return the totals over the layers of one quantizer and bit-width; `baseline` is by layer."""
+    baseline_seconds = []
+    errors: list[tuple[int, float | None]] = []
+    ratios: list[tuple[int, float | None]] = []
+    for measurement in members:
+        count = measurement["count"]
+        other = baseline[measurement["layer"]]
+        baseline_seconds.append(count * other["seconds"])
+        errors.append((count, error(measurement)))
+        ratios.append((count, error_ratio(measurement, other)))
+    extrapolated = [measurement for measurement in members if measurement["extrapolated"]]
+    seconds = _network_sum(members, "seconds")
+    return {
+        "layers": sum(values(members, "count")),
+        "seconds": seconds,
+        "extrapolated_seconds": _network_sum(extrapolated, "seconds"),
+        "fit_seconds": _network_sum(members, "fit_seconds"),
+        "speedup": sum(baseline_seconds) / seconds,
+        "relative_error": _geometric_mean(errors),
+        "error_ratio": _geometric_mean(ratios),
+    }
+
+
+def _network_sum(measurements: list[Measurement], name: str) -> float:
+    """Return the sum of a figure over the network, each shape as often as the network has it."""
+    return sum(measurement["count"] * measurement[name] for measurement in measurements)
 
 
 def exponents(measurements: list[Measurement]) -> list[dict[str, Any]]:
-    """Return, for each quantizer, how its seconds grow with rows and columns, and how its operations should.
+    """Return, for each quantizer, how its seconds and its operations grow with rows and columns.
 
-    Both are power laws fitted to the same layers (those without groups), so that they compare
-    though c^3 + r c^2 is none. Bit-widths are averaged. An exponent is None where layers do not
-    tell.
+    Both are power laws fitted to the same layers, those without groups: c^3 + r c^2 is no power
+    law, but the two fits compare. Bit-widths are averaged. An exponent is None where the layers do
+    not determine it.
     """
-    found = []
-    for label in distinct(measurements, "quantizer"):
-        sizes, seconds = points(measurements, label)
-        choice = next(m["choice"] for m in measurements if m["quantizer"] == label).rsplit("/", 1)[
-            -1
-        ]
-        formula, operations = THEORY.get(choice, ("-", None))
-        expected = (
-            power_law(sizes, [operations(*size) for size in sizes]) if operations else (None, None)
-        )
+    lines = []
+    for quantizer in distinct(measurements, "quantizer"):
+        sizes, seconds = points(measurements, quantizer)
         rows, columns = power_law(sizes, seconds)
-        found.append(
+        first = next(m for m in measurements if m["quantizer"] == quantizer)
+        choice = first["choice"].rsplit("/", 1)[-1]  # without its folder in conf/quantizer
+        formula = "-"
+        expected: tuple[float | None, float | None] = (None, None)
+        if choice in THEORY:
+            formula, operations = THEORY[choice]
+            expected = power_law(sizes, [operations(*size) for size in sizes])
+        lines.append(
             {
-                "quantizer": label,
+                "quantizer": quantizer,
                 "layers": len(sizes),
                 "rows": rows,
                 "columns": columns,
@@ -101,18 +126,20 @@ def exponents(measurements: list[Measurement]) -> list[dict[str, Any]]:
                 "columns_expected": expected[1],
             }
         )
-    return found
+    return lines
 
 
-def points(measurements: list[Measurement], label: str) -> tuple[list[Size], list[float]]:
-    """Return the sizes of the layers without groups, and a quantizer's seconds there, bit-widths averaged."""
+def points(measurements: list[Measurement], quantizer: str) -> tuple[list[Size], list[float]]:
+    """Return the sizes of layers without groups, and a quantizer's mean seconds over bit-widths."""
     seconds: dict[str, list[float]] = {}
     sizes: dict[str, Size] = {}
-    for m in measurements:
-        if m["quantizer"] == label and m["groups"] == 1:
-            sizes[m["layer"]] = (m["outputs"], m["inputs"])
-            seconds.setdefault(m["layer"], []).append(m["seconds"])
-    return list(sizes.values()), [sum(s) / len(s) for s in seconds.values()]
+    for measurement in measurements:
+        if measurement["quantizer"] == quantizer and measurement["groups"] == 1:
+            layer = measurement["layer"]
+            sizes[layer] = (measurement["outputs"], measurement["inputs"])
+            seconds.setdefault(layer, []).append(measurement["seconds"])
+    means = [sum(times) / len(times) for times in seconds.values()]
+    return list(sizes.values()), means
 
 
 def power_law(sizes: list[Size], seconds: list[float]) -> tuple[float | None, float | None]:
@@ -125,23 +152,31 @@ def power_law(sizes: list[Size], seconds: list[float]) -> tuple[float | None, fl
 
     if not sizes or min(seconds) <= 0:
         return None, None
-    logs = np.log(np.array(sizes, dtype=float))
-    varies = [len(set(column)) > 1 for column in zip(*sizes, strict=True)]
+    logs = np.log(np.array(sizes, dtype=float))  # (layers, 2)
+    varies = [len(set(axis)) > 1 for axis in zip(*sizes, strict=True)]  # rows, columns
+    # log seconds = log k + a log rows + b log columns, without the terms of equal sizes
     A = np.column_stack([np.ones(len(sizes)), logs[:, varies]])
     if not any(varies) or len(sizes) < A.shape[1] or np.linalg.matrix_rank(A) < A.shape[1]:
         return None, None
-    fitted = iter(np.linalg.lstsq(A, np.log(np.array(seconds)), rcond=None)[0][1:])
-    rows, columns = (float(next(fitted)) if own else None for own in varies)
-    return rows, columns
+    solution = np.linalg.lstsq(A, np.log(np.array(seconds)), rcond=None)[0]
+    exponents: list[float | None] = [None, None]
+    for axis, exponent in zip(np.flatnonzero(varies), solution[1:], strict=True):  # after log k
+        exponents[axis] = float(exponent)
+    return exponents[0], exponents[1]
 
 
-def _of(measurements: list[Measurement], label: str, bits: int) -> list[Measurement]:
-    return [m for m in measurements if m["quantizer"] == label and m["bits"] == bits]
+def _select(measurements: list[Measurement], quantizer: str, bits: int) -> list[Measurement]:
+    """Return the measurements of one quantizer and bit-width."""
+    return [m for m in measurements if m["quantizer"] == quantizer and m["bits"] == bits]
 
 
-def _geometric(values: list[tuple[int, float | None]]) -> float | None:
-    """Return the weighted geometric mean of those values that are positive, None if there is none."""
-    positive = [(count, value) for count, value in values if value is not None and value > 0]
-    if not positive:
+def _geometric_mean(weighted: list[tuple[int, float | None]]) -> float | None:
+    """Return the geometric mean of the positive numbers, each with its weight; None without any."""
+    counts, logs = [], []
+    for count, value in weighted:
+        if value is not None and value > 0:
+            counts.append(count)
+            logs.append(count * math.log(value))
+    if not counts:
         return None
-    return math.exp(sum(n * math.log(v) for n, v in positive) / sum(n for n, _ in positive))
+    return math.exp(sum(logs) / sum(counts))

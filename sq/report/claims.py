@@ -1,9 +1,9 @@
-"""Published figures beside our own, only where the settings are the same.
+"""Published figures beside measured ones, only where the settings are the same.
 
-``results/claims.yaml`` holds them: by source, with the full-precision figure they start from. A
-record is compared with a claim if every setting the claim names is the record's, and its full
-precision is the claim's within `SAME_BASELINE`: rows of different checkpoints are never mixed. A
-claim is a figure, or a range: [20, 200].
+``results/claims.yaml`` holds the claims by source, with the full-precision accuracy they start
+from. A record is compared with a claim if it has every setting that the claim names, and the same
+full precision within `SAME_BASELINE`: results of different checkpoints are never mixed. A claim is
+a number, or a range: [20, 200].
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 from sq.config.schema import leaves
 from sq.errors import SqError, one_line
 from sq.records.record import Record
-from sq.report.table import HEADLINES, headline, speedup, yardsticks
+from sq.report.distinct import ordered_names
+from sq.report.rows import optional, values
+from sq.report.table import HEADLINES, headline, reference_times, speedup
 
 if TYPE_CHECKING:
     import pandas
 
 FILE = "claims.yaml"
-# between the claim's full precision and ours: points, and share
+# largest difference between the claim's full precision and ours: in points, and as a share
 SAME_BASELINE = {"top1": 0.3, "map": 0.003}
-# what is claimed; "drop" of the record's headline, "speedup" over OBQ
+# what may be claimed; "drop" is that of the record's headline, "speedup" is over OBQ
 FIGURES = ("top1", "map", "drop", "speedup")
 KEYS = {"source", "evidence", "setting", "when", "full", "figures"}
 
@@ -34,125 +36,159 @@ def read(results: Path) -> list[dict[str, Any]]:
 
     Returns
     -------
-    each with `source`, `evidence`, `setting` (words), `when` (what a record must have), `full`,
-    `name` and `value` (the figure claimed, or its lowest and highest)
+    each with `source`, `evidence`, `setting` (words), `when` (settings that a record must have),
+    `full` (accuracy in full precision), `name` and `value` (the claimed figure: a number, or its
+    lowest and highest)
 
     Raises
     ------
-    SqError : the file is not laid out as claims are
+    SqError : the file is not a list of claims
     """
     import yaml
 
     file = results / FILE
     if not file.is_file():
         return []
+    claims = []
     try:
-        groups = yaml.safe_load(file.read_text())
-        return [claim for group in groups for claim in _spread(group)]
+        for group in yaml.safe_load(file.read_text()):
+            claims += _claims_of(group)
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise SqError(
             f"{file} is not a list of claims ({one_line(error)}): see its first lines"
         ) from error
+    return claims
 
 
-def _spread(group: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if unknown := {*group} - KEYS:
+def _claims_of(group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the claims of one entry of the file, see `read`."""
+    unknown = set(group) - KEYS
+    if unknown:
         raise ValueError(
             f"{', '.join(sorted(unknown))}: not a key of a claim; keys: {', '.join(sorted(KEYS))}"
         )
-    common = {"source": group["source"], "evidence": group["evidence"], "setting": group["setting"]}
     claims = []
     for figure in group["figures"]:
-        when = {**group["when"], **figure}
-        claimed = {name: when.pop(name) for name in [*when] if name in FIGURES}
-        ((name, value),) = claimed.items()
+        settings = {**group["when"], **figure}
+        claimed = {name: settings.pop(name) for name in FIGURES if name in settings}
+        ((name, value),) = claimed.items()  # one figure; a ValueError for none or several
         claims.append(
-            common
-            | {"when": when, "full": group["full"][when["model"]], "name": name, "value": value}
+            {
+                "source": group["source"],
+                "evidence": group["evidence"],
+                "setting": group["setting"],
+                "when": settings,
+                "full": group["full"][settings["model"]],
+                "name": name,
+                "value": value,
+            }
         )
     return claims
 
 
 def matching(claim: Mapping[str, Any], records: list[Record]) -> list[Record]:
     """Return the finished records whose settings and full precision are the claim's."""
-    return [
-        r
-        for r in records
-        if r["status"] == "done" and _has(r, claim["when"]) and _same_baseline(r, claim)
-    ]
+    return [record for record in records if _matches(record, claim)]
 
 
-def _has(record: Record, when: Mapping[str, Any]) -> bool:
-    """Tell whether `record` has every setting: a family's choice, a dotted setting, or a field of its own."""
-    choices = record["choices"]
-    if any(name in choices and choices[name] != value for name, value in when.items()):
-        return False  # most are: no need to flatten the config
-    known = {**leaves(record["config"]), **choices, "image_set": record.get("image_set")}
-    return all(name in known and known[name] == value for name, value in when.items())
-
-
-def _same_baseline(record: Record, claim: Mapping[str, Any]) -> bool:
-    name = headline(record)
-    if claim["name"] in HEADLINES and claim["name"] != name:
-        return False
-    return abs(record["results"][f"{name}_full"] - claim["full"]) <= SAME_BASELINE[name]
-
-
-def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFrame:
-    """Return one row for each claim that records match: claimed, measured (mean of seeds), and the gap."""
-    import pandas
-
-    rows = []
-    choices = [r["choices"] for r in records]
-    used = {
-        name: {own.get(name) for own in choices}
-        for name in dict.fromkeys(name for own in choices for name in own)
-    }
-    for claim in claims:
-        if any(value not in used.get(name, (value,)) for name, value in claim["when"].items()):
-            continue  # of a network or method that none of them has
-        same = matching(claim, records)
-        if not (measured := _measured(claim, same, records)):
-            continue
-        when, mean = claim["when"], statistics.fmean(measured)
-        form = ".1f" if claim["name"] == "speedup" else HEADLINES[headline(same[0])][1]
-        rows.append(
-            {
-                "source": claim["source"],
-                "model": when["model"],
-                "method": when["quantizer"],
-                "bits": f"{when['bits']:g}",
-                "figure": claim["name"],
-                "claimed": _words(claim["value"], form),
-                "measured": f"{mean:{form}}",
-                "gap": _gap(mean, claim["value"], form),
-                "runs": str(len(measured)),
-                "setting": claim["setting"],
-            }
-        )
-    return pandas.DataFrame(rows)
-
-
-def _measured(claim: Mapping[str, Any], same: list[Record], records: list[Record]) -> list[float]:
-    if claim["name"] == "speedup":  # known only beside OBQ's runs on the same machine
-        obq = yardsticks(records)
-        return [times for r in same if (times := speedup(r, obq)) is not None]
-    return [r["results"][claim["name"]] for r in same]
-
-
-def _words(value: float | list[float], form: str) -> str:
+def _matches(record: Record, claim: Mapping[str, Any]) -> bool:
+    """Return whether a record is finished, with the claim's settings and full precision."""
     return (
-        " to ".join(f"{end:{form}}" for end in value)
-        if isinstance(value, list)
-        else f"{value:{form}}"
+        record["status"] == "done"
+        and _has_settings(record, claim["when"])
+        and _same_baseline(record, claim)
     )
 
 
-def _gap(mean: float, value: float | list[float], form: str) -> str:
-    """Return how far `mean` is from the claim; of a range, from its nearest end outside."""
+def _has_settings(record: Record, wanted: Mapping[str, Any]) -> bool:
+    """Return whether `record` has every setting `wanted`.
+
+    A setting is the choice of a family, a dotted setting of the config, or "image_set".
+    """
+    choices = record["choices"]
+    # Most records differ in a choice: that needs no flattened config.
+    if any(name in choices and choices[name] != value for name, value in wanted.items()):
+        return False
+    settings = {**leaves(record["config"]), **choices, "image_set": record.get("image_set")}
+    return all(name in settings and settings[name] == value for name, value in wanted.items())
+
+
+def _same_baseline(record: Record, claim: Mapping[str, Any]) -> bool:
+    """Return whether full precision of the record is the claim's, and in the same figure."""
+    name = headline(record)
+    if claim["name"] in HEADLINES and claim["name"] != name:
+        return False
+    difference = abs(record["results"][f"{name}_full"] - claim["full"])
+    return difference <= SAME_BASELINE[name]
+
+
+def table(records: list[Record], claims: list[dict[str, Any]]) -> pandas.DataFrame:
+    """Return one row for each claim that records match: claimed, measured (mean of seeds), gap."""
+    import pandas
+
+    choices = values(records, "choices")
+    used = {}  # choices of the records, by family
+    for family in ordered_names(choices):
+        used[family] = set(optional(choices, family))
+    rows = []
+    for claim in claims:
+        # Most claims are of a network or method that no record has.
+        if any(value not in used.get(name, (value,)) for name, value in claim["when"].items()):
+            continue
+        same = matching(claim, records)
+        measured = _measured(claim, same, records)
+        if measured:
+            rows.append(_row(claim, headline(same[0]), measured))
+    return pandas.DataFrame(rows)
+
+
+def _row(claim: Mapping[str, Any], headline: str, measured: list[float]) -> dict[str, str]:
+    """Return the cells of one claim; `measured` holds the figure of each run."""
+    form = ".1f" if claim["name"] == "speedup" else HEADLINES[headline][1]
+    mean = statistics.fmean(measured)
+    settings = claim["when"]  # every claim names model, quantizer and bits
+    return {
+        "source": claim["source"],
+        "model": settings["model"],
+        "method": settings["quantizer"],
+        "bits": f"{settings['bits']:g}",
+        "figure": claim["name"],
+        "claimed": _claimed(claim["value"], form),
+        "measured": f"{mean:{form}}",
+        "gap": _gap(mean, claim["value"], form),
+        "runs": str(len(measured)),
+        "setting": claim["setting"],
+    }
+
+
+def _measured(claim: Mapping[str, Any], same: list[Record], records: list[Record]) -> list[float]:
+    """Return the claimed figure of the records that are the `same` as the claim."""
+    if claim["name"] != "speedup":
+        return values(same, "results", claim["name"])
+    # A speed-up is known only beside OBQ's runs on the same machine.
+    reference = reference_times(records)
+    speedups = []
+    for record in same:
+        ratio = speedup(record, reference)
+        if ratio is not None:
+            speedups.append(ratio)
+    return speedups
+
+
+def _claimed(value: float | list[float], form: str) -> str:
+    """Return the claimed number or range as text."""
     if isinstance(value, list):
-        low, high = value
-        return (
-            "within" if low <= mean <= high else f"{mean - (low if mean < low else high):+{form}}"
-        )
-    return f"{mean - value:+{form}}"
+        return " to ".join(f"{bound:{form}}" for bound in value)
+    return f"{value:{form}}"
+
+
+def _gap(mean: float, value: float | list[float], form: str) -> str:
+    """Return how far `mean` is from the claim; of a range, from its nearest bound."""
+    if not isinstance(value, list):
+        return f"{mean - value:+{form}}"
+    low, high = value
+    if low <= mean <= high:
+        return "within"
+    if mean < low:
+        return f"{mean - low:+{form}}"
+    return f"{mean - high:+{form}}"

@@ -1,4 +1,4 @@
-"""Files that runs wrote, in a table: their bytes, and what they compute beside what was measured."""
+"""Exported files in a table: their bytes, and their accuracy beside that of the run."""
 
 from __future__ import annotations
 
@@ -6,57 +6,59 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from sq.records.record import Record
-from sq.report.labels import APART, plain
+from sq.report.labels import NOT_SHOWN, texts
+from sq.report.rows import Row, frame, optional, records_of, values
 from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
     import pandas
 
-    from sq.report.table import Row
-
 
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
-    """Return a line for each row whose runs wrote files, means over seeds; None without any.
+    """Return a line for each row whose runs exported files, means over seeds; None without any.
 
-    Bytes are those on disk, beside the same network's in 32 bits; figures are of the file, run as
-    its user would, and of the run; outputs are compared on the calibration images, in decibels, and
-    top-1 answers on the evaluation images.
+    Bytes are those on disk, also as a share of the same network in 32 bits. The figure was measured
+    with the file, run as its user would, and with the run's network. Outputs are compared on the
+    calibration images, in decibels, and top-1 predictions on the evaluation images.
     """
-    import pandas
-
-    told = {r["key"]: r for r in records if "export" in r}
+    exported = {record["key"]: record for record in records if "export" in record}
     lines = []
     for row in rows:
-        own = [told[key] for key in row["keys"] if key in told]
-        if own:
-            lines.append(
-                {name: plain(value) for name, value in row["labels"].items() if name not in APART}
-                | _line(own)
-            )
-    return pandas.DataFrame(lines).fillna("-") if lines else None
+        runs = records_of(row, exported)
+        if runs:
+            lines.append(texts(row["labels"], without=NOT_SHOWN) | _cells(runs))
+    return frame(lines)
 
 
-def _line(own: list[Record]) -> dict[str, str]:
-    figure = own[0]["results"]["headline"]
-    title, form = HEADLINES[figure]
+def _cells(runs: list[Record]) -> dict[str, str]:
+    """Return the cells of the runs of one row."""
+    headline = runs[0]["results"]["headline"]  # runs of one row have the same
+    title, form = HEADLINES[headline]
+    exports = values(runs, "export")
+    shares = [run["export"]["bytes"] / run["results"]["bytes_full"] for run in runs]
     return {
-        "format": own[0]["export"]["format"],
-        "bytes": _mean([r["export"]["bytes"] for r in own], ",.0f"),
-        "x 32 bits": _mean([r["export"]["bytes"] / r["results"]["bytes_full"] for r in own], ".3f"),
+        "format": exports[0]["format"],
+        "bytes": _mean(values(exports, "bytes"), ",.0f"),
+        "x 32 bits": _mean(shares, ".3f"),
         "figure": title,
-        "file": _mean([r["export"]["figures"][figure] for r in own], form),
-        "run": _mean([r["results"][figure] for r in own], form),
-        "answers apart": _mean([_apart(r) for r in own], ".0f"),
-        "outputs dB": _mean([r["export"].get("outputs_snr_db") for r in own], ".1f"),
-        "runs": str(len(own)),
+        "file": _mean(values(exports, "figures", headline), form),
+        "run": _mean(values(runs, "results", headline), form),
+        "answers apart": _mean(list(map(_differing_predictions, runs)), ".0f"),
+        "outputs dB": _mean(optional(exports, "outputs_snr_db"), ".1f"),
+        "runs": str(len(runs)),
     }
 
 
-def _apart(made: Record) -> float | None:
-    """Return how many evaluation images have another top-1 answer by the file than by the run."""
-    same = made["export"].get("agreement", {}).get("same_top1")
-    return None if same is None else made["evaluation"]["images"] * (1 - same / 100)
+def _differing_predictions(run: Record) -> float | None:
+    """Return how many images have another top-1 prediction by the file than by the run."""
+    same_percent = run["export"].get("agreement", {}).get("same_top1")
+    if same_percent is None:
+        return None
+    return run["evaluation"]["images"] * (1 - same_percent / 100)
 
 
-def _mean(values: list[Any], form: str) -> str:
-    return "-" if any(value is None for value in values) else f"{statistics.fmean(values):{form}}"
+def _mean(numbers: list[Any], form: str) -> str:
+    """Return the mean as text; "-" where a run has none."""
+    if None in numbers:
+        return "-"
+    return f"{statistics.fmean(numbers):{form}}"

@@ -1,31 +1,69 @@
-"""What tells the runs of an experiment apart, in the words that tables and figures use."""
+"""The labels that tell the runs of an experiment apart, as tables and figures show them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sq.config.constraints import FLOAT
 from sq.config.schema import leaves
 from sq.records.record import BOOKKEEPING, Record
-from sq.report.distinct import ABSENT, distinct
+from sq.report.distinct import ABSENT, distinct, ordered_names
+from sq.report.rows import Row, omit, optional, values
 
 SEEDS = ("seed", "calibration.seed", "sensitivity.seed", "quantizer.seed")
-# choices whose varying settings are part of their name
-NAMED_WITH_KNOBS = ("quantizer", "sensitivity", "calibration")
-# choices that say nothing where files and times are told apart
-APART = ("export", "latency", "metric")
-NETWORK = ("model", "dataset")  # choices that make runs of different networks
-FOLLOWS = ("activation.bits", "allocation.average_bits")  # settings that another column shows
-# settings of the solver that a learned quantizer starts from: `init` names it
-STARTS = "quantizer.start."
-ACTIVATION = "act. bits"  # the column
+# families whose varying settings become part of the choice's name: "gptq damp=0.1"
+NAMED_WITH_SETTINGS = ("quantizer", "sensitivity", "calibration")
+# families that change no weights: tables of files and of times do not show them
+NOT_SHOWN = ("export", "latency", "metric")
+NETWORK = ("model", "dataset")  # families whose choice makes a run one of another network
+SHOWN_ELSEWHERE = ("activation.bits", "allocation.average_bits")  # other columns show these
+# settings of the solver that a learned quantizer starts from: its setting `init` names it
+START_PREFIX = "quantizer.start."
+CHOICE = "choice of "  # before the family's name: the setting that stands for its choice
+ACTIVATION = "act. bits"  # the column of activation bits
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of the config, as all runs have it.
+
+    Parameters
+    ----------
+    forms : the distinct settings, flat; the last one is {}
+    form_of_run : index of each run's form; -1, the last, where the run lacks the part
+    """
+
+    forms: list[dict[str, Any]]
+    form_of_run: list[int]
+
+    def settings(self, run: int) -> dict[str, Any]:
+        """Return the settings of a run, by dotted name."""
+        return self.forms[self.form_of_run[run]]
+
+    def varying(self, runs: Iterable[int]) -> set[str]:
+        """Return the settings in which `runs` differ; an absent value equals null."""
+        used = {self.form_of_run[run] for run in runs}
+        forms = [self.forms[index] for index in used]
+        if len(forms) < 2:
+            return set()
+        differing = set()
+        for name in ordered_names(forms):
+            unique, _ = distinct(optional(forms, name))
+            if len(unique) > 1:
+                differing.add(name)
+        return differing
 
 
 class Labels:
-    """The labels of runs: method, bits, and whatever else varies among them; seeds do not count.
+    """The labels of runs: method, bits, and whatever else varies among them, seeds apart.
+
+    The configs are held as a table of flat settings, stored by part of the config, since 10,000
+    runs have few distinct parts. The settings that vary become labels, under the names that
+    `_labels` gives them.
 
     Parameters
     ----------
@@ -34,145 +72,195 @@ class Labels:
 
     def __init__(self, records: list[Record]):
         self.records = records
-        # By name of a part of the config: its distinct forms, flat, {} the last of them; and which
-        # one each run has.
-        self._parts: dict[str, tuple[list[dict[str, Any]], list[int]]] = {}
-        for name in dict.fromkeys(
-            name for r in records for name in r["config"] if name not in BOOKKEEPING
-        ):
-            settings, first = distinct([r["config"].get(name, ABSENT) for r in records])
-            options, second = distinct([r["choices"].get(name) for r in records])
-            forms, of = distinct(
-                [(a, b) if a >= 0 else ABSENT for a, b in zip(first, second, strict=True)]
-            )
-            self._parts[name] = [*(_flat(name, settings[a], options[b]) for a, b in forms), {}], of
-        self._varying = sorted(
-            name for part in self._parts for name in self._vary(part, range(len(records)))
-        )
-        self._knobs = {family: self._knobs_by_choice(family) for family in NAMED_WITH_KNOBS}
-        activations = self._parts.get("activation", ([], []))[0]
-        self._activations = any(form.get("activation.bits") for form in activations)
-        # Where only one kind of activation quantization was used, its bits say as much.
-        self._one_activation = (
-            len({form.get("choice of activation") for form in activations[:-1]} - {"none"}) <= 1
-        )
+        self._parts = _parts(records)
+        varying: list[str] = []
+        for part in self._parts.values():
+            varying += part.varying(range(len(records)))
+        self._varying = sorted(varying)
+        self._settings_in_name = {
+            family: self._settings_by_choice(family) for family in NAMED_WITH_SETTINGS
+        }
+        activation = self._parts.get("activation", _Part([], []))
+        self._activations = any(optional(activation.forms, "activation.bits"))
+        kinds = set(optional(activation.forms[:-1], f"{CHOICE}activation"))
+        # With one kind of activation quantization, the column of bits says as much.
+        self._one_activation = len(kinds - {"none"}) <= 1
+        # Names of settings that become labels under their own name, or that of their family.
+        self._columns = [name for name in self._varying if self._is_column(name)]
 
-    def groups(self) -> list[list[int]]:
-        """Return the places of the records that differ in seeds only, a list for each group."""
-        texts = []
-        for forms, of in self._parts.values():
-            form_texts = [json.dumps(form, sort_keys=True) for form in forms]
-            texts.append([form_texts[place] for place in of])
-        found: dict[tuple[str, ...], list[int]] = {}
-        for i in range(len(self.records)):
-            found.setdefault(tuple([own[i] for own in texts]), []).append(i)
-        return list(found.values())
+    def groups(self) -> list[tuple[dict[str, Any], list[Record]]]:
+        """Return the labels of each group of records that differ in seeds only, and its records."""
+        result = []
+        for runs in self._runs_of_groups():
+            members = [self.records[run] for run in runs]
+            result.append((self._labels(runs[0]), members))
+        return result
 
-    def of(self, i: int) -> dict[str, Any]:
-        """Return the labels of record `i`, by column."""
-        record, own = self.records[i], self._settings(i)
+    def _runs_of_groups(self) -> list[list[int]]:
+        """Return the indices of the records that differ in seeds only, a list for each group."""
+        texts = []  # for each part, the settings of each run as text
+        for part in self._parts.values():
+            form_texts = [json.dumps(form, sort_keys=True) for form in part.forms]
+            texts.append([form_texts[form] for form in part.form_of_run])
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for run in range(len(self.records)):
+            key = tuple([part[run] for part in texts])
+            groups.setdefault(key, []).append(run)
+        return list(groups.values())
+
+    def _labels(self, run: int) -> dict[str, Any]:
+        """Return the labels of record number `run`, by column."""
+        record = self.records[run]
+        settings: dict[str, Any] = {}
+        for part in self._parts.values():
+            settings.update(part.settings(run))
         labels: dict[str, Any] = {
-            "method": self._named("quantizer", i, own),
+            "method": self._choice_name("quantizer", run, settings),
             "bits": record["config"].get("bits"),
         }
         if self._activations:
             labels[ACTIVATION] = _activation_bits(record) or FLOAT
-        for name in self._varying:
-            family = name.removeprefix("choice of ").split(".")[0]
-            if family in ("quantizer", "bits") or name.endswith("_target_") or name in FOLLOWS:
+        for name in self._columns:
+            if name.startswith(CHOICE):
+                family = name.removeprefix(CHOICE)
+                labels[family] = self._choice_name(family, run, settings)
                 continue
-            if name == "choice of activation" and self._one_activation:
-                continue
-            if name.startswith("choice of "):
-                labels[family] = self._named(family, i, own)
-            elif f"choice of {family}" not in self._varying:
-                # a setting of the same choice, set to other values
-                value = own.get(name)
-                # what is a label can be looked up
-                labels[name] = str(value) if isinstance(value, list) else value
+            value = settings.get(name)
+            # A list as text, so that labels can be looked up in sets and dicts.
+            labels[name] = str(value) if isinstance(value, list) else value
         return labels
 
-    def _settings(self, i: int) -> dict[str, Any]:
-        """Return every setting that shaped the result of record `i`, by dotted name."""
-        return {
-            name: value
-            for forms, of in self._parts.values()
-            for name, value in forms[of[i]].items()
-        }
+    def _is_column(self, name: str) -> bool:
+        """Return whether the varying setting `name` is a label of its own."""
+        family = name.removeprefix(CHOICE).split(".")[0]
+        if family in ("quantizer", "bits"):  # "method" and "bits" show these
+            return False
+        if name.endswith("_target_") or name in SHOWN_ELSEWHERE:
+            return False
+        if name == f"{CHOICE}activation":
+            return not self._one_activation
+        # Settings of different choices do not compare: the choice is the label then.
+        return name.startswith(CHOICE) or f"{CHOICE}{family}" not in self._varying
 
-    def _vary(self, part: str, runs: Iterable[int]) -> set[str]:
-        """Return the names in a part of the config under which not all of `runs` have the same."""
-        forms, of = self._parts[part]
-        return _varying([forms[place] for place in {of[i] for i in runs}])
+    def _choice_name(self, family: str, run: int, settings: Mapping[str, Any]) -> str:
+        """Return a run's choice of `family`, and settings that vary among runs of that choice."""
+        choice = self.records[run]["choices"].get(family, "-")
+        name = choice
+        for setting in self._settings_in_name.get(family, {}).get(choice, []):
+            last = setting.rsplit(".", 1)[1]
+            name += f" {last}={settings.get(setting)}"
+        return name
 
-    def _named(self, family: str, i: int, own: dict[str, Any]) -> str:
-        """Return a run's choice of `family`, with those of its settings that vary among the runs of that choice."""
-        name = self.records[i]["choices"].get(family, "-")
-        knobs = self._knobs.get(family, {}).get(name, [])
-        return " ".join([name, *(f"{k.rsplit('.', 1)[1]}={own.get(k)}" for k in knobs)])
+    def _settings_by_choice(self, family: str) -> dict[str, list[str]]:
+        """Return, by choice of `family`, its settings that vary among its runs on one network.
 
-    def _knobs_by_choice(self, family: str) -> dict[str, list[str]]:
-        """Return, by choice of `family`, the names of its settings that vary among its runs on one network.
-
-        What differs from network to network only, as steps that suit its size, says nothing beside
-        its name.
+        A setting that varies between networks only, such as a step that suits their size, adds
+        nothing to the name.
         """
         if family not in self._parts:
             return {}
-        peers: dict[tuple[str, ...], list[int]] = {}
-        for i, record in enumerate(self.records):
-            peers.setdefault(
-                tuple(record["choices"].get(part, "-") for part in (family, *NETWORK)), []
-            ).append(i)
-        found: dict[str, set[str]] = {}
-        for (name, *_), own in peers.items():
-            found.setdefault(name, set()).update(k for k in self._vary(family, own) if "." in k)
-        return {
-            name: sorted(k for k in own if not k.startswith(STARTS)) for name, own in found.items()
-        }
+        runs_by_network: dict[tuple[str, ...], list[int]] = {}
+        for run, record in enumerate(self.records):
+            choices = [record["choices"].get(part, "-") for part in (family, *NETWORK)]
+            runs_by_network.setdefault(tuple(choices), []).append(run)
+        varying: dict[str, set[str]] = {}
+        for (choice, *_), runs in runs_by_network.items():
+            names = varying.setdefault(choice, set())
+            for name in self._parts[family].varying(runs):
+                # Without a dot it is the choice itself.
+                if "." in name and not name.startswith(START_PREFIX):
+                    names.add(name)
+        return {choice: sorted(names) for choice, names in varying.items()}
 
 
-def rank(name: str, value: Any) -> tuple:
-    """Sort numbers by value (bits from high to low), text with its numbers by value, absent values last."""
+def _parts(records: list[Record]) -> dict[str, _Part]:
+    """Return the parts of the records' configs by name, bookkeeping apart."""
+    configs = values(records, "config")
+    choices = values(records, "choices")
+    parts = {}
+    for name in ordered_names(configs):
+        if name in BOOKKEEPING:
+            continue
+        unique_configs, config_of_run = distinct(optional(configs, name, ABSENT))
+        unique_choices, choice_of_run = distinct(optional(choices, name))
+        pairs = []  # which config and which choice a run has
+        for config, choice in zip(config_of_run, choice_of_run, strict=True):
+            pairs.append((config, choice) if config >= 0 else ABSENT)
+        unique_pairs, form_of_run = distinct(pairs)
+        forms = []
+        for config, choice in unique_pairs:
+            settings = _flat(name, unique_configs[config], unique_choices[choice])
+            forms.append(settings)
+        parts[name] = _Part([*forms, {}], form_of_run)
+    return parts
+
+
+def _flat(part: str, config: Any, choice: str | None) -> dict[str, Any]:
+    """Return the settings of one part of a config by dotted name, seeds apart, and its choice."""
+    flat = leaves({part: config})
+    for seed in SEEDS:  # runs that differ in seeds only are one row
+        flat.pop(seed, None)
+    if choice is not None:
+        flat[f"{CHOICE}{part}"] = choice
+    return flat
+
+
+def sort_key(name: str, value: Any) -> tuple:
+    """Return the key that sorts values of label `name`: numbers, then text, then absent values.
+
+    Bits come from high to low. Text is sorted by the numbers in it: "a2" before "a10".
+    """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return (0, -value if name == "bits" else value, ())
-    words = tuple(
-        (not w.isdigit(), int(w) if w.isdigit() else 0, w) for w in re.split(r"(\d+)", str(value))
-    )
-    return (1 if value is not None else 2, 0, words)
+        number = -value if name == "bits" else value
+        return (0, number, ())
+    parts = []
+    for part in re.split(r"(\d+)", str(value)):
+        if part.isdigit():
+            parts.append((False, int(part), part))
+        else:
+            parts.append((True, 0, part))
+    kind = 2 if value is None else 1
+    return (kind, 0, tuple(parts))
 
 
-def plain(value: Any) -> str:
-    """Return a label as a table shows it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def sort_keys(labels: Mapping[str, Any]) -> list[tuple]:
+    """Return the key that sorts rows by their `labels`, the first label first."""
+    return [sort_key(name, value) for name, value in labels.items()]
 
 
-def network(row: Mapping[str, Any]) -> str:
-    """Return which network and images the runs of a row are of, in words: what has panels to itself."""
-    return " ".join(plain(row["labels"][name]) for name in NETWORK if name in row["labels"])
+def as_text(value: Any) -> str:
+    """Return the value of a label as tables show it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
 
 
-def telling(groups: Iterable[list[dict[str, Any]]]) -> list[str]:
-    """Return the labels that tell rows of one group apart, as they come; what differs between groups says nothing."""
-    found: dict[str, None] = {}
+def texts(labels: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, str]:
+    """Return `labels` as tables show them, but for those named in `without`."""
+    return {name: as_text(value) for name, value in omit(labels, without).items()}
+
+
+def network(row: Row) -> str:
+    """Return the network and dataset of a row's runs, in words; they have panels of their own."""
+    return " ".join(network_texts(row["labels"]).values())
+
+
+def network_texts(labels: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels that tell networks apart, as tables show them."""
+    return {name: as_text(labels[name]) for name in NETWORK if name in labels}
+
+
+def differing(groups: Iterable[list[Row]]) -> list[str]:
+    """Return the labels in which rows of one group differ; those between groups do not count."""
+    names: dict[str, None] = {}
     for rows in groups:
-        for name in dict.fromkeys(name for row in rows for name in row["labels"]):
-            if len({str(row["labels"].get(name)) for row in rows}) > 1:
-                found[name] = None
-    return list(found)
-
-
-def _flat(part: str, settings: Any, choice: str | None) -> dict[str, Any]:
-    """Return the settings of a part, flat, seeds apart."""
-    flat = {name: value for name, value in leaves({part: settings}).items() if name not in SEEDS}
-    return flat if choice is None else flat | {f"choice of {part}": choice}
-
-
-def _varying(forms: list[dict[str, Any]]) -> set[str]:
-    """Return the names under which not all of `forms` have the same; absent is the same as null."""
-    names = {name for form in forms for name in form} if len(forms) > 1 else ()
-    return {name for name in names if len(distinct([form.get(name) for form in forms])[0]) > 1}
+        labels = values(rows, "labels")
+        for name in ordered_names(labels):
+            if len(set(map(str, optional(labels, name)))) > 1:
+                names[name] = None
+    return list(names)
 
 
 def _activation_bits(record: Record) -> int | None:
+    """Return the bits of a run's activations, None if they are not quantized."""
     return (record["config"].get("activation") or {}).get("bits")

@@ -1,4 +1,4 @@
-"""Learned quantizers in tables and figures: what was learned, in how many steps, and accuracy against time."""
+"""Learned quantizers in tables and figures: steps, changes, and accuracy against time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 from sq.config.constraints import FLOAT
 from sq.records.record import Record
-from sq.report.labels import ACTIVATION, NETWORK, plain, rank
-from sq.report.style import FULL, MOST, STYLE, legend, line, plain_decades, pyplot
+from sq.report.distinct import ordered_names
+from sq.report.labels import ACTIVATION, NETWORK, as_text, network_texts, sort_key, texts
+from sq.report.rows import (
+    Row,
+    all_have,
+    frame,
+    full_precision,
+    grouped,
+    mean,
+    optional,
+    records_of,
+    select,
+    values,
+)
+from sq.report.style import (
+    MAX_LINES,
+    STYLE,
+    draw_full_precision,
+    draw_line,
+    legend,
+    plain_decades,
+    pyplot,
+)
 from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
@@ -17,122 +38,120 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sq.report.table import Row
-
-STEPS = "iterations="  # of a method's name: what its line goes along
-ACROSS = 3  # panels in a row
-FAR = 4  # times what the median loses: farther below full precision nothing is drawn
-PANEL = (*NETWORK, "bits", ACTIVATION)  # labels that have a panel to themselves
+STEPS = "iterations="  # the word of a method's name that varies along its line
+PANELS_ACROSS = 3
+FAR = 4  # drops farther below full precision than this times their median are not drawn to scale
+PANEL_LABELS = (*NETWORK, "bits", ACTIVATION)  # each combination has a panel
+STEP_SECONDS = "cpu_seconds_per_step"
+PLAIN_STEP_SECONDS = "plain_cpu_seconds_per_step"  # the same step in full precision
+Learned = dict[str, dict[str, Any]]  # by key of the record: its `learning`
 
 
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
-    """Return what the learned quantizers among `rows` took and changed, means over seeds; None without any.
+    """Return the cost of the learned quantizers and what they changed, means over seeds.
 
-    Steps are of all parts together; CPU seconds are those of one step, without what is done once;
-    of codes, the share that is not as it was at the start.
+    None without any. Steps are summed over all parts. CPU seconds are those of one step, without
+    the work that is done once. The share of changed codes is relative to the start.
     """
-    import pandas
-
-    told = _told(records)
+    learned = _learned(records)
     lines = []
     for row in rows:
-        own = [told[key] for key in row["keys"] if key in told]
-        if own:
-            lines.append(
-                {name: plain(value) for name, value in row["labels"].items()}
-                | {
-                    "steps": _mean(own, "steps", ".0f"),
-                    "CPU s a step": _mean(own, "cpu_seconds_per_step", ".3f"),
-                    "x full precision": _ratio(own),
-                    "solve s": f"{statistics.fmean(row['solve_seconds']):.1f}",
-                    "codes changed": _mean(own, "flipped", ".2%"),
-                    "biases learned": _mean(own, "biases_moved", ".0f"),
-                    "runs": str(len(own)),
-                }
-            )
-    return pandas.DataFrame(lines).fillna("-") if lines else None
+        runs = records_of(row, learned)
+        if not runs:
+            continue
+        line = texts(row["labels"])
+        line["steps"] = _mean_cell(runs, "steps", ".0f")
+        line["CPU s a step"] = _mean_cell(runs, STEP_SECONDS, ".3f")
+        line["x full precision"] = _ratio_cell(runs)
+        line["solve s"] = f"{statistics.fmean(row['solve_seconds']):.1f}"
+        line["codes changed"] = _mean_cell(runs, "flipped", ".2%")
+        line["biases learned"] = _mean_cell(runs, "biases_moved", ".0f")
+        line["runs"] = str(len(runs))
+        lines.append(line)
+    return frame(lines)
 
 
 def figures(rows: list[Row], records: list[Record]) -> Iterator[tuple[str, Figure]]:
     """Yield the figure of accuracy against time, if something was learned."""
-    told = _told(records)
-    if any(key in told for row in rows for key in row["keys"]):
-        yield "time", against_time(rows, told)
+    learned = _learned(records)
+    if any(records_of(row, learned) for row in rows):
+        yield "time", against_time(rows, learned)
 
 
-def _told(records: list[Record]) -> dict[str, dict[str, Any]]:
-    """Return what records say of learning, by their keys."""
-    return {r["key"]: r["learning"] for r in records if "learning" in r}
+def _learned(records: list[Record]) -> Learned:
+    """Return `learning` of the records that have it, by key."""
+    return {record["key"]: record["learning"] for record in records if "learning" in record}
 
 
-def against_time(rows: list[Row], told: dict[str, dict[str, Any]]) -> Figure:
-    """Draw accuracy against time, a panel for each network and bits and a line for each method, bars for seeds.
+def against_time(rows: list[Row], learned: Learned) -> Figure:
+    """Draw accuracy against time, a panel for each network and bits and a line for each method.
 
-    A line joins the runs of one method that differ in their steps. What else differs in a panel is
-    in its name. Time is that of the CPU where something is learned, which other work on a machine
-    does not stretch; else solve time.
-
-    Parameters
-    ----------
-    told : what records say of learning, by their keys
+    A line joins the runs of one method that differ in their steps; bars are of seeds. What else
+    differs within a panel is in the line's name. Time is CPU time where something is learned, as
+    other work on a machine does not change it; else solve time.
     """
     plt = pyplot()
-    settings: dict[str, list[Row]] = {}
-    for row in sorted(
-        rows, key=lambda row: [rank(name, row["labels"].get(name)) for name in PANEL]
-    ):
-        settings.setdefault(_setting(row["labels"]), []).append(row)
-    panels = {setting: _lines(own) for setting, own in settings.items()}
-    names = list(dict.fromkeys(name for own in panels.values() for name in own))[:MOST]
-    across = min(ACROSS, len(panels))
-    down = -(-len(panels) // across)
+    ordered = sorted(rows, key=_panel_key)
+    panels = {}
+    for title, members in grouped(ordered, _panel_title).items():
+        panels[title] = _lines(members)
+    names = ordered_names(list(panels.values()))[:MAX_LINES]
+    across = min(PANELS_ACROSS, len(panels))
+    down = -(-len(panels) // across)  # rounded up
+    ylabel = HEADLINES[rows[0]["headline"]][0]
     with plt.rc_context(STYLE):
+        # inches; the legend has four names a row
         size = (0.4 + 3.4 * across, 2.8 * down + 0.4 + 0.18 * (len(names) // 4))
         figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
-        for axis in axes.flat[len(panels) :]:
-            axis.set_axis_off()
-        for axis, (setting, lines) in zip(axes.flat, panels.items(), strict=False):
-            for name in (name for name in lines if name in names):
-                own = sorted(lines[name], key=lambda row: _seconds(row, told))
-                line(
-                    axis,
-                    [_seconds(row, told) for row in own],
-                    [row["score"] for row in own],
-                    names.index(name),
-                    name,
-                )
-            shown = [row for name, own in lines.items() if name in names for row in own]
-            full = [s + d for row in shown for s, d in zip(row["score"], row["drop"], strict=True)]
-            axis.axhline(statistics.fmean(full), color="0.4", linewidth=0.8, label=FULL)
-            axis.set(
-                xlabel="CPU time of learning, or solve time (s)",
-                ylabel=HEADLINES[rows[0]["headline"]][0],
-                xscale="log",
-            )
-            _floor(axis, shown, told)
-            axis.set_title(setting, fontsize=8, loc="left")
-            plain_decades(axis.xaxis)
+        for panel in axes.flat[len(panels) :]:  # the rest of the last row
+            panel.set_axis_off()
+        for panel, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+            _draw_panel(panel, select(lines, names), names, learned)
+            panel.set_title(title, fontsize=8, loc="left")
+            panel.set_ylabel(ylabel)
         legend(figure, axes, 4)
     return figure
 
 
-def _floor(axis: Axes, rows: list[Row], told: dict[str, dict[str, Any]]) -> None:
-    """Cut off what lies far below most, so that they can be told apart; a figure at the edge says where it is."""
-    drops = [statistics.fmean(row["drop"]) for row in rows]
-    full = statistics.fmean(
-        statistics.fmean(row["score"]) + drop for row, drop in zip(rows, drops, strict=True)
-    )
-    least = full - FAR * max(1.0, statistics.median(drops))
-    if all(full - drop >= least for drop in drops):
-        return
-    most = max(full, *(full - drop for drop in drops))
-    axis.set_ylim(least, most + 0.1 * (most - least))
+def _draw_panel(
+    axes: Axes, lines: dict[str, list[Row]], names: list[str], learned: Learned
+) -> None:
+    """Draw the lines of one panel."""
+    rows = []
+    for name, members in lines.items():
+        rows += members
+        ordered = sorted(members, key=lambda row: _seconds(row, learned))
+        seconds = [_seconds(row, learned) for row in ordered]
+        draw_line(axes, seconds, values(ordered, "score"), names.index(name), name)
+    draw_full_precision(axes, full_precision(rows))
+    axes.set(xlabel="CPU time of learning, or solve time (s)", xscale="log")
+    _cut_off(axes, rows, learned)
+    plain_decades(axes.xaxis)
+
+
+def _cut_off(axes: Axes, rows: list[Row], learned: Learned) -> None:
+    """Cut off scores far below most others, and write them at the lower edge.
+
+    Otherwise one of them would press the other lines together.
+    """
+    drops = list(map(statistics.fmean, values(rows, "drop")))  # means over seeds, in points
+    full_scores = []
     for row, drop in zip(rows, drops, strict=True):
-        if full - drop < least:
-            place = (_seconds(row, told), least)
-            axis.annotate(
-                f"{full - drop:.0f} ↓",
-                place,
+        score = statistics.fmean(row["score"])
+        full_scores.append(score + drop)
+    full = statistics.fmean(full_scores)
+    # A median below one point would cut off what differs little.
+    low = full - FAR * max(1.0, statistics.median(drops))
+    scores = [full - drop for drop in drops]
+    if min(scores) >= low:
+        return
+    high = max(full, *scores)
+    axes.set_ylim(low, high + 0.1 * (high - low))
+    for row, score in zip(rows, scores, strict=True):
+        if score < low:
+            axes.annotate(
+                f"{score:.0f} ↓",
+                (_seconds(row, learned), low),
                 (0, 2),
                 textcoords="offset points",
                 ha="center",
@@ -140,54 +159,75 @@ def _floor(axis: Axes, rows: list[Row], told: dict[str, dict[str, Any]]) -> None
             )
 
 
-def _setting(labels: dict[str, Any]) -> str:
-    network = [plain(labels[name]) for name in NETWORK if name in labels]
-    bits = f"weights {plain(labels['bits'])} bits"
-    inputs = (
-        [f"inputs {plain(labels[ACTIVATION])}"] if labels.get(ACTIVATION, FLOAT) != FLOAT else []
-    )
-    return ", ".join([*network, bits, *inputs])
+def _panel_key(row: Row) -> list[tuple]:
+    """Return the key that sorts rows by the labels of their panels."""
+    return [sort_key(name, row["labels"].get(name)) for name in PANEL_LABELS]
+
+
+def _panel_title(row: Row) -> str:
+    """Return the title of a row's panel: network, dataset, bits of weights and of inputs."""
+    labels = row["labels"]
+    parts = list(network_texts(labels).values())
+    parts.append(f"weights {as_text(labels['bits'])} bits")
+    activation_bits = labels.get(ACTIVATION, FLOAT)
+    if activation_bits != FLOAT:
+        parts.append(f"inputs {as_text(activation_bits)}")
+    return ", ".join(parts)
 
 
 def _lines(rows: list[Row]) -> dict[str, list[Row]]:
-    """Return the rows of one panel by the name of their line: the method, and what differs among its own runs."""
-    methods: dict[str, list[Row]] = {}
-    for row in rows:
-        words = [word for word in row["labels"]["method"].split() if not word.startswith(STEPS)]
-        methods.setdefault(" ".join(words), []).append(row)
-    found: dict[str, list[Row]] = {}
-    for method, own in methods.items():
-        others = dict.fromkeys(
-            name for row in own for name in row["labels"] if name not in ("method", *PANEL)
-        )
-        telling = [
-            name for name in others if len({plain(row["labels"].get(name)) for row in own}) > 1
-        ]
-        for row in own:
-            words = [method, *(f"{name}={plain(row['labels'].get(name))}" for name in telling)]
-            found.setdefault(" ".join(words), []).append(row)
-    return found
+    """Return the rows of one panel by line: the method without its steps, and what else differs."""
+    lines: dict[str, list[Row]] = {}
+    for method, members in grouped(rows, _method).items():
+        settings = _varying_settings(members)
+        for row in members:
+            line_name = method
+            for name in settings:
+                value = as_text(row["labels"].get(name))
+                line_name += f" {name}={value}"
+            lines.setdefault(line_name, []).append(row)
+    return lines
 
 
-def _seconds(row: Row, told: dict[str, dict[str, Any]]) -> float:
-    own = [told[key] for key in row["keys"] if key in told]
-    if not own or not all("cpu_seconds_per_step" in r for r in own):
+def _method(row: Row) -> str:
+    """Return the method of a row without its number of steps."""
+    parts = row["labels"]["method"].split()
+    return " ".join(part for part in parts if not part.startswith(STEPS))
+
+
+def _varying_settings(rows: list[Row]) -> list[str]:
+    """Return the labels in which the rows of one method and panel differ."""
+    varying = []
+    for name in ordered_names(values(rows, "labels")):
+        distinct_texts = {as_text(row["labels"].get(name)) for row in rows}
+        if len(distinct_texts) > 1 and name not in ("method", *PANEL_LABELS):
+            varying.append(name)
+    return varying
+
+
+def _seconds(row: Row, learned: Learned) -> float:
+    """Return the CPU seconds of learning, mean over seeds; the solve time where it is unknown."""
+    runs = records_of(row, learned)
+    if not runs or not all_have(runs, STEP_SECONDS):
         return statistics.fmean(row["solve_seconds"])
-    # Records from before the sum was kept have that of steps alone.
-    return statistics.fmean(
-        r.get("cpu_seconds", r["steps"] * r["cpu_seconds_per_step"]) for r in own
-    )
+    seconds = []
+    for run in runs:
+        # Older records have the seconds of a step alone, and no sum.
+        of_steps = run["steps"] * run[STEP_SECONDS]
+        seconds.append(run.get("cpu_seconds", of_steps))
+    return statistics.fmean(seconds)
 
 
-def _mean(own: list[dict[str, Any]], what: str, form: str) -> str:
-    """Return the mean of a figure that all have; "-" where one lacks it."""
-    return (
-        f"{statistics.fmean(r[what] for r in own):{form}}" if all(what in r for r in own) else "-"
-    )
-
-
-def _ratio(own: list[dict[str, Any]]) -> str:
-    """Return what steps took over what the same steps take in full precision, each in its own run; "-" if untold."""
-    if not all(r.get("plain_cpu_seconds_per_step") for r in own):
+def _mean_cell(runs: list[dict[str, Any]], figure: str, form: str) -> str:
+    """Return the mean of a figure that all `runs` have; "-" where one lacks it."""
+    if not all_have(runs, figure):
         return "-"
-    return f"{statistics.fmean(r['cpu_seconds_per_step'] / r['plain_cpu_seconds_per_step'] for r in own):.2f}"
+    return f"{mean(runs, figure):{form}}"
+
+
+def _ratio_cell(runs: list[dict[str, Any]]) -> str:
+    """Return the time of a step over that in full precision, in the same run; "-" if unknown."""
+    if not all(optional(runs, PLAIN_STEP_SECONDS)):
+        return "-"
+    ratios = [run[STEP_SECONDS] / run[PLAIN_STEP_SECONDS] for run in runs]
+    return f"{statistics.fmean(ratios):.2f}"

@@ -1,4 +1,4 @@
-"""Mixed precision in tables and figures: how well prices rank, the bits they lead to, and fronts that were measured."""
+"""Mixed precision in tables and figures: rank correlation of sensitivities, chosen bits, fronts."""
 
 from __future__ import annotations
 
@@ -7,83 +7,88 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sq.records.record import Record
-from sq.report.labels import NETWORK, Labels, plain
-from sq.report.style import COLOURS, FULL, STYLE, look, pyplot
+from sq.report.labels import NETWORK, Labels, as_text, texts
+from sq.report.rows import frame, mean, mean_cell, optional, values
+from sq.report.style import COLOURS, STYLE, draw_full_precision, line_style, pyplot
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COEFFICIENTS = ("spearman", "kendall")
-UNTOUCHED = 32  # bits of a layer that is left as it is
+FULL_BITS = 32  # of a layer that is not quantized
 
 
 def correlations(records: list[Record]) -> pandas.DataFrame | None:
-    """Return how well each metric's prices rank what trials measured, the best of a network first; None without any.
+    """Return how well each metric's sensitivities rank the measured losses; None without any.
 
-    Mean +- standard deviation over seeds; the interval is that of one run, its ends averaged over
-    seeds.
+    The best metric of a network comes first. Mean +- standard deviation over seeds; the interval
+    is that of one run, its bounds averaged over seeds.
     """
-    import pandas
-
+    measured = [record for record in records if "spearman" in record.get("results", {})]
     lines = []
-    for labels, members in _groups([r for r in records if "spearman" in r.get("results", {})]):
-        line: dict[str, Any] = {
-            name: plain(value) for name, value in labels.items() if name != "bits"
-        }
-        for name in COEFFICIENTS:
-            low, high = (_mean(members, f"{name}_{end}") for end in ("low", "high"))
-            line |= {
-                name: _cell([r["results"][name] for r in members], ".3f"),
-                f"{name} 95 %": f"[{low:.3f}, {high:.3f}]",
-            }
-        line["metric s"] = _cell([r["seconds"]["sensitivity"] for r in members], ".1f")
-        line |= {"trials": str(len(members[0]["trials"]["list"])), "runs": str(len(members))}
-        lines.append(
-            ([str(labels.get(name)) for name in NETWORK], -_mean(members, "spearman"), line)
-        )
-    lines.sort(key=lambda own: own[:2])
-    return pandas.DataFrame([line for *_, line in lines]).fillna("-") if lines else None
+    for labels, members in Labels(measured).groups():
+        networks = [str(labels.get(name)) for name in NETWORK]
+        best_first = -mean(members, "results", "spearman")  # as lower sorts first
+        lines.append((networks, best_first, _correlation_line(labels, members)))
+    lines.sort(key=lambda entry: entry[:2])
+    return frame([line for *_, line in lines])
+
+
+def _correlation_line(labels: dict[str, Any], members: list[Record]) -> dict[str, Any]:
+    """Return the cells of one metric, see `correlations`."""
+    line: dict[str, Any] = texts(labels, without=("bits",))
+    for name in COEFFICIENTS:
+        low = mean(members, "results", f"{name}_low")
+        high = mean(members, "results", f"{name}_high")
+        line[name] = mean_cell(values(members, "results", name), ".3f")
+        line[f"{name} 95 %"] = f"[{low:.3f}, {high:.3f}]"
+    line["metric s"] = mean_cell(values(members, "seconds", "sensitivity"), ".1f")
+    line["trials"] = str(len(members[0]["trials"]["list"]))
+    line["runs"] = str(len(members))
+    return line
 
 
 def figures(records: list[Record]) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures that records have something for, with their names: one of each kind for each network."""
-    done = [r for r in records if r["status"] == "done"]
+    """Yield the figures that there are records for, with their names: one a kind and network."""
+    correlated, allocated, fronted = [], [], []
+    for record in records:
+        if record["status"] != "done":
+            continue
+        if "spearman" in record["results"]:
+            correlated.append(record)
+        if record.get("allocation"):
+            allocated.append(record)
+        if record.get("trials", {}).get("front"):
+            fronted.append(record)
     kinds = (
-        ("correlation", bars, [r for r in done if "spearman" in r["results"]]),
-        ("bits", chosen, [r for r in done if r.get("allocation")]),
-        ("front", fronts, [r for r in done if r.get("trials", {}).get("front")]),
+        ("correlation", correlation_bars, correlated),
+        ("bits", bits_map, allocated),
+        ("front", fronts, fronted),
     )
-    for kind, draw, own in kinds:
-        for model in sorted({r["choices"]["model"] for r in own}):
-            yield f"{kind}_{model}", draw([r for r in own if r["choices"]["model"] == model], model)
+    for kind, draw, members in kinds:
+        by_model: dict[str, list[Record]] = {}
+        for record in members:
+            by_model.setdefault(record["choices"]["model"], []).append(record)
+        for model in sorted(by_model):
+            yield f"{kind}_{model}", draw(by_model[model], model)
 
 
-def bars(records: list[Record], title: str) -> Figure:
-    """Draw the rank correlation of each metric with what trials measured, the best on top, with 95 % intervals."""
+def correlation_bars(records: list[Record], title: str) -> Figure:
+    """Draw the rank correlation of each metric with measured losses, with 95 % intervals.
+
+    The best metric is on top.
+    """
     plt = pyplot()
-    groups = _named(records)
-    names = sorted(groups, key=lambda name: _mean(groups[name], "spearman"))
+    groups = _by_name(records)
+    names = sorted(groups, key=lambda name: mean(groups[name], "results", "spearman"))
+    members = [groups[name] for name in names]
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(5.4, 1.0 + 0.32 * len(names)), layout="constrained")
-        for coefficient, shift, colour in zip(COEFFICIENTS, (0.2, -0.2), COLOURS, strict=False):
-            values = [_mean(groups[name], coefficient) for name in names]
-            lows = [
-                v - _mean(groups[name], f"{coefficient}_low")
-                for v, name in zip(values, names, strict=True)
-            ]
-            highs = [
-                _mean(groups[name], f"{coefficient}_high") - v
-                for v, name in zip(values, names, strict=True)
-            ]
-            style = {
-                "color": colour,
-                "hatch": "" if shift > 0 else "///",
-                "edgecolor": "white",
-                "label": coefficient,
-            }
-            error = {"xerr": [lows, highs], "capsize": 2, "error_kw": {"linewidth": 0.8}}
-            axes.barh([i + shift for i in range(len(names))], values, 0.38, **style, **error)
+        # Hatches tell the two apart in grey print.
+        _bars(axes, members, "spearman", shift=0.2, color=COLOURS[0], hatch="")
+        _bars(axes, members, "kendall", shift=-0.2, color=COLOURS[1], hatch="///")
         axes.set_yticks(range(len(names)), names)
         axes.axvline(0, color="0.4", linewidth=0.8)
         axes.set(xlabel="rank correlation of prices with measured loss", title=title)
@@ -93,33 +98,46 @@ def bars(records: list[Record], title: str) -> Figure:
     return figure
 
 
-def chosen(records: list[Record], title: str) -> Figure:
-    """Draw the bits of each layer's weights, a column for each metric and budget, averaged over seeds."""
+def _bars(
+    axes: Axes, groups: list[list[Record]], coefficient: str, shift: float, **style: Any
+) -> None:
+    """Draw one coefficient of each group of records, with its 95 % interval."""
+    lengths, below, above = [], [], []
+    for members in groups:
+        value = mean(members, "results", coefficient)
+        lengths.append(value)
+        below.append(value - mean(members, "results", f"{coefficient}_low"))
+        above.append(mean(members, "results", f"{coefficient}_high") - value)
+    axes.barh(
+        [position + shift for position in range(len(groups))],
+        lengths,
+        0.38,
+        edgecolor="white",
+        label=coefficient,
+        xerr=[below, above],
+        capsize=2,
+        error_kw={"linewidth": 0.8},
+        **style,
+    )
+
+
+def bits_map(records: list[Record], title: str) -> Figure:
+    """Draw the bits of each layer's weights, seeds averaged; a column is a metric and budget."""
     plt = pyplot()
-    groups = _named(records)
-    layers = list(_widths(records[0]))
-    chosen = [[_widths(r) for r in own] for own in groups.values()]
-    values = [
-        [statistics.fmean(bits.get(name, UNTOUCHED) for bits in own) for own in chosen]
-        for name in layers
-    ]
+    groups = _by_name(records)
+    layers = list(_layer_bits(records[0]))  # records of one network have the same
+    columns = [_mean_bits(members, layers) for members in groups.values()]
+    table = list(zip(*columns, strict=True))  # a line for each layer
     with plt.rc_context(STYLE | {"axes.grid": False}):
         size = (2.2 + 0.42 * len(groups), 1.9 + 0.19 * len(layers))
         figure, axes = plt.subplots(figsize=size, layout="constrained")
-        image = axes.imshow(values, cmap="cividis", aspect="auto", vmin=2, vmax=8)
-        for y, row in enumerate(values):
-            for x, value in enumerate(row):
-                shade = "white" if value < 5 else "black"
-                axes.text(
-                    x,
-                    y,
-                    f"{value:.2g}",
-                    ha="center",
-                    va="center",
-                    fontsize=6,
-                    color=shade,
-                    in_layout=False,
-                )
+        # The scale is of 2 to 8 bits; more has the colour of 8.
+        image = axes.imshow(table, cmap="cividis", aspect="auto", vmin=2, vmax=8)
+        for y, cells in enumerate(table):
+            for x, bits in enumerate(cells):
+                text = axes.text(x, y, f"{bits:.2g}", ha="center", va="center", fontsize=6)
+                # Out of the layout, which takes half the time then: a text stays in its cell.
+                text.set(color="white" if bits < 5 else "black", in_layout=False)
         axes.set_xticks(range(len(groups)), list(groups), rotation=90, fontsize=7)
         axes.set_yticks(range(len(layers)), layers, fontsize=6)
         axes.set_title(f"{title}: bits of weights", fontsize=8)
@@ -127,77 +145,78 @@ def chosen(records: list[Record], title: str) -> Figure:
     return figure
 
 
+def _mean_bits(records: list[Record], layers: list[str]) -> list[float]:
+    """Return the bits of each layer, mean over records; a layer without bits is not quantized."""
+    bits_of_run = list(map(_layer_bits, records))
+    return [statistics.fmean(optional(bits_of_run, layer, FULL_BITS)) for layer in layers]
+
+
 def fronts(records: list[Record], title: str) -> Figure:
-    """Draw accuracy against the mean bits of weights along each metric's front, averaged over seeds."""
+    """Draw accuracy against the mean bits of weights along each metric's front, seeds averaged."""
     plt = pyplot()
-    groups = _named(records)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
-        for i, (name, own) in enumerate(groups.items()):
-            axes.plot(*_averaged([r["trials"]["front"] for r in own]), label=name, **look(i, 4))
-        # The first records of fronts, whose trials took the whole split, have that figure among the
-        # results alone.
-        full = statistics.fmean(
-            r["trials"].get("top1_full", r["results"]["top1_full"]) for r in records
-        )
-        axes.axhline(full, color="0.4", linewidth=0.8, label=FULL)
+        for index, (name, members) in enumerate(_by_name(records).items()):
+            bits, top1 = _mean_front(values(members, "trials", "front"))
+            axes.plot(bits, top1, label=name, **line_style(index, 4))
+        scores = []
+        for record in records:
+            # Older trials took the whole split: their full precision is among the results alone.
+            of_results = record["results"]["top1_full"]
+            scores.append(record["trials"].get("top1_full", of_results))
+        draw_full_precision(axes, statistics.fmean(scores))
         axes.set(xlabel="mean bits of weights", ylabel="top-1 %", title=f"{title}: no correction")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return figure
 
 
-def _averaged(fronts: list[list[dict[str, float]]]) -> tuple[list[float], list[float]]:
-    """Return bits that all `fronts` reach, those of the one with most points there, and the mean of top-1 at each.
+def _mean_front(fronts: list[list[dict[str, float]]]) -> tuple[list[float], list[float]]:
+    """Return the mean of several fronts over the bits that all of them reach: bits, and top-1.
 
-    A front has points of its own: between two of them its accuracy is taken to change linearly.
+    The bits are those of the front with most points there. Each front has its own points, so its
+    accuracy is interpolated linearly between them.
     """
     import numpy as np
 
-    lines = [sorted((point["bits"], point["top1"]) for point in front) for front in fronts]
-    low, high = max(line[0][0] for line in lines), min(line[-1][0] for line in lines)
-    within = [[bits for bits, _ in line if low <= bits <= high] for line in lines]
-    places = sorted({low, high, *max(within, key=len)} if low <= high else {})
-    tops = [
-        np.interp(places, [bits for bits, _ in line], [top1 for _, top1 in line]) for line in lines
-    ]
-    return places, np.mean(tops, 0).tolist()
+    all_bits, all_top1 = [], []
+    for front in fronts:
+        points = sorted((point["bits"], point["top1"]) for point in front)
+        bits, top1 = zip(*points, strict=True)
+        all_bits.append(bits)
+        all_top1.append(top1)
+    # Outside of what all fronts reach, a mean would be over fewer of them.
+    low = max(bits[0] for bits in all_bits)
+    high = min(bits[-1] for bits in all_bits)
+    within = []  # points of each front between the bounds
+    for bits in all_bits:
+        inside = [b for b in bits if low <= b <= high]
+        within.append(inside)
+    grid = sorted({low, high, *max(within, key=len)}) if low <= high else []
+    interpolated = []
+    for bits, top1 in zip(all_bits, all_top1, strict=True):
+        interpolated.append(np.interp(grid, bits, top1))
+    return grid, np.mean(interpolated, 0).tolist()
 
 
-def _groups(records: list[Record]) -> list[tuple[dict[str, Any], list[Record]]]:
-    labels = Labels(records)
-    return (
-        [(labels.of(own[0]), [records[i] for i in own]) for own in labels.groups()]
-        if records
-        else []
-    )
+def _by_name(records: list[Record]) -> dict[str, list[Record]]:
+    """Return the records that differ in seeds only by the labels that tell them apart, in words."""
+    groups = Labels(records).groups()
+    varying = []
+    for name in groups[0][0]:
+        distinct_texts = {str(labels.get(name)) for labels, _ in groups}
+        if len(distinct_texts) > 1 and name not in NETWORK:
+            varying.append(name)
+    by_name: dict[str, list[Record]] = {}
+    for labels, members in groups:
+        parts = []
+        for name in varying:
+            unit = " bits" if name == "bits" else ""
+            parts.append(as_text(labels[name]) + unit)
+        title = " ".join(parts) or as_text(labels["method"])
+        by_name.setdefault(title, []).extend(members)
+    return by_name
 
 
-def _named(records: list[Record]) -> dict[str, list[Record]]:
-    """Return records that differ in seeds only by what tells them apart, in words."""
-    groups = _groups(records)
-    varying = [
-        name for name in groups[0][0] if len({str(labels.get(name)) for labels, _ in groups}) > 1
-    ]
-    named: dict[str, list[Record]] = {}
-    for labels, own in groups:
-        words = [
-            f"{plain(labels[n])} bits" if n == "bits" else plain(labels[n])
-            for n in varying
-            if n not in NETWORK
-        ]
-        named.setdefault(" ".join(words) or plain(labels["method"]), []).extend(own)
-    return named
-
-
-def _mean(records: list[Record], figure: str) -> float:
-    return statistics.fmean(r["results"][figure] for r in records)
-
-
-def _widths(record: Record) -> dict[str, int]:
-    """Return bits by layer name, of a record as it is or as `sq.report.slim` keeps it."""
+def _layer_bits(record: Record) -> dict[str, int]:
+    """Return bits by layer name, of a whole record or of one that `sq.report.slim` has reduced."""
     return record.get("widths") or {layer["name"]: layer["bits"] for layer in record["layers"]}
-
-
-def _cell(values: list[float], form: str) -> str:
-    mean = f"{statistics.fmean(values):{form}}"
-    return f"{mean} +- {statistics.stdev(values):{form}}" if len(values) > 1 else mean

@@ -1,4 +1,4 @@
-"""What the page of an experiment holds, as plain data: every run in columns, so that 10,000 stay small."""
+"""The data in the page of an experiment: all runs as columns, so that 10,000 of them stay small."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from sq.records.record import BOOKKEEPING, Record
 from sq.report import style
-from sq.report.distinct import columns
-from sq.report.labels import Labels, plain, rank
-from sq.report.table import HEADLINES, Row
+from sq.report.distinct import columns, ordered_names
+from sq.report.labels import Labels, as_text, sort_key, sort_keys
+from sq.report.rows import Row, omit, optional, values
+from sq.report.table import HEADLINES
 
 if TYPE_CHECKING:
     import pandas
@@ -29,7 +30,8 @@ FIGURES = {
     "logit_snr_db": ("logit SNR dB", "1f"),
     "same_top1": ("same top-1 %", "2f"),
 }
-APART = {
+# Fields of a record that are no facts: other parts of the page show them.
+NOT_FACTS = {
     "record",
     "key",
     "name",
@@ -40,21 +42,25 @@ APART = {
     "peak_bytes",
     "sensitivity",
     "columns",
+    "error",
+    "traceback",
 }
-APART |= {"error", "traceback"}
 
 
 def order(records: list[Record]) -> tuple[list[Record], list[dict[str, Any]]]:
     """Return `records` as the page lists them, by label, seed and key; and the labels of each."""
-    found = Labels(records)
-    groups = [(found.of(members[0]), members) for members in found.groups()]
-    groups.sort(key=lambda group: [rank(name, value) for name, value in group[0].items()])
-    ordered, labels = [], []
-    for own, members in groups:
-        runs = [records[i] for i in members]
-        ordered += sorted(runs, key=lambda r: (rank("seed", r["config"].get("seed")), r["key"]))
-        labels += [own] * len(members)
-    return ordered, labels
+    groups = Labels(records).groups()
+    groups.sort(key=lambda group: sort_keys(group[0]))
+    ordered: list[Record] = []
+    labels_of_run: list[dict[str, Any]] = []
+    for labels, members in groups:
+        ordered += sorted(members, key=_seed_and_key)
+        labels_of_run += [labels] * len(members)
+    return ordered, labels_of_run
+
+
+def _seed_and_key(record: Record) -> tuple:
+    return sort_key("seed", record["config"].get("seed")), record["key"]
 
 
 def runs(records: list[Record], labels: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,38 +72,34 @@ def runs(records: list[Record], labels: list[dict[str, Any]]) -> dict[str, Any]:
     numbers, by name, null where a run has none
     """
     return {
-        "key": [r["key"] for r in records],
-        "labels": columns(_each_once(labels)),
+        "key": values(records, "key"),
+        "labels": columns(_label_texts(labels)),
         "settings": _settings(records),
-        "facts": columns([_facts(r) for r in records]),
-        "figures": numbers([_figures(r) for r in records]),
+        "facts": columns(list(map(_facts, records))),
+        "figures": numbers(list(map(_figures, records))),
     }
 
 
 def groups(rows: list[Row], keys: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the labels of each of the table's `rows` and the places of its runs among `keys`."""
-    places = {key: place for place, key in enumerate(keys)}
-    return [
-        {
-            "labels": _texts(row["labels"]),
-            "headline": row["headline"],
-            "runs": [places[key] for key in row["keys"]],
-        }
-        for row in rows
-    ]
+    """Return the labels of each of the table's `rows`, and the indices of its runs among `keys`."""
+    index_of_key = {key: index for index, key in enumerate(keys)}
+    result = []
+    for row in rows:
+        labels = _texts(row["labels"])
+        indices = [index_of_key[key] for key in row["keys"]]
+        result.append({"labels": labels, "headline": row["headline"], "runs": indices})
+    return result
 
 
 def failures(records: list[Record]) -> list[dict[str, Any]]:
-    """Return place, error and traceback of the failed among `records`."""
-    return [
-        {
-            "run": place,
-            "error": r.get("error", "no cause was recorded"),
-            "traceback": r.get("traceback", ""),
-        }
-        for place, r in enumerate(records)
-        if r["status"] == "failed"
-    ]
+    """Return index, error and traceback of the failed among `records`."""
+    result = []
+    for index, record in enumerate(records):
+        if record["status"] == "failed":
+            error = record.get("error", "no cause was recorded")
+            trace = record.get("traceback", "")
+            result.append({"run": index, "error": error, "traceback": trace})
+    return result
 
 
 def cells(table: pandas.DataFrame) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def cells(table: pandas.DataFrame) -> dict[str, Any]:
 
 
 def look() -> dict[str, Any]:
-    """Return the house style of figures, and how each figure is called and shown."""
+    """Return the style of figures, and how each figure is called and shown."""
     return {
         "colours": style.COLOURS,
         "markers": style.MARKERS,
@@ -115,55 +117,71 @@ def look() -> dict[str, Any]:
     }
 
 
-def numbers(dicts: list[dict[str, float]]) -> dict[str, list[float | None]]:
-    """Turn one mapping a run into one column a name, 6 digits of each number; null where there is none."""
-    names = dict.fromkeys(name for own in dicts for name in own)
-    return {name: [_short(own.get(name)) for own in dicts] for name in names}
+def numbers(runs: list[dict[str, float]]) -> dict[str, list[float | None]]:
+    """Turn one mapping a run into one column a name, 6 digits of each number; null for none."""
+    table = {}
+    for name in ordered_names(runs):
+        table[name] = list(map(_short, optional(runs, name)))
+    return table
 
 
 def _texts(labels: Mapping[str, Any]) -> dict[str, str]:
-    """Return labels as text; a run that failed early may have no bits."""
-    return {
-        name: plain(value) for name, value in labels.items() if value is not None or name != "bits"
-    }
+    """Return labels as text, without the bits that a run lacks if it failed early."""
+    result = {}
+    for name, value in labels.items():
+        if value is not None or name != "bits":
+            result[name] = as_text(value)
+    return result
 
 
-def _each_once(labels: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return `_texts` of labels, of which most are one object many times."""
-    made = {place: _texts(own) for place, own in {id(own): own for own in labels}.items()}
-    return [made[id(own)] for own in labels]
+def _label_texts(labels_of_run: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return the labels of runs as text, computed once for the many runs that share an object."""
+    texts: dict[int, dict[str, str]] = {}
+    result = []
+    for labels in labels_of_run:
+        if id(labels) not in texts:  # `labels_of_run` keeps objects alive, so ids stay unique
+            texts[id(labels)] = _texts(labels)
+        result.append(texts[id(labels)])
+    return result
 
 
 def _settings(records: list[Record]) -> dict[str, Any]:
-    """Return what shaped results, as it is typed: ``quantizer`` is a choice, ``quantizer.damp`` a setting."""
+    """Return the settings that shaped results, as they are typed, in columns.
 
-    def science(r: Record, what: str) -> dict[str, Any]:
-        return {name: value for name, value in r[what].items() if name not in BOOKKEEPING}
+    ``quantizer`` is a choice, and ``quantizer.damp`` a setting.
+    """
+    configs = map(_without_bookkeeping, values(records, "config"))
+    choices = map(_without_bookkeeping, values(records, "choices"))
+    table = columns(list(configs)) | columns(list(choices))
+    return {name: table[name] for name in sorted(table) if not name.endswith("._partial_")}
 
-    found = columns([science(r, "config") for r in records]) | columns(
-        [science(r, "choices") for r in records]
-    )
-    return {name: found[name] for name in sorted(found) if not name.endswith("._partial_")}
+
+def _without_bookkeeping(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return omit(settings, BOOKKEEPING)
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    """Return what else is in the record but figures: where it was run, on which data, what was corrected."""
-    facts = {name: value for name, value in record.items() if name not in APART}
-    return facts | {
-        name: value for name, value in record.get("results", {}).items() if isinstance(value, str)
-    }
+    """Return what else a record holds beside figures: the machine, the data, the corrections."""
+    facts = omit(record, NOT_FACTS)
+    results = record.get("results", {})
+    facts |= {name: value for name, value in results.items() if isinstance(value, str)}
+    return facts
 
 
 def _figures(record: Record) -> dict[str, float]:
-    results: Mapping[str, Any] = record.get("results", {})
-    found = {name: value for name, value in results.items() if isinstance(value, int | float)}
-    if phases := record.get("seconds"):
-        found["seconds"] = sum(phases.values())
-        found |= {f"seconds.{name}": value for name, value in phases.items()}
-    return found | {
-        f"peak_bytes.{where}": size for where, size in record.get("peak_bytes", {}).items()
-    }
+    """Return all numbers of a record by name: results, seconds by phase, and peak memory."""
+    results = record.get("results", {})
+    figures = {name: value for name, value in results.items() if isinstance(value, int | float)}
+    phases = record.get("seconds")
+    if phases:
+        figures["seconds"] = sum(phases.values())
+        for name, seconds in phases.items():
+            figures[f"seconds.{name}"] = seconds
+    for memory, size in record.get("peak_bytes", {}).items():
+        figures[f"peak_bytes.{memory}"] = size
+    return figures
 
 
 def _short(value: Any) -> Any:
+    # Six digits are more than the page shows, and keep it small.
     return float(f"{value:.6g}") if isinstance(value, float) else value

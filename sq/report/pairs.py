@@ -1,4 +1,4 @@
-"""Methods of an experiment against each other, image by image: what the difference between two of them is worth."""
+"""Methods of an experiment compared image by image: the gain of one over another."""
 
 from __future__ import annotations
 
@@ -8,62 +8,76 @@ from typing import TYPE_CHECKING, Any
 
 from sq.evaluation import paired_tests
 from sq.records.record import Record
-from sq.report.labels import plain
+from sq.report.labels import texts
+from sq.report.rows import Row, frame, records_of
 
 if TYPE_CHECKING:
     import pandas
 
-    from sq.report.table import Row
-
-MOST = 8  # methods of one setting: more make a table that nobody reads
+MAX_METHODS = 8  # of one setting: the pairs of more make a table that nobody reads
 
 
 def table(rows: list[Row], records: list[Record]) -> pandas.DataFrame | None:
-    """Return the gain in top-1 of each method over each other in the same setting, in points; None without two.
+    """Return the gain in top-1 of each method over each other in the same setting, in points.
 
-    The better one stands first, on the seeds that both have. The interval is that of
-    `sq.evaluation.paired_tests.gain`, of 95 %: where 0 is in it, other images might turn the two
-    round. Records from before answers were kept are left out.
+    None without two methods. The better one comes first, on the seeds that both have. The interval
+    is that of `sq.evaluation.paired_tests.gain`, of 95 %: where it holds 0, other images might
+    reverse the order. Older records without predictions are left out.
     """
-    import pandas
-
-    told = {r["key"]: r for r in records if "right" in r.get("evaluation", {})}
+    comparable = {r["key"]: r for r in records if "right" in r.get("evaluation", {})}
     settings: dict[tuple, list[Row]] = {}
     for row in rows:
-        if all(key in told for key in row["keys"]):
-            setting = tuple(
-                (name, plain(v)) for name, v in row["labels"].items() if name != "method"
-            )
-            settings.setdefault((*setting, _images(row, told)), []).append(row)
+        runs = records_of(row, comparable)
+        if len(runs) == len(row["keys"]):
+            settings.setdefault((_setting(row), _images(runs)), []).append(row)
     lines = []
-    for setting, own in settings.items():
-        ordered = sorted(own, key=lambda row: -statistics.fmean(row["score"]))
-        for one, other in itertools.combinations(ordered, 2) if len(own) <= MOST else ():
-            if (line := _line(one, other, told)) is not None:
-                lines.append(dict(setting[:-1]) | line)
-    return pandas.DataFrame(lines) if lines else None
+    for (setting, _), members in settings.items():
+        if len(members) > MAX_METHODS:  # no table is better than an unreadable one
+            continue
+        best_first = sorted(members, key=lambda row: -statistics.fmean(row["score"]))
+        for first, second in itertools.combinations(best_first, 2):
+            line = _line(first, second, comparable)
+            if line is not None:
+                lines.append(dict(setting) | line)
+    return frame(lines)
 
 
-def _images(row: Row, told: dict[str, Record]) -> tuple[str, ...]:
+def _setting(row: Row) -> tuple[tuple[str, str], ...]:
+    """Return the labels of a row but its method, as pairs of name and text."""
+    return tuple(texts(row["labels"], without=("method",)).items())
+
+
+def _images(runs: list[Record]) -> tuple[str, ...]:
     """Return the hashes of the images that runs were measured on: others cannot be compared."""
-    return tuple(sorted({told[key]["evaluation"]["ids"] for key in row["keys"]}))
+    return tuple(sorted({run["evaluation"]["ids"] for run in runs}))
 
 
-def _line(one: Row, other: Row, told: dict[str, Record]) -> dict[str, Any] | None:
-    """Return one line of the table, of the seeds that both have; None if they have none."""
-    ours, theirs = (
-        {told[key]["config"]["seed"]: told[key]["evaluation"] for key in r["keys"]}
-        for r in (one, other)
-    )
-    seeds = sorted(set(ours) & set(theirs))
+def _line(first: Row, second: Row, records: dict[str, Record]) -> dict[str, Any] | None:
+    """Return one line of the table, over the seeds that both rows have; None if they share none."""
+    first_runs = _by_seed(first, records)
+    second_runs = _by_seed(second, records)
+    seeds = sorted(set(first_runs) & set(second_runs))
     if not seeds:
         return None
-    right = [[own[seed]["right"] for seed in seeds] for own in (ours, theirs)]
-    gain, low, high = (
-        100 * figure for figure in paired_tests.gain(right[0], right[1], ours[seeds[0]]["images"])
-    )
-    names = [row["labels"]["method"] for row in (one, other)]
-    if gain < 0:  # on these seeds, whatever others say
-        gain, low, high, names = -gain, -high, -low, names[::-1]
-    interval = {"gain": f"{gain:.2f}", "95 %": f"[{low:.2f}, {high:.2f}]", "seeds": str(len(seeds))}
-    return {"method": names[0], "over": names[1], **interval}
+    images = first_runs[seeds[0]]["images"]  # their number, the same in all runs
+    first_right = [first_runs[seed]["right"] for seed in seeds]
+    second_right = [second_runs[seed]["right"] for seed in seeds]
+    estimate = paired_tests.gain(first_right, second_right, images)
+    gain, low, high = (100 * share for share in estimate)  # in points
+    better, worse = first["labels"]["method"], second["labels"]["method"]
+    if gain < 0:  # on the shared seeds the order may be the other one
+        gain, low, high = -gain, -high, -low
+        better, worse = worse, better
+    return {
+        "method": better,
+        "over": worse,
+        "gain": f"{gain:.2f}",
+        "95 %": f"[{low:.2f}, {high:.2f}]",
+        "seeds": str(len(seeds)),
+    }
+
+
+def _by_seed(row: Row, records: dict[str, Record]) -> dict[int, dict[str, Any]]:
+    """Return the evaluation of each run of a row by its seed."""
+    runs = records_of(row, records)
+    return {run["config"]["seed"]: run["evaluation"] for run in runs}

@@ -1,7 +1,7 @@
-"""Records as a report reads them: layers in compact columns, so that 10,000 runs of 60 layers fit in memory and a page.
+"""Records reduced to what reports need: layers in compact columns, shared parts of configs once.
 
-As parsed they would take gigabytes; kept are 5 figures of each layer, about 15 bytes each in the
-page.
+10,000 runs of 60 layers would take gigabytes as parsed. Five figures of each layer are kept, about
+15 bytes each in the page.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import operator
 from typing import Any
 
 from sq.records.record import Record
-from sq.report import prices
+from sq.report import sensitivities
 from sq.report.distinct import share
 
-SHAPE = ("name", "kind", "groups", "outputs", "inputs", "weights")  # what runs of one network share
+SHAPE = ("name", "kind", "groups", "outputs", "inputs", "weights")  # equal in runs of one network
 FIGURES = (
     "bits",
     "activation_bits",
@@ -24,8 +24,9 @@ FIGURES = (
     "damp_retries",
     "dead_inputs",
 )
-NAMES = (*SHAPE, *FIGURES)
-_get = operator.itemgetter(*NAMES)
+FIELDS = (*SHAPE, *FIGURES)
+NOT_SHARED = ("results", "seconds", "sensitivity", "config")  # parts that differ from run to run
+_get = operator.itemgetter(*FIELDS)
 
 
 class Slim:
@@ -33,79 +34,89 @@ class Slim:
 
     Attributes
     ----------
-    shapes : those of layers, a column for each of `SHAPE`, once for each network; in order
+    shapes : those of the layers of each distinct network, as columns of `SHAPE`, with their index
     """
 
     def __init__(self) -> None:
         self.shapes: dict[tuple, int] = {}
-        self._priced: set[str] = set()
-        self._parts: dict[str, dict[str, Any]] = {}
+        self._origins: set[str] = set()  # of sensitivities that were met
+        self._parts: dict[str, dict[str, Any]] = {}  # by text, parts of records that were met
 
     def __call__(self, record: Record) -> Record:
-        """Return `record` with `columns` (JSON, see `_columns`) for its layers, prices once for those of one origin.
+        """Reduce `record` in place and return it.
 
-        Bits that an allocation chose stay at hand as `widths`, by layer name. The time when it
-        `started` stands apart from the rest of its provenance, which many runs share.
+        Layers become `columns` (JSON, see `_columns`). Sensitivities stay in the first record of
+        each origin only. Bits that an allocation chose stay at hand as `widths`, by layer name. The
+        time when it `started` is moved out of its provenance, which many runs then share.
         """
         if "started" in record.get("provenance", {}):
             record["started"] = record["provenance"].pop("started")
-        for part in (record.get("config", {}), record):  # what many runs have alike is kept once
-            for name, value in part.items():
-                if value.__class__ is dict and name not in (
-                    "results",
-                    "seconds",
-                    "sensitivity",
-                    "config",
-                ):
-                    part[name] = share(value, self._parts)
+        self._share_parts(record.get("config", {}))
+        self._share_parts(record)
         if "layers" in record:
             if record.get("allocation"):
-                record["widths"] = share(
-                    {own["name"]: own["bits"] for own in record["layers"]}, self._parts
-                )
+                widths = {layer["name"]: layer["bits"] for layer in record["layers"]}
+                record["widths"] = share(widths, self._parts)
             record["columns"] = self._columns(record.pop("layers"))
         if record["status"] == "done" and "sensitivity" in record:
-            priced = prices.origin(record)
-            if priced in self._priced:  # the tables of prices take each once
+            origin = sensitivities.origin(record)
+            if origin in self._origins:
                 del record["sensitivity"]
-            self._priced.add(priced)
+            self._origins.add(origin)
         return record
 
-    def _columns(self, layers: list[dict[str, Any]]) -> str:
-        """Return ``[shape, bits, activation bits, errors, seconds, rare]``; bits as one number if all are alike.
+    def _share_parts(self, mapping: dict[str, Any]) -> None:
+        """Replace each dict in `mapping` by an equal one of an earlier record, if there is one."""
+        for name, value in mapping.items():
+            if value.__class__ is dict and name not in NOT_SHARED:
+                mapping[name] = share(value, self._parts)
 
-        `shape` is a place in `shapes`; `rare` has, by name, the layers where a figure is not 0;
-        errors are relative output errors, seconds those of the solver, both with 3 digits.
+    def _columns(self, layers: list[dict[str, Any]]) -> str:
+        """Return ``[shape, bits, activation bits, errors, seconds, rare]`` of all layers, as JSON.
+
+        `shape` is an index into `shapes`. Bits are one number if all are alike. Errors are relative
+        output errors, and seconds those of the solver, both with 3 digits. `rare` has by name the
+        layers whose figure is not 0.
         """
         try:
-            found = [_get(own) for own in layers]
-        except KeyError:  # rare, and slower: a quantizer that leaves no such figure
-            found = [tuple(own.get(name) for name in NAMES) for own in layers]
-        *shape, bits, inputs, errors, seconds, damps, retries, dead = (
-            zip(*found, strict=True) if found else [()] * len(NAMES)
-        )
+            table = [_get(layer) for layer in layers]
+        except KeyError:  # slower, and rare: a quantizer that leaves no such figure
+            table = [tuple(map(layer.get, FIELDS)) for layer in layers]
+        columns = zip(*table, strict=True) if table else [()] * len(FIELDS)
+        *shape, bits, activation_bits, errors, seconds, damps, retries, dead = columns
         index = self.shapes.setdefault(tuple(shape), len(self.shapes))
         rare: dict[str, dict[int, Any]] = {}
         if any(retries):
-            rare["damp_retries"] = {i: value for i, value in enumerate(retries) if value}
-            rare["damp_used"] = {i: damps[i] for i in rare["damp_retries"]}
+            rare["damp_retries"] = _nonzero(retries)
+            rare["damp_used"] = {layer: damps[layer] for layer in rare["damp_retries"]}
         if any(dead):
-            rare["dead_inputs"] = {i: value for i, value in enumerate(dead) if value}
+            rare["dead_inputs"] = _nonzero(dead)
         parts = (
+            str(index),
             _one_or_all(bits),
-            _one_or_all(inputs),
+            _one_or_all(activation_bits),
             _numbers(errors),
             _numbers(seconds),
             json.dumps(rare),
         )
-        return f"[{index},{','.join(parts)}]"
+        return f"[{','.join(parts)}]"
+
+
+def _nonzero(values: tuple) -> dict[int, Any]:
+    """Return the values that are not 0, by index of the layer."""
+    return {layer: value for layer, value in enumerate(values) if value}
 
 
 def _one_or_all(values: tuple) -> str:
-    return json.dumps(values[0] if len(set(values)) == 1 else values, separators=(",", ":"))
+    """Return a column as JSON: one number if all are alike."""
+    column = values[0] if len(set(values)) == 1 else values
+    return json.dumps(column, separators=(",", ":"))
 
 
 def _numbers(values: tuple) -> str:
+    """Return a column of numbers with 3 digits as JSON."""
     if None in values:
-        return "[" + ",".join("null" if v is None else f"{v:.3g}" for v in values) + "]"
+        texts = ["null" if value is None else f"{value:.3g}" for value in values]
+        return "[" + ",".join(texts) + "]"
+    # One format operation for all numbers: there are millions of them in 10,000 runs.
     return "[" + ",".join(["%.3g"] * len(values)) % values + "]"

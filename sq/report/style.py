@@ -1,4 +1,4 @@
-"""The house style of every figure, in print and on pages: told apart by the colour-blind, and in black and white."""
+"""The style of all figures, in print and on pages: for colour-blind readers and grey print too."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, their yellow, which grey print loses, replaced by Tol's wine; marker and
-# dash tell lines apart in grey.
+# Okabe and Ito's colours, with Tol's wine in place of their yellow, which grey print loses. There,
+# marker and dash tell lines apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
-MOST = 2 * len(MARKERS)  # lines in one panel: beyond it two would have the same marker
+MAX_LINES = 2 * len(MARKERS)  # in one panel: more would share a marker
 PNG_DPI = 150
-FULL = "full precision"  # the name of its line
-NAME, LETTER = 0.62, 0.062  # inches of a legend's line and of one letter of its name
-PLACES = 6  # of a position in a figure, in its sizes: a hundredth of a thousandth of an inch
+FULL = "full precision"  # the name of its line in tables and legends
+HANDLE_INCHES, LETTER_INCHES = 0.62, 0.062  # of a legend's line, and of one letter of its name
+POSITION_DIGITS = 6  # of a panel's position, in sizes of the figure: about a 100,000th of an inch
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -34,9 +34,13 @@ STYLE = {
 }
 
 
-def look(index: int, size: float = 5) -> dict[str, Any]:
-    """Return colour, marker (of `size` points) and dash of the line `index`; after 8 lines markers are hollow."""
-    colour, turn = COLOURS[index % len(COLOURS)], index // len(COLOURS)
+def line_style(index: int, size: float = 5) -> dict[str, Any]:
+    """Return colour, marker (of `size` points) and dash of line number `index`.
+
+    After 8 lines the colours start again, with hollow markers.
+    """
+    colour = COLOURS[index % len(COLOURS)]
+    turn = index // len(COLOURS)
     return {
         "color": colour,
         "marker": MARKERS[index % len(MARKERS)],
@@ -47,13 +51,25 @@ def look(index: int, size: float = 5) -> dict[str, Any]:
     }
 
 
-def line(axes: Axes, x: list[float], y: list[list[float]], index: int, name: str) -> None:
-    """Draw means of `y`, whose lists are of seeds, against `x` as the line `index`; bars are standard deviations."""
-    mean = [statistics.fmean(values) for values in y]
-    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in y]
-    axes.errorbar(
-        x, mean, yerr=spread if any(spread) else None, capsize=2, label=name, **look(index)
-    )
+def draw_line(axes: Axes, x: list[float], y: list[list[float]], index: int, name: str) -> None:
+    """Draw the means of `y` against `x` as line number `index`, with error bars.
+
+    Parameters
+    ----------
+    y : for each point, the values of its seeds; bars are their standard deviation
+    """
+    means, deviations = [], []
+    for seeds in y:
+        means.append(statistics.fmean(seeds))
+        # One seed has no standard deviation.
+        deviations.append(statistics.stdev(seeds) if len(seeds) > 1 else 0.0)
+    bars = deviations if any(deviations) else None
+    axes.errorbar(x, means, yerr=bars, capsize=2, label=name, **line_style(index))
+
+
+def draw_full_precision(axes: Axes, score: float) -> None:
+    """Draw the score of full precision as a grey line."""
+    axes.axhline(score, color="0.4", linewidth=0.8, label=FULL)
 
 
 def legend(figure: Figure, axes: Any, across: int) -> None:
@@ -61,12 +77,13 @@ def legend(figure: Figure, axes: Any, across: int) -> None:
 
     `across` of them stand in a row, or as many as the figure is wide enough for.
     """
-    lines: dict[str, Any] = {}
+    handle_of_name: dict[str, Any] = {}
     for panel in axes.flat:
-        lines |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    names = sorted(lines, key=lambda name: name == FULL)
-    handles = [lines[name] for name in names]
-    widest = NAME + LETTER * max(map(len, names))
+        handles, names = panel.get_legend_handles_labels()
+        handle_of_name |= dict(zip(names, handles, strict=True))
+    names = sorted(handle_of_name, key=lambda name: name == FULL)
+    handles = [handle_of_name[name] for name in names]
+    widest = HANDLE_INCHES + LETTER_INCHES * max(map(len, names))
     columns = max(1, min(across, len(names), int(figure.get_figwidth() / widest)))
     figure.legend(
         handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
@@ -76,33 +93,46 @@ def legend(figure: Figure, axes: Any, across: int) -> None:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `figure` as SVG and PDF, without dates, and close it; return the files.
 
-    By the backends themselves: `Figure.savefig` draws twice for each format, and lays out anew.
+    The backends are called directly: `Figure.savefig` draws twice for each format, and lays out
+    again.
     """
     plt = pyplot()
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    svg = stem.with_name(f"{stem.name}.svg")
+    pdf = stem.with_name(f"{stem.name}.pdf")
+    with plt.rc_context(STYLE):
+        _fix_layout(figure)  # once, for both formats
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+        FigureCanvasPdf(figure).print_pdf(
+            pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None}
+        )
+    plt.close(figure)  # pyplot would keep it
+    return [svg, pdf]
+
+
+def _fix_layout(figure: Figure) -> None:
+    """Lay the figure out once, at rounded positions.
+
+    The layout's last digits differ from process to process, and ids in the SVG depend on them.
+    """
     from matplotlib.transforms import Bbox
 
-    with plt.rc_context(STYLE):
-        if (layout := figure.get_layout_engine()) is not None:
-            layout.execute(figure)
-            figure.set_layout_engine("none")
-            # The layout's last digits differ from process to process, and ids in the file follow
-            # from them.
-            for axes in figure.axes:
-                axes.set_position(Bbox(axes.get_position(original=True).get_points().round(PLACES)))
-        vectors, pages = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.pdf")
-        FigureCanvasSVG(figure).print_svg(vectors, metadata={"Date": None, "Creator": None})
-        FigureCanvasPdf(figure).print_pdf(
-            pages, metadata={"CreationDate": None, "Creator": None, "Producer": None}
-        )
-    plt.close(figure)
-    return [vectors, pages]
+    layout = figure.get_layout_engine()
+    if layout is None:
+        return
+    layout.execute(figure)
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        corners = axes.get_position(original=True).get_points()
+        axes.set_position(Bbox(corners.round(POSITION_DIGITS)))
 
 
 def png(figure: Figure) -> bytes:
     """Return `figure` as a PNG file, the same to the byte each time, and close it."""
-    plt, file = pyplot(), io.BytesIO()
+    plt = pyplot()
+    file = io.BytesIO()
     with plt.rc_context(STYLE):
         figure.savefig(file, format="png", dpi=PNG_DPI, metadata={"Software": None})
     plt.close(figure)
@@ -110,13 +140,13 @@ def png(figure: Figure) -> bytes:
 
 
 def plain_decades(*axes: Axis) -> None:
-    """Label logarithmic axes 0.01, 0.1, 1: shorter than powers of ten, and drawn in a fraction of the time."""
+    """Label logarithmic axes 0.01, 0.1, 1: shorter than powers of ten, and faster to draw."""
     from matplotlib.ticker import LogFormatter
 
     class Plain(LogFormatter):
         def __call__(self, x: float, pos: int | None = None) -> str:
-            # it leaves out what would crowd the axis
-            return f"{x:g}" if super().__call__(x, pos) else ""
+            shown = super().__call__(x, pos)  # "" where labels would crowd the axis
+            return f"{x:g}" if shown else ""
 
     for axis in axes:
         axis.set_major_formatter(Plain())

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sq.records.record import Record, canonical
-from sq.report.labels import NETWORK, Labels, plain, rank
+from sq.report.labels import Labels, network_texts, sort_keys, texts
+from sq.report.rows import Row, all_have, finished, full_precision, mean_cell, optional, values
 from sq.report.style import FULL
 
 if TYPE_CHECKING:
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 # How tables and figures name the main figure of a record (its "headline"), and how many digits of
 # it mean something.
 HEADLINES = {"top1": ("top-1 %", ".2f"), "map": ("mAP", ".4f")}
-YARDSTICK = "obq"  # speed-ups are over this quantizer's runs on the same statistics
+REFERENCE = "obq"  # speed-ups are over this quantizer's runs on the same statistics
 CPU, WALL = "solve_cpu_seconds", "solve_seconds"  # sums over layers
 Times = dict[str, float]  # seconds by clock, `CPU` or `WALL`
 LEGEND = (
-    "solve s: CPU seconds where all records have them, which other work on the machine does not change; else seconds\n"
+    "solve s: CPU seconds where all records have them, "
+    "which other work on the machine does not change; else seconds\n"
     "speed-up: over OBQ's solve time on the same statistics and machine, likewise"
 )
-Row = dict[str, Any]
 
 
 def rows(records: list[Record]) -> list[Row]:
@@ -38,16 +39,14 @@ def rows(records: list[Record]) -> list[Row]:
     entry a record: `score`, its `drop`, `relative_error`, `solve_seconds` (of the clock that
     `clock` names), and, maybe shorter, `interval` (95 %, of the drop) and `speedup`
     """
-    done = [r for r in records if r["status"] == "done"]
-    labels, times = Labels(done), yardsticks(done)
-    what = clock(done)
-    made = [
-        _row([done[i] for i in members], labels.of(members[0]), times, what)
-        for members in labels.groups()
-    ]
-    return sorted(
-        made, key=lambda row: [rank(name, value) for name, value in row["labels"].items()]
-    )
+    runs = finished(records)
+    reference = reference_times(runs)
+    time_figure = clock(runs)
+    table = []
+    for labels, members in Labels(runs).groups():
+        row = _row(members, labels, reference, time_figure)
+        table.append(row)
+    return sorted(table, key=lambda row: sort_keys(row["labels"]))
 
 
 def build(records: list[Record]) -> pandas.DataFrame:
@@ -55,52 +54,45 @@ def build(records: list[Record]) -> pandas.DataFrame:
     return cells(rows(records))
 
 
-def cells(made: list[Row]) -> pandas.DataFrame:
-    """Return `rows` as the table's text cells, after one line of full precision for each network."""
+def cells(rows: list[Row]) -> pandas.DataFrame:
+    """Return `rows` as text cells, after one line of full precision for each network."""
     import pandas
 
-    table = _full_precision(made)
-    intervals = any(own["interval"] for own in made)
-    for row in made:
-        own = {name: plain(value) for name, value in row["labels"].items()}
-        own |= {
-            _title(row): _cell(row["score"], _form(row)),
-            "drop": _cell(row["drop"], _form(row)),
-            **({"95 %": _interval(row)} if intervals else {}),
-            "rel. error": _cell(row["relative_error"], ".5f"),
-            "solve s": _cell(row["solve_seconds"], ".3f"),
-            "speed-up": _cell(row["speedup"], ".1f", "x"),
-            "runs": str(row["runs"]),
-        }
-        table.append(own)
-    return pandas.DataFrame(table).fillna("-")
+    lines = _full_precision_lines(rows)
+    intervals = any(values(rows, "interval"))
+    for row in rows:
+        title, form = HEADLINES[row["headline"]]
+        line: dict[str, str] = texts(row["labels"])
+        line[title] = _cell(row["score"], form)
+        line["drop"] = _cell(row["drop"], form)
+        if intervals:
+            line["95 %"] = _interval(row, form)
+        line["rel. error"] = _cell(row["relative_error"], ".5f")
+        line["solve s"] = _cell(row["solve_seconds"], ".3f")
+        line["speed-up"] = _cell(row["speedup"], ".1f", "x")
+        line["runs"] = str(row["runs"])
+        lines.append(line)
+    return pandas.DataFrame(lines).fillna("-")
 
 
-def _full_precision(made: list[Row]) -> list[dict[str, str]]:
+def _full_precision_lines(rows: list[Row]) -> list[dict[str, str]]:
     """Return the cells of full precision, one line for each model and dataset in the table."""
-    seen: dict[tuple, dict[str, str]] = {}
-    for row in made:
-        where = {name: plain(row["labels"][name]) for name in NETWORK if name in row["labels"]}
-        full = statistics.fmean(s + d for s, d in zip(row["score"], row["drop"], strict=True))
-        line = {"method": FULL, "bits": "32", **where, _title(row): f"{full:{_form(row)}}"}
-        seen.setdefault(tuple(where.values()), line)
-    return list(seen.values())
+    lines: dict[tuple, dict[str, str]] = {}
+    for row in rows:
+        network = network_texts(row["labels"])
+        title, form = HEADLINES[row["headline"]]
+        score = f"{full_precision([row]):{form}}"
+        line = {"method": FULL, "bits": "32", **network, title: score}
+        lines.setdefault(tuple(network.values()), line)
+    return list(lines.values())
 
 
-def _title(row: Row) -> str:
-    return HEADLINES[row["headline"]][0]
-
-
-def _form(row: Row) -> str:
-    return HEADLINES[row["headline"]][1]
-
-
-def _interval(row: Row) -> str:
-    """Return the 95 % interval of the drop, its ends averaged over seeds."""
+def _interval(row: Row, form: str) -> str:
+    """Return the 95 % interval of the drop, its bounds averaged over seeds."""
     if not row["interval"]:
         return "-"
-    low, high = (statistics.fmean(ends) for ends in zip(*row["interval"], strict=True))
-    return f"[{low:{_form(row)}}, {high:{_form(row)}}]"
+    lows, highs = zip(*row["interval"], strict=True)
+    return f"[{statistics.fmean(lows):{form}}, {statistics.fmean(highs):{form}}]"
 
 
 def for_terminal(table: pandas.DataFrame) -> Table:
@@ -116,24 +108,30 @@ def for_terminal(table: pandas.DataFrame) -> Table:
 
 
 def _row(
-    members: list[Record], labels: dict[str, Any], times: Mapping[str, Times], clock: str
+    members: list[Record], labels: dict[str, Any], reference: Mapping[str, Times], clock: str
 ) -> Row:
+    """Return the row of `members`, which differ in seeds only; see `rows`."""
     name = headline(members[0])
-    row: Row = {
+    intervals, speedups = [], []
+    for record in members:
+        results = record["results"]
+        if "drop_low" in results:  # older records have no interval
+            intervals.append((results["drop_low"], results["drop_high"]))
+        ratio = speedup(record, reference)  # None without OBQ's run on this problem
+        if ratio is not None:
+            speedups.append(ratio)
+    return {
         "labels": labels,
         "runs": len(members),
         "headline": name,
-        "keys": [r.get("key") for r in members],
+        "keys": optional(members, "key"),
+        "score": values(members, "results", name),
+        "drop": values(members, "results", "drop"),
+        "relative_error": values(members, "results", "relative_error"),
+        "solve_seconds": values(members, "results", clock),
+        "interval": intervals,
+        "speedup": speedups,
     }
-    row["score"] = [r["results"][name] for r in members]
-    for what in ("drop", "relative_error"):
-        row[what] = [r["results"][what] for r in members]
-    row["solve_seconds"] = [r["results"][clock] for r in members]
-    row["interval"] = [
-        (f["drop_low"], f["drop_high"]) for r in members if "drop_low" in (f := r["results"])
-    ]
-    row["speedup"] = [s for r in members if (s := speedup(r, times)) is not None]
-    return row
 
 
 def headline(record: Record) -> str:
@@ -144,53 +142,58 @@ def headline(record: Record) -> str:
 def clock(records: Iterable[Record]) -> str:
     """Return which figure is the solve time in a table of finished `records`.
 
-    CPU seconds if all have them: they are the solver's own, where seconds on the clock are the
-    machine's other work as well. Records older than these, and those of GPUs, have seconds on the
-    clock alone.
+    CPU seconds if all have them: they are the solver's own, while wall-clock seconds include the
+    machine's other work. Older records, and those of GPUs, have wall-clock seconds only.
     """
-    return CPU if all(CPU in r["results"] for r in records) else WALL
+    return CPU if all_have(values(records, "results"), CPU) else WALL
 
 
-def yardsticks(records: Iterable[Record]) -> dict[str, Times]:
-    """Return OBQ's solve times in seconds by problem: on each clock that all of its runs have, the mean of them.
+def reference_times(records: Iterable[Record]) -> dict[str, Times]:
+    """Return OBQ's mean solve times in seconds, by problem and by clock.
 
     The same problem: equal statistics, bits and grid, and the same machine, by its fingerprint in
-    the record.
+    the record. A clock that one of the problem's runs lacks is left out.
     """
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for r in records:
-        if r["choices"]["quantizer"] == YARDSTICK:
-            runs.setdefault(_problem(r), []).append(r["results"])
-    return {
-        problem: {
-            what: statistics.fmean(figures[what] for figures in own)
-            for what in (CPU, WALL)
-            if all(what in figures for figures in own)
-        }
-        for problem, own in runs.items()
-    }
+    results_of_problem: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["choices"]["quantizer"] == REFERENCE:
+            results_of_problem.setdefault(_problem(record), []).append(record["results"])
+    times: dict[str, Times] = {}
+    for problem, results in results_of_problem.items():
+        times[problem] = {}
+        for figure in (CPU, WALL):
+            if all_have(results, figure):
+                times[problem][figure] = statistics.fmean(values(results, figure))
+    return times
 
 
-def speedup(record: Record, times: Mapping[str, Times]) -> float | None:
-    """Return OBQ's solve time (see `yardsticks`) over that of `record`, on one clock; None if it is not known."""
-    own, figures = times.get(_problem(record)), record["results"]
-    if own is None:
+def speedup(record: Record, reference: Mapping[str, Times]) -> float | None:
+    """Return OBQ's solve time (see `reference_times`) over that of `record`, None if it is unknown.
+
+    Both times are of one clock.
+    """
+    times = reference.get(_problem(record))
+    if times is None:
         return None
-    what = CPU if CPU in own and CPU in figures else WALL
-    return own[what] / figures[what]
+    results = record["results"]
+    figure = CPU if CPU in times and CPU in results else WALL
+    return times[figure] / results[figure]
 
 
 def _problem(record: Record) -> str:
-    parts = [canonical(record["config"][part]) for part in ("bits", "grid", "allocation")]
-    return json.dumps(
-        [record["statistics"], record["provenance"]["machine"], *parts], sort_keys=True
-    )
+    """Return the problem that solvers of equal text were given, and the machine, as text."""
+    config = record["config"]
+    # An allocation gives layers bits of their own, on which solve time depends.
+    parts = [canonical(config[part]) for part in ("bits", "grid", "allocation")]
+    machine = record["provenance"]["machine"]
+    return json.dumps([record["statistics"], machine, *parts], sort_keys=True)
 
 
-def _cell(values: list[float], form: str, unit: str = "") -> str:
-    if not values:
+def _cell(numbers: list[float], form: str, unit: str = "") -> str:
+    """Return the mean, with the standard deviation of several; "-" without any, never "-0.00"."""
+    if not numbers:
         return "-"
-    mean = f"{statistics.fmean(values):{form}}"
-    if float(mean) == 0:  # no "-0.00"
-        mean = mean.lstrip("-")
-    return f"{mean} +- {statistics.stdev(values):{form}}{unit}" if len(values) > 1 else mean + unit
+    cell = mean_cell(numbers, form, unit)
+    if float(f"{statistics.fmean(numbers):{form}}") == 0:
+        return cell.lstrip("-")
+    return cell

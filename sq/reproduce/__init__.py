@@ -1,1 +1,1 @@
-"""Everything the records and tables of results/ stand for, run again: what is missing, in order of cost."""
+"""Run again all experiments whose records are missing, cheapest first; then rebuild the reports."""

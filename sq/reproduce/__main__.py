@@ -1,4 +1,4 @@
-"""Run every experiment that is not done, in order of cost, then rebuild all of results/: ``python -m sq.reproduce``."""
+"""Run every experiment that is not done, then rebuild results/: ``python -m sq.reproduce``."""
 
 from __future__ import annotations
 
@@ -20,34 +20,40 @@ from sq.records import experiments, record
 from sq.records.experiments import Experiment
 from sq.reproduce import children, tasks
 from sq.reproduce.rebuild import rebuild, refresh
-from sq.reproduce.tasks import Task
+from sq.reproduce.tasks import ExperimentState
 
 EPILOG = """
-Words after -- are given to every run of a sweep, as in "-- tracker=none hydra/launcher=slurm"; they may say how runs
-are done and kept, not what they compute. Exit code: 0 everything is there, 1 something is not (left out, failed, or a
-dry run), 130 interrupted: the same command goes on."""
-OWN = ("name", "results", "rerun")  # bookkeeping that is not the user's here
+Settings after -- are given to every run of a sweep, as in "-- tracker=none hydra/launcher=slurm".
+Only settings that do not change a result are allowed. Exit code: 0 everything is there, 1 something
+is missing (left out, failed, or a dry run), 130 interrupted: the same command resumes."""
+RESERVED = ("name", "results", "rerun")  # bookkeeping that this command sets itself
 
 
-def program(words: list[str] | None = None, prog: str = "python -m sq.reproduce") -> int:
-    """Do what `main` does in a process of its own: a scheduler's request to stop is taken as Ctrl-C."""
+def program(arguments: list[str] | None = None, prog: str = "python -m sq.reproduce") -> int:
+    """Run `main` as a program: a scheduler's request to stop is handled as Ctrl-C."""
+    # Children are ended properly then, and records written so far stay.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return main(words, prog)
+    return main(arguments, prog)
 
 
 @closed_pipe.quiet
-def main(words: list[str] | None = None, prog: str = "python -m sq.reproduce") -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m sq.reproduce") -> int:
     """Parse the command line, run what is missing, rebuild; return the exit code."""
-    words = sys.argv[1:] if words is None else words
-    cut = words.index("--") if "--" in words else len(words)
-    options = parser(prog).parse_args(words[:cut])
+    if arguments is None:
+        arguments = sys.argv[1:]
+    overrides = []
+    if "--" in arguments:
+        separator = arguments.index("--")
+        overrides = arguments[separator + 1 :]
+        arguments = arguments[:separator]
+    options = parser(prog).parse_args(arguments)
     try:
-        return reproduce(options, words[cut + 1 :])
+        return reproduce(options, overrides)
     except SqError as error:
         say(f"sq: {error}")
         return 1
     except KeyboardInterrupt:
-        say("sq: interrupted; the same command goes on where this one stopped")
+        say("sq: interrupted; the same command resumes where this one stopped")
         return 130
 
 
@@ -56,7 +62,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [NAME ...] [options] [-- OVERRIDE ...]",
-        description="Run every experiment that is not done, in order of cost, then rebuild all of results/.",
+        description="Run every experiment that is not done, in order of cost, "
+        "then rebuild all of results/.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -81,144 +88,191 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def reproduce(options: argparse.Namespace, words: list[str]) -> int:
-    """Do what the command line says; return the exit code.
+def reproduce(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run what is missing, and rebuild; return the exit code.
 
     Raises
     ------
-    SqError : names or words that make no sense, or experiments that do not; nothing was run then
+    SqError : names, overrides or experiments that make no sense; nothing was run then
     """
-    _check(words)
-    plugins.allow(plugins.named(words))
-    found = experiments.read(options.experiments.resolve())
-    chosen = select(found, options.names, options.without)
-    every = tasks.survey(chosen, options.results, words)
-    todo = [task for task in every if task.missing and not task.lacks]
-    barred = [task for task in every if task.missing and task.lacks]
-    for task in barred:
-        say(f"left out: {task.experiment.stem}: {'; '.join(task.lacks)}")
-    if todo:
-        out.print(listing(todo))
-    say(forecast(every, todo, barred))
+    _check(overrides)
+    plugins.allow(plugins.named(overrides))
+    all_experiments = experiments.read(options.experiments.resolve())
+    chosen = select(all_experiments, options.names, options.without)
+    states = tasks.survey(chosen, options.results, overrides)
+    incomplete = [state for state in states if state.missing]
+    to_run = [state for state in incomplete if not state.lacks]
+    left_out = [state for state in incomplete if state.lacks]
+    # They cannot run here: the others do, and the exit code tells.
+    for state in left_out:
+        say(f"left out: {state.experiment.stem}: {'; '.join(state.lacks)}")
+    if to_run:
+        out.print(listing(to_run))
+    say(forecast(states, to_run, left_out))
     if options.dry_run:
-        return 1 if todo or barred else 0
-    left = {task.experiment: len(task.missing) for task in every}
-    for number, task in enumerate(todo, 1):
-        say(f"[{number}/{len(todo)}] {_line(task)}")
-        left[task.experiment] = _run(task, options.results, words)
-    whole = _finish(every, left, options)
-    if chosen == found:  # else records of parts that were not asked for would look like strangers
-        for line in record.beside(
-            {file for task in every if not task.experiment.is_bench for file in task.records}
-        ):
-            say(line)
-    return 0 if whole else 1
+        return 1 if incomplete else 0
+    missing = {state.experiment: len(state.missing) for state in states}
+    for number, state in enumerate(to_run, 1):
+        say(f"[{number}/{len(to_run)}] {_run_line(state)}")
+        # A failure ends this experiment only.
+        missing[state.experiment] = _run(state, options.results, overrides)
+    is_complete = _finish(states, missing, options)
+    # With some experiments only, records of the others would look like unknown ones.
+    if chosen == all_experiments:
+        _report_other_records(states)
+    return 0 if is_complete else 1
 
 
-def select(found: list[Experiment], names: list[str], without: list[str]) -> list[Experiment]:
-    """Return the experiments that `names` name, by file or with all parts of a question, less those like `without`.
+def select(
+    all_experiments: list[Experiment], names: list[str], without: list[str]
+) -> list[Experiment]:
+    """Return the experiments of these `names`, less those that match a pattern of `without`.
+
+    A name is that of a file, or of a question with all its parts.
 
     Raises
     ------
     SqError : a name or a pattern that fits none
     """
-    known = {one.stem for one in found} | {one.name for one in found}
-    if unknown := [name for name in names if name not in known]:
-        raise SqError(f"{unknown[0]}: no such experiment; {nearest(unknown[0], known)}")
-    if idle := [
-        glob for glob in without if not any(fnmatch.fnmatch(one.stem, glob) for one in found)
-    ]:
-        raise SqError(f"--without {idle[0]}: fits no experiment; {nearest(idle[0], known)}")
-    wanted = [one for one in found if not names or one.stem in names or one.name in names]
-    left = [one for one in wanted if not any(fnmatch.fnmatch(one.stem, glob) for glob in without)]
-    if not left:
-        raise SqError("no experiment is left to reproduce: name fewer with --without")
-    return left
-
-
-def listing(todo: list[Task]) -> Table:
-    """Return a table of what is to be run, in order, with the questions it answers."""
-    shown = Table()
-    for title in ("", "experiment", "missing", "about", "question"):
-        shown.add_column(
-            title, overflow="fold", justify="right" if title in ("", "missing", "about") else "left"
-        )
-    for number, task in enumerate(todo, 1):
-        one, of = task.experiment, f"{len(task.missing)} of {len(task.records)}"
-        shown.add_row(str(number), one.stem, of, durations.words(task.seconds), one.question)
-    return shown
-
-
-def forecast(every: list[Task], todo: list[Task], barred: list[Task]) -> str:
-    """Return one line: how many experiments there are, how they stand, and what the ones `todo` should take."""
-    parts = [quantity(every, "experiment"), f"{len(every) - len(todo) - len(barred)} complete"]
-    parts += [f"{len(barred)} left out"] if barred else []
-    if not todo:
-        return f"{', '.join(parts)}: nothing to run"
-    seconds = [task.seconds for task in todo if task.seconds is not None]
-    unknown = f" and {len(todo) - len(seconds)} of unknown cost" if len(seconds) < len(todo) else ""
-    runs = quantity(sum(len(task.missing) for task in todo), "run")
-    return f"{', '.join(parts)}, {len(todo)} to run: {runs}, about {durations.words(sum(seconds))}{unknown}"
-
-
-def _check(words: list[str]) -> None:
-    """Refuse words that would make other runs of the experiments than those their files describe."""
-    allowed = sorted({*record.BOOKKEEPING, "hydra"} - {*OWN})
-    for word in words:
-        setting, equals, _ = word.partition("=")
-        if not equals or setting.replace("/", ".").partition(".")[0] not in allowed:
+    valid_names = set()
+    for experiment in all_experiments:
+        valid_names |= {experiment.stem, experiment.name}
+    for name in names:
+        if name not in valid_names:
+            raise SqError(f"{name}: no such experiment; {nearest(name, valid_names)}")
+    stems = [experiment.stem for experiment in all_experiments]
+    for pattern in without:
+        if not fnmatch.filter(stems, pattern):
             raise SqError(
-                f"{word}: after -- only settings that shape no result, NAME=VALUE: {', '.join(allowed)}"
+                f"--without {pattern}: fits no experiment; {nearest(pattern, valid_names)}"
+            )
+    chosen = []
+    for experiment in all_experiments:
+        is_named = not names or experiment.stem in names or experiment.name in names
+        if is_named and not any(fnmatch.filter([experiment.stem], glob) for glob in without):
+            chosen.append(experiment)
+    if not chosen:
+        raise SqError("no experiment is left to reproduce: name fewer with --without")
+    return chosen
+
+
+def listing(to_run: list[ExperimentState]) -> Table:
+    """Return a table of what is to be run, in order, with the questions it answers."""
+    table = Table()
+    for title in ("", "experiment", "missing", "about", "question"):
+        is_text = title in ("experiment", "question")
+        table.add_column(title, overflow="fold", justify="left" if is_text else "right")
+    for number, state in enumerate(to_run, 1):
+        table.add_row(
+            str(number),
+            state.experiment.stem,
+            f"{len(state.missing)} of {len(state.records)}",
+            durations.words(state.seconds),
+            state.experiment.question,
+        )
+    return table
+
+
+def forecast(
+    states: list[ExperimentState], to_run: list[ExperimentState], left_out: list[ExperimentState]
+) -> str:
+    """Return one line: how many experiments are complete, to be run and left out, and the time."""
+    complete = len(states) - len(to_run) - len(left_out)
+    parts = [quantity(states, "experiment"), f"{complete} complete"]
+    if left_out:
+        parts.append(f"{len(left_out)} left out")
+    if not to_run:
+        return f"{', '.join(parts)}: nothing to run"
+    parts.append(f"{len(to_run)} to run")
+    seconds = [state.seconds for state in to_run if state.seconds is not None]
+    runs = quantity(sum(len(state.missing) for state in to_run), "run")
+    line = f"{', '.join(parts)}: {runs}, about {durations.words(sum(seconds))}"
+    unknown = len(to_run) - len(seconds)
+    return f"{line} and {unknown} of unknown cost" if unknown else line
+
+
+def _check(overrides: list[str]) -> None:
+    """Refuse overrides that would change what the experiments compute."""
+    allowed = sorted({*record.BOOKKEEPING, "hydra"} - {*RESERVED})
+    for override in overrides:
+        name, equals, _ = override.partition("=")
+        # "hydra/launcher" and "hydra.verbose" are both settings of hydra.
+        first_part = name.replace("/", ".").partition(".")[0]
+        if not equals or first_part not in allowed:
+            raise SqError(
+                f"{override}: after -- only settings that shape no result, NAME=VALUE: "
+                f"{', '.join(allowed)}"
             )
 
 
-def _line(task: Task) -> str:
-    what = "benchmark" if task.experiment.is_bench else quantity(task.missing, "run")
-    return f"{task.experiment.stem}: {what}, about {durations.words(task.seconds)}"
+def _run_line(state: ExperimentState) -> str:
+    """Return the line that announces an experiment."""
+    what = "benchmark" if state.experiment.is_bench else quantity(state.missing, "run")
+    return f"{state.experiment.stem}: {what}, about {durations.words(state.seconds)}"
 
 
-def _run(task: Task, results: Path, words: list[str]) -> int:
-    """Run what is missing of `task`; return how many of its records are missing then."""
-    outputs = next(
-        (Path(w.partition("=")[2]) for w in words if w.startswith("outputs=")), Path("outputs")
-    )
-    log = outputs / "reproduce" / f"{task.experiment.stem}.log"
+def _run(state: ExperimentState, results: Path, overrides: list[str]) -> int:
+    """Run what is missing of an experiment; return how many of its records are missing then."""
+    name = state.experiment.stem
+    log = _outputs(overrides) / "reproduce" / f"{name}.log"
     start = time.monotonic()
-    cause = children.run(task.command, log, task.missing, task.experiment.stem)
-    left = len(tasks.left(task, results))
-    if cause or left:
-        done = f"{len(task.missing) - left} of {len(task.missing)} done in {durations.words(time.monotonic() - start)}"
-        say(f"    {done}; {cause or 'no failure was told'} (all of it: {log})")
-    return left
+    cause = children.run(state.command, log, state.missing, name)
+    missing = len(tasks.missing_records(state, results))
+    if cause or missing:
+        finished = f"{len(state.missing) - missing} of {len(state.missing)} done"
+        seconds = durations.words(time.monotonic() - start)
+        say(f"    {finished} in {seconds}; {cause or 'no failure was reported'} (all of it: {log})")
+    return missing
 
 
-def _finish(every: list[Task], left: dict[Experiment, int], options: argparse.Namespace) -> bool:
-    """Rebuild tables and figures, say how everything stands; return whether everything is there.
+def _outputs(overrides: list[str]) -> Path:
+    """Return the folder of logs."""
+    for override in overrides:
+        if override.startswith("outputs="):
+            return Path(override.partition("=")[2])
+    return Path("outputs")
+
+
+def _finish(
+    states: list[ExperimentState], missing: dict[Experiment, int], options: argparse.Namespace
+) -> bool:
+    """Rebuild tables and figures, print the state of all; return whether everything is there.
 
     Parameters
     ----------
-    left : how many records of each experiment are missing
+    missing : how many records of each experiment are missing
     """
-    names = sorted({one.name for one in left})
-    results = options.results
-    changed, faults = rebuild(names, results, options.experiments)
-    whole = [
-        name for name in names if not any(count for one, count in left.items() if one.name == name)
-    ]
-    page = results.resolve().parent / "README.md"
-    if refresh(page, whole, results):
+    names = {experiment.name for experiment in missing}
+    incomplete = {experiment.name for experiment, count in missing.items() if count}
+    changed, faults = rebuild(sorted(names), options.results, options.experiments)
+    # The README of the checkout that results/ is in; there may be none.
+    page = options.results.resolve().parent / "README.md"
+    if refresh(page, sorted(names - incomplete), options.results):
         changed.append(page)
     for fault in faults:
         say(f"not rebuilt: {fault}")
-    short = [task for task in every if left[task.experiment]]
-    for task in short:
-        say(
-            f"not complete: {task.experiment.stem}: {left[task.experiment]} of {len(task.records)} missing"
-        )
+    complete = 0
+    for state in states:
+        name, count = state.experiment.stem, missing[state.experiment]
+        if count:
+            say(f"not complete: {name}: {count} of {len(state.records)} missing")
+        else:
+            complete += 1
     say(
-        f"{len(every) - len(short)} of {len(every)} experiments complete; tables and figures changed: {len(changed)}"
+        f"{complete} of {len(states)} experiments complete; "
+        f"tables and figures changed: {len(changed)}"
     )
-    return not short and not faults
+    return complete == len(states) and not faults
+
+
+def _report_other_records(states: list[ExperimentState]) -> None:
+    """Print how many records in the folders of sweeps belong to none of their runs."""
+    files: set[Path] = set()
+    for state in states:
+        if not state.experiment.is_bench:
+            files.update(state.records)
+    for line in record.beside(files):
+        say(line)
 
 
 if __name__ == "__main__":

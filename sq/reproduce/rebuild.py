@@ -1,4 +1,4 @@
-"""Tables and figures of results/, from records alone; and those tables again where the README shows them."""
+"""Rebuild the tables and figures of results/ from records, and the tables that the README shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sq.errors import SqError
 
 
 def rebuild(names: list[str], results: Path, questions: Path) -> tuple[list[Path], list[str]]:
-    """Build the report of each folder in `names` that holds records, then the index of all.
+    """Build the report of each folder in `names` that holds records, then the index.
 
     Parameters
     ----------
@@ -25,13 +25,13 @@ def rebuild(names: list[str], results: Path, questions: Path) -> tuple[list[Path
 
     faults: list[str] = []
     built: list[Path] = []
-    before = {
-        file: _digest(file)
-        for file in results.rglob("*")
-        if file.is_file() and file.suffix != ".json"
-    }
+    # By content, since a rebuilt file has another time even if nothing changed.
+    before: dict[Path, str] = {}
+    for file in results.rglob("*"):
+        if file.is_file() and file.suffix != ".json":
+            before[file] = _digest(file)
     for name in track(names, "tables and figures"):
-        if not any((results / name).glob("*.json")):
+        if not any((results / name).glob("*.json")):  # nothing was run yet
             continue
         try:
             built += _build(name, results, questions)
@@ -46,7 +46,7 @@ def rebuild(names: list[str], results: Path, questions: Path) -> tuple[list[Path
 
 
 def refresh(page: Path, names: list[str], results: Path) -> bool:
-    """Put the tables of `names` between their marks in `page`, where it has such marks; return whether it changed."""
+    """Put the tables of `names` between their marks in `page`; return whether the page changed."""
     from sq.report.__main__ import insert
 
     if not page.is_file():
@@ -54,17 +54,20 @@ def refresh(page: Path, names: list[str], results: Path) -> bool:
     before = page.read_text()
     for name in re.findall(r"^<!-- table: (\S+) -->$", before, re.MULTILINE):
         table = results / name / "table.md"
-        if name in names and table.is_file():
+        if name in names and table.is_file():  # without a finished run there is no table
             insert(page, name, table.read_text())
     return page.read_text() != before
 
 
 def _build(name: str, results: Path, questions: Path) -> list[Path]:
+    """Build the report of an experiment or a benchmark; return the files."""
     from sq.bench import report as bench
     from sq.report.__main__ import report
 
-    record = results / name / "bench.json"
-    return bench.build(record) if record.is_file() else report(name, results, questions)
+    benchmark = results / name / "bench.json"
+    if benchmark.is_file():
+        return bench.build(benchmark)
+    return report(name, results, questions)
 
 
 def _digest(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Fisher: squared gradients of the loss, image by image, as the curvature that rounding errors meet."""
+"""Fisher sensitivity: squared gradients of single images' losses as curvature of the loss."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from torch import Tensor
 
 from sq.config.constraints import Count, InputWidths, Widths
 from sq.network import per_sample_gradients
-from sq.network.derivatives import total, watched
-from sq.network.rounding_sites import Sites, price, weight
+from sq.network.derivatives import differentiable, sum_over_batches
+from sq.network.rounding_sites import Sites, score_sites
+from sq.network.weight_swap import original_weight
 from sq.sensitivity import losses
 from sq.types.costs import Cost, Rows
 from sq.types.problem import Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
-    """Price each layer at each width by 1/2 sum_w E_n[g_n^2] D^2, g_n the gradient of image n's own loss.
+    """Score each layer at each width by 1/2 sum_w E_n[g_n^2] D^2.
 
-    The square is taken of every image's gradient, not of their mean, which is near zero at a
-    trained network.
+    g_n is the gradient of image n's own loss, and D the rounding error. Gradients are squared image
+    by image: their mean is near zero at a trained network.
 
     Parameters
     ----------
-    bits, input_bits : widths to price, of weights and of inputs
-    images : of the calibration batch, of which the first so many are used; all, if there are fewer
+    bits, input_bits : widths to score, of weights and of inputs
+    images : the number of calibration images to use, from the first; all, if there are fewer
 
     Returns
     -------
-    cost : in nats an image, the Hessian being the diagonal of the empirical Fisher matrix
+    cost : in nats per image; the Hessian is taken as the diagonal of the empirical Fisher matrix
 
     Raises
     ------
@@ -40,43 +41,51 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
     """
     x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "fisher")
 
-    def one(sites: Sites) -> Rows:
-        return (_weights if sites.kind == "weights" else _inputs)(sites, x, y)
+    def score_kind(sites: Sites) -> Rows:
+        if sites.kind == "weights":
+            return _score_weights(sites, x, y)
+        return _score_inputs(sites, x, y)
 
-    return Cost(*price(problem, bits, input_bits, one), unit="loss")
+    return Cost(*score_sites(problem, bits, input_bits, score_kind), unit="loss")
 
 
-def diagonal(sites: Sites, x: Tensor, y: Tensor) -> list[Tensor]:
-    """Return E_n[g_n^2] of every layer's weights, each in its module's shape."""
-    weights = {layer.name: weight(layer) for layer in sites.layers}
+def mean_squared_gradients(sites: Sites, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return E_n[g_n^2] of every layer's weight by name, each in its module's shape."""
+    weights = {layer.name: original_weight(layer) for layer in sites.layers}
 
-    def own_loss(outputs: Tensor, label: Tensor) -> Tensor:
+    def image_loss(outputs: Tensor, label: Tensor) -> Tensor:
         return losses.cross_entropy(outputs, label).sum()
 
-    return list(
-        per_sample_gradients.mean(
-            sites.model.net, weights, x, own_loss, lambda place: y[place]
-        ).values()
+    return per_sample_gradients.mean_squares(
+        sites.model.net, weights, x, image_loss, lambda positions: y[positions]
     )
 
 
-def _weights(sites: Sites, x: Tensor, y: Tensor) -> Rows:
-    squares = dict(zip(sites.modules, diagonal(sites, x, y), strict=True))
-    moved = ((layer, sites.error(layer, bits, weight(layer))) for layer, bits in sites.choices())
-    return sites.rows(
-        [float((squares[s.name] * d.square()).sum(dtype=torch.float64)) / 2 for s, d in moved]
-    )
+def _score_weights(sites: Sites, x: Tensor, y: Tensor) -> Rows:
+    squares = mean_squared_gradients(sites, x, y)
+    scores = []
+    for layer, bits in sites.choices():
+        # both in the shape of the module's weight
+        error = sites.error(layer, bits, original_weight(layer))
+        terms = squares[layer.name] * error.square()
+        scores.append(float(terms.sum(dtype=torch.float64)) / 2)
+    return sites.rows(scores)
 
 
-def _inputs(sites: Sites, x: Tensor, y: Tensor) -> Rows:
-    def of(part: Tensor, place: slice) -> list[Tensor]:
-        own = run(part)
-        gradients = own.gradients(losses.cross_entropy(own.outputs, y[place]).sum())
-        errors = (own.errors(bits) for bits in sites.bits)
-        moved = [
-            [(g * d).square() for g, d in zip(gradients, some, strict=True)] for some in errors
-        ]
-        return [torch.stack([own.sums(some) for some in moved], 1)]
+def _score_inputs(sites: Sites, x: Tensor, y: Tensor) -> Rows:
+    def batch_sums(batch: Tensor, positions: slice) -> list[Tensor]:
+        """Return (layers, widths): sums over the batch of (g D)^2."""
+        result = run(batch)
+        # An input's element belongs to one image, so the gradient of the sum is that image's own.
+        loss = losses.cross_entropy(result.outputs, y[positions]).sum()
+        gradients = result.gradients(loss)
+        columns = []  # (layers,) for each width
+        for bits in sites.bits:
+            errors = result.rounding_errors(bits)
+            squares = [(g * error).square() for g, error in zip(gradients, errors, strict=True)]
+            columns.append(result.layer_sums(squares))
+        return [torch.stack(columns, 1)]
 
-    with watched(sites) as run:
-        return sites.rows(sites.flat(total(x, of)[0] / (2 * len(x))).tolist())
+    with differentiable(sites) as run:
+        (sums,) = sum_over_batches(x, batch_sums)
+        return sites.rows(sites.by_choice(sums / (2 * len(x))).tolist())

@@ -1,25 +1,27 @@
-"""KL divergence: how far the network's answers move when one layer alone is rounded. Needs no labels."""
+"""KL sensitivity: how far the network's predictions move when one layer is rounded. No labels."""
 
 from sq.config.constraints import Count, InputWidths, Widths
 from sq.network import single_layer_changes
-from sq.network.rounding_sites import Sites, price
+from sq.network.rounding_sites import Sites, score_sites
 from sq.sensitivity import losses
 from sq.types.costs import Cost, Rows
 from sq.types.problem import Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
-    """Price each layer at each width by the mean over images of KL(f(x) || f(x) with that layer rounded to nearest).
+    """Score each layer at each width by the mean over images of KL(f(x) || f_layer(x)).
+
+    f_layer is the network with that layer alone rounded to nearest.
 
     Parameters
     ----------
-    bits, input_bits : widths to price, of weights and of inputs
-    images : of the calibration batch, of which the first so many are used; all, if there are fewer
+    bits, input_bits : widths to score, of weights and of inputs
+    images : the number of calibration images to use, from the first; all, if there are fewer
 
     Returns
     -------
-    cost : in nats an image. It is the loss increase expected of labels drawn from what the network
-    itself says
+    cost : in nats per image. It is the expected increase of the loss if labels were drawn from the
+        network's own predictions
 
     Raises
     ------
@@ -32,12 +34,9 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
     """
     x = problem.batch.x[:images]
 
-    def one(sites: Sites) -> Rows:
-        changes = single_layer_changes.rounding(sites)
-        return sites.rows(
-            single_layer_changes.measure(
-                problem.model, changes, x, lambda y, y0, _: losses.kl(y, y0)
-            )
-        )
+    def score_kind(sites: Sites) -> Rows:
+        changes = single_layer_changes.rounding_changes(sites)
+        means = single_layer_changes.measure(problem.model, changes, x, losses.kl_of_change)
+        return sites.rows(means)
 
-    return Cost(*price(problem, bits, input_bits, one), unit="kl")
+    return Cost(*score_sites(problem, bits, input_bits, score_kind), unit="kl")

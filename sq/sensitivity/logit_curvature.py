@@ -1,16 +1,17 @@
-"""How rounding moves a network's answers: what a layer costs, and what two layers cost together.
+"""How rounding moves a network's logits: the cost of a layer, and of two layers together.
 
-With f the logits and u_i(b) = f with layer i at b bits, less f, answers at temperature T move by
+With f the logits, and u_i(b) the logits with layer i at b bits less f, predictions at temperature T
+move by
 
-    KL(softmax(f / T) || softmax((f + sum_i u_i) / T)) = 1/2 sum_ij u_i . S u_j / T^2 + ...,   S =
-    diag(p) - p p^T
+    KL(softmax(f / T) || softmax((f + sum_i u_i) / T)) = 1/2 sum_ij u_i . S u_j / T^2 + ...
 
-with p = softmax(f / T): a sum over layers, and over pairs of them; being one of squares, it is
-never below 0. u is measured, by one forward pass each, so that no derivative has to hold over the
-long way from full precision to two bits; all pairs are one matrix product then.
+with S = diag(p) - p p^T and p = softmax(f / T). That is a sum over layers, and over pairs of them.
+S is positive semidefinite, so the sum is never below 0. Each u is measured by one forward pass, so
+no derivative has to hold over the long way from full precision to two bits. All pairs are one
+matrix product then.
 
-A trained network is sure of the images it was trained on, and S vanishes where p is 0 or 1: at T =
-1 most images say nothing, and a few say it all. A higher temperature lets all of them speak.
+A trained network is sure of the images it was trained on, and S vanishes where p is 0 or 1. At T =
+1 most images contribute nothing, and a few dominate. At a higher temperature all of them count.
 """
 
 from __future__ import annotations
@@ -27,24 +28,26 @@ from sq.sensitivity import losses
 from sq.types.costs import Rows
 
 
-class Answers:
+class LogitCurvature:
     """The terms of the quadratic on images `x` (B, C, H, W) at `temperature` > 0."""
 
     def __init__(self, x: Tensor, temperature: float):
-        self.x, self.temperature = x, temperature
-        # u_i . S u_j / T^2 of the weights, once these have been asked for
+        self.x = x
+        self.temperature = temperature
+        # (n, n) u_i . S u_j / T^2 of the n choices of weights, once `rows` has scored these
         self.gram: np.ndarray | None = None
-        self.pairs: np.ndarray | None = None  # the same, 0 within a layer
+        # the same, but 0 within a layer, which has one width at a time
+        self.pairs: np.ndarray | None = None
 
     def rows(self, sites: Sites) -> Rows:
-        """Return 1/2 u_i . S u_i / T^2 by layer and bits; keep the products of pairs, if `sites` are weights."""
-        found = products(sites, self.x, self.temperature)
+        """Return 1/2 u_i . S u_i / T^2 by layer and bits; of weights, store `gram` and `pairs`."""
+        gram = products(sites, self.x, self.temperature)
         if sites.kind == "weights":
-            owner = np.array([layer.name for layer, _ in sites.choices()])
-            same = owner[:, None] == owner  # a layer has one width at a time
-            self.gram = found.numpy()
-            self.pairs = np.where(same, 0.0, self.gram)
-        return sites.rows((found.diagonal() / 2).tolist())
+            names = np.array([layer.name for layer, _ in sites.choices()])
+            same_layer = names[:, None] == names
+            self.gram = gram.numpy()
+            self.pairs = np.where(same_layer, 0.0, self.gram)
+        return sites.rows((gram.diagonal() / 2).tolist())
 
 
 def products(sites: Sites, x: Tensor, temperature: float) -> Tensor:
@@ -59,24 +62,25 @@ def products(sites: Sites, x: Tensor, temperature: float) -> Tensor:
     ------
     SqError : the network returns no logits
     """
-    changes = single_layer_changes.rounding(sites)
-    runs = single_layer_changes.Runs(sites.model, changes, x)
+    changes = single_layer_changes.rounding_changes(sites)
+    passes = single_layer_changes.ChangePasses(sites.model, changes, x)
 
     def attempt(size: int) -> Tensor:
         total = torch.zeros(len(changes), len(changes), dtype=torch.float64)
-        moved: list[Tensor] = []
-        for seen in runs.each(size):
-            losses.check_logits(seen.outputs)
-            reference = seen.reference.double() / temperature
-            u = seen.outputs.double() / temperature - reference
+        factors: list[Tensor] = []  # of one batch, for each change
+        for result in passes.each(size):
+            losses.check_logits(result.outputs)
+            reference = result.reference.double() / temperature
+            u = result.outputs.double() / temperature - reference  # (B, K)
             p = reference.softmax(1)
-            # sqrt(p) times what is left of u without its mean under p: products of two are their
-            # covariance.
-            moved.append((p.sqrt() * (u - (p * u).sum(1, keepdim=True))).flatten())
-            if len(moved) == len(changes):
-                every = torch.stack(moved)
-                total += (every @ every.T).cpu()
-                moved.clear()
+            # u . S v is the covariance of u and v under p, so it is the product of the factors
+            # sqrt(p) (u - mean of u under p).
+            factor = p.sqrt() * (u - (p * u).sum(1, keepdim=True))
+            factors.append(factor.flatten())
+            if len(factors) == len(changes):
+                stacked = torch.stack(factors)
+                total += (stacked @ stacked.T).cpu()
+                factors.clear()
         return mirrored(total) / len(x)
 
-    return out_of_memory.fitting("sensitivity", attempt, runs.size)
+    return out_of_memory.fitting("sensitivity", attempt, passes.size)

@@ -1,4 +1,4 @@
-"""Mask KL: how far the answers move when the weights that few bits cannot tell from zero are zero."""
+"""Mask KL sensitivity: how far predictions move when weights that would round to zero are zero."""
 
 from collections.abc import Callable
 
@@ -6,28 +6,30 @@ from torch import Tensor
 
 from sq.config.constraints import Count, InputWidths, Widths
 from sq.network import single_layer_changes
-from sq.network.rounding_sites import Sites, price, refuse_inputs
+from sq.network.rounding_sites import Sites, refuse_inputs, score_sites
 from sq.sensitivity import losses
 from sq.types.costs import Cost, Rows
 from sq.types.problem import Layer, Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Count) -> Cost:
-    """Price each layer at each width by KL(f(x) || f(x) with those of its weights zero that round to zero).
+    """Score each layer at each width by KL(f(x) || f_masked(x)).
+
+    f_masked is the network with those weights of that layer set to zero that round to zero.
 
     Parameters
     ----------
-    bits : widths to price
-    input_bits : has to be []: what is masked is weights
-    images : of the calibration batch, of which the first so many are used; all, if there are fewer
+    bits : widths to score
+    input_bits : has to be [], since weights are masked
+    images : the number of calibration images to use, from the first; all, if there are fewer
 
     Returns
     -------
-    cost : in nats an image
+    cost : in nats per image
 
     Raises
     ------
-    SqError : inputs are to be priced; the network returns no logits
+    SqError : there are `input_bits`; the network returns no logits
 
     Source
     ------
@@ -36,21 +38,18 @@ def score(problem: Problem, *, bits: Widths, input_bits: InputWidths, images: Co
     bits enter, is ours.
     """
     refuse_inputs("mask_kl", input_bits)
+    x = problem.batch.x[:images]
 
-    def one(sites: Sites) -> Rows:
-        changes = [
-            single_layer_changes.Change("weights", layer, _masked(sites, layer, b))
-            for layer, b in sites.choices()
-        ]
-        x = problem.batch.x[:images]
-        return sites.rows(
-            single_layer_changes.measure(
-                problem.model, changes, x, lambda y, y0, _: losses.kl(y, y0)
-            )
-        )
+    def score_kind(sites: Sites) -> Rows:
+        changes = []
+        for layer, width in sites.choices():
+            mask = _mask(sites, layer, width)
+            changes.append(single_layer_changes.Change("weights", layer, mask))
+        means = single_layer_changes.measure(problem.model, changes, x, losses.kl_of_change)
+        return sites.rows(means)
 
-    return Cost(*price(problem, bits, [], one), unit="kl")
+    return Cost(*score_sites(problem, bits, [], score_kind), unit="kl")
 
 
-def _masked(sites: Sites, layer: Layer, bits: int) -> Callable[[Tensor], Tensor]:
+def _mask(sites: Sites, layer: Layer, bits: int) -> Callable[[Tensor], Tensor]:
     return lambda weight: weight * (sites.nearest(layer, bits, weight) != 0)

@@ -1,12 +1,10 @@
-"""Measured: the true increase of the loss when one layer alone is rounded. The reference for cheaper prices."""
+"""Measured sensitivity: the increase of the loss when one layer is rounded."""
 
 from typing import Literal
 
-from torch import Tensor
-
 from sq.config.constraints import Count, InputWidths, Widths
 from sq.network import single_layer_changes
-from sq.network.rounding_sites import Sites, price
+from sq.network.rounding_sites import Sites, score_sites
 from sq.sensitivity import losses
 from sq.types.costs import Cost, Rows
 from sq.types.problem import Problem
@@ -20,39 +18,36 @@ def score(
     images: Count,
     loss: Literal["cross_entropy", "kl"],
 ) -> Cost:
-    """Price each layer at each width by l(that layer rounded to nearest, all else as it is) - l(full precision).
+    """Score each layer at each width by the loss with that layer rounded, less the loss without.
 
-    One forward pass for each layer and width, of which what comes before the layer is not computed
-    again.
+    It takes one forward pass for each layer and width, in which the calls before the layer are not
+    repeated.
 
     Parameters
     ----------
-    bits, input_bits : widths to price, of weights and of inputs
-    images : of the calibration batch, of which the first so many are used; all, if there are fewer
+    bits, input_bits : widths to score, of weights and of inputs
+    images : the number of calibration images to use, from the first; all, if there are fewer
     loss : "cross_entropy" with the images' labels, or "kl" divergence from full precision, which
-    needs none
+        needs no labels
 
     Returns
     -------
-    cost : in nats an image. Cross-entropy may fall: such a cost is negative
+    cost : in nats per image. Cross-entropy may fall: such a cost is negative
 
     Raises
     ------
-    SqError : images without labels where `loss` needs them; the network returns no logits
+    SqError : images without labels if `loss` needs them; the network returns no logits
     """
     x = problem.batch.x[:images]
-    y = losses.labels(problem.batch, images, "measured") if loss == "cross_entropy" else None
+    figure: single_layer_changes.Figure
+    if loss == "kl":
+        figure, unit = losses.kl_of_change, "kl"
+    else:
+        y = losses.labels(problem.batch, images, "measured")
+        figure, unit = losses.cross_entropy_increase(y), "loss"
 
-    def increase(outputs: Tensor, reference: Tensor, place: slice) -> Tensor:
-        if y is None:
-            return losses.kl(outputs, reference)
-        return losses.cross_entropy(outputs, y[place]) - losses.cross_entropy(reference, y[place])
+    def score_kind(sites: Sites) -> Rows:
+        changes = single_layer_changes.rounding_changes(sites)
+        return sites.rows(single_layer_changes.measure(problem.model, changes, x, figure))
 
-    def one(sites: Sites) -> Rows:
-        return sites.rows(
-            single_layer_changes.measure(
-                problem.model, single_layer_changes.rounding(sites), x, increase
-            )
-        )
-
-    return Cost(*price(problem, bits, input_bits, one), unit="kl" if y is None else "loss")
+    return Cost(*score_sites(problem, bits, input_bits, score_kind), unit=unit)

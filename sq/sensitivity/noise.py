@@ -1,4 +1,4 @@
-"""Noise: what random errors do to the loss that are distributed as a layer's rounding errors are."""
+"""Noise sensitivity: the effect on the loss of noise with the distribution of rounding errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sq.config.constraints import Bins, Count, Draws, InputWidths, Positive, Widths
-from sq.network.rounding_sites import Sites, price
+from sq.network.rounding_sites import Sites, score_sites
 from sq.network.single_layer_changes import Change, measure
-from sq.runtime import monte_carlo as random
+from sq.runtime import monte_carlo
 from sq.sensitivity import losses
 from sq.types.costs import Cost, Rows
 from sq.types.problem import Grid, Layer, Problem
@@ -29,24 +29,25 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     tolerance: Positive,
     seed: int,
 ) -> Cost:
-    """Price each layer at each width by E_eps[l(w + eps Delta)] - l(w), that layer alone being noisy.
+    """Score each layer at each width by E_eps[l(w + eps Delta)] - l(w), that layer alone noisy.
 
     eps is drawn from the histogram of (Q(w) - w) / Delta over the layer's weights within the grid;
-    weights beyond it are clipped, and get no noise. Inputs alike, from the histogram of what is fed
-    in that pass.
+    weights beyond it are clipped, and get no noise. For inputs the histogram is that of the layer's
+    inputs in the same pass.
 
     Parameters
     ----------
-    bits, input_bits : widths to price, of weights and of inputs
-    images : of the calibration batch, of which the first so many are used; all, if there are fewer
+    bits, input_bits : widths to score, of weights and of inputs
+    images : the number of calibration images to use, from the first; all, if there are fewer
     bins : of the histogram, from -Delta / 2 to Delta / 2; a draw is uniform within its bin
     draws : of the noise, at most
-    tolerance : largest standard error of a cost, relative to it, at which no more are drawn for it
+    tolerance : no more noise is drawn for a cost once its standard error, relative to it, is at
+        most this
     seed : of the noise
 
     Returns
     -------
-    cost : in nats an image; below zero where noise happens to help
+    cost : in nats per image; below zero if noise happens to help
 
     Raises
     ------
@@ -55,76 +56,99 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     Source
     ------
     Shin et al. 2023 (NIPQ), arXiv 2206.00820: noise in the place of rounding while training, from a
-    histogram of 256 bins. The price E[l(w + eps Delta)] - l is our reading of it for trained
+    histogram of 256 bins. The score E[l(w + eps Delta)] - l is our reading of it for trained
     networks.
     """
     x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "noise")
     about: dict[str, Any] = {}
-    errors: dict[str, Rows] = {}
+    errors: dict[str, Rows] = {}  # standard errors, by kind of sites
 
-    def increase(outputs: Tensor, reference: Tensor, place: slice) -> Tensor:
-        return losses.cross_entropy(outputs, y[place]) - losses.cross_entropy(reference, y[place])
-
-    def one(sites: Sites) -> Rows:
+    def score_kind(sites: Sites) -> Rows:
         choices = sites.choices()
 
-        def draw(number: int, places: list[int]) -> list[float]:
-            def change(layer: Layer, width: int) -> Change:
-                own = hashlib.sha256(
-                    f"{seed} {number} {sites.kind} {layer.name} {width}".encode()
-                ).digest()
-                put = _on_weight if sites.kind == "weights" else _on_inputs
-                noise = put(sites.grid(layer, width), layer, bins, int.from_bytes(own[:7], "big"))
-                return Change(sites.kind, layer, noise)
+        def draw(number: int, indices: list[int]) -> list[float]:
+            changes = []
+            for index in indices:
+                layer, width = choices[index]
+                # A layer's noise does not depend on which other layers are still drawn.
+                noise_seed = _seed(f"{seed} {number} {sites.kind} {layer.name} {width}")
+                changes.append(_noisy_layer(sites, layer, width, bins, noise_seed))
+            return measure(problem.model, changes, x, losses.cross_entropy_increase(y))
 
-            return measure(
-                problem.model, [change(*choices[place]) for place in places], x, increase
-            )
+        means, standard_errors, used_draws = monte_carlo.average_each(
+            draw, len(choices), draws, tolerance
+        )
+        about[f"draws_{sites.kind}"] = sum(used_draws) / len(used_draws)
+        errors[sites.kind] = sites.rows(standard_errors)
+        return sites.rows(means)
 
-        mean, error, made = random.average_each(draw, len(choices), draws, tolerance)
-        about[f"draws_{sites.kind}"] = sum(made) / len(made)
-        errors[sites.kind] = sites.rows(error)
-        return sites.rows(mean)
-
-    weights, inputs = price(problem, bits, input_bits, one)
+    weights, inputs = score_sites(problem, bits, input_bits, score_kind)
     about["errors_inputs"] = errors.get("inputs", {})
     return Cost(weights, inputs, "loss", errors.get("weights", {}), about=about)
 
 
-def _on_weight(grid: Grid, layer: Layer, bins: int, seed: int) -> Callable[[Tensor], Tensor]:
+def _seed(text: str) -> int:
+    """Return a seed of 56 bits that follows from `text`."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def _noisy_layer(sites: Sites, layer: Layer, width: int, bins: int, seed: int) -> Change:
+    """Return the change of a layer whose weights or inputs get noise as of rounding to `width`."""
+    grid = sites.grid(layer, width)
+    if sites.kind == "weights":
+        return Change("weights", layer, _weight_noise(grid, layer, bins, seed))
+    return Change("inputs", layer, _input_noise(grid, bins, seed))
+
+
+def _weight_noise(grid: Grid, layer: Layer, bins: int, seed: int) -> Callable[[Tensor], Tensor]:
     def put(weight: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)  # the same noise for all images
-        made = noisy(
-            weight.reshape(layer.groups, layer.outputs, layer.inputs), grid, bins, generator
-        )
-        return torch.empty_like(weight).copy_(made.view(weight.shape))
+        # seeded here, so that all images get the same noise
+        generator = torch.Generator().manual_seed(seed)
+        values = weight.reshape(layer.groups, layer.outputs, layer.inputs)
+        noisy_values = noisy(values, grid, bins, generator)
+        # in the weight's memory layout, which may be channels last
+        return torch.empty_like(weight).copy_(noisy_values.view(weight.shape))
 
     return put
 
 
-def _on_inputs(grid: Grid, layer: Layer, bins: int, seed: int) -> Callable[[Tensor], Tensor]:
+def _input_noise(grid: Grid, bins: int, seed: int) -> Callable[[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return lambda x: noisy(x, grid, bins, generator)
 
 
 def noisy(values: Tensor, grid: Grid, bins: int, generator: torch.Generator) -> Tensor:
-    """Return `values` with noise in place of rounding: clipped to the grid, and eps Delta added within it.
+    """Return `values` clipped to the grid, with noise eps Delta in place of rounding within it.
 
     Delta is the distance of the two grid values around each of `values`.
 
     Parameters
     ----------
-    values : what the grid's tensors broadcast against
+    values : of any shape that the grid's tensors broadcast against
     bins : of the histogram of (Q(values) - values) / Delta that eps is drawn from
     """
     low, high = grid.bounds()
-    step = grid.gap(values)
+    step = grid.gap(values)  # Delta, of each value
     within = (values >= low) & (values <= high)
-    seen = ((grid.nearest(values) - values) / step)[within]
-    counts = torch.bincount(((seen + 0.5) * bins).long().clamp_(0, bins - 1), minlength=bins)
-    share = counts.cumsum(0).double() / max(1, int(counts.sum()))
-    at, inside = (torch.rand(values.shape, generator=generator).to(values.device) for _ in range(2))
-    drawn = torch.searchsorted(share.to(values.dtype), at.to(values.dtype)).clamp_(max=bins - 1)
-    eps = (drawn + inside) / bins - 0.5
+    relative_errors = ((grid.nearest(values) - values) / step)[within]  # in [-1/2, 1/2]
+    eps = _draw_from_histogram(relative_errors, bins, values, generator)
     clipped = torch.minimum(torch.maximum(values, low), high)
     return torch.where(within, clipped + eps.to(values.dtype) * step, clipped)
+
+
+def _draw_from_histogram(
+    relative_errors: Tensor, bins: int, like: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return numbers of the shape of `like`, drawn from the histogram of `relative_errors`.
+
+    The histogram covers [-1/2, 1/2]. A number is uniform within its bin.
+    """
+    error_bins = ((relative_errors + 0.5) * bins).long().clamp_(0, bins - 1)
+    # (bins,), without values within the grid all zero
+    counts = torch.bincount(error_bins, minlength=bins)
+    cumulative = counts.cumsum(0).double() / max(1, int(counts.sum()))
+    # Drawn on the CPU, so that the noise does not depend on the device.
+    quantile = torch.rand(like.shape, generator=generator).to(like.device)
+    offset = torch.rand(like.shape, generator=generator).to(like.device)  # within the bin
+    drawn_bins = torch.searchsorted(cumulative.to(like.dtype), quantile.to(like.dtype))
+    return (drawn_bins.clamp_(max=bins - 1) + offset) / bins - 0.5

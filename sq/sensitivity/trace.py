@@ -1,4 +1,4 @@
-"""Trace: how curved the loss is by a layer's weights, on average, times how far rounding moves them."""
+"""Trace sensitivity: the mean curvature of the loss by a layer's weights, times squared errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sq.config.constraints import Count, Draws, InputWidths, Positive, Widths
-from sq.network.derivatives import Pass, total, watched
-from sq.network.rounding_sites import Sites, price, weight
-from sq.runtime import monte_carlo as random
+from sq.network.derivatives import differentiable, sum_over_batches
+from sq.network.rounding_sites import Sites, score_sites
+from sq.network.weight_swap import original_weight
+from sq.runtime import monte_carlo
 from sq.sensitivity import losses
 from sq.types.costs import Cost, Rows
 from sq.types.problem import Problem
@@ -27,27 +28,28 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     tolerance: Positive,
     seed: int,
 ) -> Cost:
-    """Price each layer at each width by Tr(H_i) / n_i ||D_i||^2, with Tr(H_i) = E_v[v . H_i v], v Rademacher.
+    """Score each layer at each width by Tr(H_i) / n_i ||D_i||^2, with Tr(H_i) = E_v[v . H_i v].
 
-    H_i is the Hessian of the mean cross-entropy by one layer's weights, and the mean of the
-    Hessians of a few images each, of which every one can have a vector of its own: more of them in
-    one pass. Every image has its own Hessian by its inputs, of which the traces are averaged. One
-    gradient serves all layers, then each has its product: a common one would add the noise of all
-    other layers (8 times as many draws on ResNet-20, measured).
+    v is Rademacher. H_i is the Hessian of the mean cross-entropy by one layer's weights. It is the
+    mean of the Hessians of small sets of images, each with a vector of its own, and one pass
+    computes several of them. By inputs every image has its own Hessian, and the traces are
+    averaged. One gradient serves all layers, but each layer has its own Hessian product: a common
+    one would add the noise of all other layers (8 times as many draws on ResNet-20, measured).
 
     Parameters
     ----------
-    bits, input_bits : widths to price, of weights and of inputs
-    images : of the calibration batch, of which the first so many are used; all, if there are fewer
+    bits, input_bits : widths to score, of weights and of inputs
+    images : the number of calibration images to use, from the first; all, if there are fewer
     together : images that share a vector
     draws : vectors for each image, at most
-    tolerance : largest standard error of a trace, relative to it, at which no more are drawn
+    tolerance : no more vectors are drawn once the standard error of each trace, relative to it, is
+        at most this
     seed : of the vectors
 
     Returns
     -------
-    cost : twice the loss expected of errors that point anywhere, in nats an image. A trace may be
-    negative
+    cost : twice the expected increase of the loss for errors of random direction, in nats per
+        image. A trace may be negative
 
     Raises
     ------
@@ -60,47 +62,61 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     """
     x, y = problem.batch.x[:images], losses.labels(problem.batch, images, "trace")
     about: dict[str, Any] = {}
-    errors: dict[str, Rows] = {}
+    errors: dict[str, Rows] = {}  # standard errors, by kind of sites
 
-    def one(sites: Sites) -> Rows:
+    def score_kind(sites: Sites) -> Rows:
         def draw(number: int) -> Tensor:
-            return traced(sites, x, y, together, seed * 2**20 + number)
+            # Draws have seeds of their own, up to 2^20 of them for each `seed`.
+            return estimate_traces(sites, x, y, together, seed * 2**20 + number)
 
-        traces, spread, made = random.average(draw, draws, tolerance)
-        about[f"draws_{sites.kind}"] = made
-        sizes = moves(sites, x)
-        errors[sites.kind] = sites.rows((sites.spread(spread) * sizes).tolist())
-        return sites.rows((sites.spread(traces) * sizes).tolist())
+        traces, standard_errors, used_draws = monte_carlo.average(draw, draws, tolerance)
+        about[f"draws_{sites.kind}"] = used_draws
+        squared_errors = mean_squared_errors(sites, x)  # (choices,)
+        errors[sites.kind] = sites.rows((sites.repeat(standard_errors) * squared_errors).tolist())
+        return sites.rows((sites.repeat(traces) * squared_errors).tolist())
 
-    weights, inputs = price(problem, bits, input_bits, one)
+    weights, inputs = score_sites(problem, bits, input_bits, score_kind)
     about["errors_inputs"] = errors.get("inputs", {})
     return Cost(weights, inputs, "loss, twice", errors.get("weights", {}), about=about)
 
 
-def traced(sites: Sites, x: Tensor, y: Tensor, together: int, seed: int) -> Tensor:
-    """Return (layers,) one estimate of Tr(H_i), of weights or of the inputs of an image."""
+def estimate_traces(sites: Sites, x: Tensor, y: Tensor, together: int, seed: int) -> Tensor:
+    """Return (layers,): one estimate of Tr(H_i), of weights or of the inputs of an image."""
     generator = torch.Generator().manual_seed(seed)
 
-    def of(part: Tensor, place: slice) -> list[Tensor]:
-        own = run(part)
-        gradients = own.gradients(losses.cross_entropy(own.outputs, y[place]).sum(), again=True)
-        return [own.sums(own.curvatures(gradients, [random.signs(at, generator) for at in own.at]))]
+    def batch_traces(batch: Tensor, positions: slice) -> list[Tensor]:
+        result = run(batch)
+        loss = losses.cross_entropy(result.outputs, y[positions]).sum()
+        gradients = result.gradients(loss, create_graph=True)
+        # By weights, all images of the batch share a vector.
+        vectors = [monte_carlo.signs(tensor, generator) for tensor in result.tensors]
+        return [result.layer_sums(result.curvatures(gradients, vectors))]
 
-    with watched(sites) as run:
-        return total(x, of, together)[0] / len(x)
+    with differentiable(sites) as run:
+        (sums,) = sum_over_batches(x, batch_traces, together)
+        return sums / len(x)
 
 
-def moves(sites: Sites, x: Tensor) -> Tensor:
-    """Return ||D||^2 / n of each choice: the mean squared rounding error of weights, or of inputs of images `x`."""
+def mean_squared_errors(sites: Sites, x: Tensor) -> Tensor:
+    """Return ||D||^2 / n of each choice: of weights, or of the inputs of images `x`."""
     if sites.kind == "weights":
-        errors = [sites.error(layer, bits, weight(layer)) for layer, bits in sites.choices()]
-        return torch.stack([e.square().mean(dtype=torch.float64).cpu() for e in errors])
+        means = []
+        for layer, bits in sites.choices():
+            error = sites.error(layer, bits, original_weight(layer))
+            means.append(error.square().mean(dtype=torch.float64).cpu())
+        return torch.stack(means)
 
-    def of(part: Tensor, place: slice) -> list[Tensor]:
-        own: Pass = run(part)
-        squares = [own.sums([e.square() for e in own.errors(bits)]) for bits in sites.bits]
-        return [torch.stack(squares, 1), own.sums([torch.ones_like(at) for at in own.at])]
+    def batch_sums(batch: Tensor, positions: slice) -> list[Tensor]:
+        """Return sums of D^2 (layers, widths), and counts of elements (layers,)."""
+        result = run(batch)
+        columns = []  # (layers,) for each width
+        for bits in sites.bits:
+            squares = [error.square() for error in result.rounding_errors(bits)]
+            columns.append(result.layer_sums(squares))
+        # Layers may be called several times, with inputs of several sizes.
+        ones = [torch.ones_like(tensor) for tensor in result.tensors]
+        return [torch.stack(columns, 1), result.layer_sums(ones)]
 
-    with watched(sites) as run:
-        squares, elements = total(x, of)
-    return sites.flat(squares / elements.unsqueeze(1))
+    with differentiable(sites) as run:
+        squares, elements = sum_over_batches(x, batch_sums)
+    return sites.by_choice(squares / elements.unsqueeze(1))

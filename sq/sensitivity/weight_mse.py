@@ -1,27 +1,31 @@
-"""Weight MSE: how far rounding moves the weights themselves. No images, no network: the simplest price."""
+"""Weight MSE sensitivity: the mean squared rounding error of the weights. No images are used."""
 
 from sq.config.constraints import InputWidths, Widths
-from sq.network.rounding_sites import Sites, price, refuse_inputs, weight
+from sq.network.rounding_sites import Sites, refuse_inputs, score_sites
+from sq.network.weight_swap import original_weight
 from sq.types.costs import Cost, Rows
 from sq.types.problem import Problem
 
 
 def score(problem: Problem, *, bits: Widths, input_bits: InputWidths) -> Cost:
-    """Price each layer at each width by the mean over its weights of (Q(w) - w)^2.
+    """Score each layer at each width by the mean over its weights of (Q(w) - w)^2.
 
     Parameters
     ----------
-    bits : widths to price
+    bits : widths to score
     input_bits : has to be []: squares of weights and of inputs do not add up
 
     Raises
     ------
-    SqError : inputs are to be priced
+    SqError : there are `input_bits`
     """
     refuse_inputs("weight_mse", input_bits)
 
-    def one(sites: Sites) -> Rows:
-        errors = (sites.error(layer, b, weight(layer)) for layer, b in sites.choices())
-        return sites.rows([float(error.double().square().mean()) for error in errors])
+    def score_kind(sites: Sites) -> Rows:
+        means = []
+        for layer, width in sites.choices():
+            error = sites.error(layer, width, original_weight(layer))
+            means.append(float(error.double().square().mean()))
+        return sites.rows(means)
 
-    return Cost(*price(problem, bits, [], one), unit="squared weight")
+    return Cost(*score_sites(problem, bits, [], score_kind), unit="squared weight")

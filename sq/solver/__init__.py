@@ -1,5 +1,5 @@
-"""Solvers: ``solve(W, H, grid) -> codes``, a paper's algorithm on one page each.
+"""Solvers: ``solve(W, H, grid) -> codes``, one published algorithm for each module.
 
-`W` is (G, O, I), `H` is (G, I, I), damped and positive definite; codes are (G, O, I) int32.
-Inputs are never changed; an H that is not positive definite raises `torch.linalg.LinAlgError`.
+`W` is (G, O, I), `H` is (G, I, I), damped and positive definite; codes are (G, O, I) int32. Inputs
+are never changed. An H that is not positive definite raises `torch.linalg.LinAlgError`.
 """

@@ -1,4 +1,4 @@
-"""GPTQ: quantize column by column in a fixed order, feeding each error into the columns still free."""
+"""GPTQ: quantize columns in a fixed order; the columns still free compensate each error."""
 
 from typing import Literal
 
@@ -18,7 +18,8 @@ def solve(
     ----------
     W : (G, O, I)
     H : (G, I, I), positive definite
-    order : "natural" takes columns as they stand; "act" by falling diagonal of H (act-order)
+    order : "natural" keeps the order of the columns; "act" sorts them by falling diagonal of H
+        (act-order)
     block : columns in one block, at least 1; changes speed, not results
 
     Returns
@@ -33,8 +34,8 @@ def solve(
     ------
     Frantar et al. 2022, arXiv:2210.17323, Algorithm 1; act-order from the authors' README.
     """
-    columns = None
+    permutation = None
     if order == "act":
-        columns = H.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
-    Q, _ = column_elimination.sweep(W, H, grid, columns, block=block)
+        permutation = H.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
+    Q, _ = column_elimination.sweep(W, H, grid, permutation, block=block)
     return grid.encode(Q)

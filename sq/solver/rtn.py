@@ -1,4 +1,4 @@
-"""RTN: round every weight to its nearest grid value, blind to the data."""
+"""RTN: round every weight to its nearest grid value, without looking at the data."""
 
 from torch import Tensor
 

@@ -1,9 +1,9 @@
-"""SensiQuant plus: OBQ's layer error, or better, from one shared order and a search in the codes.
+"""SensiQuant plus: the layer error of OBQ, or better, from one shared order and a local search.
 
-Where SensiQuant loses to OBQ, three things are missing, and each has a cheap cure for all rows at
-once: weights beyond the grid are clipped before anything is quantized, and the others make up for
-it; codes are revised when all columns are quantized, several of a row at a time; the grid's scales
-follow the codes.
+Where SensiQuant loses to OBQ, three things are missing. Each has a cheap remedy for all rows at
+once. Weights beyond the grid are clipped before anything is quantized, and the others compensate.
+Codes are revised after all columns are quantized, several of a row at a time. The scales of the
+grid are refitted to the codes.
 """
 
 from torch import Tensor
@@ -32,24 +32,22 @@ def solve(
     ----------
     W : (G, O, I)
     H : (G, I, I), positive definite
-    revisions : of the set of weights clipped at the start; see `local_search.inside`. 0 clips
-    nothing
-    hold : share of a row's weights that may be clipped so; the others are clipped without anything
-    making up for it
+    revisions : of the set of weights clipped at the start, see `local_search.fit_within_bounds`; 0
+        clips nothing
+    hold : share of a row's weights that may be in that set; others are clipped without compensation
     effort : changes of codes tried in each row, as a share of its weights
-    least : changes tried in a row at least: narrow rows are cheap to revise, and a sweep over the
-    nine weights of a
-        depthwise kernel can leave ten times the error that revising reaches (measured:
+    least : changes tried in a row, at least. Narrow rows are cheap to revise, and for the nine
+        weights of a depthwise kernel a sweep alone can leave ten times the error (measured:
         results/LOG.md)
     depth : codes of a row that may change together; see `local_search.descend`
-    refits : how often scales are refitted, evenly spread over the search; 0 leaves the grid as
-    given
+    refits : how often scales are refitted, evenly spread over the search; 0 leaves the grid as it
+        is
     block : columns compensated together; changes speed, not results (beyond rounding)
 
     Returns
     -------
     codes : (G, O, I) int32
-    grid : as given, but for the scales
+    grid : the grid passed in, with other scales
 
     Raises
     ------
@@ -61,16 +59,17 @@ def solve(
     sum).
     """
     inverse = column_elimination.inverse(H)
-    V = local_search.inside(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
+    V = local_search.fit_within_bounds(W, inverse, grid.bounds(), revisions=revisions, hold=hold)
     saliency = (V - grid.nearest(V)).square().sum(1) / inverse.diagonal(dim1=-2, dim2=-1)
-    Q, _ = column_elimination.sweep(
-        V, H, grid, saliency.argsort(dim=-1, descending=True, stable=True), block=block
-    )
+    order = saliency.argsort(dim=-1, descending=True, stable=True)
+    Q, _ = column_elimination.sweep(V, H, grid, order, block=block)
     codes = grid.encode(Q)
-    rounds, stages = max(effort * W.shape[2], least) / depth, max(1, refits)
+    total_rounds = max(effort * W.shape[2], least) / depth  # not a whole number
+    stages = max(1, refits)
     for stage in range(stages):
-        share = round(rounds * (stage + 1) / stages) - round(rounds * stage / stages)
-        codes = local_search.descend(W, H, grid, codes, depth=depth, rounds=share)
+        # Rounded running totals, so that the stages together make `total_rounds`.
+        rounds = round(total_rounds * (stage + 1) / stages) - round(total_rounds * stage / stages)
+        codes = local_search.descend(W, H, grid, codes, depth=depth, rounds=rounds)
         if refits:
             grid = grid.refit(W, H, codes)
     return codes, grid

@@ -246,5 +246,5 @@ def _pictures(records: Sequence[Record]) -> dict[str, bytes]:
     from sq.report import figure, style, table
 
     listed = list(records)
-    figures = figure.every(table.rows(listed), listed)
+    figures = figure.all_figures(table.rows(listed), listed)
     return {name: style.png(drawing) for name, drawing in figures}

@@ -1,9 +1,8 @@
-"""Weights that are trained while the network computes with the grid values nearest to them, for any grid.
+"""Trained weights that are projected to the nearest grid values in each pass, for any grid.
 
     W' = nearest value to W of the grid  {s u : u a unit},    s learned for each channel
 
-Gradients pass the projection as if it were not there (straight-through), and what lies beyond the
-grid not at all.
+Gradients pass the projection unchanged (straight-through) and stop at weights beyond the grid.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq.learning.learned_step import FLOOR
+from sq.learning.learned_step import SCALE_FLOOR
 from sq.network import geometry
 from sq.types.problem import Grid, Layer
 
 
-class Projected(torch.autograd.Function):
-    """W' with its derivatives by W and s: with v = W / s and u its unit, u - v within the grid, u beyond it.
+class Project(torch.autograd.Function):
+    """W' with its derivatives by W and s.
 
-    On a uniform grid these are LSQ's, on levels those of POST.
+    With v = W / s and u the nearest unit, the derivative by s is u - v within the grid and u beyond
+    it. On a uniform grid these are the derivatives of LSQ, on levels those of POST.
 
     Source
     ------
@@ -33,10 +33,12 @@ class Projected(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         """Return W' of `W` (G, O, I), for the `grid` with `scale` (G, O, 1) in place of its own."""
-        own = rescaled(grid, scale)
-        q, (low, high) = own.nearest(W), own.bounds()
+        grid = rescaled(grid, scale)
+        q = grid.nearest(W)
+        low, high = grid.bounds()
         inside = W.clamp(low, high) == W
-        ctx.save_for_backward(inside, torch.where(inside, q - W, q) / scale)
+        by_scale = torch.where(inside, q - W, q) / scale
+        ctx.save_for_backward(inside, by_scale)
         return q
 
     @staticmethod
@@ -46,55 +48,58 @@ class Projected(torch.autograd.Function):
         return g * inside, (g * by_scale).sum(-1, keepdim=True), None
 
 
-class Weight(nn.Module):
+class ProjectedWeight(nn.Module):
     """The weight of one layer and the scales of its grid, to be trained.
 
     Parameters
     ----------
-    layer : of the full-precision network, whose weight it starts from
-    grid : whose scales it starts from; published code starts at 2 mean|w| / sqrt(p), a fitted grid
-    is our reading
+    layer : of the full-precision network; training starts from its weight
+    grid : training starts from its scales. Published code starts at 2 mean|w| / sqrt(p); a fitted
+        grid is our reading
     """
 
     def __init__(self, layer: Layer, grid: Grid):
         super().__init__()
-        self.layer, self.first = layer, grid
+        self.layer, self.initial_grid = layer, grid
         self.value = nn.Parameter(geometry.weight(layer.module).clone())
         self.scale = nn.Parameter(grid.scale.clone())
 
     @property
-    def slower(self) -> float:
-        """Return what the gradient of `scale` is multiplied with, 1 / sqrt(p n): p the largest unit, n the weights.
+    def scale_gradient_factor(self) -> float:
+        """Return the factor of the gradient of `scale`: 1 / sqrt(p n).
 
         Source
         ------
-        Esser et al. 2020, arXiv 1902.08153, section 2.2; n is of a channel, as each has a scale,
-        and p the larger end's size (8 for -8 to 7): our reading.
+        Esser et al. 2020, arXiv 1902.08153, section 2.2: p is the largest unit, n the number of
+        weights. Our reading: n counts the weights of one channel, since each has a scale, and p is
+        the larger bound (8 for -8 to 7).
         """
-        low, high = self.first.bounds()
-        largest = float((torch.maximum(-low, high) / self.first.scale).max())
-        return 1 / math.sqrt(largest * self.layer.inputs)
+        low, high = self.initial_grid.bounds()
+        largest_unit = float((torch.maximum(-low, high) / self.initial_grid.scale).max())
+        return 1 / math.sqrt(largest_unit * self.layer.inputs)
 
-    def hold(self) -> None:
-        """Keep scales above zero: at least at `FLOOR` of the first."""
+    def clamp_scale(self) -> None:
+        """Keep scales above zero: at least `SCALE_FLOOR` of the first ones."""
         with torch.no_grad():
-            torch.maximum(self.scale, FLOOR * self.first.scale, out=self.scale)
+            torch.maximum(self.scale, SCALE_FLOOR * self.initial_grid.scale, out=self.scale)
 
-    def floored(self) -> bool:
-        """Tell whether a scale is as low as it may be."""
-        return bool((self.scale <= FLOOR * self.first.scale).any())
+    def is_floored(self) -> bool:
+        """Tell whether a scale is at its lower limit."""
+        return bool((self.scale <= SCALE_FLOOR * self.initial_grid.scale).any())
 
     def forward(self) -> Tensor:
         """Return W' in the shape of the layer's weight."""
-        own = self.layer.module._parameters["weight"]
-        assert own is not None
-        made = Projected.apply(self.value, self.scale, self.first).reshape(own.shape)
-        # Laid out as convolutions of channels-last inputs want it.
-        return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
+        original = self.layer.module._parameters["weight"]
+        assert original is not None
+        weight = Project.apply(self.value, self.scale, self.initial_grid).reshape(original.shape)
+        if weight.ndim == 4:
+            # The layout that convolutions of channels-last inputs use.
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return weight
 
     def grid(self) -> Grid:
-        """Return the grid as it was learned."""
-        return rescaled(self.first, self.scale.detach())
+        """Return the grid with the learned scales."""
+        return rescaled(self.initial_grid, self.scale.detach())
 
     def codes(self) -> Tensor:
         """Return the codes (G, O, I) int32 of the weight."""

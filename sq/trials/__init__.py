@@ -1,1 +1,1 @@
-"""Trials: ``measure(trial) -> dict``, other bits than the allocation's measured, to tell what prices are worth."""
+"""Trials: measure other bits than the allocation chose, to judge a sensitivity metric."""

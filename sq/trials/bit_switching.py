@@ -1,4 +1,4 @@
-"""A network whose layers can each be set to any of several bit-widths, quantized once for each of them."""
+"""A network whose layers can be switched between bit-widths, quantized once for each of them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from sq.types.problem import Problem, QuantizedModel
 Quantize = Callable[[Problem], QuantizedModel]
 
 
-class Mixture:
-    """Every layer solved at every bit-width that is priced, to be put together at will.
+class SwitchableNetwork:
+    """Every layer solved at each of its bit-widths, and a network that can have any of them.
 
-    Layers are solved for what full precision feeds them, so that none of them depends on the
-    others' bits.
+    Layers are solved for their inputs in full precision, so a layer's solution does not depend on
+    the bits of the others.
 
     Parameters
     ----------
-    problem : `bits` are those of the allocation; layers that `rows` do not price keep theirs, and
-    those whose bits are
-        settled can be set to these, priced or not
+    problem : `bits` are those of the allocation. Layers without `rows` keep them. Layers with fixed
+        bits can be set to these, whether `rows` have them or not
     quantize : the quantizer; called once for each bit-width
     rows : by layer name, the bit-widths to choose from
 
@@ -43,26 +42,29 @@ class Mixture:
                 "trials need calibration.inputs=reference"
             )
         self.problem = problem
-        wanted = {name: set(row) for name, row in rows.items()}
+        layer_widths = {name: set(row) for name, row in rows.items()}
         for name, bits in problem.fixed.items():
-            wanted.setdefault(name, set()).add(bits)
-        widths = sorted(set().union(*wanted.values()))
-        self.values: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
-        for bits in track(widths, "bit-widths", len(widths)):
-            chosen = {name: bits for name, row in wanted.items() if bits in row}
-            made = quantize(replace(problem, bits=problem.bits | chosen))
-            for name in chosen:
-                own = made.layers[name]
-                self.values[name][bits] = own.grid.decode(own.codes)
-        self.net = made.net
+            layer_widths.setdefault(name, set()).add(bits)
+        all_widths = sorted(set().union(*layer_widths.values()))
+        # By layer name and bits: the quantized weight (G, O, I).
+        self.weights: dict[str, dict[int, Tensor]] = {name: {} for name in layer_widths}
+        for bits in track(all_widths, "bit-widths", len(all_widths)):
+            names = [name for name, widths in layer_widths.items() if bits in widths]
+            quantized = quantize(replace(problem, bits=problem.bits | dict.fromkeys(names, bits)))
+            for name in names:
+                layer = quantized.layers[name]
+                self.weights[name][bits] = layer.grid.decode(layer.codes)
+        # That of the last width: `set` overwrites its weights.
+        self.net = quantized.net
 
     def set(self, bits: Mapping[str, int], inputs: Mapping[str, int] | None = None) -> nn.Module:
-        """Return the network with these bits of weights, by layer name, and of inputs where those are given.
+        """Return the network with these bits of weights and, if given, of inputs, by layer name.
 
         It is the same network every time.
         """
         for name, width in bits.items():
-            geometry.set_weight(self.net.get_submodule(name), self.values[name][width])
+            module = self.net.get_submodule(name)
+            geometry.set_weight(module, self.weights[name][width])
         if inputs:
             insertion.attach(self.net, self.problem.activations | self.problem.inputs.grids(inputs))
         return self.net

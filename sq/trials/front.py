@@ -1,4 +1,4 @@
-"""The front: every point that the allocation found between bits and cost, measured."""
+"""Trials of the Pareto front: measure every point that the allocation found."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def measure(trial: Trial, *, images: Count) -> dict[str, Any]:
 
     Returns
     -------
-    `front`: of each point `bits` (mean of weights), `cost` (predicted), `loss` (nats an image) and
-    `top1` (%), in the order of the allocation's; `loss_full` and `top1_full` are those of full
-    precision
+    report : `front` has of each point `bits` (mean of weights), `cost` (predicted), `loss` (nats
+        per image) and `top1` (%), in the order of the allocation; `loss_full` and `top1_full` are
+        those of full precision
 
     Raises
     ------
@@ -30,10 +30,16 @@ def measure(trial: Trial, *, images: Count) -> dict[str, Any]:
         raise SqError(
             "trials=front measures a front, and the allocation found none: set allocation=pareto"
         )
-    found = losses(trial, [(point["widths"], point["inputs"]) for point in trial.front], images)
-    points = [
-        {"bits": point["bits"], "cost": point["cost"], "loss": loss, "top1": top1}
-        for point, (loss, top1) in zip(trial.front, found.mixes, strict=True)
-    ]
-    full = dict(zip(("loss_full", "top1_full"), found.full, strict=True))
-    return {"images": found.images, "cached": found.cached, "front": points} | full
+    assignments = [(point["widths"], point["inputs"]) for point in trial.front]
+    measured = losses(trial, assignments, images)
+    points = []
+    for point, (loss, top1) in zip(trial.front, measured.assignments, strict=True):
+        points.append({"bits": point["bits"], "cost": point["cost"], "loss": loss, "top1": top1})
+    loss_full, top1_full = measured.full
+    return {
+        "images": measured.images,
+        "cached": measured.cached,
+        "front": points,
+        "loss_full": loss_full,
+        "top1_full": top1_full,
+    }

@@ -1,4 +1,4 @@
-"""Bits other than the allocation chose, measured: a run as it stands when bits are chosen, and what mixes lose."""
+"""Measure the loss of bit assignments other than the one that the allocation chose."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ from torch.nn import functional as F
 
 from sq.core.progress import say, track
 from sq.core.wording import quantity
-from sq.dataset import loading as reading
+from sq.dataset import loading
 from sq.errors import SqError
 from sq.network.forward import forward
 from sq.runtime import batching, out_of_memory
 from sq.storage.store import Kind, Store, code_hash, describe, name, rounding
-from sq.trials.bit_switching import Mixture, Quantize
+from sq.trials.bit_switching import Quantize, SwitchableNetwork
 from sq.types.costs import Cost
 from sq.types.images import Batch, Images
-from sq.types.problem import Problem, digest
+from sq.types.problem import Grid, Problem, digest
 
 KIND = Kind("trials", "measuring them", ("losses",))  # of entries on disk
-Mix = tuple[dict[str, int], dict[str, int]]  # bits of weights and of inputs, by layer name
+# Bits of weights and of inputs, by layer name.
+BitAssignment = tuple[dict[str, int], dict[str, int]]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The problem with its bits, what they were said to cost, and what it takes to measure others."""
+    """A run at the time when its bits are chosen, with what it takes to measure other bits."""
 
-    problem: Problem
+    problem: Problem  # with the bits chosen
     cost: Cost
     quantize: Quantize
     images: Images  # the evaluation split
     batch_size: int | None
-    store: Store  # where losses are kept for other runs
+    store: Store  # in which losses are cached for other runs
     front: list[dict[str, Any]] = field(default_factory=list)  # of an allocation that found one
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of full precision, and of each mix: mean cross-entropy in nats an image, and top-1 accuracy in %."""
+    """Mean cross-entropy in nats per image, and top-1 accuracy in %."""
 
-    full: tuple[float, float]
-    mixes: list[tuple[float, float]]
+    full: tuple[float, float]  # of full precision
+    assignments: list[tuple[float, float]]
     images: int
-    cached: bool
+    cached: bool  # another run had measured them
 
 
-def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
-    """Measure what `mixes` of bits lose, without any correction, unless another run has.
+def losses(trial: Trial, assignments: list[BitAssignment], images: int) -> Losses:
+    """Measure the loss of bit `assignments`, without any correction, unless another run has.
 
-    They follow from the quantized weights of each width: runs that differ in what priced the bits,
-    or in images that the quantizer makes no use of, measure them once.
+    They follow from the quantized weights of each width. So runs that differ in the sensitivity, or
+    in images that the quantizer does not use, share one measurement.
 
     Parameters
     ----------
@@ -61,77 +62,97 @@ def losses(trial: Trial, mixes: list[Mix], images: int) -> Losses:
 
     Raises
     ------
-    SqError : the evaluation images have no labels of classes; layers are solved for quantized
-    inputs
+    SqError : the evaluation images have no class labels; layers are solved for quantized inputs
     """
     if not isinstance(trial.images.y, Tensor):
         raise SqError("trials measure cross-entropy, which a detector has none of: set trials=none")
-    every = len(trial.images.ids)
-    places = torch.linspace(0, every - 1, min(images, every)).round().long().tolist()
-    assignments = quantity(mixes, "bit assignment")
+    count = len(trial.images.ids)
+    indices = torch.linspace(0, count - 1, min(images, count)).round().long().tolist()
     say(
-        f"trials: {assignments} on {quantity(places, 'image')}, unless another run has measured them"
+        f"trials: {quantity(assignments, 'bit assignment')} on {quantity(indices, 'image')}, "
+        "unless another run has measured them"
     )
-    batch = reading.load(trial.images, places, trial.problem.model.prepare, "trial images")
-    mixture = Mixture(trial.problem, trial.quantize, trial.cost.weights)
-    parts = [code_hash(), trial.store.origin, *_content(trial, mixture, batch), mixes]
+    batch = loading.load(trial.images, indices, trial.problem.model.prepare, "trial images")
+    network = SwitchableNetwork(trial.problem, trial.quantize, trial.cost.weights)
+    key = [
+        code_hash(),
+        trial.store.origin,
+        *_dependencies(trial, network, batch),
+        assignments,
+    ]
 
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {
-            "losses": torch.tensor(_measure(trial, mixture, batch, mixes), dtype=torch.float64)
-        }, {}
+    def measure() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        values = _measure(trial, network, batch, assignments)
+        return {"losses": torch.tensor(values, dtype=torch.float64)}, {}
 
-    kept, _, cached = trial.store.get_or_compute(
-        name([json.dumps(parts)]), KIND, make, torch.device("cpu")
+    entry, _, cached = trial.store.get_or_compute(
+        name([json.dumps(key)]), KIND, measure, torch.device("cpu")
     )
-    full, *found = [(loss, top1) for loss, top1 in kept["losses"].tolist()]
-    return Losses(full, found, len(places), cached)
+    # Full precision comes first.
+    full, *others = [(loss, top1) for loss, top1 in entry["losses"].tolist()]
+    return Losses(full, others, len(indices), cached)
 
 
-def _content(trial: Trial, mixture: Mixture, batch: Batch) -> list[Any]:
-    """Return what losses depend on beside code and mixes: network, weights of each width, grids, images, machine."""
+def _dependencies(trial: Trial, network: SwitchableNetwork, batch: Batch) -> list[Any]:
+    """Return what losses depend on, apart from code and assignments, as part of a key."""
     problem = trial.problem
     assert isinstance(batch.y, Tensor)
-    grids = dict(problem.activations)
-    for layer, row in trial.cost.inputs.items():
-        grids |= {f"{layer} {bits}": problem.inputs.grid(layer, bits) for bits in row}
-    values = digest(weight for row in mixture.values.values() for weight in row.values())
-    levels = digest(grid.decode(torch.arange(grid.levels)) for grid in grids.values())
     code, state = describe(problem.model)
-    others = [
-        w
-        for name, w in mixture.net.state_dict().items()
-        if name.removesuffix(".weight") not in mixture.values
+    # Biases, BatchNorm and layers in full precision.
+    other_parameters = [
+        tensor
+        for key, tensor in network.net.state_dict().items()
+        if key.removesuffix(".weight") not in network.weights
     ]
+    weights: list[Tensor] = []
+    for layer_weights in network.weights.values():
+        weights += layer_weights.values()
+    grids = _input_grids(trial)
+    levels = [grid.decode(torch.arange(grid.levels)) for grid in grids.values()]
     return [
         code,
         state,
-        digest(others),
-        values,
+        digest(other_parameters),
+        digest(weights),
         list(grids),
-        levels,
+        digest(levels),
         digest([batch.x, batch.y]),
         rounding(batch.x.device),
     ]
 
 
+def _input_grids(trial: Trial) -> dict[str, Grid]:
+    """Return the grids of inputs, those of each width that an assignment may have included."""
+    grids = dict(trial.problem.activations)
+    for layer, row in trial.cost.inputs.items():
+        for bits in row:
+            grids[f"{layer} {bits}"] = trial.problem.inputs.grid(layer, bits)
+    return grids
+
+
 def _measure(
-    trial: Trial, mixture: Mixture, batch: Batch, mixes: list[Mix]
+    trial: Trial, network: SwitchableNetwork, batch: Batch, assignments: list[BitAssignment]
 ) -> list[tuple[float, float]]:
-    """Return loss and accuracy of full precision, then those of each of `mixes`."""
-    found = [_loss(trial.problem.model.net, batch, trial.batch_size)]
-    for weights, inputs in track(mixes, "trials", len(mixes)):
-        found.append(_loss(mixture.set(weights, inputs), batch, trial.batch_size))
-    return found
+    """Return loss and accuracy of full precision, then those of each of `assignments`."""
+    results = [_loss(trial.problem.model.net, batch, trial.batch_size)]
+    for weights, inputs in track(assignments, "trials", len(assignments)):
+        results.append(_loss(network.set(weights, inputs), batch, trial.batch_size))
+    return results
 
 
 @torch.no_grad()
 def _loss(net: nn.Module, batch: Batch, batch_size: int | None) -> tuple[float, float]:
+    """Return the mean cross-entropy, and the top-1 accuracy in %."""
     assert isinstance(batch.y, Tensor)
-    device, loss, right = next(net.parameters()).device, 0.0, 0
+    device = next(net.parameters()).device
+
+    def run(images: Tensor) -> Tensor:
+        return forward(net, images.to(device)).cpu()
+
+    total_loss, correct = 0.0, 0
     size = batching.images_per_pass(batch.x.shape[1:], batch_size)
     for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True):
-        outputs = out_of_memory.forward("trials", lambda own: forward(net, own.to(device)).cpu(), x)
-        loss += float(F.cross_entropy(outputs.double(), y, reduction="sum"))
-        right += int((outputs.argmax(1) == y).sum())
-    return loss / len(batch.y), 100 * right / len(batch.y)
+        outputs = out_of_memory.forward("trials", run, x)
+        total_loss += float(F.cross_entropy(outputs.double(), y, reduction="sum"))
+        correct += int((outputs.argmax(1) == y).sum())
+    return total_loss / len(batch.y), 100 * correct / len(batch.y)

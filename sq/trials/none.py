@@ -1,4 +1,4 @@
-"""No trials: the bits that the allocation chose are all that is measured."""
+"""No trials: only the bits that the allocation chose are measured."""
 
 from __future__ import annotations
 

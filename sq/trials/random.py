@@ -1,4 +1,4 @@
-"""Random bits: what networks of many bit assignments lose, beside what the sensitivity metric said they would."""
+"""Random trials: measure random bit assignments, and compare with their predicted costs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from sq.types.costs import Rows
 
 
 def measure(trial: Trial, *, count: Count, images: Count, seed: int) -> dict[str, Any]:
-    """Measure the loss of `count` random bit assignments, and how well their prices put them in order.
+    """Measure the loss of `count` random bit assignments, and its rank correlation with the cost.
 
-    Each assignment has a mix of bit-widths of its own: shares drawn uniformly from all there are (a
-    flat Dirichlet), then each layer's bits by these shares. So their means lie apart, and so do
-    assignments of one mean.
+    Each assignment has its own mix of bit-widths: shares drawn uniformly from all there are (a flat
+    Dirichlet), then each layer's bits by these shares. So mean bits differ between assignments, and
+    assignments of equal mean bits differ too.
 
     Parameters
     ----------
-    count : assignments
+    count : number of assignments
     images : of the evaluation split that the loss is measured on, at most; see
-    `sq.trials.measurement.losses`
+        `sq.trials.measurement.losses`
     seed : of the assignments
 
     Returns
     -------
-    `spearman` and `kendall` with their intervals (see `sq.trials.rank_correlation`), and `list`: of
-    each assignment its `bits` and `input_bits` in the order of layers, the cost `predicted` (in
-    units of the metric) and the loss `measured` (mean cross-entropy in nats); `loss_full` is that
-    of full precision
+    report : `spearman` and `kendall` with their intervals (see `sq.trials.rank_correlation`), and
+        `list`: of each assignment its `bits` and `input_bits` in the order of layers, the cost
+        `predicted` (in units of the metric) and the loss `measured` (mean cross-entropy in nats);
+        `loss_full` is that of full precision
 
     Raises
     ------
@@ -43,37 +43,53 @@ def measure(trial: Trial, *, count: Count, images: Count, seed: int) -> dict[str
     abstract says no more than that it "better represents" sensitivity.
     """
     cost = trial.cost
+    weights = _draw(cost.weights, count, seed)
+    # Another seed, so that a layer's inputs do not get the bits of its weights.
     inputs = _draw(cost.inputs, count, seed + 1) if cost.inputs else [{}] * count
-    mixes = list(zip(_draw(cost.weights, count, seed), inputs, strict=True))
-    found = losses(trial, mixes, images)
-    predicted = [cost.of(*mix) for mix in mixes]
-    measured = [loss for loss, _ in found.mixes]
-    listed = [
-        {"bits": _line(weights), "input_bits": _line(inputs), "predicted": p, "measured": m}
-        for (weights, inputs), p, m in zip(mixes, predicted, measured, strict=True)
-    ]
+    assignments = list(zip(weights, inputs, strict=True))
+    result = losses(trial, assignments, images)
+    predicted: list[float] = []
+    measured: list[float] = []
+    entries: list[dict[str, Any]] = []
+    for (weight_bits, input_bits), (loss, _) in zip(assignments, result.assignments, strict=True):
+        predicted.append(cost.of(weight_bits, input_bits))
+        measured.append(loss)
+        entries.append(
+            {
+                "bits": _line(weight_bits),
+                "input_bits": _line(input_bits),
+                "predicted": predicted[-1],
+                "measured": loss,
+            }
+        )
     about = {
-        "images": found.images,
-        "loss_full": found.full[0],
-        "cached": found.cached,
-        "list": listed,
+        "images": result.images,
+        "loss_full": result.full[0],
+        "cached": result.cached,
+        "list": entries,
     }
     return rank_correlation.correlation(predicted, measured, seed) | about
 
 
 def _draw(rows: Rows, count: int, seed: int) -> list[dict[str, int]]:
-    """Return `count` assignments of one of its bit-widths to each layer."""
+    """Return `count` assignments of bits to layers, each layer with one of its bit-widths."""
     generator = torch.Generator().manual_seed(seed)
-    widths = sorted({bits for row in rows.values() for bits in row})
-    made = []
+    all_widths: set[int] = set()
+    for row in rows.values():
+        all_widths.update(row)
+    widths = sorted(all_widths)
+    assignments = []
     for _ in range(count):
+        # Exponential numbers, once normalised, are a draw from a flat Dirichlet distribution.
         shares = torch.empty(len(widths), dtype=torch.float64).exponential_(generator=generator)
-        bits = {}
+        bits: dict[str, int] = {}
         for name, row in rows.items():
-            own = shares * torch.tensor([float(width in row) for width in widths])
-            bits[name] = widths[int(torch.multinomial(own, 1, generator=generator))]
-        made.append(bits)
-    return made
+            # 1.0 for the layer's own widths, 0.0 for others, which are never drawn
+            allowed = torch.tensor([float(width in row) for width in widths])
+            chosen = torch.multinomial(shares * allowed, 1, generator=generator)
+            bits[name] = widths[int(chosen)]
+        assignments.append(bits)
+    return assignments
 
 
 def _line(bits: dict[str, int]) -> str:

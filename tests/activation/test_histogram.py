@@ -43,7 +43,7 @@ def test_by_hand():
 def test_batches_order_and_pieces_do_not_matter(monkeypatch):
     x = values(10, 3, 8, 8)
     whole = collect(x)
-    monkeypatch.setattr(histogram, "CHUNK", 7)
+    monkeypatch.setattr(histogram, "CPU_CHUNK", 7)
     for parts in (
         x.split(3),
         reversed(x.split(1)),

@@ -221,7 +221,7 @@ def test_bits_of_some_names(tiny):
         "twice": 16,
         "add.0.right": 4,
     }
-    with pytest.raises(SqError, match="input of norm, which is not observed"):
+    with pytest.raises(SqError, match="bits are set for the input of norm, which is not observed"):
         quantize(tiny, x, {"norm": 4})
 
 

@@ -246,9 +246,9 @@ PRICES = Cost({"a": {2: 4.0, 3: 2.0, 8: 0.0}, "b": {2: 9.0, 3: 3.0, 8: 0.0}})
         ({}, r"nothing bounds the bits; set allocation\.average_bits or"),
         (
             {"average_input_bits": 4.0},
-            r"average_input_bits=4: .*no price; set sensitivity\.input_bits",
+            r"average_input_bits=4: .*no sensitivity; set sensitivity\.input_bits",
         ),
-        ({"inputs": "weights"}, r"inputs=weights: .*no price; set sensitivity\.input_bits"),
+        ({"inputs": "weights"}, r"inputs=weights: .*no sensitivity; set sensitivity\.input_bits"),
         ({"latency": 1.0}, r"allocation\.latency=1: allocation\.latency_table should name"),
     ],
 )
@@ -289,7 +289,7 @@ def test_bounds_that_exclude_each_other_are_each_given_a_range(tmp_path):
 
 
 def test_layers_without_a_price_or_common_bits_are_named():
-    with pytest.raises(SqError, match=r"weights of layer b have a price"):
+    with pytest.raises(SqError, match=r"weights of layer b have no sensitivity"):
         allocate(Cost({"a": {2: 1.0}}), TWO, Budget(3.0), average_bits=2.0)
     tied = [layer("a", 3), layer("b", 3, fed="a")]
     with pytest.raises(SqError, match=r"layers a, b are tied, but no bits.*ties=none"):

@@ -49,7 +49,7 @@ def test_lines_that_are_none(written, line):
 
 
 def test_line_that_comes_twice(written):
-    with pytest.raises(SqError, match=r"line 3: a at 4 and 32 bits came before"):
+    with pytest.raises(SqError, match=r"line 3: a at 4 and 32 bits has a line before"):
         latency.read(written("layer,bits,input_bits,ms\na,4,32,1\na,4,32,2\n"))
 
 

@@ -54,19 +54,19 @@ def test_costs_of_many_sizes(seed):
     assert found.gap == 0
 
 
-def test_time_that_runs_out_while_costs_are_scaled_anew_costs_no_choice(monkeypatch):
+def test_time_that_runs_out_while_costs_are_scaled_again_costs_no_choice(monkeypatch):
     case = programme([[0.0, 1e9], [0.0, 3.0, 1.0], [2.0, 0.5]], [[1, 1], [9, 1, 5], [1, 2]], 7)
-    wanted, calls, least = milp.solve(case, Effort()), [], milp._Calls.least
+    wanted, calls, minimise = milp.solve(case, Effort()), [], milp._Highs.minimise
 
     def once(self, costs, allowed, *more):
         calls.append(costs)
         if len(calls) > 1:
             raise SqError("allocation.time_limit=1 seconds: no choice of bits was found")
-        return least(self, costs, allowed, *more)
+        return minimise(self, costs, allowed, *more)
 
-    monkeypatch.setattr(milp._Calls, "least", once)
+    monkeypatch.setattr(milp._Highs, "minimise", once)
     found = milp.solve(case, Effort(time_limit=1.0))
-    assert len(calls) == 3, "scaled anew, then the smallest"
+    assert len(calls) == 3, "scaled again, then the smallest"
     assert case.keeps(found.chosen)
     assert found.bound <= wanted.cost <= found.cost
     assert found.cost < 1e9

@@ -5,7 +5,7 @@ import pytest
 from allocation_helpers import layer
 
 from sq.allocation.candidates import Option, Rules, offered, tied
-from sq.allocation.program_setup import mix
+from sq.allocation.program_setup import build_problem
 from sq.errors import SqError
 from sq.types.costs import Budget, Cost
 
@@ -44,7 +44,7 @@ def test_options_are_what_all_tied_layers_have():
         Option(8, 8),
     ]
     assert offered(pair, cost, Budget(4.0), Rules("fed", "weights")) == [Option(8, 8)]
-    with pytest.raises(SqError, match=r"no bits of layer a are priced for both"):
+    with pytest.raises(SqError, match=r"layer a has no bits with a sensitivity of both"):
         offered(
             LAYERS[:1], Cost({"a": {2: 1.0}}, {"a": {4: 1.0}}), Budget(4.0), Rules("fed", "weights")
         )
@@ -57,11 +57,11 @@ def test_costs_of_tied_and_settled_pairs_are_those_of_the_network():
     vectors = random.normal(size=(8, 5))
     gram = vectors @ vectors.T
     cost = Cost(cost.weights, pairs=np.where(owner[:, None] == owner, 0, gram), gram=gram)
-    mixture = mix(cost, LAYERS, Budget(4.0, {"a": 8}), FREE)
+    problem = build_problem(cost, LAYERS, Budget(4.0, {"a": 8}), FREE)
     for chosen in ([0, 1], [0, 2]):
-        weights = mixture.widths(np.array(chosen)).weights
-        assert mixture.programme.cost(np.array(chosen)) == pytest.approx(cost.of(weights))
-    programme = mixture.programme
+        weights = problem.widths(np.array(chosen)).weights
+        assert problem.programme.cost(np.array(chosen)) == pytest.approx(cost.of(weights))
+    programme = problem.programme
     assert not programme.pairs.diagonal().any()
     home = np.zeros(len(programme.pairs), dtype=int)
     home[programme.states] = programme.groups
@@ -80,9 +80,9 @@ def test_costs_of_pairs_that_are_not_numbers_are_named():
 
 def test_bytes_are_those_of_codes_and_of_grids_where_their_size_is_known():
     cost = Cost({each.name: {2: 1.0, 8: 0.5} for each in LAYERS})
-    alone = mix(cost, LAYERS, Budget(4.0, rest={"bytes": 100}), Rules("none", "free"))
+    alone = build_problem(cost, LAYERS, Budget(4.0, rest={"bytes": 100}), Rules("none", "free"))
     known = Budget(4.0, rest={"bytes": 100}, size=lambda layer, bits: 1000 * layer.weights + bits)
-    whole = mix(cost, LAYERS, known, Rules("none", "free"))
+    whole = build_problem(cost, LAYERS, known, Rules("none", "free"))
     chosen = np.array([0, 3, 4, 7])  # 2, 8, 2 and 8 bits
     codes = sum(
         -(-each.weights * bits // 8) for each, bits in zip(LAYERS, (2, 8, 2, 8), strict=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tolerances import gamma
 
-from sq.allocation import convex_bound, pair_exchange, quadratic
+from sq.allocation import convex_bound, quadratic
 from sq.allocation.integer_program import Effort, Programme
 
 
@@ -145,11 +145,11 @@ def test_search_reports_a_bound_that_holds_and_ends_in_a_local_minimum(seed):
 def test_exchange_takes_the_best_change_of_two_groups_first(seed):
     case = programme(seed)
     start = min(every(case), key=lambda c: case.uses["use"][c].sum())
-    ended = pair_exchange.improve(case, start)
+    ended = quadratic.improve(case, start)
     assert case.keeps(ended)
     assert written_out(case, ended) <= written_out(case, start)
     near = [c for c in every(case) if sum(a != b for a, b in zip(c, start, strict=True)) <= 2]
-    first = pair_exchange._best(case, start)
+    first = quadratic._best_change(case, start)
     if first is None:
         assert written_out(case, start) <= min(written_out(case, c) for c in near) + rounding(case)
     else:

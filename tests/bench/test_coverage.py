@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sq.bench import coverage
-from sq.network.coverage import percent
+from sq.network.weight_coverage import percent
 
 COMMITTED = Path(__file__).parents[2] / "results" / "coverage"
 SMALL = {
@@ -45,10 +45,10 @@ def test_at_least_forty_families_of_timm_and_torchvisions_kinds():
 @pytest.mark.parametrize("name", SMALL)
 def test_small_networks_are_found_as_the_table_has_them(name, committed):
     known = {own.name: own for own in coverage.NETWORKS}
-    row = coverage.look(known.get(name) or coverage.Network("ViT", name, 160))
+    row = coverage.measure(known.get(name) or coverage.Network("ViT", name, 160))
     cells = dict(zip(coverage.HEAD, coverage.cells(row), strict=True))
     assert row.unaccounted == 0
-    assert row.found.share + sum(own.share for own in row.found.left_out) == pytest.approx(1)
+    assert row.coverage.share + sum(own.share for own in row.coverage.left_out) == pytest.approx(1)
     if SMALL[name]:
         assert cells["quantized %"] == SMALL[name]
     for line in committed:
@@ -64,7 +64,7 @@ def test_committed_table_keeps_the_bounds(committed):
     assert statistics.median(shares) == 100
     for line, share in zip(committed, shares, strict=True):
         assert line["unaccounted"] == "0"
-        if share < 100 * coverage.LEAST:
+        if share < 100 * coverage.MIN_SHARE:
             largest = line["left out, by reason"].split("; ")[0]
             assert re.fullmatch(r"[\d.]+ % (.*)", largest)[1] in coverage.ARITHMETIC, line[
                 "network"
@@ -76,7 +76,9 @@ def test_markdown_holds_the_lines_of_the_csv(committed):
     for line in committed:
         assert "| " + " | ".join(line.values()) + " |" in text
     below = [
-        line["network"] for line in committed if float(line["quantized %"]) < 100 * coverage.LEAST
+        line["network"]
+        for line in committed
+        if float(line["quantized %"]) < 100 * coverage.MIN_SHARE
     ]
     summary = text.partition("\n")[0]
     assert summary.startswith(

@@ -11,7 +11,7 @@ from sq.calibration import bn_matched
 from sq.calibration.synthesis import inversion
 from sq.errors import SqError
 from sq.model import digits_resnet
-from sq.network import batchnorm, batchnorm_folding
+from sq.network import batchnorm_folding, batchnorm_statistics
 from sq.storage.store import NOWHERE, Store
 from sq.types.problem import Model
 
@@ -41,7 +41,7 @@ def made(resnet):
 
 def distance(model, x):
     with torch.no_grad():
-        return float(batchnorm.seen(model.net, x)[1])
+        return float(batchnorm_statistics.forward_with_distance(model.net, x)[1])
 
 
 def test_far_nearer_than_noise(resnet, made):

@@ -11,14 +11,14 @@ from torch import nn
 from sq.calibration import generated
 from sq.calibration.synthesis import image_request, inversion
 from sq.errors import SqError
-from sq.network import batchnorm
+from sq.network import batchnorm_statistics
 from sq.storage.store import NOWHERE, Store
 from sq.types.problem import Model
 
 
 @pytest.fixture(autouse=True)
 def _few_steps_suffice(monkeypatch):
-    monkeypatch.setattr(image_request, "WRONG", 1.0)
+    monkeypatch.setattr(image_request, "MAX_REFUSED_SHARE", 1.0)
 
 
 SEARCH = {
@@ -144,7 +144,7 @@ def test_the_network_is_left_as_it_was(resnet, made):
 def test_kept_for_other_runs(resnet, tmp_path, monkeypatch):
     kept = Store(str(tmp_path), 1.0, {"name": "digits"})
     first = draw(resnet, kept, steps=2)
-    monkeypatch.setattr(inversion, "Canvas", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(inversion, "FourierImages", lambda *_, **__: pytest.fail("made again"))
     again = draw(resnet, kept, steps=2)
     assert torch.equal(first.x, again.x)
     assert torch.equal(first.y, again.y)
@@ -203,7 +203,10 @@ def test_both_together_keeps_classes_and_matches_statistics(resnet, made):
     both = draw(resnet, bn_weight=50.0, images=20)
     assert both.made["agreement"] >= 0.9
     with torch.no_grad():
-        near, far = (float(batchnorm.seen(resnet.net, own.x[:20])[1]) for own in (both, made))
+        near, far = (
+            float(batchnorm_statistics.forward_with_distance(resnet.net, own.x[:20])[1])
+            for own in (both, made)
+        )
     assert near < far / 3
 
 

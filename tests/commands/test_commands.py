@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import processes
 import pytest
 from cli_helpers import ROOT, call, environment, error_line, records, settings
 
@@ -11,7 +12,7 @@ from sq import __version__, commands
 
 
 def sq(folder, *words, **env):
-    return subprocess.run(
+    return processes.run(
         [sys.executable, "-m", "sq", *words],
         cwd=folder,
         env=environment(folder, PYTHONPATH=str(ROOT), **env),
@@ -151,7 +152,7 @@ def test_experiments_that_are_not_there(words, said, tmp_path):
 )
 def test_settings_of_a_sweep_are_refused_of_one_run(word, tmp_path):
     line = error_line(call(tmp_path, word))
-    assert line == f"sq: {word}: of a sweep, and this is one run: add -m, or leave it out"
+    assert line == f"sq: {word}: applies to sweeps only: add -m or drop it"
     assert not (tmp_path / "results").exists()
 
 
@@ -162,7 +163,7 @@ def test_settings_of_hydra_that_a_single_run_has_are_not_refused(tmp_path):
 @pytest.mark.parametrize("name", ["status", "track", "report", "bench", "reproduce"])
 def test_commands_are_modules_as_well(name):
     """As they were called before there was `sq`."""
-    result = subprocess.run(
+    result = processes.run(
         [sys.executable, "-m", f"sq.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr

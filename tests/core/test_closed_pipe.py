@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import processes
 import pytest
 from cli_helpers import PATIENCE, ROOT, command, environment
 
@@ -31,9 +32,7 @@ def closed():
 def start(folder, words, **streams):
     # Buffered, as by default: else argparse itself passes over a write that fails.
     env = environment(folder, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="")
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, env=env, timeout=PATIENCE, **streams
-    )
+    return processes.run([sys.executable, *words], cwd=folder, env=env, timeout=PATIENCE, **streams)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from cli_helpers import PATIENCE, ROOT, compose, environment, error_line
@@ -112,7 +113,7 @@ def folder(tmp_path_factory):
     }.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    subprocess.run(
+    processes.run(
         [sys.executable, "-c", TRAIN], cwd=folder, env=outside(folder), check=True, timeout=PATIENCE
     )
     return folder
@@ -145,7 +146,7 @@ def call(cwd: Path, results: Path, *words: str, path: tuple[Path, ...] = (), **e
     # as argparse wants it
     order = [words[i] for i in first] + [word for i, word in enumerate(words) if i not in first]
     order += [*CHEAP, *places]
-    return subprocess.run(
+    return processes.run(
         [sys.executable, str(ROOT / "run.py"), *order],
         cwd=cwd,
         env=outside(results, *path, **env),
@@ -310,7 +311,7 @@ def test_record_of_a_plugin_read_again_without_it(folder, first):
 
 def test_report_on_records_of_a_plugin_needs_it_not(folder, first, tmp_path):
     command = [sys.executable, "-m", "sq.report", "runs", "--results", str(first / "results")]
-    done = subprocess.run(
+    done = processes.run(
         command,
         cwd=tmp_path,
         env=outside(tmp_path),
@@ -615,7 +616,7 @@ def test_names_in_the_environment_are_separated_by_commas(tmp_path):
         (tmp_path / f"{name}.py").write_text("")
     code = "from sq.core import plugins; print(*plugins.allowed())"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(
+    done = processes.run(
         command,
         cwd=tmp_path,
         env=outside(tmp_path, SQ_PLUGINS=" one, two,,"),

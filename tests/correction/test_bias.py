@@ -52,7 +52,7 @@ def resnet(request, batch):
     net.load_state_dict(load_file(WEIGHTS), strict=False)
     net.eval()
     if request.param == "folded":
-        assert fold(net, batch.x[:2]).left == []
+        assert fold(net, batch.x[:2]).not_folded == []
     return net
 
 
@@ -204,7 +204,7 @@ def test_a_network_it_does_not_help_is_restored(resnet, batch):
 
 def test_harm_is_undone(resnet, batch, monkeypatch):
     # a rule that makes everything worse: nothing of it may stay, not even a bias of zeros
-    monkeypatch.setattr(bias.Bias, "shift", lambda self: self.off * 0 + 9)
+    monkeypatch.setattr(bias.Bias, "shift", lambda self: self.correction * 0 + 9)
     net = round_weights(resnet, 4)
     before = copy.deepcopy(net)
     parameters = dict(net.named_parameters())

@@ -13,7 +13,7 @@ from sq.config.instantiate import build
 from sq.correction import batchnorm, layer_by_layer, none, reestimate
 from sq.grid import uniform
 from sq.model.digits_resnet import WEIGHTS, DigitsResNet
-from sq.network import batchnorm as bn
+from sq.network import batchnorm_statistics as bn
 from sq.network import geometry, hooks
 from sq.types.images import Batch
 
@@ -75,7 +75,7 @@ def small():
     nn.init.normal_(net[1].bias)
     x = torch.randn(40, 2, 6, 6, dtype=torch.float64)
     with torch.no_grad():
-        fed = bn.channels(net[0](x))
+        fed = bn.by_channel(net[0](x))
     bn.set_running(net[1], fed.mean(1), fed.var(1, unbiased=False))
     return net.eval(), x
 
@@ -166,7 +166,7 @@ def test_statistics_move_as_the_input_moved():
     ours = copy.deepcopy(theirs)
     x_r = torch.randn(6, 3, 4, 4, dtype=torch.float64)
     x_q = 1.2 * x_r + 0.3 * torch.randn_like(x_r) + 0.5
-    one = batchnorm.Statistics(ours, theirs)
+    one = batchnorm.RunningStatistics(ours, theirs)
     assert one.changed() is False
     dims, eps = (0, 2, 3), theirs.eps
     for end in (4, 6):  # after each batch, by all of them so far
@@ -219,9 +219,9 @@ def test_logit_error_never_rises(resnet, batch, bits):
 def test_harm_is_undone(resnet, batch, monkeypatch):
     # a rule that makes everything worse: nothing of it may stay
     monkeypatch.setattr(
-        batchnorm.Statistics,
+        batchnorm.RunningStatistics,
         "shifted",
-        lambda self: (self.ours.running_mean + 9, self.ours.running_var),
+        lambda self: (self.module.running_mean + 9, self.module.running_var),
     )
     net = round_weights(resnet, 4)
     before = copy.deepcopy(net)
@@ -261,7 +261,7 @@ def test_reestimate_averages_over_batches(small):
     bn.set_running(net[1], torch.full((4,), 9.0).double(), torch.full((4,), 9.0).double())
     reestimate.correct(net, reference, images(x), batch_size=20, guard=False)
     with torch.no_grad():
-        fed = [bn.channels(net[0](part)) for part in x.split(20)]
+        fed = [bn.by_channel(net[0](part)) for part in x.split(20)]
     assert_near(net[1].running_mean, sum(f.mean(1) for f in fed) / 2, MEANS)
     assert_near(net[1].running_var, sum(f.var(1, unbiased=False) for f in fed) / 2, 2 * MEANS)
 

@@ -35,7 +35,7 @@ def split(count=10, **more):
 
 def stream(count=10, crop=(0.2, 0.5), seed=0):
     prepare = Normalise(SIZE, (0.0,) * 3, (1 / 255,) * 3)
-    return training_feed.Stream(
+    return training_feed.StreamFeed(
         split(count),
         range(count),
         prepare,
@@ -47,7 +47,7 @@ def stream(count=10, crop=(0.2, 0.5), seed=0):
 
 
 def kept(count=10, seed=0):
-    return training_feed.Memory(
+    return training_feed.MemoryFeed(
         torch.arange(count).view(-1, 1, 1, 1).float(), torch.arange(count) % 3, seed
     )
 
@@ -103,7 +103,7 @@ def test_parts_are_drawn_anew_each_epoch_at_the_size_of_the_network():
 )
 def test_a_part_lies_within_the_image(width, height, a, b, seed):
     crop = (min(a, b), max(a, b))
-    left, top, right, bottom = training_feed.part(
+    left, top, right, bottom = training_feed.random_crop(
         width, height, crop, torch.Generator().manual_seed(seed)
     )
     assert 0 <= left < right <= width
@@ -113,7 +113,7 @@ def test_a_part_lies_within_the_image(width, height, a, b, seed):
 def test_shares_and_shapes_of_parts_are_those_asked_for():
     draw = torch.Generator().manual_seed(0)
     boxes = torch.tensor(
-        [training_feed.part(400, 400, (0.1, 0.4), draw) for _ in range(2000)]
+        [training_feed.random_crop(400, 400, (0.1, 0.4), draw) for _ in range(2000)]
     ).double()
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     shares, shapes = w * h / 400**2, (w / h).log()
@@ -125,7 +125,7 @@ def test_shares_and_shapes_of_parts_are_those_asked_for():
 
 
 def test_where_no_part_fits_the_middle_is_taken():
-    assert training_feed.part(1000, 10, (1.0, 1.0), torch.Generator().manual_seed(0)) == (
+    assert training_feed.random_crop(1000, 10, (1.0, 1.0), torch.Generator().manual_seed(0)) == (
         495,
         0,
         505,
@@ -177,9 +177,9 @@ class Problem:
 
 def test_images_are_kept_unless_parts_are_asked_for():
     exact = replace(split(), read=lambda place: image(place).resize(SIZE[::-1]))
-    assert isinstance(training_feed.choose(Problem(exact), None, None, 0), training_feed.Memory)
+    assert isinstance(training_feed.choose(Problem(exact), None, None, 0), training_feed.MemoryFeed)
     assert isinstance(
-        training_feed.choose(Problem(split()), None, [0.1, 1.0], 0), training_feed.Stream
+        training_feed.choose(Problem(split()), None, [0.1, 1.0], 0), training_feed.StreamFeed
     )
     some, same, other = (
         training_feed.choose(Problem(split()), 4, [0.1, 1.0], seed).chosen for seed in (0, 0, 1)
@@ -197,7 +197,7 @@ def test_images_are_kept_unless_parts_are_asked_for():
             replace(split(), y=torch.full((10,), -1)),
             None,
             2**40,
-            "training takes images with labels",
+            "training takes images with class labels",
         ),
         (
             split(),

@@ -27,7 +27,7 @@ def split(count=6, broken=(), **more):
 
 def over(images, batch_size=2, metric=lambda model, seen: list(seen), shape=(1, 2, 2)):
     model = Model(nn.Flatten(), [], shape, "", prepare)
-    return evaluate.Evaluation(model, metric, images, batch_size, torch.device("cpu"))
+    return evaluate.NetworkEvaluator(model, metric, images, batch_size, torch.device("cpu"))
 
 
 def test_images_that_cannot_be_read_are_left_out_and_listed():
@@ -75,9 +75,9 @@ def test_images_of_another_shape_stop_before_the_network():
 
 
 def test_images_that_run_together_suit_their_size():
-    assert over(split(), None).size == 256
-    assert over(split(), None, shape=(3, 1024, 1024)).size == 1
-    assert over(split(), 7, shape=(3, 1024, 1024)).size == 7
+    assert over(split(), None).batch_size == 256
+    assert over(split(), None, shape=(3, 1024, 1024)).batch_size == 1
+    assert over(split(), 7, shape=(3, 1024, 1024)).batch_size == 7
 
 
 def labelled(classes, names=()):

@@ -43,10 +43,10 @@ def made(fit, policy, activations=()):
     net.append(nn.Flatten()).append(nn.Linear(4, 2)).eval()
     x = torch.randn(5, 1, 4, 4)
     batch = Calibration(x, torch.zeros(5).long(), [str(i) for i in range(5)])
-    whole = tracing.settle(Model(net, geometry.find(net)[0], (1, 4, 4), "c" * 64, None), x[:1])
-    model = first_last.leave(whole, policy)
+    whole = tracing.trace(Model(net, geometry.find(net)[0], (1, 4, 4), "c" * 64, None), x[:1])
+    model = first_last.without_kept_layers(whole, policy)
     found = layer_statistics.collect(model, batch, batch_size=5, positions=1.0, seed=0)
-    bits = {layer.name: 3 for layer in model.layers} | first_last.widths(whole, policy)
+    bits = {layer.name: 3 for layer in model.layers} | first_last.fixed_bits(whole, policy)
     problem = Problem(model, batch, found, fit, bits, {name: Levels() for name in activations})
     quantized = layerwise.quantize(replace(problem, activations={}), solve=rtn.solve, damp=0.01)
     return summarize.summarise(whole, problem, quantized), quantized

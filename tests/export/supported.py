@@ -17,7 +17,7 @@ from torch import nn
 from sq.activation import insertion
 from sq.errors import SqError
 from sq.export import container, onnx_export, onnx_session, packed
-from sq.export.onnx_session import LEAST_SNR, LEAST_SNR_ROUNDED, snr
+from sq.export.onnx_session import MIN_SNR, MIN_SNR_ROUNDED, snr
 from sq.export.tensor_codec import Reader, Writer
 from sq.grid.level_grid import LevelGrid
 from sq.grid.uniform_grid import per_tensor
@@ -149,7 +149,7 @@ class Trial:
             return False
         if format == "packed":
             assert torch.equal(got, wanted), "packed files are exact"
-        least = LEAST_SNR_ROUNDED if fed else LEAST_SNR
+        least = MIN_SNR_ROUNDED if fed else MIN_SNR
         assert snr(wanted, got) > least, "a format that holds it computes it"
         return True
 

@@ -28,6 +28,6 @@ def test_many_codes_go_in_parts(width, monkeypatch):
         2**width, (1000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32
     )
     whole = bit_packing.pack(codes, width)
-    monkeypatch.setattr(bit_packing, "CHUNK", 64)
+    monkeypatch.setattr(bit_packing, "CHUNK_CODES", 64)
     assert torch.equal(bit_packing.pack(codes, width), whole)
     assert torch.equal(bit_packing.unpack(whole, width, 1000), codes)

@@ -105,7 +105,7 @@ def test_damaged_files_are_refused_each_in_one_line_and_in_little_memory(file, t
 
 def test_content_that_was_changed_and_hashed_again_is_not_believed_to_be_small(tmp_path):
     bomb = container.zlib.compress(b"[" + b"{}," * 2**26, 9)
-    tensors = {container.TEXT: torch.frombuffer(bytearray(bomb), dtype=torch.uint8)}
+    tensors = {container.LAYOUT_TENSOR: torch.frombuffer(bytearray(bomb), dtype=torch.uint8)}
     about = {container.FORMAT: f"{container.VERSION} {container._hash(tensors)}"}
     (tmp_path / "bomb").write_bytes(save(tensors, about))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -134,7 +134,7 @@ def test_other_files_are_told_apart(tmp_path):
         "b": save({"x": torch.ones(3)}, {"format": "pt"}),
     }.items():
         (tmp_path / name).write_bytes(made)
-    assert "is damaged (it says nothing of itself)" in refusal(tmp_path / "a")
+    assert "is damaged (it has no metadata)" in refusal(tmp_path / "a")
     assert "is no network that export=packed has written" in refusal(tmp_path / "b")
     assert "cannot be read (No such file or directory)" in refusal(tmp_path / "missing")
     assert "cannot be read (Is a directory)" in refusal(tmp_path)

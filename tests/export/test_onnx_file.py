@@ -15,7 +15,7 @@ from sq.core import processor
 from sq.errors import SqError
 from sq.export import onnx as own
 from sq.export import onnx_export, onnx_qdq, onnx_session
-from sq.export.finished_run import Finished
+from sq.export.finished_run import FinishedRun
 from sq.grid.level_grid import LevelGrid
 from sq.grid.uniform_grid import UniformGrid, per_tensor
 from sq.network import geometry, residual_adds
@@ -137,7 +137,7 @@ def test_what_the_format_cannot_hold_is_said_before_anything_runs(words, cause, 
 
 
 def test_what_only_the_grids_show_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_qdq, "MOST", 3)
+    monkeypatch.setattr(onnx_qdq, "MAX_BITS", 3)
     done = call(tmp_path, "export=onnx", "bits=4")
     assert (
         "stem.0 has codes of more than 3 bits, which ONNX cannot hold: use export=packed"
@@ -199,7 +199,7 @@ def test_a_file_that_is_fed_something_else_says_where(layer, tmp_path, monkeypat
     monkeypatch.setattr(onnx_qdq, "put_input", wrong)
     done = call(tmp_path, "export=onnx", "activation=mse", "activation.bits=4")
     assert (
-        f"it begins at what {layer} is fed, although weights are ours; use export=packed"
+        f"it begins at the input of {layer}, although weights are ours; use export=packed"
         in done.stderr
     )
     assert list(tmp_path.rglob("*.onnx*")) == []
@@ -207,10 +207,9 @@ def test_a_file_that_is_fed_something_else_says_where(layer, tmp_path, monkeypat
 
 def test_outputs_that_are_no_numbers_are_far():
     assert (
-        not onnx_session.snr(torch.ones(2), torch.tensor([1.0, torch.nan]))
-        >= onnx_session.LEAST_SNR
+        not onnx_session.snr(torch.ones(2), torch.tensor([1.0, torch.nan])) >= onnx_session.MIN_SNR
     )
-    assert onnx_session.snr(torch.ones(2), torch.ones(2)) >= onnx_session.LEAST_SNR
+    assert onnx_session.snr(torch.ones(2), torch.ones(2)) >= onnx_session.MIN_SNR
 
 
 class Small(nn.Module):
@@ -238,7 +237,7 @@ def test_small_layers_and_such_that_are_called_twice(kind, tmp_path):
         fit=grids.fit(kind),
     )
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
-    done = Finished(
+    done = FinishedRun(
         {"outputs": str(tmp_path), "name": "small"},
         given.model,
         given,
@@ -278,7 +277,7 @@ def test_layers_of_tokens(bits, fed, tmp_path):
         residual_adds.attach(made.net, {"add.0.right": per_tensor(-4.0, 4.0, 8, False)})
     config = {"outputs": str(tmp_path), "name": "small"}
     said = own.write(
-        Finished(config, given.model, given, made, None, lambda net: Agrees()),
+        FinishedRun(config, given.model, given, made, None, lambda net: Agrees()),
         least_bits=4,
         unsigned=False,
     )
@@ -307,7 +306,7 @@ def test_a_shared_weight_is_named(tmp_path):
         SqError, match="0 shares its weight, which ONNX cannot hold: use export=packed"
     ):
         own.write(
-            Finished(
+            FinishedRun(
                 {"outputs": str(tmp_path), "name": "small"}, given.model, given, made, None, None
             ),
             least_bits=4,
@@ -358,7 +357,7 @@ def write_symmetric(folder, net, x, bits, **knobs):
     model = Model(net, geometry.find(net)[0], tuple(x.shape[1:]), "", None)
     given = problem_of(model, x, bits, 8, fit=grids.fit("uniform", symmetric=True))
     made = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
-    done = Finished(
+    done = FinishedRun(
         {"outputs": str(folder), "name": "small"}, model, given, made, None, lambda net: Agrees()
     )
     said = own.write(done, least_bits=4, **knobs)

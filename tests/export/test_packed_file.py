@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from cli_helpers import ROOT, call, records
@@ -133,7 +134,7 @@ def test_it_is_read_where_there_is_no_checkpoint(tmp_path, needs_data):
         "PYTHONPATH": str(ROOT)
     }
     out = tmp_path / "out.pt"
-    subprocess.run(
+    processes.run(
         [sys.executable, "-c", FAR, str(file), "3,32,32", str(out)],
         env=kept,
         cwd=tmp_path,

@@ -59,7 +59,7 @@ def test_bytes_are_those_that_records_and_budgets_count(kind):
     given = replace(problem(tricky(), images(8), labels(8)), fit=grids.fit(kind))
     given.bits.update({layer.name: 3 for layer in given.model.layers})
     done = layerwise.quantize(given, solve=rtn.solve, damp=0.01)
-    size = resource_counts.sizes(given)
+    size = resource_counts.size_function(given)
     for layer in given.model.layers:
         own = done.layers[layer.name]
         assert (

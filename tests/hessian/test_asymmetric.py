@@ -87,7 +87,7 @@ class Twice(nn.Module):
 
 def model_of(net, shape):
     found, skipped = geometry.find(net)
-    return tracing.settle(Model(net, found, shape, "", None, skipped), torch.randn(1, *shape))
+    return tracing.trace(Model(net, found, shape, "", None, skipped), torch.randn(1, *shape))
 
 
 def fed(net, name, x):
@@ -187,7 +187,7 @@ def test_layers_are_solved_for_all_their_calls(numbers, monkeypatch):
     net = Looping().eval()
     monkeypatch.setattr("sq.runtime.batching.ELEMENTS", 2 * 4)  # parts of two images
     found, skipped = geometry.find(net)
-    model = tracing.settle(Model(net, found, (4,), "", None, skipped), x)
+    model = tracing.trace(Model(net, found, (4,), "", None, skipped), x)
     batch = Calibration(x, torch.zeros(6), [str(i) for i in range(6)], inputs="quantized")
     collected = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     config = compose("quantizer=gptq", "bits=3")[0]

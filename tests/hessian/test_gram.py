@@ -39,7 +39,7 @@ def both(module, x, batches=2):
     # the sum of `gram` over batches of float32 inputs, the definition in float64, and how far they
     # may be apart
     (layer,), _ = geometry.find(nn.Sequential(module))
-    way = gram.of(layer, x, 1.0, 0)
+    way = gram.choose(layer, x, 1.0, 0)
     with torch.no_grad():
         used = sum(
             way.add(part, geometry.positions(module, module(part))) for part in x.chunk(batches)
@@ -79,7 +79,7 @@ def test_equals_the_definition(name, mean):
 def test_ways_taken():
     def way(module, shape):
         (layer,), _ = geometry.find(nn.Sequential(module))
-        return type(gram.of(layer, torch.zeros(2, *shape), 1.0, 0))
+        return type(gram.choose(layer, torch.zeros(2, *shape), 1.0, 0))
 
     taken = {name: way(module, shape) for name, (module, shape) in CASES.items()}
     direct = {
@@ -125,7 +125,7 @@ def test_images_of_different_sizes_add_up():
         torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
         for size in ((8, 9), (5, 4), (1, 6))
     ]
-    way, wanted, bound = gram.of(layer, batches[0], 1.0, 0), 0, 0
+    way, wanted, bound = gram.choose(layer, batches[0], 1.0, 0), 0, 0
     assert isinstance(way, gram.ByDistance)
     for x in batches:
         way.add(x, x[:, 0].numel())
@@ -149,7 +149,7 @@ def test_inputs_that_do_not_fit_the_outputs_are_noticed():
     (layer,), _ = geometry.find(nn.Sequential(module))
     for way in (
         gram.Direct(layer, torch.device("cpu")),
-        gram.of(layer, torch.zeros(1, 3, 8, 8), 1.0, 0),
+        gram.choose(layer, torch.zeros(1, 3, 8, 8), 1.0, 0),
     ):
         with pytest.raises(AssertionError, match="layer 0: 64 columns of inputs, 63 outputs"):
             way.add(torch.zeros(1, 3, 8, 8), 63)

@@ -15,7 +15,7 @@ KNOBS = {"images": 100, "draws": 100, "tolerance": 1e-9, "seed": 0}
 
 def model_of(net, x):
     found, skipped = geometry.find(net.eval())
-    return tracing.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x[:1])
+    return tracing.trace(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x[:1])
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +164,11 @@ def test_what_goes_together_changes_nothing(hard, monkeypatch, draws):
     once = label_free_scores.activation_scores(model, x, draws, 7)
     several = label_free_scores.weight_scores(model, x, **KNOBS | {"draws": draws})[0]
     monkeypatch.setattr(
-        label_free_scores.batching, "images_per_pass", lambda *_: 2 * label_free_scores.HEAVIER
+        label_free_scores.batching,
+        "images_per_pass",
+        lambda *_: 2 * label_free_scores.SECOND_ORDER_MEMORY,
     )
-    monkeypatch.setattr("sq.network.per_sample_gradients.GRADIENTS", 1)
+    monkeypatch.setattr("sq.network.per_sample_gradients.GRADIENT_ELEMENTS", 1)
     for name, own in label_free_scores.activation_scores(model, x, draws, 7).items():
         torch.testing.assert_close(own, once[name], rtol=1e-5, atol=0)
     for name, own in label_free_scores.weight_scores(model, x, **KNOBS | {"draws": draws})[
@@ -188,7 +190,7 @@ def test_it_stops_once_settled(hard):
         label_free_scores.weight_scores(wide, x, images=5, draws=250, tolerance=t, seed=0)[1]
         for t in (10.0, 0.5, 0.2)
     ]
-    assert settled[0] == label_free_scores.random.LEAST
+    assert settled[0] == label_free_scores.monte_carlo.LEAST
     assert settled[0] < settled[1] < settled[2] < 250
 
 

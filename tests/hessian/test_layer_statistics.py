@@ -180,7 +180,7 @@ def test_a_share_of_positions_estimates_the_same_hessian(tiny):
         found = half.layers[name]
         assert found.positions == own.positions
         if name == "head":
-            continue  # one position an image: half of them would be enough, see LEAST
+            continue  # one position an image: half of them would be enough, see MIN_POSITIONS_PER_INPUT
         distance = torch.linalg.norm(found.hessian - own.hessian) / torch.linalg.norm(own.hessian)
         assert 0 < distance < 0.2
         if name != "twice":  # its two calls draw in turn, batch by batch

@@ -30,12 +30,12 @@ def batch(digits_train):
 
 @pytest.fixture(scope="module")
 def model(resnet):
-    return tracing.settle(resnet, torch.zeros(1, 1, 8, 8))
+    return tracing.trace(resnet, torch.zeros(1, 1, 8, 8))
 
 
 @pytest.mark.parametrize("range", ["minmax", "mse"])
 def test_ranges_that_do_not_ask_cost_nothing(monkeypatch, model, batch, range):
-    monkeypatch.setattr(label_free_scores, "_shape", None)
+    monkeypatch.setattr(label_free_scores, "_output_shape", None)
     assert weight_importance.collect(grid(f"grid.range={range}"), model, batch, NOWHERE) == ({}, {})
 
 
@@ -48,7 +48,7 @@ def test_it_is_the_label_free_hessian_and_kept_for_other_runs(monkeypatch, tmp_p
         model, batch.x, images=16, draws=10, tolerance=1.0, seed=3
     )
     assert all(torch.equal(h[layer.name], wanted[layer.name]) for layer in model.layers)
-    monkeypatch.setattr(label_free_scores, "_shape", None)
+    monkeypatch.setattr(label_free_scores, "_output_shape", None)
     again, about = weight_importance.collect(fit, model, batch, kept)
     assert about["importance"]["cached"]
     assert all(torch.equal(again[name], own) for name, own in h.items())

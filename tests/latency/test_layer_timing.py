@@ -47,7 +47,7 @@ def alike(model, beside=BETWEEN):
 
 def run(model, x):
     """Return what a model says: sums of bytes are exact on processors without VNNI as well."""
-    return onnx_session.Session(model.SerializeToString(), onnx_session.EXACT)(x)
+    return onnx_session.Session(model.SerializeToString(), onnx_session.EXACT_SUMS)(x)
 
 
 def test_layers_that_are_called_alike_are_timed_once():
@@ -98,14 +98,14 @@ def test_what_stands_next_to_layers():
 @pytest.mark.parametrize("index", range(4))
 def test_a_layer_in_full_precision_computes_what_it_does(index):
     own = alike(net_of())[index]
-    x = own.fed(32)
+    x = own.example_input(32)
     assert_near(run(own.model(None, 32), x), own.module(x), of_layers(own.module, x.dtype))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_floats_in_floats_out_where_inputs_are_in_full_precision(bits):
     own = alike(net_of())[0]
-    x = own.fed(32)
+    x = own.example_input(32)
     codes, grid = layer_timing.nearest_symmetric(geometry.weight(own.module), bits)
     W = grid.decode(codes).view(own.module.weight.shape)
     torch.testing.assert_close(
@@ -121,7 +121,7 @@ def test_floats_in_floats_out_where_inputs_are_in_full_precision(bits):
 def test_codes_where_codes_are(index, bits, beside):
     own = alike(net_of(), beside)[index]
     codes, grid = layer_timing.nearest_symmetric(geometry.weight(own.module), bits)
-    x, model = own.fed(8), own.model((codes, grid), 8)
+    x, model = own.example_input(8), own.model((codes, grid), 8)
     onnx.checker.check_model(model, full_check=True)
     got = run(model, x)
     assert (x.dtype == torch.uint8) == beside.codes_in
@@ -196,7 +196,7 @@ def test_inputs_of_less_than_8_bits_are_clipped_in_full_precision():
     own = alike(net_of())[0]
     weight = layer_timing.nearest_symmetric(geometry.weight(own.module), 8)
     kinds = {wide: [node.op_type for node in own.model(weight, wide).graph.node] for wide in (4, 8)}
-    assert own.fed(8).dtype == torch.uint8
-    assert own.fed(4).dtype == torch.float32
+    assert own.example_input(8).dtype == torch.uint8
+    assert own.example_input(4).dtype == torch.float32
     assert "Clip" in kinds[4]
     assert "Clip" not in kinds[8]

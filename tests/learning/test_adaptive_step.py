@@ -3,8 +3,14 @@ import torch
 
 from sq.errors import SqError
 from sq.grid.uniform_grid import per_tensor
-from sq.learning.adaptive_step import LEAST, Adapted, Adapter, AdaptiveGrid, AdaptiveInput
-from sq.learning.learned_step import Input
+from sq.learning.adaptive_step import (
+    MIN_BETA,
+    Adapter,
+    AdaptiveGrid,
+    AdaptiveInputQuantizer,
+    AdaptiveQuantize,
+)
+from sq.learning.learned_step import InputQuantizer
 
 SHAPES = [(5, 3), (4, 12), (3, 6, 4, 4), (2, 16, 3, 3)]
 
@@ -34,7 +40,7 @@ def test_beta_by_hand():
     own, x = learned(8), inputs((3, 8, 2, 5))
     means = x.mean((2, 3))
     hidden = (means @ own.squeeze.weight.T + own.squeeze.bias).clamp(min=0)
-    wanted = (hidden @ own.last.weight.T + own.last.bias).clamp(min=0)[:, 0].clamp(min=LEAST)
+    wanted = (hidden @ own.last.weight.T + own.last.bias).clamp(min=0)[:, 0].clamp(min=MIN_BETA)
     assert own.squeeze.out_features == 2
     assert torch.allclose(own(x), wanted)
     assert len({round(float(b), 6) for b in own(x).detach()}) == 3, "each sample has its own"
@@ -49,7 +55,7 @@ def test_a_step_is_never_zero():
     own = Adapter(3, 0)
     with torch.no_grad():
         own.last.bias.fill_(-1.0)
-    assert torch.equal(own(torch.randn(4, 3)), torch.full((4,), LEAST))
+    assert torch.equal(own(torch.randn(4, 3)), torch.full((4,), MIN_BETA))
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (4, 5, 2, 2)])
@@ -73,14 +79,14 @@ def test_derivatives_by_finite_differences(shape):
     x, g = inputs(shape).requires_grad_(), inputs(shape, 1)
     scale = (0.3 + 0.05 * inputs((shape[0],), 2).tanh()).requires_grad_()
     low, high = torch.tensor(-3.0, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
-    by_x, by_scale = torch.autograd.grad(Adapted.apply(x, scale, low, high), (x, scale), g)
+    by_x, by_scale = torch.autograd.grad(AdaptiveQuantize.apply(x, scale, low, high), (x, scale), g)
     with torch.no_grad():
         at, step = x / scale.view(-1, *[1] * (x.ndim - 1)), 1e-6
         assert bool((at < low).any() & (at > high).any() & (at.abs() < 3).any()), (
             "every case is there"
         )
         assert torch.allclose(
-            Adapted.apply(x, scale, low, high), surrogate(x, scale, low, high, at)
+            AdaptiveQuantize.apply(x, scale, low, high), surrogate(x, scale, low, high, at)
         )
         for i in range(len(scale)):
             nudge = torch.zeros_like(scale)
@@ -98,7 +104,7 @@ def test_derivatives_by_the_closed_forms():
     x = torch.tensor([[0.2, 0.8, -4.5, 4.5]], dtype=torch.float64, requires_grad=True)
     s, beta = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.25, 2.0))
     low, high = torch.tensor(-2.0), torch.tensor(3.0)
-    y = Adapted.apply(x, (s * beta).reshape(1), low, high)
+    y = AdaptiveQuantize.apply(x, (s * beta).reshape(1), low, high)
     assert y.tolist() == [[0.0, 1.0, -1.0, 1.5]]
     g = torch.tensor([[1.0, 10.0, 100.0, 1000.0]], dtype=torch.float64)
     by_x, by_s, by_beta = torch.autograd.grad(y, (x, s, beta), g)
@@ -137,7 +143,7 @@ def test_at_start_gradients_are_those_of_one_step_for_all(last):
     )
     x = x[: 4 * 8 * 31].view(4, 8, 31, 1)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    one, other = Input(grid), AdaptiveInput(grid, Adapter(8, 0))
+    one, other = InputQuantizer(grid), AdaptiveInputQuantizer(grid, Adapter(8, 0))
     g, found = inputs(x.shape, 1).float(), []
     for own in (one, other):
         given = x.clone().requires_grad_()

@@ -3,8 +3,8 @@ import torch
 from tolerances import assert_within, relative
 
 from sq.grid.uniform_grid import per_tensor
-from sq.learning.learned_step import Input
-from sq.learning.schedules import Mix
+from sq.learning.learned_step import InputQuantizer
+from sq.learning.schedules import PrecisionMix
 
 
 def slow(x, sigma, grid, m):
@@ -25,11 +25,13 @@ def inputs(shape, seed=0):
 @pytest.mark.parametrize("m", [1.0, 0.3, "drawn"])
 def test_value_and_derivatives_are_those_of_the_formula(shape, low, m):
     grid = per_tensor(low, 1.3, 3, False)
-    own, x = Input(grid), inputs(shape).requires_grad_()
+    own, x = InputQuantizer(grid), inputs(shape).requires_grad_()
     with torch.no_grad():
         own.sigma.fill_(1.1)
-    mix = Mix(0.4 if m == "drawn" else 1 - m, m == "drawn", torch.Generator().manual_seed(5))
-    again = Mix(mix.share, mix.drawn, torch.Generator().manual_seed(5))
+    mix = PrecisionMix(
+        0.4 if m == "drawn" else 1 - m, m == "drawn", torch.Generator().manual_seed(5)
+    )
+    again = PrecisionMix(mix.share, mix.drawn, torch.Generator().manual_seed(5))
     y, wanted = own(x, mix), slow(x, own.sigma, grid, again.quantized(x))
     rounding = relative(6, x.dtype)
     assert_within(y, wanted, rounding * float(x.detach().abs().max()))
@@ -46,16 +48,21 @@ def test_value_and_derivatives_are_those_of_the_formula(shape, low, m):
 
 def test_without_a_mix_it_is_the_nearest_grid_value():
     grid, x = per_tensor(-1.0, 2.0, 4, False), inputs((50,))
-    assert torch.equal(Input(grid)(x), grid.nearest(x))
+    assert torch.equal(InputQuantizer(grid)(x), grid.nearest(x))
 
 
 def test_nothing_quantized_is_the_input_itself():
     x = inputs((5,))
-    assert Input(per_tensor(0.0, 1.0, 4, False))(x, Mix(1.0, True, torch.Generator())) is x
+    assert (
+        InputQuantizer(per_tensor(0.0, 1.0, 4, False))(
+            x, PrecisionMix(1.0, True, torch.Generator())
+        )
+        is x
+    )
 
 
 def test_learned_factor_is_in_the_grid():
-    own, x = Input(per_tensor(0.0, 1.0, 4, False)), inputs((50,))
+    own, x = InputQuantizer(per_tensor(0.0, 1.0, 4, False)), inputs((50,))
     with torch.no_grad():
         own.sigma.fill_(0.8)
     assert torch.equal(own.grid().nearest(x), own(x))

@@ -23,7 +23,10 @@ def test_factors_of_scales_stay_above_zero_and_a_line_says_so(rates, capsys):
     settings("learn", iterations=12, batch=8, rates=rates)(
         own, reconstruction.Part("network", part.layers, error)
     )
-    assert "network: factors of scales of 2 layers ended at 0.001" in capsys.readouterr().err
+    assert (
+        "network: scale factors of 2 layers ended at their lower limit 0.001"
+        in capsys.readouterr().err
+    )
     for layer in own.student.roundings.values():
         assert (layer.grid().scale > 0).all()
     for given in own.student.inputs.values():
@@ -33,7 +36,7 @@ def test_factors_of_scales_stay_above_zero_and_a_line_says_so(rates, capsys):
 def test_usual_rates_are_not_told_of(capsys):
     own = session(toy())
     settings("learn", iterations=3, batch=8, rates={"scale": 0.01})(own, whole(own))
-    assert "factors" not in capsys.readouterr().err
+    assert "scale factors" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("beta", [[20.0], [20.0, -2.0], [20.0, 0.0], [20.0, 2.0, 1.0], 20.0])
@@ -55,8 +58,8 @@ def test_passes_of_less_precision_learn_with_losses_of_full():
     student.precision = "bfloat16"
     layer = student.net[0]
     handle = layer.register_forward_hook(lambda module, args, y: seen.append(y.dtype))
-    with student.watched(), student.lent([*student.roundings], "soft", None):
-        student.run(student.net, given.batch.x)
+    with student.quantized_inputs(), student.learned_weights([*student.roundings], "soft", None):
+        student.compute(student.net, given.batch.x)
     handle.remove()
     assert seen == [torch.bfloat16]
     for keep in ("none", "linear", "bernoulli"):
@@ -67,14 +70,14 @@ def test_passes_of_less_precision_learn_with_losses_of_full():
         def error(index, generator, own=own, part=part, wanted=wanted):
             from sq.learning.weighted_mse import squares
 
-            y = own.student.run(own.student.net, own.student.problem.batch.x)
+            y = own.student.compute(own.student.net, own.student.problem.batch.x)
             loss = squares(y, wanted, torch.ones(len(wanted)), 3)
             assert loss.dtype == torch.float32
             return loss, dict.fromkeys(part.layers, 1.0)
 
         rates = {"rounding": 0.02, "bias": 0.003, "scale": 0.003, "input": 0.003}
         knobs = {"iterations": 30, "batch": 32, "rates": rates, "forward": "hard", "keep": keep}
-        with own.student.watched():
+        with own.student.quantized_inputs():
             settings("learn", **knobs, precision="bfloat16")(
                 own, reconstruction.Part("network", part.layers, error)
             )

@@ -10,7 +10,7 @@ from torch import nn
 
 from sq.errors import SqError
 from sq.learning import reconstruction
-from sq.learning.session import Part, Session
+from sq.learning.learning_run import LearningRun, Part
 from sq.learning.student import Student
 from sq.learning.weighted_mse import squares
 from sq.storage.resume import Location, Resume
@@ -23,7 +23,7 @@ def toy(seed=8):
 
 def session(net, images=32, place=None, bits=2, **more):
     student = Student(problem(net, images=images, bits=bits, **more), START, 1e-3)
-    return Session(student, Resume(student.values, place), images, seed=0, every=7)
+    return LearningRun(student, Resume(student.values, place), images, seed=0, save_every=7)
 
 
 def whole(own):
@@ -65,7 +65,7 @@ def test_two_layers_reach_the_best_of_all_roundings(forward, kind):
     assert count == 10
 
     def error():
-        with torch.no_grad(), own.student.lent(names, "fixed", None):
+        with torch.no_grad(), own.student.learned_weights(names, "fixed", None):
             return float(part.error(torch.arange(1), None)[0])
 
     begun = {name: own.student.roundings[name].alpha.detach().clone() for name in names}
@@ -148,7 +148,7 @@ def test_inputs_that_stay_in_full_precision_have_nothing_to_learn():
 def test_scales_of_inputs_alone_are_learned_once_inputs_are_quantized(keep):
     own = session(toy(), activation_bits=3)
     before = {name: p.clone() for name, p in own.student.values.named_parameters()}
-    with own.student.watched():
+    with own.student.quantized_inputs():
         settings("learn", iterations=4, batch=8, rates=INPUTS, keep=keep)(own, whole(own))
     changed = {
         name
@@ -174,7 +174,7 @@ def test_nan_names_the_step_and_the_term_and_keeps_the_last_good_state(tmp_path,
 
     with pytest.raises(
         SqError,
-        match=rf"network: {term} is (nan|inf) at step 5: the same settings .* kept in .*state\.safetensors, to",
+        match=rf"network: {term} is (nan|inf) at step 5: the same settings .* saved in .*state\.safetensors\)",
     ):
         settings("learn", iterations=30, batch=8)(own, Part("network", part.layers, error))
     good = session(toy())
@@ -211,11 +211,15 @@ def test_each_image_is_used_once_before_any_is_used_again():
     own = session(toy(), images=32)
     for first in (0, 4):
         seen = torch.cat(
-            [reconstruction._order(own, 0, step, 8) for step in range(first, first + 4)]
+            [reconstruction._batch_index(own, 0, step, 8) for step in range(first, first + 4)]
         )
         assert sorted(seen.tolist()) == list(range(32))
-    assert not torch.equal(reconstruction._order(own, 0, 0, 8), reconstruction._order(own, 0, 4, 8))
-    assert not torch.equal(reconstruction._order(own, 0, 0, 8), reconstruction._order(own, 1, 0, 8))
+    assert not torch.equal(
+        reconstruction._batch_index(own, 0, 0, 8), reconstruction._batch_index(own, 0, 4, 8)
+    )
+    assert not torch.equal(
+        reconstruction._batch_index(own, 0, 0, 8), reconstruction._batch_index(own, 1, 0, 8)
+    )
 
 
 def test_what_has_no_rate_stays():

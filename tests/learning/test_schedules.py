@@ -12,7 +12,7 @@ def test_beta_meets_its_ends_and_waits_for_the_warm_up():
 
 @pytest.mark.parametrize("how", ["linear", "cosine", "log", "bernoulli"])
 def test_full_precision_goes_from_all_to_none(how):
-    at = [schedules.kept(how, t / 10, 0.3) for t in range(11)]
+    at = [schedules.full_precision_share(how, t / 10, 0.3) for t in range(11)]
     assert at[0] == pytest.approx(1.0)
     assert at[-1] == pytest.approx(0.0, abs=1e-12)
     assert at == sorted(at, reverse=True)
@@ -20,13 +20,15 @@ def test_full_precision_goes_from_all_to_none(how):
 
 
 def test_forms_between_the_ends():
-    assert schedules.kept("cosine", 1 / 3, 0.0) == pytest.approx(3**0.5 / 2)
-    assert schedules.kept("log", 0.5, 0.0) == pytest.approx(0.259637, rel=1e-5)  # -log10(0.55)
+    assert schedules.full_precision_share("cosine", 1 / 3, 0.0) == pytest.approx(3**0.5 / 2)
+    assert schedules.full_precision_share("log", 0.5, 0.0) == pytest.approx(
+        0.259637, rel=1e-5
+    )  # -log10(0.55)
 
 
 def test_fixed_and_none():
-    assert [schedules.kept("fixed", t, 0.3) for t in (0.0, 0.5, 1.0)] == [0.3] * 3
-    assert [schedules.kept("none", t, 0.3) for t in (0.0, 0.5, 1.0)] == [0.0] * 3
+    assert [schedules.full_precision_share("fixed", t, 0.3) for t in (0.0, 0.5, 1.0)] == [0.3] * 3
+    assert [schedules.full_precision_share("none", t, 0.3) for t in (0.0, 0.5, 1.0)] == [0.0] * 3
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (4, 16, 9, 9)])

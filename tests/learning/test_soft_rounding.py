@@ -5,7 +5,7 @@ from tolerances import assert_near, assert_within, relative
 from torch import nn
 
 from sq.learning import soft_rounding
-from sq.learning.soft_rounding import Rounding
+from sq.learning.soft_rounding import SoftRounding
 from sq.network import geometry
 from sq.types.problem import Layer
 
@@ -25,7 +25,7 @@ def made(fit, codes=None, bits=3):
     own = layer()
     W = geometry.weight(own.module)
     grid = fit(W, bits)
-    return Rounding(own, W, grid, grid.encode(W) if codes is None else codes, 1e-3), W, grid
+    return SoftRounding(own, W, grid, grid.encode(W) if codes is None else codes, 1e-3), W, grid
 
 
 def test_h_starts_at_the_fractional_part(fit):
@@ -82,7 +82,7 @@ def test_a_tie_keeps_its_code(fit):
     W = table[..., 1:3].mean(-1, keepdim=True).expand(1, 4, 6)
     for up in (0, 1):
         codes = torch.full((1, 4, 6), 1 + up, dtype=torch.int32)
-        assert torch.equal(Rounding(own.layer, W, grid, codes, 1e-3).codes(), codes)
+        assert torch.equal(SoftRounding(own.layer, W, grid, codes, 1e-3).codes(), codes)
 
 
 def test_every_rounding_stays_on_the_grid(fit):

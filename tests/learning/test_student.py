@@ -26,7 +26,11 @@ def learned(activation_bits):
 def test_finished_network_is_the_students_own_pass(activation_bits):
     student, x = learned(activation_bits)
     before = copy.deepcopy(student.net)
-    with torch.no_grad(), student.watched(), student.lent([*student.roundings], "fixed", None):
+    with (
+        torch.no_grad(),
+        student.quantized_inputs(),
+        student.learned_weights([*student.roundings], "fixed", None),
+    ):
         wanted = student.net(x)
     done = student.finish(dict.fromkeys(student.roundings, 0.0), 0.0)
     # A student's weights are laid out channels-last; in another layout, convolutions add up in

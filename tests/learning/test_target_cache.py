@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sq.errors import SqError
-from sq.learning.target_cache import Kept, check_rows
+from sq.learning.target_cache import TargetCache, check_rows
 
 X = torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -15,7 +15,7 @@ def pair(limit, seen=None):
         # a sum may differ with the batch
         return [2 * X[index], X[index].flatten(1).amax(1, keepdim=True)]
 
-    return Kept(make, 10, 4, limit)
+    return TargetCache(make, 10, 4, limit)
 
 
 def test_kept_and_streamed_give_the_same(capsys):
@@ -24,7 +24,7 @@ def test_kept_and_streamed_give_the_same(capsys):
     for one, other in zip(kept(index), streamed(index), strict=True):
         assert torch.equal(one, other)
     assert (kept.streamed, streamed.streamed) == (False, True)
-    assert "made anew each step" in capsys.readouterr().err
+    assert "computed again in each step" in capsys.readouterr().err
 
 
 def test_each_image_is_seen_once_where_memory_allows():
@@ -44,7 +44,7 @@ def test_parts_of_images_go_with_their_image():
     def make(index):
         return [X[index].flatten(2).movedim(-1, 1).flatten(0, 1)]  # (16 B, 3)
 
-    kept, streamed = Kept(make, 10, 4, 1.0), Kept(make, 10, 4, 1e-9)
+    kept, streamed = TargetCache(make, 10, 4, 1.0), TargetCache(make, 10, 4, 1e-9)
     index = torch.tensor([7, 0, 3])
     assert kept(index)[0].shape == (48, 3)
     assert torch.equal(kept(index)[0], streamed(index)[0])

@@ -76,7 +76,7 @@ def test_all_objects_found():
     result = measured(outputs(objects), objects)
     assert list(result.figures) == ["map", "map50"]
     assert result.figures == pytest.approx({"map": 1, "map50": 1})
-    for own, true in zip(result.found, objects, strict=True):
+    for own, true in zip(result.detections, objects, strict=True):
         order = true.boxes[:, 0].argsort()
         torch.testing.assert_close(
             own.boxes[own.boxes[:, 0].argsort()], true.boxes[order], atol=1e-3, rtol=0
@@ -100,8 +100,10 @@ def test_evaluators_and_our_own_count_agree(seed):
     fast, slow = (measured(raw, objects, evaluator=e) for e in ("faster", "pycocotools"))
     assert 0.1 < slow.figures["map"] < slow.figures["map50"] <= 1
     assert fast.figures == pytest.approx(slow.figures, abs=relative(10 * 101 * 80, torch.float64))
-    matches = bootstrap_map.match(slow.found, objects, CLASSES)
-    assert bootstrap_map.mean(matches, np.ones(9, dtype=int)) == pytest.approx(slow.figures["map"])
+    matches = bootstrap_map.match(slow.detections, objects, CLASSES)
+    assert bootstrap_map.mean_average_precision(matches, np.ones(9, dtype=int)) == pytest.approx(
+        slow.figures["map"]
+    )
 
 
 def test_against_itself():
@@ -175,7 +177,7 @@ def test_outputs_that_are_not_finite():
 def test_limit_bounds_the_boxes_of_an_image():
     objects = scene(0)
     result = measured(outputs(objects), objects, limit=2)
-    assert max(len(own.boxes) for own in result.found) == 2
+    assert max(len(own.boxes) for own in result.detections) == 2
 
 
 def test_images_without_any_object():

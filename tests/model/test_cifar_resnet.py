@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sq.config.instantiate import build
 from sq.dataset import loading
 from sq.errors import SqError
-from sq.evaluation.evaluate import Evaluation
+from sq.evaluation.evaluate import NetworkEvaluator
 from sq.metric import top1
 from sq.model import cifar_resnet
 from sq.model.cifar_resnet import Block, CifarResNet
@@ -72,7 +72,7 @@ def test_full_precision_top1_is_that_of_the_weights(name, depth, right, cifar10)
     assert model.checkpoint == hashlib.sha256(stored.read_bytes()).hexdigest()
     assert len(model.layers) == depth
     found = (
-        Evaluation(model, top1.measure, cifar10.test, 250, torch.device("cpu"))
+        NetworkEvaluator(model, top1.measure, cifar10.test, 250, torch.device("cpu"))
         .measure(model.net)
         .figures
     )

@@ -1,4 +1,7 @@
 import hashlib
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +130,13 @@ def test_unusable_file_is_named(tmp_path, write, says):
     with pytest.raises(SqError, match=says) as caught:
         digits_resnet.load(weights=str(path), expected=None)
     assert str(path) in str(caught.value)
+
+
+def test_the_example_trains_a_network_that_can_be_loaded(tmp_path, monkeypatch):
+    path = Path(__file__).resolve().parents[2] / "examples" / "train_digits.py"
+    example = runpy.run_path(str(path))
+    monkeypatch.setitem(example["fit"].__globals__, "EPOCHS", 1)
+    file = tmp_path / "digits.safetensors"
+    monkeypatch.setattr(sys, "argv", ["train_digits.py", "--out", str(file)])
+    example["main"]()
+    assert digits_resnet.load(weights=str(file), expected=None).net.head.out_features == 10

@@ -32,7 +32,7 @@ def test_layers_read_what_they_name():
     first, second = 1.5, 11.5
     third = first + second + 100
     assert net(torch.tensor(0.5)) == third + second + 1000
-    assert net._kept == {0, 1, 2}
+    assert net._needed_later == {0, 1, 2}
 
 
 def test_cells_are_row_after_row():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from sq.errors import SqError
 from sq.model.cifar_resnet import CifarResNet
 from sq.model.digits_resnet import DigitsResNet
-from sq.network import batchnorm, geometry
+from sq.network import batchnorm_statistics, geometry
 from sq.network.batchnorm_folding import Folded, fold
 
 
@@ -18,7 +18,7 @@ def randomised(net, seed=0):
     # a fresh BatchNorm is the identity, but for eps: folding it wrongly would not be seen
     random = torch.Generator().manual_seed(seed)
     for module in net.modules():
-        if isinstance(module, batchnorm.Kinds):
+        if isinstance(module, batchnorm_statistics.BATCHNORMS):
             for tensor, low, high in zip(
                 (module.running_mean, module.running_var, module.weight, module.bias),
                 (-0.5, 0.5, 0.5, -0.5),
@@ -36,7 +36,11 @@ def run(net, x):
 
 
 def norms(net):
-    return [name for name, module in net.named_modules() if isinstance(module, batchnorm.Kinds)]
+    return [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, batchnorm_statistics.BATCHNORMS)
+    ]
 
 
 def fingerprint(net):
@@ -64,9 +68,9 @@ def folds(net, x, count):
     found = fold(net, x)
     assert_near(run(net, x), wanted, of_layers(net, x.dtype))
     assert len(found.folded) == count
-    assert sorted(found.folded + [re.sub(r" \(.*", "", text) for text in found.left]) == sorted(
-        all_norms
-    )
+    assert sorted(
+        found.folded + [re.sub(r" \(.*", "", text) for text in found.not_folded]
+    ) == sorted(all_norms)
     assert norms(net) == [name for name in all_norms if name not in found.folded]
     assert {layer.name for layer in geometry.find(net)[0]} == layers
     assert all(net.get_submodule(name) is names[name] for name in layers)
@@ -93,16 +97,16 @@ def test_timm(name, folded, left):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     found = folds(timm.create_model(name, pretrained=False), torch.randn(2, 3, 64, 64), folded)
-    assert len(found.left) == left
-    assert all(text.endswith(".identity (not fed by one layer)") for text in found.left)
+    assert len(found.not_folded) == left
+    assert all(text.endswith(".identity (not fed by one layer)") for text in found.not_folded)
 
 
 def test_networks_of_sq():
     torch.manual_seed(0)
     assert len(norms(net := DigitsResNet())) == 21
-    assert folds(net, torch.randn(3, 1, 8, 8), 21).left == []
+    assert folds(net, torch.randn(3, 1, 8, 8), 21).not_folded == []
     assert len(norms(net := CifarResNet(20))) == 19
-    assert folds(net, torch.randn(3, 3, 32, 32), 19).left == []
+    assert folds(net, torch.randn(3, 3, 32, 32), 19).not_folded == []
 
 
 def test_parts_equal_the_formula():
@@ -156,7 +160,7 @@ def test_dropout_and_activation_of_a_norm_stay():
     own = norm_act(4, act_layer=nn.PReLU, drop_layer=nn.Dropout)
     net = nn.Sequential(nn.Conv2d(2, 4, 3), own)
     parameters = [name for name, _ in net.named_parameters() if "act" in name]
-    assert folds(net, torch.randn(3, 2, 6, 6), 1).left == []
+    assert folds(net, torch.randn(3, 2, 6, 6), 1).not_folded == []
     assert net[1].act is own.act
     assert net[1].drop is own.drop
     assert (
@@ -198,7 +202,7 @@ def test_left_alone(wiring, left):
     before = fingerprint(net)
     found = fold(net, x)
     assert found.folded == []
-    assert left in found.left
+    assert left in found.not_folded
     assert unchanged(net, before)
 
 
@@ -213,7 +217,7 @@ def test_two_parallel_branches_of_one_shape():
     # the tensors have equal shapes, and a dead one's memory is used again: identity must not be
     # taken from either
     net = Uses(lambda s, x: s.norm(s.conv(x)) - 2 * s.second(s.other(x)))
-    assert folds(net, torch.randn(2, 3, 6, 6), 2).left == []
+    assert folds(net, torch.randn(2, 3, 6, 6), 2).not_folded == []
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,8 @@ def test_computed_weight_is_left():
     net = Uses(lambda s, x: s.norm(s.conv(x)))
     nn.utils.parametrizations.weight_norm(net.conv)
     assert (
-        "norm (conv computes its parameters)" in fold(randomised(net), torch.randn(2, 3, 6, 6)).left
+        "norm (conv computes its parameters)"
+        in fold(randomised(net), torch.randn(2, 3, 6, 6)).not_folded
     )
 
 
@@ -286,14 +291,14 @@ def test_a_norm_that_computes_more_is_left():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    assert folds(nn.Sequential(nn.Conv2d(1, 2, 3), Louder(2)), torch.randn(2, 1, 5, 5), 0).left == [
-        "1 (computes more than a BatchNorm)"
-    ]
+    assert folds(
+        nn.Sequential(nn.Conv2d(1, 2, 3), Louder(2)), torch.randn(2, 1, 5, 5), 0
+    ).not_folded == ["1 (computes more than a BatchNorm)"]
 
 
 def test_transposed_layers_are_left():
     net = nn.Sequential(nn.ConvTranspose2d(3, 3, 2), nn.BatchNorm2d(3))
-    assert folds(net, torch.randn(2, 3, 4, 4), 0).left == ["1 (not fed by one layer)"]
+    assert folds(net, torch.randn(2, 3, 4, 4), 0).not_folded == ["1 (not fed by one layer)"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +309,7 @@ def test_transposed_layers_are_left():
 def test_a_norm_over_another_axis_is_left(layer, shape):
     # sizes agree, axes do not: BatchNorm1d takes axis 1
     torch.manual_seed(0)
-    assert folds(nn.Sequential(layer, nn.BatchNorm1d(6)), torch.randn(shape), 0).left == [
+    assert folds(nn.Sequential(layer, nn.BatchNorm1d(6)), torch.randn(shape), 0).not_folded == [
         "1 (not fed by one layer)"
     ]
 

@@ -19,7 +19,7 @@ from sq.types.problem import Model
 
 def settled(net, *shape):
     found, skipped = geometry.find(net.eval())
-    return tracing.settle(Model(net, found, shape, "", None, skipped), torch.randn(1, *shape))
+    return tracing.trace(Model(net, found, shape, "", None, skipped), torch.randn(1, *shape))
 
 
 def found(model, named=None):
@@ -62,7 +62,7 @@ def test_folding_leaves_blocks_as_they_are():
 
 
 def test_digits_network(resnet):
-    made = found(tracing.settle(resnet, torch.randn(1, *resnet.input)))
+    made = found(tracing.trace(resnet, torch.randn(1, *resnet.input)))
     residual = {0: ["body.0.0", "body.1.0"], 1: ["body.0.0", "body.1.0", "body.2.0", "shortcut.0"]}
     residual |= {place: ["body.0.0", "body.1.0", "shortcut.0"] for place in (3, 4)}
     separable = {f"blocks.2.{place}.0": [f"blocks.2.{place}.0"] for place in range(8)}
@@ -249,7 +249,7 @@ def test_named_block_must_be_called_once():
 
 
 def test_named_container_that_is_not_called(resnet):
-    model = tracing.settle(resnet, torch.randn(1, *resnet.input))
+    model = tracing.trace(resnet, torch.randn(1, *resnet.input))
     with pytest.raises(
         SqError, match=r"blocks: blocks\.0\.body is never called itself: name the modules in it"
     ):
@@ -260,7 +260,7 @@ def test_named_container_that_is_not_called(resnet):
 def test_trained_networks(name, needs_data):
     model = build(compose(f"model={name}")[0]["model"], "model")()
     shape = (3, 64, 64) if name == "yolov5n" else model.input
-    made = blocks.find(tracing.settle(model, torch.randn(1, *shape)), torch.randn(1, *shape))
+    made = blocks.find(tracing.trace(model, torch.randn(1, *shape)), torch.randn(1, *shape))
     assert (
         sum(len(unit.layers) > 1 for unit in made)
         == {"resnet20": 9, "efficientnet_lite0": 15, "yolov5n": 11}[name]
@@ -280,4 +280,4 @@ def test_trained_networks(name, needs_data):
 )
 def test_channels_of_what_a_unit_returns(last, shape, channels):
     (layer,), _ = geometry.find(nn.Sequential(last))
-    assert blocks.Unit("", last, [layer]).channels(torch.empty(shape)) == channels
+    assert blocks.ReconstructionUnit("", last, [layer]).channels(torch.empty(shape)) == channels

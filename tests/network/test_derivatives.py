@@ -7,8 +7,9 @@ from tolerances import assert_near, of_layers
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from sq.network.derivatives import total, watched
-from sq.network.rounding_sites import Sites, weight
+from sq.network.derivatives import differentiable, sum_over_batches
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import original_weight
 
 
 @pytest.fixture
@@ -19,8 +20,8 @@ def own():
 def loss_of(own):
     """Return the loss as a function of the weights of all layers, flattened into one vector, and that vector."""
     names = [f"{layer.name}.weight" for layer in own.model.layers]
-    shapes = [weight(layer).shape for layer in own.model.layers]
-    start = torch.cat([weight(layer).flatten() for layer in own.model.layers])
+    shapes = [original_weight(layer).shape for layer in own.model.layers]
+    start = torch.cat([original_weight(layer).flatten() for layer in own.model.layers])
 
     def loss(flat):
         parts = flat.split([s.numel() for s in shapes])
@@ -34,13 +35,13 @@ def loss_of(own):
 def test_gradient_and_product_against_the_whole_hessian(own):
     loss, start = loss_of(own)
     hessian = torch.autograd.functional.hessian(loss, start)
-    with watched(Sites(own, "weights", [2])) as run:
+    with differentiable(Sites(own, "weights", [2])) as run:
         found = run(own.batch.x)
         gradients = found.gradients(
-            F.cross_entropy(found.outputs, own.batch.y, reduction="sum"), again=True
+            F.cross_entropy(found.outputs, own.batch.y, reduction="sum"), create_graph=True
         )
-        directions = found.errors(2)
-        products = found.product(gradients, directions)
+        directions = found.rounding_errors(2)
+        products = found.hessian_product(gradients, directions)
         alone = found.curvatures(gradients, directions)
     flat = torch.cat([d.flatten() for d in directions])
     wanted = torch.autograd.functional.jacobian(loss, start)
@@ -57,7 +58,7 @@ def test_gradient_and_product_against_the_whole_hessian(own):
 def test_gradient_by_inputs_is_of_what_each_layer_is_fed(own):
     """Moving what one call is fed moves the loss as its gradient says."""
     sites = Sites(own, "inputs", [4])
-    with watched(sites) as run:
+    with differentiable(sites) as run:
         found = run(own.batch.x)
         gradients = found.gradients(F.cross_entropy(found.outputs, own.batch.y, reduction="sum"))
     names = [layer.name for layer in found.layers]
@@ -65,7 +66,7 @@ def test_gradient_by_inputs_is_of_what_each_layer_is_fed(own):
         [layer.name for layer in sites.layers] + ["again", "blocks.0.second", "blocks.1.second"]
     )
     random = torch.Generator().manual_seed(0)
-    for place, (at, gradient) in enumerate(zip(found.at, gradients, strict=True)):
+    for place, (at, gradient) in enumerate(zip(found.tensors, gradients, strict=True)):
         direction = torch.randn(at.shape, generator=random, dtype=at.dtype)
 
         def moved(step, place=place, direction=direction):
@@ -98,8 +99,10 @@ def test_gradient_by_inputs_is_of_what_each_layer_is_fed(own):
 def test_rounded_sites_are_where_derivatives_are_taken(own):
     sites = Sites(own, "weights", [3])
     loss, _ = loss_of(own)
-    there = torch.cat([sites.nearest(layer, 3, weight(layer)).flatten() for layer in sites.layers])
-    with watched(sites, 3) as run:
+    there = torch.cat(
+        [sites.nearest(layer, 3, original_weight(layer)).flatten() for layer in sites.layers]
+    )
+    with differentiable(sites, 3) as run:
         found = run(own.batch.x)
         gradients = found.gradients(F.cross_entropy(found.outputs, own.batch.y, reduction="sum"))
     wanted = torch.autograd.functional.jacobian(loss, there)
@@ -114,14 +117,14 @@ def test_rounded_inputs_are_fed_and_remembered(own):
     from sq.activation import insertion
 
     sites = Sites(own, "inputs", [3])
-    with watched(sites, 3) as run:
+    with differentiable(sites, 3) as run:
         found = run(own.batch.x)
     insertion.attach(own.model.net, {layer.name: sites.grid(layer, 3) for layer in sites.layers})
     with torch.no_grad():
         wanted = own.model.net(own.batch.x)
     insertion.detach(own.model.net)
     assert_near(found.outputs.detach(), wanted, of_layers(own.model.net, torch.float64))
-    assert all(float(d.abs().max()) > 0 for d in found.moved)
+    assert all(float(d.abs().max()) > 0 for d in found.errors_applied)
 
 
 def test_parts_add_up_and_network_is_left_alone(own):
@@ -133,10 +136,10 @@ def test_parts_add_up_and_network_is_left_alone(own):
         y = own.batch.y[place]
         return found.gradients(F.cross_entropy(found.outputs, y, reduction="sum"))
 
-    with watched(Sites(own, "weights", [2])) as run:
+    with differentiable(Sites(own, "weights", [2])) as run:
         once = of(own.batch.x, slice(0, 4))
         parts = [of(own.batch.x[i : i + 1], slice(i, i + 1)) for i in range(4)]
-        together = total(own.batch.x, of)
+        together = sum_over_batches(own.batch.x, of)
     for a, b, c in zip(once, together, zip(*parts, strict=True), strict=True):
         assert_near(b, a, of_layers(net, torch.float64, passes=2))
         assert_near(sum(c), a, of_layers(net, torch.float64, passes=2))

@@ -16,7 +16,7 @@ FIRST, LAST = "stem.0", "head"
 def settled(*modules, named=()):
     net = nn.Sequential(*modules)
     found, skipped = geometry.find(net)
-    return tracing.settle(Model(net, found, (4,), "", None, skipped, ends=named), torch.zeros(1, 4))
+    return tracing.trace(Model(net, found, (4,), "", None, skipped, ends=named), torch.zeros(1, 4))
 
 
 def four(named=()):
@@ -25,13 +25,13 @@ def four(named=()):
 
 def test_ends_of_a_detector_may_be_several():
     model = four(named=("0", "2", "3"))
-    assert [layer.name for layer in first_last.leave(model, "keep").layers] == ["1"]
-    assert first_last.widths(model, "8bit") == {"0": 8, "2": 8, "3": 8}
+    assert [layer.name for layer in first_last.without_kept_layers(model, "keep").layers] == ["1"]
+    assert first_last.fixed_bits(model, "8bit") == {"0": 8, "2": 8, "3": 8}
 
 
 def test_nothing_else_of_the_model_changes():
     model = four()
-    kept = first_last.leave(model, "keep")
+    kept = first_last.without_kept_layers(model, "keep")
     assert kept.net is model.net
     assert kept.ends == model.ends == ("0", "3")
     assert len(model.layers) == 4
@@ -42,8 +42,8 @@ def test_network_of_ends_alone():
     with pytest.raises(
         SqError, match="ends=keep leaves nothing of 2 layers to quantize: set ends=8bit or ends=all"
     ):
-        first_last.leave(model, "keep")
-    assert first_last.widths(model, "8bit") == {"0": 8, "2": 8}
+        first_last.without_kept_layers(model, "keep")
+    assert first_last.fixed_bits(model, "8bit") == {"0": 8, "2": 8}
     (only,) = {*settled(nn.Linear(4, 4)).ends}
     assert only == "0", "of a single layer, first and last are one"
 

@@ -188,7 +188,7 @@ def test_padding_that_depends_on_the_input(size, kernel, stride, dilation, group
     y = net(x)
     outputs = geometry.weight(conv) @ geometry.inputs(conv, x)  # (G, O, N)
     assert_near(outputs.flatten(0, 1), y.transpose(0, 1).flatten(1), of_layers(conv, x.dtype))
-    total = gram.of(layer, x, 1.0, 0)
+    total = gram.choose(layer, x, 1.0, 0)
     total.add(x, geometry.positions(conv, y))
     X = geometry.inputs(conv, x)
     assert_within(total.finish(), X @ X.mT, 2 * of_product(X, X.mT))

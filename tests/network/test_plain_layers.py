@@ -118,7 +118,7 @@ def test_module_that_is_one_product_becomes_the_plain_layer(name):
     net, result = rewritten(module, *shape)
     assert type(net[0]) is kind
     assert geometry.is_plain(net[0])
-    assert len(result.done) == 1
+    assert len(result.changes) == 1
     assert result.refused == []
     (layer,), skipped = geometry.find(net)
     assert skipped == []
@@ -189,7 +189,7 @@ def test_module_that_computes_more_stays(make, shape):
     module = make()
     net, result = rewritten(module, *shape)
     assert net[0] is module
-    assert result.done == []
+    assert result.changes == []
     assert geometry.find(net)[0] == []
 
 
@@ -207,7 +207,7 @@ def test_module_that_goes_by_the_number_of_its_inputs_stays():
 
     net = nn.Sequential(Counting(6, 4)).eval()
     _, rewritten = plain_layers.rewrite(net, torch.randn(1, 6))
-    assert not rewritten.done
+    assert not rewritten.changes
 
 
 class Bright(nn.Linear):
@@ -251,7 +251,7 @@ def test_images_that_outputs_are_compared_on_are_few():
             return super().forward(x)
 
     _, result = plain_layers.rewrite(Net(TimmLinear(5, 3)).eval(), torch.randn(100, 5))
-    assert len(result.done) == 1
+    assert len(result.changes) == 1
     assert set(sizes) == {1, 3}
     assert len(sizes) <= 6
 
@@ -274,9 +274,9 @@ def test_network_of_one_image_at_a_time_is_compared_so():
 def test_only_what_is_allowed_is_rewritten():
     made = [nn.Sequential(TimmLinear(5, 5), TimmLinear(5, 3)).eval() for _ in range(2)]
     _, both = plain_layers.rewrite(made[0], torch.randn(1, 5))
-    net, result = plain_layers.rewrite(made[1], torch.randn(1, 5), both.done[1:])
+    net, result = plain_layers.rewrite(made[1], torch.randn(1, 5), both.changes[1:])
     assert [type(own) for own in net] == [TimmLinear, nn.Linear]
-    assert (result.done, result.refused) == (both.done[1:], [])
+    assert (result.changes, result.refused) == (both.changes[1:], [])
 
 
 def test_padding_that_depends_on_size_is_told_from_one_that_does_not():
@@ -297,6 +297,23 @@ def test_our_same_padding_is_timms(size, stride):
     assert torch.equal(ours(x), theirs(x))
 
 
+class Reshapes(nn.Module):
+    """A convolution of rows of numbers, which it makes maps of first."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 2, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x.view(-1, 2, 2, 2), self.weight)
+
+
+def test_module_that_reshapes_its_input_is_left_as_it_is():
+    net, result = plain_layers.rewrite(nn.Sequential(Reshapes()).eval(), torch.randn(1, 8))
+    assert type(net[0]) is Reshapes
+    assert (result.changes, result.refused) == ([], [])
+
+
 def test_plain_network_is_left_as_it_is():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)).eval()
     before = list(net.modules())
@@ -304,14 +321,14 @@ def test_plain_network_is_left_as_it_is():
     same, result = plain_layers.rewrite(net, torch.zeros(1, 3, 3, 3))
     assert same is net
     assert list(net.modules()) == before
-    assert (result.done, result.refused) == ([], [])
+    assert (result.changes, result.refused) == ([], [])
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_network_that_is_one_layer():
     net, result = plain_layers.rewrite(TimmLinear(5, 3).eval(), torch.randn(1, 5))
     assert type(net) is nn.Linear
-    assert len(result.done) == 1
+    assert len(result.changes) == 1
 
 
 def test_module_under_two_names_is_replaced_under_both():
@@ -322,7 +339,7 @@ def test_module_under_two_names_is_replaced_under_both():
     assert net[0] is net[2]
     assert type(net[0]) is nn.Linear
     assert net[0].weight is module.weight
-    assert len(result.done) == 1
+    assert len(result.changes) == 1
 
 
 def test_network_that_needs_what_its_module_holds_keeps_that_module_alone():
@@ -340,7 +357,7 @@ def test_network_that_needs_what_its_module_holds_keeps_that_module_alone():
     net, result = plain_layers.rewrite(Net().eval(), torch.randn(2, 5))
     assert type(net.first) is Holding
     assert type(net.last) is nn.Linear
-    assert len(result.done) == len(result.refused) == 1
+    assert len(result.changes) == len(result.refused) == 1
     wanted = "Holding, as Linear: the network fails with it, AttributeError: 'Linear' object has no attribute 'scale'"
     assert result.refused == [("first", wanted)]
 
@@ -397,7 +414,7 @@ def test_product_with_the_weight_of_a_layer_calls_the_layer():
     net = nn.Sequential(nn.Linear(4, 4), Reading()).eval()
     wanted = net(x)
     net, result = plain_layers.rewrite(net, x[:1])
-    assert len(result.done) == 2
+    assert len(result.changes) == 2
     copied = copy.deepcopy(net)
     assert isinstance(copied[1].__dict__["forward"], Redirected)
     assert copied[1].forward.layers[0] is not net[1].forward.layers[0]
@@ -424,7 +441,7 @@ def test_bias_that_depends_on_the_inputs_stays_where_it_is():
             return F.linear(x, self.layer.weight, x.mean() * self.layer.bias)
 
     net, result = plain_layers.rewrite(Net().eval(), torch.randn(1, 4))
-    assert result.done == []
+    assert result.changes == []
     assert result.refused == [
         ("layer", "its weight, computed with by another module: its bias is not always the same")
     ]
@@ -449,7 +466,7 @@ class Positive(nn.Module):
 def test_network_that_takes_no_noise_says_so_where_a_computed_bias_may_depend_on_the_inputs():
     x = torch.rand(2, 4)
     net, result = plain_layers.rewrite(Positive(True).eval(), x)
-    assert result.done == []
+    assert result.changes == []
     ((name, reason),) = result.refused
     assert name == "layer"
     assert reason.endswith(
@@ -459,7 +476,7 @@ def test_network_that_takes_no_noise_says_so_where_a_computed_bias_may_depend_on
     net = Positive(False).eval()
     wanted = net(x)
     net, result = plain_layers.rewrite(net, x)
-    assert len(result.done) == 1
+    assert len(result.changes) == 1
     assert result.refused == []
     assert torch.equal(net(x), wanted)
 

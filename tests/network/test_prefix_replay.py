@@ -9,11 +9,12 @@ from torch.nn import functional as F
 from sq.errors import SqError
 from sq.network import single_layer_changes
 from sq.network.prefix_replay import Replay
-from sq.network.rounding_sites import Sites, changed, weight
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import original_weight
 
 
 def whole(problem, change):
-    with torch.no_grad(), changed(problem.model, change.kind, change.layer, change.put):
+    with torch.no_grad(), change.applied(problem.model):
         return problem.model.net(problem.batch.x)
 
 
@@ -28,8 +29,10 @@ def count(monkeypatch):
 @pytest.mark.parametrize("kind", ["weights", "inputs"])
 def test_outputs_are_those_of_whole_passes(tricky_problem, kind):
     net, x = tricky_problem.model.net, tricky_problem.batch.x
-    runs = single_layer_changes.Runs(
-        tricky_problem.model, single_layer_changes.rounding(Sites(tricky_problem, kind, [2, 4])), x
+    runs = single_layer_changes.ChangePasses(
+        tricky_problem.model,
+        single_layer_changes.rounding_changes(Sites(tricky_problem, kind, [2, 4])),
+        x,
     )
     assert [layer.name for layer in tricky_problem.model.layers][:2] == ["stem", "again"]
     with torch.no_grad():
@@ -38,8 +41,8 @@ def test_outputs_are_those_of_whole_passes(tricky_problem, kind):
     assert len(seen) == 2 * len(runs.changes)
     for own in seen:
         wanted = whole(tricky_problem, runs.changes[own.change])
-        assert torch.equal(own.outputs, wanted[own.place])
-        assert torch.equal(own.reference, reference[own.place])
+        assert torch.equal(own.outputs, wanted[own.positions])
+        assert torch.equal(own.reference, reference[own.positions])
         assert not torch.equal(own.outputs, own.reference)
 
 
@@ -78,7 +81,7 @@ def test_network_is_left_as_it_was(tricky_problem):
     before = [dict(module.__dict__) for module in net.modules()]
     single_layer_changes.measure(
         tricky_problem.model,
-        single_layer_changes.rounding(Sites(tricky_problem, "weights", [2])),
+        single_layer_changes.rounding_changes(Sites(tricky_problem, "weights", [2])),
         x,
         lambda y, *_: y,
     )
@@ -98,12 +101,12 @@ def test_module_that_shares_the_weight_is_a_user_of_it():
     )
     net[0].weight = net[3].weight  # found as "0", called before "1"
     made = problem(net.append(nn.Linear(98, 3)), images(4), labels(4))
-    runs = single_layer_changes.Runs(
-        made.model, single_layer_changes.rounding(Sites(made, "weights", [2])), made.batch.x
+    runs = single_layer_changes.ChangePasses(
+        made.model, single_layer_changes.rounding_changes(Sites(made, "weights", [2])), made.batch.x
     )
     for own in list(runs.each(size=4)):
         change = runs.changes[own.change]
-        before = weight(change.layer).clone()
+        before = original_weight(change.layer).clone()
         with torch.no_grad():
             change.layer.module.weight.copy_(change.put(before))
             wanted = net(made.batch.x)
@@ -123,20 +126,20 @@ class Fickle(nn.Module):
 
 def test_order_that_changes_is_refused():
     made = problem(Fickle(), images(4), labels(4))
-    changes = single_layer_changes.rounding(Sites(made, "weights", [2]))
+    changes = single_layer_changes.rounding_changes(Sites(made, "weights", [2]))
     with pytest.raises(SqError, match="Fickle calls its modules in another order"):
         single_layer_changes.measure(made.model, changes, made.batch.x, lambda y, *_: y)
     assert not any("forward" in m.__dict__ for m in made.model.net.modules())
 
 
 def test_few_images_go_together_where_memory_is_bounded(tricky_problem, monkeypatch):
-    changes = single_layer_changes.rounding(Sites(tricky_problem, "weights", [2, 4]))
+    changes = single_layer_changes.rounding_changes(Sites(tricky_problem, "weights", [2, 4]))
     x = tricky_problem.batch.x
     once = single_layer_changes.measure(
         tricky_problem.model, changes, x, lambda y, *_: y.double().square().sum(1)
     )
-    monkeypatch.setattr(single_layer_changes, "KEPT", 1)
-    runs = single_layer_changes.Runs(tricky_problem.model, changes, x)
+    monkeypatch.setattr(single_layer_changes, "RECORDED_BYTES", 1)
+    runs = single_layer_changes.ChangePasses(tricky_problem.model, changes, x)
     assert runs.size == 1
     again = single_layer_changes.measure(
         tricky_problem.model, changes, x, lambda y, *_: y.double().square().sum(1)

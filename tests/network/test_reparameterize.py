@@ -55,7 +55,7 @@ def test_branches_become_one_layer(capsys):
     net = nn.Sequential(Branches(), nn.Sequential(Returning(), Helper())).eval()
     x = torch.randn(3, 4)
     wanted = net(x)
-    assert reparameterize.offers(net) == ["0", "1.0"]
+    assert reparameterize.fusible(net) == ["0", "1.0"]
     fused = reparameterize.apply(net, x, "off=true")
     assert_near(fused(x), wanted, of_layers(net, x.dtype))
     assert [layer.name for layer in geometry.find(fused)[0]] == ["0.left", "1.0", "1.1.fuse"]

@@ -26,16 +26,19 @@ class Tied(nn.Module):
 
 
 def test_what_modules_share_is_stored_once():
-    assert resource_counts.numbers(Tied()) == 9 + 3 + 4
+    assert resource_counts.parameter_count(Tied()) == 9 + 3 + 4
 
 
 def test_what_stays_is_what_no_bits_change():
     own = problem(tricky(), images(2), labels(2))
     layers = own.model.layers
-    stored = resource_counts.numbers(own.model.net) - sum(layer.weights for layer in layers)
-    assert resource_counts.beside(own.model, layers) == {"bytes": 4 * stored, "bops": 0}
+    stored = resource_counts.parameter_count(own.model.net) - sum(layer.weights for layer in layers)
+    assert resource_counts.full_precision_rest(own.model, layers) == {
+        "bytes": 4 * stored,
+        "bops": 0,
+    }
     head = layers[-1]
-    assert resource_counts.beside(own.model, layers[:-1]) == {
+    assert resource_counts.full_precision_rest(own.model, layers[:-1]) == {
         "bytes": 4 * (stored + head.weights),
         "bops": head.macs * 32 * 32,
     }
@@ -52,7 +55,7 @@ def test_what_stays_is_what_no_bits_change():
 )
 def test_weights_are_codes_and_what_their_grid_needs(kind, code, beside):
     own = replace(problem(tricky(), images(2), labels(2)), fit=grids.fit(kind))
-    size = resource_counts.sizes(own)
+    size = resource_counts.size_function(own)
     for layer in own.model.layers:
         for bits in (2, 4):
             numbers = beside(bits, layer.groups * layer.outputs)
@@ -65,6 +68,6 @@ def test_weights_are_sized_where_the_grid_asks_what_they_are_worth():
     h = {s.name: torch.ones(s.groups, s.outputs, s.inputs) for s in own.model.layers}
     weighed = replace(own, fit=grids.fit("uniform", range="hmse"), importance=h)
     assert all(
-        resource_counts.sizes(weighed)(s, 3) == resource_counts.sizes(own)(s, 3)
+        resource_counts.size_function(weighed)(s, 3) == resource_counts.size_function(own)(s, 3)
         for s in own.model.layers
     )

@@ -5,7 +5,8 @@ from sensitivity_problems import images, labels, problem, tricky
 
 from sq.errors import SqError
 from sq.network import rounding_sites
-from sq.network.rounding_sites import Sites, lent, weight
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import original_weight, swapped_weights
 from sq.types.problem import Problem
 
 
@@ -19,15 +20,19 @@ def test_nearest_is_the_grid_fitted_to_the_layers_own_weight(own):
     layer = next(s for s in own.model.layers if s.name == "blocks.0.second")
     W = layer.module.weight.detach().reshape(2, 2, -1)
     wanted = own.fit(W, 3).nearest(W).view_as(layer.module.weight)
-    with lent(own.model, {layer.name: torch.zeros_like(wanted)}):  # not to what it has been lent
-        assert torch.equal(made.nearest(layer, 3, weight(layer)), wanted)
-    assert torch.equal(made.error(layer, 3, weight(layer)), wanted - layer.module.weight.detach())
+    with swapped_weights(
+        own.model, {layer.name: torch.zeros_like(wanted)}
+    ):  # not to what it has been lent
+        assert torch.equal(made.nearest(layer, 3, original_weight(layer)), wanted)
+    assert torch.equal(
+        made.error(layer, 3, original_weight(layer)), wanted - layer.module.weight.detach()
+    )
 
 
 def test_rounded_weights_are_laid_out_as_the_weight_is(own):
     own.model.net.to(memory_format=torch.channels_last)
     layer = own.model.layers[0]
-    made = Sites(own, "weights", [3]).nearest(layer, 3, weight(layer))
+    made = Sites(own, "weights", [3]).nearest(layer, 3, original_weight(layer))
     assert made.stride() == layer.module.weight.stride()
     assert not made.is_contiguous()
 
@@ -56,45 +61,30 @@ def test_settled_layers_have_their_bits_alone(own):
     ]
     assert made.rows(list(range(2 * rest + 1)))["stem"] == {8: 0}
     table = torch.arange(2.0 * (rest + 1)).view(-1, 2)
-    assert made.flat(table).tolist() == [0.5, *range(2, 2 * rest + 2)]
-    assert made.spread(table[:, 0]).tolist()[:4] == [0, 2, 2, 4]
+    assert made.by_choice(table).tolist() == [0.5, *range(2, 2 * rest + 2)]
+    assert made.repeat(table[:, 0]).tolist()[:4] == [0, 2, 2, 4]
     stem, other = own.model.net.stem, own.model.net.again
     with rounding_sites.all_rounded(made, 2):
         assert torch.equal(stem.weight, made.nearest(made.layers[0], 8, stem._parameters["weight"]))
         assert other.weight.unique().numel() <= 4 * len(other.weight)
 
 
-def test_lent_weights_are_computed_with_and_taken_back(own):
-    net, x = own.model.net, own.batch.x
-    before = net.stem.weight
-    with torch.no_grad():
-        plain = net(x)
-        with lent(own.model, {"stem": torch.zeros_like(before)}):
-            outer = net(x)
-            with lent(own.model, {"stem": before.detach(), "head": torch.ones(3, 4)}):
-                inner = net(x)
-            assert torch.equal(net(x), outer)
-        assert torch.equal(net(x), plain)
-    assert not torch.equal(outer, plain)
-    assert not torch.equal(inner, plain)
-    assert net.stem.weight is before
-    assert "weight" not in net.stem.__dict__
-
-
-def test_inputs_without_grids_have_no_price():
+def test_inputs_without_grids_cannot_be_scored():
     with pytest.raises(SqError, match=r"input_bits=\[4, 8\].*activation=none.*set activation=mse"):
-        rounding_sites.price(problem(tricky(), images(2), labels(2)), [2], [4, 8], lambda own: {})
+        rounding_sites.score_sites(
+            problem(tricky(), images(2), labels(2)), [2], [4, 8], lambda own: {}
+        )
 
 
 def test_metrics_of_weights_refuse_inputs():
     with pytest.raises(
-        SqError, match=r"sensitivity=mask_kl prices weights alone: set sensitivity.input_bits=\[\]"
+        SqError, match=r"sensitivity=mask_kl scores weights alone: set sensitivity.input_bits=\[\]"
     ):
         rounding_sites.refuse_inputs("mask_kl", [4])
     rounding_sites.refuse_inputs("mask_kl", [])
 
 
-def test_metrics_that_price_inputs_are_all_named():
+def test_metrics_that_score_inputs_are_all_named():
     with pytest.raises(SqError) as caught:
         rounding_sites.refuse_inputs("mask_kl", [4])
     every = {file.stem for file in (CONF / "sensitivity").glob("*.yaml")} - {

@@ -64,7 +64,7 @@ EMPTY = pytest.mark.parametrize("empty", [False, True])
 
 def settled(net, x):
     found, skipped = geometry.find(net)
-    return tracing.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x)
+    return tracing.trace(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x)
 
 
 @EMPTY
@@ -211,13 +211,13 @@ def test_batchnorms_of_all_experts_are_folded(empty):
     with torch.no_grad():
         wanted = net(x)
         found = batchnorm_folding.fold(net, x[:1], x)
-        assert (found.folded, found.left) == (names, [])
+        assert (found.folded, found.not_folded) == (names, [])
         torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-5)
         reason = "no image reaches it" if empty else "called 0 times"
-        assert batchnorm_folding.fold(first, x[:1]).left == [
+        assert batchnorm_folding.fold(first, x[:1]).not_folded == [
             f"{name} ({reason})" for name in names[1:]
         ]
-        batchnorm_folding.again(plain, found.pairs)
+        batchnorm_folding.fold_pairs(plain, found.pairs)
         assert torch.equal(plain(x), net(x))
     assert all(isinstance(own[1], nn.Identity) for own in (*net.experts, *plain.experts))
 
@@ -254,7 +254,7 @@ def test_pairs_that_are_none_are_not_folded():
     net = with_statistics(Routed(False))
     for pair in (("stem", "head"), ("experts.0.1", "experts.0.1")):
         with pytest.raises(ValueError, match="cannot be folded into"):
-            batchnorm_folding.again(net, [batchnorm_folding.Pair(*pair)])
+            batchnorm_folding.fold_pairs(net, [batchnorm_folding.Pair(*pair)])
 
 
 HEAD = """

@@ -26,7 +26,7 @@ class Net(nn.Module):
 def settled(net=None, shape=(2, 9, 7), **more):
     net = net or Net()
     found, skipped = geometry.find(net)
-    return tracing.settle(
+    return tracing.trace(
         Model(net, found, shape, "", None, skipped, **more), torch.randn(1, *shape)
     )
 
@@ -71,11 +71,13 @@ def test_network_without_a_layer():
 
 def test_policies_for_the_ends():
     model = settled()
-    assert first_last.leave(model, "all") is model
-    assert first_last.widths(model, "all") == first_last.widths(model, "keep") == {}
-    assert [layer.name for layer in first_last.leave(model, "keep").layers] == ["shared"]
-    assert first_last.leave(model, "8bit") is model
-    assert first_last.widths(model, "8bit") == {"stem": 8, "head": 8}
+    assert first_last.without_kept_layers(model, "all") is model
+    assert first_last.fixed_bits(model, "all") == first_last.fixed_bits(model, "keep") == {}
+    assert [layer.name for layer in first_last.without_kept_layers(model, "keep").layers] == [
+        "shared"
+    ]
+    assert first_last.without_kept_layers(model, "8bit") is model
+    assert first_last.fixed_bits(model, "8bit") == {"stem": 8, "head": 8}
 
 
 class Paired(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import sq
-from sq.network import coverage, geometry, plain_layers, tracing
+from sq.network import geometry, plain_layers, tracing, weight_coverage
 from sq.types.problem import Model
 
 
@@ -52,28 +52,28 @@ class Odd(nn.Module):
 
 
 REASONS = {
-    "positions": (32, coverage.ADDED),
-    "token": (8, coverage.JOINED),
-    "table": (40, coverage.LOOKED_UP),
-    "words.weight": (24, coverage.LOOKED_UP),
-    "gain": (8, coverage.SCALE),
+    "positions": (32, weight_coverage.ADDED),
+    "token": (8, weight_coverage.JOINED),
+    "table": (40, weight_coverage.LOOKED_UP),
+    "words.weight": (24, weight_coverage.LOOKED_UP),
+    "gain": (8, weight_coverage.SCALE),
     "matrix": (64, "multiplied outside of a layer"),
     "constant": (64, "multiplied outside of a layer"),
-    "recurrent.weight_ih_l0": (192, coverage.RECURRENT),
-    "recurrent.weight_hh_l0": (192, coverage.RECURRENT),
-    "up.weight": (128, coverage.TRANSPOSED),
-    "volume.weight": (64, coverage.VOLUME),
-    "norm.weight": (48, coverage.NORM),
-    "norm.bias": (48, coverage.NORM),
-    "spare.weight": (64, coverage.UNUSED),
-    "grid": (16, coverage.CONSTANT),
+    "recurrent.weight_ih_l0": (192, weight_coverage.RECURRENT),
+    "recurrent.weight_hh_l0": (192, weight_coverage.RECURRENT),
+    "up.weight": (128, weight_coverage.TRANSPOSED),
+    "volume.weight": (64, weight_coverage.VOLUME),
+    "norm.weight": (48, weight_coverage.NORM),
+    "norm.bias": (48, weight_coverage.NORM),
+    "spare.weight": (64, weight_coverage.UNUSED),
+    "grid": (16, weight_coverage.CONSTANT),
 }
 
 
 def settled(net, x):
     found, skipped = geometry.find(net)
-    model = plain_layers.settle(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x)
-    return tracing.settle(model, x)
+    model = plain_layers.rewrite_model(Model(net, found, tuple(x.shape[1:]), "", None, skipped), x)
+    return tracing.trace(model, x)
 
 
 def test_every_tensor_is_quantized_or_listed_with_its_reason():
@@ -81,7 +81,7 @@ def test_every_tensor_is_quantized_or_listed_with_its_reason():
     net, x = Odd().eval(), torch.randn(1, 3, 8, 8)
     model = settled(net, x)
     assert [layer.name for layer in model.layers] == ["stem", "head"]
-    found = coverage.measure(net, model.layers, x)
+    found = weight_coverage.measure(net, model.layers, x)
     assert {own.name: (own.weights, own.reason) for own in found.left_out} == REASONS
     assert found.quantized == 384 + 16
     assert found.weights == found.quantized + sum(weights for weights, _ in REASONS.values())
@@ -94,26 +94,28 @@ def test_every_tensor_is_quantized_or_listed_with_its_reason():
 
 
 def test_sentence_names_shares_reasons_and_tensors():
-    left = [coverage.LeftOut(f"table{i}", 10, 0.01, coverage.LOOKED_UP) for i in range(5)]
-    found = coverage.Coverage(
-        1000, 750, (coverage.LeftOut("gru", 200, 0.2, coverage.RECURRENT), *left)
+    left = [
+        weight_coverage.LeftOut(f"table{i}", 10, 0.01, weight_coverage.LOOKED_UP) for i in range(5)
+    ]
+    found = weight_coverage.Coverage(
+        1000, 750, (weight_coverage.LeftOut("gru", 200, 0.2, weight_coverage.RECURRENT), *left)
     )
     assert found.sentence() == (
         "25.00 % of the weights stay in full precision: 20.00 % recurrent layer, not supported yet (gru); "
         "5.00 % looked up, not multiplied (table0, table1, table2 and 2 more)"
     )
-    assert coverage.Coverage(1000, 1000).sentence() == ""
-    assert coverage.percent(1 - 1e-7) == "99.99 %"
-    assert coverage.percent(1e-7) == "less than 0.01 %"
+    assert weight_coverage.Coverage(1000, 1000).sentence() == ""
+    assert weight_coverage.percent(1 - 1e-7) == "99.99 %"
+    assert weight_coverage.percent(1e-7) == "less than 0.01 %"
 
 
 def test_layers_kept_by_the_user_are_listed():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)).eval()
     x = torch.randn(1, 4)
-    found = coverage.of_model(settled(net, x), "keep", x)
+    found = weight_coverage.of_model(settled(net, x), "keep", x)
     assert [(own.name, own.reason) for own in found.left_out] == [
-        ("0.weight", coverage.KEPT),
-        ("2.weight", coverage.KEPT),
+        ("0.weight", weight_coverage.KEPT_BY_USER),
+        ("2.weight", weight_coverage.KEPT_BY_USER),
     ]
     assert found.share == pytest.approx(1 / 3)
 
@@ -133,7 +135,7 @@ def test_attention_that_is_left_alone_is_listed():
     net, x = Net().eval(), torch.randn(1, 5, 8)
     model = settled(net, x)
     assert isinstance(net.attention, nn.MultiheadAttention)
-    found = coverage.measure(model.net, model.layers, x)
+    found = weight_coverage.measure(model.net, model.layers, x)
     reason = "projections inside of an attention function"
     assert {own.name: own.reason for own in found.left_out} == {
         "attention.in_proj_weight": reason,
@@ -195,6 +197,6 @@ def test_refusals_of_what_is_quantized_anyway_are_not_said(capsys):
     model = replace(
         settled(net, x), refused=(("0", "no reason"), ("1", "one reason"), ("1.other", "no reason"))
     )
-    found = coverage.of_model(replace(model, layers=model.layers[:1]), "8bit", x)
+    found = weight_coverage.of_model(replace(model, layers=model.layers[:1]), "8bit", x)
     assert found.refused == ("1 (one reason)",)
     assert capsys.readouterr().err.startswith("not rewritten as plain layers: 1 (one reason)\n")

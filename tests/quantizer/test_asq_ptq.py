@@ -106,7 +106,8 @@ def test_channels_of_linear_layers_are_on_the_last_axis():
 def test_inputs_in_full_precision_are_refused_before_anything_is_solved(monkeypatch):
     monkeypatch.setattr("sq.quantizer.eptq.begin", lambda *_, **__: pytest.fail("solved"))
     with pytest.raises(
-        SqError, match="adaptive steps are of inputs, which stay in full precision: set activation="
+        SqError,
+        match="adaptive steps need quantized inputs, and here inputs stay in full precision: set activation=",
     ):
         quantizer("asq_ptq")(problem(residual()))
 

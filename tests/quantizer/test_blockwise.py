@@ -99,9 +99,11 @@ def test_names_of_blocks_are_refused_where_layers_are_learned_alone():
 
 @pytest.mark.parametrize(("drop", "kept"), [("0.0", 2), ("0.5", 3)])
 def test_inputs_of_full_precision_are_kept_only_where_some_are_dropped_in(drop, kept, monkeypatch):
-    made, call = [], blockwise._Seen.__call__
+    made, call = [], blockwise._PartTargets.__call__
     monkeypatch.setattr(
-        blockwise._Seen, "__call__", lambda self, index: made.append(call(self, index)) or made[-1]
+        blockwise._PartTargets,
+        "__call__",
+        lambda self, index: made.append(call(self, index)) or made[-1],
     )
     quantizer("qdrop", f"drop={drop}")(problem(residual(), activation_bits=4))
     assert {len(tensors) for tensors in made} == {kept}

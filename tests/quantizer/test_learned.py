@@ -15,7 +15,7 @@ from sq.config.instantiate import build
 from sq.errors import SqError
 from sq.learning import optimizer_step
 from sq.learning.student import Student
-from sq.learning.target_cache import Kept
+from sq.learning.target_cache import TargetCache
 from sq.network import geometry
 from sq.quantizer import eptq
 
@@ -113,7 +113,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     net = residual()
     never = quantizer(name)(problem(net, activation_bits=4))
     given = problem(net, activation_bits=4, scratch=str(tmp_path))
-    steps, step = [], optimizer_step.Descent.step
+    steps, step = [], optimizer_step.StageOptimizer.step
 
     def stopping(self, number, *rest):
         steps.append((self.part.name, number))
@@ -122,7 +122,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
             raise _Stop
         return step(self, number, *rest)
 
-    monkeypatch.setattr(optimizer_step.Descent, "step", stopping)
+    monkeypatch.setattr(optimizer_step.StageOptimizer, "step", stopping)
     with pytest.raises(_Stop):
         quantizer(name)(given)
     left = list((tmp_path / "unfinished").iterdir())
@@ -130,7 +130,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
     resumed = steps[-1]
     steps.clear()
     monkeypatch.setattr(
-        optimizer_step.Descent,
+        optimizer_step.StageOptimizer,
         "step",
         lambda self, number, *rest: (
             steps.append((self.part.name, number)),
@@ -151,9 +151,9 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(name, tmp_path, mon
 
 def test_state_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
     given = problem(residual(), scratch=str(tmp_path))
-    step = optimizer_step.Descent.step
+    step = optimizer_step.StageOptimizer.step
     monkeypatch.setattr(
-        optimizer_step.Descent,
+        optimizer_step.StageOptimizer,
         "step",
         lambda self, number, *rest: (
             (_ for _ in ()).throw(_Stop()) if number == 8 else step(self, number, *rest)
@@ -161,7 +161,7 @@ def test_state_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
     )
     with pytest.raises(_Stop):
         quantizer("eptq")(given)
-    monkeypatch.setattr(optimizer_step.Descent, "step", step)
+    monkeypatch.setattr(optimizer_step.StageOptimizer, "step", step)
     done = quantizer("eptq", "learn.weight=0.02")(given)
     same(done, quantizer("eptq", "learn.weight=0.02")(problem(residual())))
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
@@ -233,11 +233,16 @@ def test_errors_of_linear_layers_over_positions_count_as_those_of_convolutions()
     def error(name):
         student = Student(given, START, 1e-3)
         weights = ones | {other: torch.full((32,), 1e-20) for other in names if other != name}
-        kept = Kept(
-            lambda index: eptq.returned(given.model.net, names, given.batch.x[index]), 32, 32, 1.0
+        kept = TargetCache(
+            lambda index: eptq.layer_outputs(given.model.net, names, given.batch.x[index]),
+            32,
+            32,
+            1.0,
         )
-        with torch.no_grad(), student.lent(names, "fixed", None):
-            return float(eptq._Error(student, names, weights, kept)(torch.arange(32), None)[0])
+        with torch.no_grad(), student.learned_weights(names, "fixed", None):
+            return float(
+                eptq._NetworkLoss(student, names, weights, kept)(torch.arange(32), None)[0]
+            )
 
     assert error("first") > 0
     assert error("second") == pytest.approx(error("first"), rel=1e-5)
@@ -325,9 +330,11 @@ def test_loss_of_eptq_is_the_formula():
     scores = {"0": torch.rand(32) + 0.1, "3": torch.rand(32) + 0.5}
     student = Student(given, START, 1e-3)
     names, x, index = ["0", "3"], given.batch.x, torch.tensor([4, 1, 30])
-    kept = Kept(lambda index: eptq.returned(given.model.net, names, x[index]), 32, 32, 1.0)
-    with torch.no_grad(), student.lent(names, "soft", None) as h:
-        made, weights = eptq._Error(student, names, scores, kept)(index, None)
+    kept = TargetCache(
+        lambda index: eptq.layer_outputs(given.model.net, names, x[index]), 32, 32, 1.0
+    )
+    with torch.no_grad(), student.learned_weights(names, "soft", None) as h:
+        made, weights = eptq._NetworkLoss(student, names, scores, kept)(index, None)
         W, V = (student.roundings[name].weight(h[name]) for name in names)
     first, second = given.model.net[0], given.model.net[3]
     with torch.no_grad():

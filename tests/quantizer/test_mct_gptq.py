@@ -24,7 +24,7 @@ def problem(digits_train, fit):
     model = digits_resnet.load(weights=None, expected=None)
     batch = Calibration(digits_train.x[:16], digits_train.y[:16], digits_train.ids[:16])
     batchnorm_folding.fold(model.net, batch.x[:1])
-    model = tracing.settle(model, batch.x[:1])
+    model = tracing.trace(model, batch.x[:1])
     found = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     names = [layer.name for layer in model.layers]
     inputs = Inputs(dict.fromkeys(names, 8), lambda name, bits: per_tensor(0.0, 1.0, bits, False))

@@ -17,8 +17,8 @@ from sq.learning.adaptive_step import AdaptiveGrid
 from sq.quantizer import qat
 from sq.storage.resume import Resume
 from sq.training import train as training
-from sq.training.quantized_network import Trainee
-from sq.training.train import Kept, Wanted, train
+from sq.training.quantized_network import QuantizedNetwork
+from sq.training.train import Checkpoints, TrainingImages, train
 from sq.types.images import Images
 
 RECIPE = {
@@ -113,8 +113,8 @@ def test_adaptive_steps_start_where_fixed_ones_are_and_go_their_own_way():
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_what_comes_out_is_what_was_trained(adaptive):
     what = given()
-    own = Trainee(what, adaptive, seed=0)
-    train(own, Wanted(None, 0), Kept(Resume(own.quantizers, None), 5), **RECIPE)
+    own = QuantizedNetwork(what, adaptive, seed=0)
+    train(own, TrainingImages(None, 0), Checkpoints(Resume(own.quantizers, None), 5), **RECIPE)
     with torch.no_grad(), own.computing():
         wanted = own.net(what.batch.x)
     made = own.finish(seconds=3.0, cpu_seconds=6.0)
@@ -178,7 +178,7 @@ class Killed(BaseException):
 
 def counting(patch, most):
     """Return the list that steps are counted in from now on; the one after `most` stops training."""
-    taken, take = [], training._Steps.take
+    taken, take = [], training._Sgd.step
 
     def until(self, *step):
         taken.append(step)
@@ -186,7 +186,7 @@ def counting(patch, most):
             raise Killed
         return take(self, *step)
 
-    patch.setattr(training._Steps, "take", until)
+    patch.setattr(training._Sgd, "step", until)
     return taken
 
 
@@ -217,13 +217,13 @@ def test_some_of_the_images_are_drawn():
 
 
 def test_steps_are_slowed_and_do_not_decay():
-    own = Trainee(given(bits=4), False, 0)
+    own = QuantizedNetwork(given(bits=4), False, 0)
     with torch.no_grad(), own.computing():
         own.net(torch.randn(5, 2, 6, 6))
-    found = {id(p): (factor, decays) for p, factor, decays in own.groups()}
+    found = {id(one.parameter): (one.gradient_factor, one.decays) for one in own.groups()}
     weight, fed = own.weights["3"], own.inputs["3"]
     assert found[id(weight.value)] == (1.0, True)
-    assert found[id(weight.scale)] == (weight.slower, False)
+    assert found[id(weight.scale)] == (weight.scale_gradient_factor, False)
     factor, decays = found[id(fed.sigma)]
     largest = max(-float(fed.low), float(fed.high))
     assert factor == pytest.approx((largest * 5 * 8 * 4 * 4) ** -0.5 / float(fed.scale) ** 2)
@@ -236,14 +236,18 @@ def test_steps_are_slowed_and_do_not_decay():
     ("what", "recipe", "message"),
     [
         (lambda: replace(given(), train=None), {}, "no training images"),
-        (lambda: given(labels=False), {}, "training takes images with labels"),
+        (lambda: given(labels=False), {}, "training takes images with class labels"),
         (given, {"batch": 65}, "64 training images are fewer than a batch of 65"),
         (
             given,
             {"rate": 1e30},
             "the loss is (nan|inf) at step .* of epoch .*: lower quantizer.train.rate",
         ),
-        (lambda: given(activation_bits=None), {"adaptive": True}, "adaptive steps are of inputs"),
+        (
+            lambda: given(activation_bits=None),
+            {"adaptive": True},
+            "adaptive steps need quantized inputs",
+        ),
     ],
 )
 def test_bad_input_is_one_line(what, recipe, message):
@@ -260,12 +264,12 @@ def test_scales_stay_above_zero_whatever_the_rate(adaptive, kind, capsys):
     fed = insertion.attached(made.net)
     assert len(fed) == 3
     assert all(float(grid.scale) > 0 for grid in fed.values())
-    assert "ended at 0.001 of the first, the least allowed" in capsys.readouterr().err
+    assert "ended at their lower limit, 0.001 of the first" in capsys.readouterr().err
 
 
 def test_usual_rates_are_not_told_of(capsys):
     quantize(given(), epochs=1, rate=0.01)
-    assert "least allowed" not in capsys.readouterr().err
+    assert "lower limit" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["uniform", "post"])
@@ -332,10 +336,10 @@ def test_how_far_steps_adapt_is_told():
 
 
 def test_static_steps_learn_a_number_alone():
-    own = Trainee(given(), "static", 0)
+    own = QuantizedNetwork(given(), "static", 0)
     with torch.no_grad(), own.computing():
         own.net(torch.randn(5, 2, 6, 6))
-    trained = {id(p) for p, _, _ in own.groups()}
+    trained = {id(one.parameter) for one in own.groups()}
     for fed in own.inputs.values():
         learned = [name for name, p in fed.adapter.named_parameters() if id(p) in trained]
         assert learned == ["last.bias"]

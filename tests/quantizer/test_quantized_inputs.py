@@ -32,7 +32,7 @@ def test_errors_reported_are_those_of_the_layers_in_the_quantized_network(digits
     quantize, fit = build(config["quantizer"], "quantizer"), build(config["grid"], "grid")
     before = {name: t.clone() for name, t in resnet.net.state_dict().items()}
     batch = subset.draw(resnet, digits, images=48, seed=0, inputs="quantized")
-    model = tracing.settle(resnet, batch.x[:1])
+    model = tracing.trace(resnet, batch.x[:1])
     found = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     made = quantize(Problem(model, batch, found, fit, {layer.name: 3 for layer in model.layers}))
     for name, layer in made.layers.items():
@@ -48,7 +48,7 @@ def test_quantized_inputs_lower_the_error_of_the_network(digits, resnet):
     made = {}
     for inputs in ("reference", "quantized"):
         batch = subset.draw(resnet, digits, images=128, seed=0, inputs=inputs)
-        model = tracing.settle(resnet, batch.x[:1])
+        model = tracing.trace(resnet, batch.x[:1])
         found = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
         problem = Problem(model, batch, found, fit, {layer.name: 3 for layer in model.layers})
         made[inputs] = quantize(problem)

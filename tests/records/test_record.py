@@ -5,10 +5,10 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from cli_helpers import ROOT, as_it_was, compose, environment, settings, snapshot
 
@@ -237,7 +237,7 @@ def test_kill_in_the_middle_of_writing(tmp_path):
         "record.write(Path(sys.argv[1]), {'record': 1, 'status': 'failed'})"
     )
     env = environment(tmp_path, PYTHONPATH=str(ROOT))
-    done = subprocess.run([sys.executable, "-c", code, str(file)], env=env, timeout=60, check=False)
+    done = processes.run([sys.executable, "-c", code, str(file)], env=env, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     assert snapshot(tmp_path) == before
     assert record.read_all(tmp_path) == [{"record": 1, "status": "done"}]

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 
 from sq.errors import SqError
@@ -23,7 +24,7 @@ def file(tmp_path):
 def killed(file):
     """Let a process hold the run, and kill it."""
     code = f"{HOLD} print(c is not None, flush=True); time.sleep(60)"
-    with subprocess.Popen(
+    with processes.Popen(
         [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "True\n"
@@ -78,7 +79,7 @@ def race(file):
     """Let twelve processes ask for the run, and return what each was told."""
     code = f"{HOLD} print(c is not None, flush=True); sys.stdin.read()"
     every = [
-        subprocess.Popen(
+        processes.Popen(
             [sys.executable, "-c", code, str(file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -22,9 +22,9 @@ def closed():
 
 
 def test_looks_differ_in_black_and_white():
-    looks = [style.look(i) for i in range(style.MOST)]
+    looks = [style.line_style(i) for i in range(style.MAX_LINES)]
     grey = {(own["marker"], own["markerfacecolor"] == "white") for own in looks}
-    assert len(grey) == style.MOST
+    assert len(grey) == style.MAX_LINES
     for one, two in itertools.pairwise(looks):
         assert one["linestyle"] != two["linestyle"]
 
@@ -154,7 +154,7 @@ def test_layouts_that_differ_in_their_last_digits_are_one(tmp_path):
     style.save(drawn, tmp_path / "a")
     for axes in drawn.axes:
         places = axes.get_position(original=True).get_points().flatten()
-        assert places == pytest.approx(places.round(style.PLACES), abs=1e-12)
+        assert places == pytest.approx(places.round(style.POSITION_DIGITS), abs=1e-12)
 
 
 def test_what_differs_from_network_to_network_only_names_no_line():

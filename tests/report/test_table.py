@@ -105,7 +105,7 @@ def test_bookkeeping_splits_nothing():
 def test_speedup_is_over_obq_on_the_same_problem_and_machine():
     fast = record("sensiquant", seconds=0.5)
     assert table.speedup(
-        fast, table.yardsticks([fast, record("obq", seconds=10.0)])
+        fast, table.reference_times([fast, record("obq", seconds=10.0)])
     ) == pytest.approx(20)
     for stranger in (
         record("obq", statistics="s1"),
@@ -114,7 +114,7 @@ def test_speedup_is_over_obq_on_the_same_problem_and_machine():
         record("obq", grid={"range": "minmax"}),
         record("gptq"),
     ):
-        assert table.speedup(fast, table.yardsticks([fast, stranger])) is None
+        assert table.speedup(fast, table.reference_times([fast, stranger])) is None
     assert table.build([fast]).iloc[1]["speed-up"] == "-"
 
 
@@ -167,7 +167,7 @@ def test_a_setting_that_is_a_list_can_tell_runs_apart():
     records = [record(latency={"bits": [4]}), record(latency={"bits": [4, 8]})]
     rows = table.rows(records)
     assert {row["labels"]["latency.bits"] for row in rows} == {"[4]", "[4, 8]"}
-    for _, drawn in figure.every(rows, records):  # lists are no numbers, and can be looked up
+    for _, drawn in figure.all_figures(rows, records):  # lists are no numbers, and can be looked up
         style.pyplot().close(drawn)
 
 
@@ -195,6 +195,6 @@ def test_times_are_cpu_seconds_where_all_records_have_them():
         assert fast["speedup"] == pytest.approx(
             [obq["solve_seconds"][0] / fast["solve_seconds"][0]]
         )
-    assert table.yardsticks([busy[0], timed("obq", 6.0, seed=1)]).popitem()[1] == {
+    assert table.reference_times([busy[0], timed("obq", 6.0, seed=1)]).popitem()[1] == {
         "solve_seconds": 18.0
     }

@@ -50,8 +50,8 @@ def test_a_log_that_cannot_be_written(tmp_path):
 def test_no_child_outlives_an_interrupt(deaf, code, tmp_path, monkeypatch):
     # What SIGINT does to a Python process is told by its handler's default here: the child dies of
     # it.
-    monkeypatch.setattr(children, "GRACE", 0.5)
-    monkeypatch.setattr(children, "PATIENCE", 0.5)
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(children, "PATIENCE_SECONDS", 0.5)
     started = []
     popen = children.subprocess.Popen
     monkeypatch.setattr(

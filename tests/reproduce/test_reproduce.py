@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 from cli_helpers import PATIENCE, ROOT, as_it_was, environment
 
@@ -17,7 +18,7 @@ from sq.records import record, run_locks
 from sq.report import index
 from sq.reproduce import __main__ as reproduce
 from sq.reproduce import children
-from sq.reproduce.tasks import Task
+from sq.reproduce.tasks import ExperimentState
 from sq.runs import status
 
 SWEEP = """\
@@ -86,7 +87,7 @@ def words(folder, *more):
 
 
 def start(folder, *more):
-    return subprocess.Popen(
+    return processes.Popen(
         [sys.executable, "-m", "sq.reproduce", *words(folder, *more)],
         cwd=folder,
         env=environment(folder, PYTHONPATH=str(ROOT)),
@@ -139,7 +140,7 @@ def test_interrupted_then_finished_then_nothing_to_do(tmp_path):
         "[2/3] small: 3 runs, about 60 s",
     ]
     assert lines[3].startswith("[3/3] small_more: 9 runs, about ")
-    assert lines[-1] == "sq: interrupted; the same command goes on where this one stopped"
+    assert lines[-1] == "sq: interrupted; the same command resumes where this one stopped"
     kept = {file: file.stat().st_mtime_ns for file in records(tmp_path, "small")}
     assert 4 <= len(kept) < 12
     jobs = jobs_of(tmp_path, "small_more")
@@ -303,7 +304,7 @@ def test_a_second_interrupt_of_the_parent_ends_it_all_the_same(tmp_path, capsys,
 
 def test_forecast_tells_of_what_has_no_cost():
     one = reproduce.experiments.read()[0]
-    todo = [Task(one, [], [], [one.file], seconds) for seconds in (60.0, None)]
+    todo = [ExperimentState(one, [], [], [one.file], seconds) for seconds in (60.0, None)]
     assert reproduce.forecast(todo, todo, []).endswith(
         "2 to run: 2 runs, about 60 s and 1 of unknown cost"
     )

@@ -104,10 +104,10 @@ def test_failed_runs_are_missing_and_done_ones_are_not(folder):
     assert len(found["cheap"].missing) == 3
     assert found["dear"].missing == []
     results = folder.parent / "results"
-    assert len(tasks.left(found["cheap"], results)) == 3
-    assert tasks.left(found["dear"], results) == []
+    assert len(tasks.missing_records(found["cheap"], results)) == 3
+    assert tasks.missing_records(found["dear"], results) == []
     done(folder, "cheap", 1.0)
-    assert tasks.left(found["cheap"], results) == []
+    assert tasks.missing_records(found["cheap"], results) == []
 
 
 def test_unknown_costs_come_last(folder):
@@ -132,7 +132,7 @@ def test_a_benchmark_is_done_while_its_settings_are_those_of_the_record(folder):
     (folder / "bench_small.yaml").write_text(BENCH.replace("repeats: 1", "repeats: 2"))
     (bench,) = [t for t in surveyed(folder) if t.experiment.is_bench]
     assert bench.missing == [own.file]
-    assert tasks.left(bench, results) == [own.file]
+    assert tasks.missing_records(bench, results) == [own.file]
     own.file.write_text("{")
     (bench,) = [t for t in surveyed(folder) if t.experiment.is_bench]
     assert "is not a whole record" in bench.lacks[0]

@@ -121,3 +121,50 @@ def test_a_sweeper_that_is_installed_is_refused_by_its_name(tmp_path):
 def test_asking_for_the_mode_alone_refuses_nothing():
     """Hydra takes an error there for a single run."""
     assert load("hydra.sweeper.max_batch_size=2", validate_sweep_overrides=False)
+
+
+def composed_twice(words, mode, added=()):
+    """Return what a command gets, whose mode Hydra asks for first."""
+    with own.installed(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        loader.load_configuration(
+            "config", [*words], RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+        return loader.load_configuration("config", [*words, *added], mode)
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "added"),
+    [
+        (["bits=3", "quantizer=obq"], RunMode.RUN, ["hydra.mode=RUN"]),
+        (["bits=3", "hydra.mode=RUN"], RunMode.RUN, []),
+        (["bits=3,4", "grid=uniform,pot"], RunMode.MULTIRUN, ["hydra.mode=MULTIRUN"]),
+        (["bits=3", "hydra.job.name=x"], RunMode.MULTIRUN, ["hydra.mode=MULTIRUN"]),
+        (["sensitivity=fisher,trace", "sensitivity.images=8"], RunMode.MULTIRUN, []),
+    ],
+)
+def test_a_command_gets_what_one_composition_gives(words, mode, added):
+    wanted = load(*words, *added, mode=mode)
+    got = composed_twice(words, mode, added)
+    assert got == wanted
+    assert list(got.hydra.overrides.hydra) == list(wanted.hydra.overrides.hydra)
+    assert type(got.hydra.mode) is type(wanted.hydra.mode)
+
+
+def test_files_are_read_once_for_a_command(monkeypatch):
+    composed = []
+    compose = ConfigLoaderImpl._compose_config_from_defaults_list
+    monkeypatch.setattr(
+        ConfigLoaderImpl,
+        "_compose_config_from_defaults_list",
+        lambda *a, **k: composed.append(a) or compose(*a, **k),
+    )
+    composed_twice(["bits=3"], RunMode.RUN, ["hydra.mode=RUN"])
+    assert len(composed) == 1
+    composed_twice(["bits=3"], RunMode.RUN, ["bits=4"])
+    assert len(composed) == 3
+
+
+def test_a_single_run_refuses_several_values_after_its_mode_was_asked_for():
+    with pytest.raises(ConfigCompositionException, match="Ambiguous value"):
+        composed_twice(["bits=3,4"], RunMode.RUN)

@@ -1,7 +1,7 @@
 import json
-import subprocess
 import sys
 
+import processes
 import pytest
 from cli_helpers import ROOT, as_it_was, compose, settings
 
@@ -73,7 +73,7 @@ def test_parts_of_an_experiment_are_one(capsys):
 
 
 def test_no_such_experiment_is_one_line():
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", "sq", "status", "quickstar"],
         cwd=ROOT,
         capture_output=True,

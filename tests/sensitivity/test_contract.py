@@ -130,7 +130,7 @@ def digits_problem(resnet, digits_train, fit):
     found, _ = geometry.find(resnet.net)
     some = slice(0, 32)
     batch = Calibration(digits_train.x[some], digits_train.y[some], digits_train.ids[some])
-    model = tracing.settle(replace(resnet, layers=found), batch.x[:1])
+    model = tracing.trace(replace(resnet, layers=found), batch.x[:1])
     return Problem(
         model,
         batch,

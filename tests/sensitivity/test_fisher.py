@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sq.network.rounding_sites import Sites, weight
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import original_weight
 from sq.sensitivity import fisher
 
 
@@ -10,7 +11,7 @@ def test_cost_is_that_of_a_loop_over_images(tricky_problem):
     own, net = tricky_problem, tricky_problem.model.net
     cost = fisher.score(own, bits=[2, 3], input_bits=[], images=5)
     sites = Sites(own, "weights", [2, 3])
-    squares = {layer.name: torch.zeros_like(weight(layer)) for layer in sites.layers}
+    squares = {layer.name: torch.zeros_like(original_weight(layer)) for layer in sites.layers}
     for i in range(5):
         loss = F.cross_entropy(net(own.batch.x[i : i + 1]), own.batch.y[i : i + 1])
         gradients = torch.autograd.grad(loss, [layer.module.weight for layer in sites.layers])
@@ -18,7 +19,11 @@ def test_cost_is_that_of_a_loop_over_images(tricky_problem):
             squares[layer.name] += g.square() / 5
     for layer, bits in sites.choices():
         wanted = (
-            float((squares[layer.name] * sites.error(layer, bits, weight(layer)).square()).sum())
+            float(
+                (
+                    squares[layer.name] * sites.error(layer, bits, original_weight(layer)).square()
+                ).sum()
+            )
             / 2
         )
         assert cost.weights[layer.name][bits] == pytest.approx(wanted, rel=1e-4)
@@ -32,7 +37,7 @@ def test_cost_is_that_of_a_loop_over_images(tricky_problem):
 
 def test_size_of_what_goes_together_changes_nothing(tricky_problem, monkeypatch):
     once = fisher.score(tricky_problem, bits=[2], input_bits=[2], images=6)
-    monkeypatch.setattr("sq.network.per_sample_gradients.GRADIENTS", 1)
+    monkeypatch.setattr("sq.network.per_sample_gradients.GRADIENT_ELEMENTS", 1)
     again = fisher.score(tricky_problem, bits=[2], input_bits=[2], images=6)
     for name, row in once.weights.items():
         assert again.weights[name][2] == pytest.approx(row[2], rel=1e-4)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from sq.activation import insertion
 from sq.errors import SqError
-from sq.network.rounding_sites import Sites, all_rounded, lent, weight
+from sq.network.rounding_sites import Sites, all_rounded
+from sq.network.weight_swap import original_weight, swapped_weights
 from sq.sensitivity import interaction
 
 SCORE = partial(interaction.score, images=100, temperature=4, linear=True)
@@ -33,9 +34,11 @@ def rounded(own, sites, bits):
     """Round layers to `bits` by name, None leaving them, by weights lent or grids attached."""
     if sites.kind == "weights":
         given = {
-            s.name: sites.nearest(s, bits[s.name], weight(s)) for s in sites.layers if bits[s.name]
+            s.name: sites.nearest(s, bits[s.name], original_weight(s))
+            for s in sites.layers
+            if bits[s.name]
         }
-        with lent(own.model, given):
+        with swapped_weights(own.model, given):
             yield
     else:
         insertion.attach(
@@ -111,15 +114,15 @@ def test_gradient_at_the_rounded_point_has_cross_terms_in_full(quadratic):
     sites = Sites(own, "weights", [2])
     found = interaction.slopes(sites, x, losses)
     moved = {
-        layer.name: sites.nearest(layer, 2, weight(layer)).requires_grad_()
+        layer.name: sites.nearest(layer, 2, original_weight(layer)).requires_grad_()
         for layer in sites.layers
     }
-    with lent(own.model, moved):
+    with swapped_weights(own.model, moved):
         gradients = torch.autograd.grad(
             losses(own.model.net(x), slice(0, 10)).mean(), list(moved.values())
         )
     wanted = [
-        float((g * sites.error(s, 2, weight(s))).sum())
+        float((g * sites.error(s, 2, original_weight(s))).sum())
         for g, s in zip(gradients, sites.layers, strict=True)
     ]
     assert found == pytest.approx(wanted)
@@ -170,8 +173,9 @@ def test_pairs_make_the_quadratic_of_any_choice(tricky_problem):
         outputs = own.model.net(own.batch.x).double()
         u = torch.zeros_like(outputs)
         for layer in sites.layers:
-            with lent(
-                own.model, {layer.name: sites.nearest(layer, widths[layer.name], weight(layer))}
+            with swapped_weights(
+                own.model,
+                {layer.name: sites.nearest(layer, widths[layer.name], original_weight(layer))},
             ):
                 u += (own.model.net(own.batch.x).double() - outputs) / 4
     p = (outputs / 4).softmax(1)

@@ -5,7 +5,8 @@ import torch
 from sensitivity_problems import problem
 from torch import nn
 
-from sq.network.rounding_sites import Sites, weight
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import original_weight
 from sq.runtime import out_of_memory
 from sq.sensitivity import label_free
 
@@ -26,7 +27,9 @@ def test_linear_network_is_priced_by_the_diagonal_of_its_jacobian():
     by_second = (x @ B.T).square().mean(0).expand(5, 3)
     for layer, h in ((first, by_first), (second, by_second)):
         for bits in (2, 3):
-            wanted = float((h * sites.error(layer, bits, weight(layer)).square()).sum()) / 2
+            wanted = (
+                float((h * sites.error(layer, bits, original_weight(layer)).square()).sum()) / 2
+            )
             assert cost.weights[layer.name][bits] == pytest.approx(wanted, rel=0.1)
             assert abs(cost.weights[layer.name][bits] - wanted) < 4 * cost.errors[layer.name][bits]
     error = own.inputs.grid("0", 4).nearest(x) - x

@@ -5,7 +5,8 @@ import torch
 from sensitivity_problems import images, labels, problem, tricky
 
 from sq.activation import insertion
-from sq.network.rounding_sites import Sites, lent
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import swapped_weights
 from sq.sensitivity import logit_curvature
 from sq.types.costs import Cost
 
@@ -22,7 +23,9 @@ def moved(own, sites):
         full, rows = net(x), []
         for layer, bits in sites.choices():
             if sites.kind == "weights":
-                with lent(own.model, {layer.name: sites.nearest(layer, bits, layer.module.weight)}):
+                with swapped_weights(
+                    own.model, {layer.name: sites.nearest(layer, bits, layer.module.weight)}
+                ):
                     rows.append(net(x) - full)
             else:
                 insertion.attach(net, {layer.name: sites.grid(layer, bits)})
@@ -48,7 +51,7 @@ def test_products_are_those_of_the_curvature_written_out(own, kind, temperature)
 def test_small_moves_of_all_layers_cost_the_divergence_of_their_sum(own):
     sites = Sites(own, "weights", [8])
     full, u = moved(own, sites)
-    made = logit_curvature.Answers(own.batch.x, 2)
+    made = logit_curvature.LogitCurvature(own.batch.x, 2)
     cost = Cost(made.rows(sites), pairs=made.pairs)
     p, q = ((logits / 2).log_softmax(1) for logits in (full, full + u.sum(0)))
     wanted = float((p.exp() * (p - q)).sum(1).mean())

@@ -28,5 +28,5 @@ def test_cost_is_the_divergence_with_what_rounds_to_zero_zero(tricky_problem):
 
 
 def test_inputs_are_refused(tricky_problem):
-    with pytest.raises(SqError, match="sensitivity=mask_kl prices weights alone"):
+    with pytest.raises(SqError, match="sensitivity=mask_kl scores weights alone"):
         mask_kl.score(tricky_problem, bits=[2], input_bits=[4], images=6)

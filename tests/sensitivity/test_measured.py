@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from sq.errors import SqError
-from sq.network.rounding_sites import weight
+from sq.network.weight_swap import original_weight
 from sq.sensitivity import kl, measured
 
 
@@ -14,7 +14,7 @@ def test_cost_is_the_loss_of_the_rounded_network_less_that_of_full_precision(tri
     cost = measured.score(own, bits=[2, 3], input_bits=[], images=6, loss="cross_entropy")
     with torch.no_grad():
         for layer in own.model.layers:
-            before = weight(layer).clone()
+            before = original_weight(layer).clone()
             W = before.reshape(layer.groups, layer.outputs, -1)
             layer.module.weight.copy_(own.fit(W, 2).nearest(W).view_as(before))
             rounded = F.cross_entropy(net(own.batch.x).double(), own.batch.y)

@@ -4,7 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from sq.grid.uniform_grid import UniformGrid
-from sq.network.rounding_sites import Sites, lent, weight
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import original_weight, swapped_weights
 from sq.sensitivity import noise
 
 KNOBS = {"images": 6, "bins": 64, "tolerance": 1e-9, "seed": 0}
@@ -54,13 +55,13 @@ def test_cost_is_the_mean_increase_of_the_loss(tricky_problem):
     own, net = tricky_problem, tricky_problem.model.net
     cost = noise.score(own, bits=[2], input_bits=[2], draws=30, **KNOBS)
     layer = next(s for s in own.model.layers if s.name == "stem")
-    grid, w = Sites(own, "weights", [2]).grid(layer, 2), weight(layer)
+    grid, w = Sites(own, "weights", [2]).grid(layer, 2), original_weight(layer)
     generator, found = torch.Generator().manual_seed(5), []
     with torch.no_grad():
         full = F.cross_entropy(net(own.batch.x), own.batch.y)
         for _ in range(200):
             given = noise.noisy(w.reshape(1, 4, -1), grid, 64, generator).view_as(w)
-            with lent(own.model, {"stem": given}):
+            with swapped_weights(own.model, {"stem": given}):
                 found.append(F.cross_entropy(net(own.batch.x), own.batch.y) - full)
     found = torch.stack(found)
     error = (cost.errors["stem"][2] ** 2 + float(found.var()) / 200) ** 0.5

@@ -4,7 +4,8 @@ from sensitivity_problems import images, labels, problem, tricky
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from sq.network.rounding_sites import Sites, weight
+from sq.network.rounding_sites import Sites
+from sq.network.weight_swap import original_weight
 from sq.sensitivity import trace
 
 KNOBS = {"images": 100, "together": 2, "tolerance": 1e-9, "seed": 0}
@@ -24,7 +25,7 @@ def test_cost_is_the_exact_trace_within_its_standard_error(own):
             outputs = functional_call(own.model.net, {f"{layer.name}.weight": w}, (own.batch.x,))
             return F.cross_entropy(outputs, own.batch.y)
 
-        w = weight(layer)
+        w = original_weight(layer)
         exact = float(torch.autograd.functional.hessian(loss, w).view(w.numel(), -1).trace())
         wanted = exact * float(sites.error(layer, 3, w).square().mean())
         error = cost.errors[layer.name][3]

@@ -16,5 +16,5 @@ def test_cost_is_the_mean_squared_rounding_error(tricky_problem):
 
 
 def test_inputs_are_refused(tricky_problem):
-    with pytest.raises(SqError, match="sensitivity=weight_mse prices weights alone"):
+    with pytest.raises(SqError, match="sensitivity=weight_mse scores weights alone"):
         weight_mse.score(tricky_problem, bits=[2], input_bits=[4])

@@ -56,8 +56,8 @@ def test_grid_is_ours_to_the_bit(correlated, G):
     W, _ = (t.float() for t in correlated(3, G, 5, 40))
     for bits, symmetric in ((1, False), (2, True), (3, False), (8, False)):
         grid = fitted(W, bits, symmetric)
-        layer_of, _ = brevitas_gptq._brevitas()
-        quantized = layer_of(W, grid).quant_weight().value.detach().reshape(W.shape)
+        make_layer, _ = brevitas_gptq._brevitas()
+        quantized = make_layer(W, grid).quant_weight().value.detach().reshape(W.shape)
         assert torch.equal(quantized, grid.nearest(W))
 
 
@@ -119,5 +119,5 @@ def test_other_grids_are_refused(correlated):
         def decode(self, codes):
             return grid.decode(codes) ** 2
 
-    with pytest.raises(SqError, match="takes uniform grids, which Squares is not"):
+    with pytest.raises(SqError, match="needs a uniform grid, got Squares"):
         brevitas_gptq.solve(W, H, Squares(), order="act", blocks=1)

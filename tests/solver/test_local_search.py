@@ -20,7 +20,9 @@ def test_inside_is_the_bounded_least_squares_solution(fit, correlated, bits, G):
     for seed in range(5):
         W, H = correlated(seed, G, 4, 16)
         lowest, highest = fit(W, bits).bounds()
-        V = local_search.inside(W, torch.linalg.inv(H), (lowest, highest), revisions=30, hold=1.0)
+        V = local_search.fit_within_bounds(
+            W, torch.linalg.inv(H), (lowest, highest), revisions=30, hold=1.0
+        )
         for g, o in itertools.product(range(G), range(4)):
             root = torch.linalg.cholesky(H[g]).T.numpy()
             wanted = lsq_linear(
@@ -39,13 +41,15 @@ def test_inside_with_few_revisions_stays_inside_and_gets_better(fit, correlated,
     W, H = correlated(1, 2, 6, 40)
     bounds = fit(W, 2).bounds()
     inverse = torch.linalg.inv(H)
-    V = local_search.inside(W, inverse, bounds, revisions=revisions, hold=1.0)
+    V = local_search.fit_within_bounds(W, inverse, bounds, revisions=revisions, hold=1.0)
     assert (bounds[0] <= V).all()
     assert (bounds[1] >= V).all()
     if revisions == 0:
         assert torch.equal(V, W.clamp(*bounds))
     else:
-        fewer = local_search.inside(W, inverse, bounds, revisions=revisions - 1, hold=1.0)
+        fewer = local_search.fit_within_bounds(
+            W, inverse, bounds, revisions=revisions - 1, hold=1.0
+        )
         assert loss(W - V, H) < loss(W - fewer, H)
 
 
@@ -53,17 +57,17 @@ def test_inside_leaves_weights_within_the_grid_alone(correlated):
     W, H = correlated(1, 2, 3, 10)
     bounds = (torch.full((2, 3, 1), -1e3, dtype=W.dtype), torch.full((2, 3, 1), 1e3, dtype=W.dtype))
     assert torch.equal(
-        local_search.inside(W, torch.linalg.inv(H), bounds, revisions=3, hold=1.0), W
+        local_search.fit_within_bounds(W, torch.linalg.inv(H), bounds, revisions=3, hold=1.0), W
     )
 
 
 def test_inside_a_few_rows_at_a_time_is_the_same(fit, correlated, monkeypatch):
     W, H = correlated(4, 3, 5, 30)
     arguments = W, torch.linalg.inv(H), fit(W, 2).bounds()
-    whole = local_search.inside(*arguments, revisions=3, hold=1.0)
+    whole = local_search.fit_within_bounds(*arguments, revisions=3, hold=1.0)
     monkeypatch.setattr(local_search, "IN_FLIGHT", 1)
     assert_within(
-        local_search.inside(*arguments, revisions=3, hold=1.0),
+        local_search.fit_within_bounds(*arguments, revisions=3, hold=1.0),
         whole,
         of_solve(H, steps=2) * float(W.norm()),
     )
@@ -150,7 +154,7 @@ def test_inputs_are_not_changed(fit, correlated):
     tensors = (W, H, codes, inverse, grid.scale)
     copies = [t.clone() for t in tensors]
     local_search.descend(W, H, grid, codes, depth=4, rounds=5)
-    local_search.inside(W, inverse, grid.bounds(), revisions=3, hold=1.0)
+    local_search.fit_within_bounds(W, inverse, grid.bounds(), revisions=3, hold=1.0)
     assert all(torch.equal(a, b) for a, b in zip(copies, tensors, strict=True))
 
 
@@ -161,7 +165,7 @@ def test_holding_few_weights_stays_inside(fit, correlated, hold):
     inverse = torch.linalg.inv(H)
     assert ((bounds[0] > W) | (bounds[1] < W)).sum(2).max() > 0.2 * 40
     some, whole = (
-        local_search.inside(W, inverse, bounds, revisions=2, hold=h) for h in (hold, 1.0)
+        local_search.fit_within_bounds(W, inverse, bounds, revisions=2, hold=h) for h in (hold, 1.0)
     )
     assert (some >= bounds[0]).all()
     assert (some <= bounds[1]).all()

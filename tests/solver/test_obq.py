@@ -148,7 +148,7 @@ def test_rows_in_flight_do_not_change_codes(fit, correlated, G):
 def test_memory_for_less_than_a_row_is_refused_with_the_cure(fit, correlated):
     W, H = correlated(2, 1, 2, 40)
     with pytest.raises(
-        SqError, match=r"40 columns: .* more than memory_gib=1e-06; give .*memory_gib=0.01 or more"
+        SqError, match=r"40 columns: .* more than memory_gib=1e-06; set .*memory_gib=0.01 or more"
     ):
         solve(W, H, fit(W, 3), memory_gib=1e-6)
 

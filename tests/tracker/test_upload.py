@@ -64,7 +64,7 @@ def main(folder, capsys):
 @pytest.fixture
 def plain(monkeypatch):
     """Draw no figures, which take most of the time."""
-    monkeypatch.setattr(figure, "every", lambda *_: iter(()))
+    monkeypatch.setattr(figure, "all_figures", lambda *_: iter(()))
 
 
 def touch(file):

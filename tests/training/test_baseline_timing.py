@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sq.storage.resume import StepCost
-from sq.training.baseline_timing import SAMPLES, Plain, spending
+from sq.training.baseline_timing import BASELINE_STEPS, FullPrecisionBaseline, spending
 
 
 def test_steps_and_their_seconds_are_counted():
@@ -29,7 +29,7 @@ def test_full_precision_trains_a_copy_and_leaves_the_network():
         .requires_grad_(False)
     )
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    own, x, y = Plain(net, 100), torch.randn(8, 4), torch.tensor([0, 1] * 4)
+    own, x, y = FullPrecisionBaseline(net, 100), torch.randn(8, 4), torch.tensor([0, 1] * 4)
     assert own.cpu_seconds() == 0
     for _ in range(3):
         own.step(x, y)
@@ -41,16 +41,16 @@ def test_full_precision_trains_a_copy_and_leaves_the_network():
 
 @pytest.mark.parametrize(("total", "wanted"), [(0, 0), (1, 1), (5, 5), (90, 9), (1000, 10)])
 def test_steps_in_full_precision_are_spread_over_the_run(total, wanted):
-    own = Plain(nn.Linear(2, 2), total)
-    due = [step for step in range(total) if own.due(step)]
+    own = FullPrecisionBaseline(nn.Linear(2, 2), total)
+    due = [step for step in range(total) if own.is_due(step)]
     assert len(due) == wanted
-    assert len(due) <= 2 * SAMPLES
+    assert len(due) <= 2 * BASELINE_STEPS
     assert not due or due[0] == 0
 
 
 def test_the_first_step_counts_only_where_it_is_the_only_one():
-    own = Plain(nn.Linear(2, 2), 10)
-    own.spent, own.first = StepCost(steps=1, cpu=5.0), 5.0
+    own = FullPrecisionBaseline(nn.Linear(2, 2), 10)
+    own.spent, own.first_cpu = StepCost(steps=1, cpu=5.0), 5.0
     assert own.cpu_seconds() == 5.0
     own.spent = StepCost(steps=3, cpu=7.0)
     assert own.cpu_seconds() == 1.0

@@ -13,7 +13,7 @@ from sq.errors import SqError
 from sq.network import geometry, tracing
 from sq.storage.store import Store
 from sq.trials import front, none, random
-from sq.trials.bit_switching import Mixture
+from sq.trials.bit_switching import SwitchableNetwork
 from sq.trials.measurement import Trial, losses
 from sq.types.images import Objects
 from sq.types.problem import Problem
@@ -38,7 +38,7 @@ def trial(parts, tmp_path_factory):
 
     model, dataset = parts["model"](), parts["dataset"]()
     batch = parts["calibration"](model, dataset, None)
-    model = tracing.settle(model, batch.x[:1])
+    model = tracing.trace(model, batch.x[:1])
     collected = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     problem = Problem(
         model, batch, collected, parts["grid"], dict.fromkeys([own.name for own in model.layers], 4)
@@ -78,13 +78,13 @@ def test_losses_are_those_of_networks_put_together_by_hand(trial):
     ]
     found = losses(trial, [(mix, {}) for mix in mixes], 50)
     assert found.images == 50
-    for mix, own in zip(mixes, found.mixes, strict=True):
+    for mix, own in zip(mixes, found.assignments, strict=True):
         assert own == pytest.approx(by_hand(trial, mix, 50), rel=1e-5)
     assert found.full[1] > 95
 
 
 def test_a_mixture_can_go_back(trial):
-    mixture = Mixture(trial.problem, trial.quantize, trial.cost.weights)
+    mixture = SwitchableNetwork(trial.problem, trial.quantize, trial.cost.weights)
     names = [layer.name for layer in trial.problem.model.layers]
     low, high = dict.fromkeys(names, 2), dict.fromkeys(names, 8)
     x = trial.problem.batch.x[:4]
@@ -98,9 +98,9 @@ def test_a_mixture_can_go_back(trial):
 def test_settled_layers_can_be_set_to_their_bits_priced_or_not(trial):
     first, *_ = names = [layer.name for layer in trial.problem.model.layers]
     problem = replace(trial.problem, fixed={first: 6}, bits=dict.fromkeys(names, 2) | {first: 6})
-    mixture = Mixture(problem, trial.quantize, trial.cost.weights)
-    assert {bits for row in mixture.values.values() for bits in row} == {2, 3, 6, 8}
-    assert [name for name, row in mixture.values.items() if 6 in row] == [first]
+    mixture = SwitchableNetwork(problem, trial.quantize, trial.cost.weights)
+    assert {bits for row in mixture.weights.values() for bits in row} == {2, 3, 6, 8}
+    assert [name for name, row in mixture.weights.items() if 6 in row] == [first]
     W = geometry.weight(problem.model.layers[0].module)
     mixture.set(problem.bits)
     assert torch.equal(
@@ -162,7 +162,7 @@ def test_other_weights_are_measured_anew(trial):
     other = losses(replace(trial, problem=replace(trial.problem, fit=coarser)), mixes, 50)
     assert not other.cached
     assert other.full == first.full
-    assert other.mixes != first.mixes
+    assert other.assignments != first.assignments
 
 
 def test_the_front_is_measured_in_its_order(trial, parts):

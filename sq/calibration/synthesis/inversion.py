@@ -1,15 +1,16 @@
-"""Images made from a network alone: pixels follow the gradient of a loss, batch after batch. A method is its loss."""
+"""Inversion: images generated from a network alone, by gradient descent on the loss of a method."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from sq.calibration.synthesis.fourier_images import Canvas, moved
+from sq.calibration.synthesis.fourier_images import FourierImages, augmented
 from sq.calibration.synthesis.image_request import Request
 from sq.config.constraints import Count, NotNegative, Portion, Positive
 from sq.core.progress import say, track
@@ -19,8 +20,8 @@ from sq.runtime import batching
 from sq.runtime.phase_timer import synchronize
 from sq.types.problem import Model
 
-WARM = 2  # steps after the first by which the time of all is told
-WORTH_TELLING = 5.0  # seconds: less is over before it is read
+WARM_UP_STEPS = 2  # steps after the first that are timed to estimate the time of all
+MIN_ANNOUNCED_SECONDS = 5.0  # a shorter time is over before it is read
 
 
 def search(
@@ -37,30 +38,27 @@ def search(
     flips: bool,
     tries: Count,
 ) -> Tensor:
-    """Return images (N, C, H, W) on the CPU, as the network takes them, of little loss.
+    """Return images (N, C, H, W) of low loss, as inputs of the network, on the CPU.
 
-    Adam on the waves that images are sums of (`sq.calibration.synthesis.fourier_images`), its step
-    falling to 0 along a cosine. At each step the network sees the images moved and mirrored at
-    random, so that what it likes does not depend on single pixels. That fades out over the first
-    half: what suits the network moved by anything suits it too well as it is, and would stay beyond
-    the loss aimed at. Values stay within `model.span`.
+    Adam descends on the waves that the images are sums of
+    (`sq.calibration.synthesis.fourier_images`), with a cosine schedule down to 0. At each step the
+    network gets the images with a random shift and flip, so that the result does not depend on
+    single pixels. These fade out over the first half of the steps: images optimised for all shifts
+    have too low a loss without one, and would stay beyond the target. Values stay within
+    `model.span`.
 
     Parameters
     ----------
-    batch : images at a time
+    batch : images generated together
     steps : of Adam, for each batch
     lr : of the first step, in standard deviations of a wave
-    slope : waves of f cycles begin with amplitudes as 1 / f^slope and are moved in that proportion;
-    0 makes every pixel
-        for itself
-    grey : correlation of the channels of what images begin as, 0 to 1
-    contrast : standard deviation of what images begin as, in units of black to white
-    jitter : images are moved by up to this share of their sides, what leaves on one side entering
-    on the other
-    flips : every other step, at first, shows images mirrored
-    tries : images that the method is not content with are begun anew, until there were so many
-    attempts; what comes of
-        the last is kept
+    slope : the initial amplitudes of waves of frequency f, and their changes, are in proportion to
+        1 / f^slope; with 0 pixels are independent
+    grey : correlation of the channels of the initial images, 0 to 1
+    contrast : standard deviation of the initial images, as a share of black to white
+    jitter : largest random cyclic shift, as a share of the height and of the width
+    flips : flip images at random, with a probability of 1/2 at first
+    tries : number of attempts for each image that the method refuses; the last result is used
 
     Raises
     ------
@@ -70,83 +68,91 @@ def search(
     ------
     Yin et al. 2020 (DeepInversion, arXiv 1912.08795): images by gradients, jitter and flips. Olah
     et al. 2017 (Feature Visualization, doi 10.23915/distill.00007): gradients in a decorrelated
-    space, whose slope follows natural images (Field 1987: about 1). Beginning there, the fading,
+    space, whose slope follows natural images (Field 1987: about 1). The initial images, the fading
     and the cosine are ours.
     """
-    device, knobs = (
-        next(model.net.parameters()).device,
-        {"slope": slope, "grey": grey, "contrast": contrast},
-    )
-    x, left = torch.empty(len(request.y), *model.input), torch.arange(len(request.y))
-    told = _Forecast(len(left), steps * len(left.split(batch)), device)
-    for attempt in range(tries):
-        parts = left.split(batch)
-        for place in track(range(steps * len(parts)), "generating images", steps * len(parts)):
-            number, step = divmod(place, steps)
-            if step == 0:
-                y, random = (
-                    request.y[parts[number]].to(device),
-                    _random(request.seed, attempt, number),
+    device = next(model.net.parameters()).device
+    x = torch.empty(len(request.y), *model.input)
+    remaining = torch.arange(len(request.y))
+
+    def generate(attempt: int, batches: Sequence[Tensor]) -> Iterator[None]:
+        """Fill `x` at the indices of each batch; yield after each step."""
+        for number, indices in enumerate(batches):
+            y = request.y[indices].to(device)
+            random = _random(request.seed, attempt, number)
+            images = FourierImages(model, len(y), random, slope=slope, grey=grey, contrast=contrast)
+            adam = torch.optim.Adam(images.waves, lr=lr)
+            for step in range(steps):
+                adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+                fade = max(0.0, 1 - 2 * step / steps)  # 0 in the second half of the steps
+                flip_probability = fade / 2 if flips else 0.0
+                seen = augmented(
+                    images.images(), random, jitter=fade * jitter, flips=flip_probability
                 )
-                made = Canvas(model, len(y), random, **knobs)
-                adam = torch.optim.Adam(made.waves, lr=lr)
-            adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-            moving = max(0.0, 1 - 2 * step / steps)
-            seen = moved(
-                made.images(), random, jitter=moving * jitter, flips=moving / 2 if flips else 0.0
-            )
-            _descend(adam, made.waves, request.method.loss(seen, y))
-            told.see(place)
-            if step == steps - 1:
-                x[parts[number]] = made.images().detach().cpu()
+                _descend(adam, images.waves, request.method.loss(seen, y))
+                yield
+            x[indices] = images.images().detach().cpu()
+
+    # The steps of the first attempt; how many images are refused is not known yet.
+    forecast = _Forecast(len(remaining), steps * len(remaining.split(batch)), device)
+    for attempt in range(tries):
+        batches = remaining.split(batch)
+        progress = track(generate(attempt, batches), "generating images", steps * len(batches))
+        for steps_done, _ in enumerate(progress):
+            forecast.see(steps_done)
         if not torch.isfinite(x).all():
             raise SqError(
-                f"calibration.search.lr={lr}: the images hold NaN or infinity; lower it, or check the weights"
+                f"calibration.search.lr={lr}: the images hold NaN or infinity; lower it, or check "
+                "the weights"
             )
-        left = torch.cat([part[~_accepted(request, x, part, device)] for part in parts])
-        if not len(left):
+        # Only images that the method refuses are generated again.
+        refused = [indices[~_accepted(request, x, indices, device)] for indices in batches]
+        remaining = torch.cat(refused)
+        if not len(remaining):
             break
     return x
 
 
 def _descend(adam: torch.optim.Adam, waves: list[Tensor], loss: Tensor) -> None:
-    """Make one step; only what leads to images is differentiated, not the network's weights."""
+    """Make one step of Adam, with gradients of the waves only, not of the network's weights."""
     for wave, gradient in zip(waves, torch.autograd.grad(loss, waves), strict=True):
         wave.grad = gradient
     adam.step()
 
 
-def _accepted(request: Request, x: Tensor, part: Tensor, device: torch.device) -> Tensor:
-    """Return (B,) bool, on the CPU: whether the method is content with each of the images x[part]."""
+def _accepted(request: Request, x: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+    """Return (B,) bool, on the CPU: which of the images x[indices] the method accepts."""
+    images, y = batching.to_device(x[indices], device), request.y[indices].to(device)
     with torch.no_grad():
-        return request.method.accepted(
-            batching.to_device(x[part], device), request.y[part].to(device)
-        ).cpu()
+        return request.method.accepted(images, y).cpu()
 
 
 def _random(seed: int, attempt: int, number: int) -> torch.Generator:
-    """Return the source of all that is random in batch `number` of an attempt."""
-    own = hashlib.sha256(f"{seed} images {attempt} {number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(own[:7], "big"))
+    """Return the random generator of batch `number` of an attempt."""
+    # One seed of the three numbers: each batch and attempt has its own random numbers.
+    hashed = hashlib.sha256(f"{seed} images {attempt} {number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(hashed[:7], "big"))
 
 
 class _Forecast:
-    """Says how long it will take, after a few steps."""
+    """Announces the expected time, after a few steps."""
 
     def __init__(self, images: int, steps: int, device: torch.device):
         self.images, self.steps, self.device = images, steps, device
         self.start = 0.0
+        self.finished = False  # it speaks once at most
 
-    def see(self, place: int) -> None:
-        """Take note that step `place` of all is done."""
-        if self.steps == 0 or place not in (0, WARM):
+    def see(self, step: int) -> None:
+        """Take note that step number `step`, from 0, is done."""
+        if self.finished or step not in (0, WARM_UP_STEPS):
             return
         synchronize(self.device)
-        if place == 0:  # the first is slower than the others
+        if step == 0:  # not timed, since it is slower than the others
             self.start = time.perf_counter()
             return
-        rest = (time.perf_counter() - self.start) / WARM * (self.steps - 1 - WARM)
-        if rest > WORTH_TELLING:
+        seconds_per_step = (time.perf_counter() - self.start) / WARM_UP_STEPS
+        rest = seconds_per_step * (self.steps - 1 - WARM_UP_STEPS)
+        if rest > MIN_ANNOUNCED_SECONDS:
             steps = quantity(self.steps, "step")
             say(f"generating {quantity(self.images, 'image')} in {steps} should take {rest:.0f} s")
-        self.steps = 0  # told once
+        self.finished = True

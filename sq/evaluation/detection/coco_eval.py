@@ -1,4 +1,4 @@
-"""The one adapter to the two programs that compute COCO's mAP, which read the same dictionaries."""
+"""Adapter to the two programs that compute COCO's mAP, which take the same dictionaries."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sq.errors import SqError
@@ -15,6 +16,7 @@ from sq.evaluation.detection.nms import Detections
 from sq.types.images import Objects
 
 Evaluator = Literal["faster", "pycocotools"]
+MAX_DETECTIONS = 100  # of a class and image
 
 
 def program(evaluator: Evaluator) -> tuple[Any, Any]:
@@ -41,79 +43,81 @@ def program(evaluator: Evaluator) -> tuple[Any, Any]:
 
 
 def evaluate(
-    found: Sequence[Detections], objects: Sequence[Objects], classes: int, evaluator: Evaluator
+    detections: Sequence[Detections], objects: Sequence[Objects], classes: int, evaluator: Evaluator
 ) -> dict[str, float]:
-    """Return `map` (mean over IoU 0.50, 0.55 ... 0.95) and `map50` (IoU 0.5 alone), each from 0 to 1.
+    """Return `map` (mean over IoU 0.50, 0.55 ... 0.95) and `map50` (IoU 0.5), each from 0 to 1.
 
-    Objects of all sizes count, and of each class and image the 100 detections of highest score:
-    COCO's headline figure. Classes without an object (crowds apart) are left out of the mean; there
-    must be one with.
+    It is COCO's headline figure: objects of all sizes count, and of each class and image the 100
+    detections of highest score. Classes without an object (crowds apart) are left out of the mean;
+    at least one class must have objects.
 
     Parameters
     ----------
-    found, objects : one of each an image, boxes in pixels of the image as it is stored
-    classes : how many there are; both name them 0 .. classes - 1
-    evaluator : "faster" is faster-coco-eval; "pycocotools" is the original, some three times slower
+    detections, objects : one of each per image, boxes in pixels of the image as it is stored
+    classes : number of classes; both name them 0 .. classes - 1
+    evaluator : "faster" is faster-coco-eval; "pycocotools" is the original, about three times
+        slower
 
     Source
     ------
     Lin et al. 2014, Microsoft COCO; https://cocodataset.org/#detection-eval.
     """
     COCO, COCOeval = program(evaluator)
-    images = [{"id": i, "height": o.size[0], "width": o.size[1]} for i, o in enumerate(objects, 1)]
     # Ids start at 1: both programs take the id 0 of a match for no match.
+    images = []
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image, (detected, true) in enumerate(zip(detections, objects, strict=True), 1):
+        images.append({"id": image, "height": true.size[0], "width": true.size[1]})
+        for annotation, crowd in zip(
+            _annotations(image, true.boxes, true.classes), true.crowd.tolist(), strict=True
+        ):
+            truth.append(annotation | {"iscrowd": int(crowd)})
+        for annotation, score in zip(
+            _annotations(image, detected.boxes, detected.classes),
+            detected.scores.tolist(),
+            strict=True,
+        ):
+            results.append(annotation | {"iscrowd": 0, "score": score})
     shared = {
         "images": images,
-        "categories": [{"id": k, "name": str(k)} for k in range(classes)],
+        "categories": [{"id": kind, "name": str(kind)} for kind in range(classes)],
         "info": {},
     }
-    true = [
-        _annotation(i, box, k) | {"iscrowd": int(crowd)}
-        for i, o in enumerate(objects, 1)
-        for box, k, crowd in zip(
-            _corner(o.boxes), o.classes.tolist(), o.crowd.tolist(), strict=True
+    with contextlib.redirect_stdout(io.StringIO()):  # both programs print their progress
+        run = COCOeval(
+            _indexed(COCO, shared, truth), _indexed(COCO, shared, results), iouType="bbox"
         )
-    ]
-    guessed = [
-        _annotation(i, box, k) | {"iscrowd": 0, "score": score}
-        for i, d in enumerate(found, 1)
-        for box, k, score in zip(
-            _corner(d.boxes), d.classes.tolist(), d.scores.tolist(), strict=True
-        )
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):  # both report their progress there
-        sides = []
-        for annotations in (true, guessed):
-            side = COCO()
-            # Not by loadRes, which cannot take an empty list.
-            side.dataset = {
-                **shared,
-                "annotations": [a | {"id": n} for n, a in enumerate(annotations, 1)],
-            }
-            side.createIndex()
-            sides.append(side)
-        run = COCOeval(*sides, iouType="bbox")
-        run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = (
-            run.params.areaRng[:1],
-            ["all"],
-            [100],
-        )
+        run.params.areaRng = run.params.areaRng[:1]  # the first covers all sizes
+        run.params.areaRngLbl = ["all"]
+        run.params.maxDets = [MAX_DETECTIONS]
         run.evaluate()
         run.accumulate()
     # (IoU, recall, class, 1, 1); -1 for classes without an object
     precision = np.asarray(run.eval["precision"])
+    at_50 = precision[0]
     return {
-        name: float(own[own > -1].mean())
-        for name, own in (("map", precision), ("map50", precision[0]))
+        "map": float(precision[precision > -1].mean()),
+        "map50": float(at_50[at_50 > -1].mean()),
     }
 
 
-def _corner(boxes: Tensor) -> list[list[float]]:
-    """Return `boxes` (n, 4) as left, top, width, height; in double precision, where the differences are exact."""
-    boxes = boxes.double().cpu()
-    boxes[:, 2:] -= boxes[:, :2]
-    return boxes.tolist()
+def _indexed(COCO: Any, shared: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:
+    """Return a COCO object with these annotations; `loadRes` would not take an empty list."""
+    numbered = [annotation | {"id": number} for number, annotation in enumerate(annotations, 1)]
+    coco = COCO()
+    coco.dataset = {**shared, "annotations": numbered}
+    coco.createIndex()
+    return coco
 
 
-def _annotation(image: int, box: list[float], klass: int) -> dict[str, Any]:
-    return {"image_id": image, "category_id": klass, "bbox": box, "area": box[2] * box[3]}
+def _annotations(image: int, boxes: Tensor, classes: Tensor) -> list[dict[str, Any]]:
+    """Return COCO's annotations of the boxes (n, 4) of an image: left, top, width and height."""
+    corners = boxes.double().cpu()  # in which differences of float32 numbers are exact
+    sizes = corners[:, 2:] - corners[:, :2]
+    coco_boxes = torch.cat((corners[:, :2], sizes), 1).tolist()
+    annotations = []
+    for box, kind in zip(coco_boxes, classes.tolist(), strict=True):
+        area = box[2] * box[3]
+        annotations.append({"image_id": image, "category_id": kind, "bbox": box, "area": area})
+    return annotations

@@ -1,4 +1,4 @@
-"""From a detector's scores to its boxes: the confident ones, the best of those that overlap, the best of all."""
+"""Non-maximum suppression: from a detector's scores to the boxes it detects."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 from sq.config.constraints import Count, Share
 from sq.runtime import torch_setup
 
-# what enters the suppression at most: a bound on its time, above what any confident net yields
-CANDIDATES = 30_000
+# At most so many boxes enter the suppression, which bounds its time. No network with useful
+# confidences has as many.
+MAX_CANDIDATES = 30_000
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image, the highest score first."""
+    """The detections of one image, the highest score first."""
 
     boxes: Tensor  # (n, 4) float32: left, top, right, bottom, in pixels
     scores: Tensor  # (n,)
@@ -28,9 +29,9 @@ def detect(
 ) -> Detections:
     """Return the boxes of one image that survive non-maximum suppression within their class.
 
-    A box is a candidate for every class whose score exceeds `confidence`, not for its best class
-    alone. What quantization has made NaN or infinite is no candidate. Of equal scores, the one that
-    comes first is taken first.
+    A box is a candidate for every class whose score exceeds `confidence`, not only for its best
+    class. Boxes or scores that quantization has made NaN or infinite are no candidates. Of equal
+    scores, the first comes first.
 
     Parameters
     ----------
@@ -47,11 +48,16 @@ def detect(
     torch_setup.import_torchvision()
     from torchvision.ops import batched_nms
 
-    allowed = (scores > confidence) & scores.isfinite() & boxes.isfinite().all(1, keepdim=True)
-    place, classes = allowed.nonzero(as_tuple=True)
-    order = scores[place, classes].argsort(descending=True, stable=True)[:CANDIDATES]
-    place, classes = place[order], classes[order]
-    best = scores[place, classes]
-    # Candidates are sorted, so sorting the survivors' places sorts them by score, ties included.
-    kept = torch.sort(batched_nms(boxes[place], best, classes, iou)).values[:limit]
-    return Detections(boxes[place[kept]].float(), best[kept], classes[kept])
+    finite = scores.isfinite() & boxes.isfinite().all(1, keepdim=True)
+    candidates = (scores > confidence) & finite  # (N, K)
+    index, classes = candidates.nonzero(as_tuple=True)
+    by_score = scores[index, classes].argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+    index, classes = index[by_score], classes[by_score]
+    candidate_scores = scores[index, classes]
+    survivors = batched_nms(boxes[index], candidate_scores, classes, iou)
+    # Candidates are sorted by score, so sorting the survivors' numbers sorts them too, with ties in
+    # the same order.
+    survivors = torch.sort(survivors).values[:limit]
+    return Detections(
+        boxes[index[survivors]].float(), candidate_scores[survivors], classes[survivors]
+    )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sq.calibration.synthesis.fourier_images import Bounded, Canvas, moved
+from sq.calibration.synthesis.fourier_images import Bounded, FourierImages, augmented
 from sq.types.problem import Model
 
 MODEL = Model(
@@ -18,7 +18,9 @@ def random(seed=0):
 
 
 def canvas(images=64, model=MODEL, **knobs):
-    return Canvas(model, images, random(), **{"slope": 1.0, "grey": 0.5, "contrast": 0.1} | knobs)
+    return FourierImages(
+        model, images, random(), **{"slope": 1.0, "grey": 0.5, "contrast": 0.1} | knobs
+    )
 
 
 def shares(x):
@@ -87,7 +89,7 @@ def test_moves_are_rolls_within_reach():
     seen = set()
     generator = random()
     for _ in range(300):
-        y = moved(x, generator, jitter=0.1, flips=0.0)
+        y = augmented(x, generator, jitter=0.1, flips=0.0)
         down, right = divmod(int((y[0, 0] == x[0, 0, 0, 0]).flatten().nonzero()), 20)
         assert torch.equal(y, x.roll((down, right), (2, 3)))
         seen.add((down, right))
@@ -98,7 +100,7 @@ def test_mirrors_as_often_as_asked():
     x = torch.arange(12.0).view(1, 1, 3, 4)
     generator = random()
     mirrored = sum(
-        torch.equal(moved(x, generator, jitter=0.0, flips=0.25), x.flip(3)) for _ in range(400)
+        torch.equal(augmented(x, generator, jitter=0.0, flips=0.25), x.flip(3)) for _ in range(400)
     )
     assert mirrored == pytest.approx(100, abs=30)
-    assert torch.equal(moved(x, generator, jitter=0.0, flips=0.0), x)
+    assert torch.equal(augmented(x, generator, jitter=0.0, flips=0.0), x)

@@ -94,7 +94,7 @@ def test_images_that_are_not_what_was_wanted_are_told_and_refused_where_they_are
 def test_time_is_told_once_and_only_if_it_is_long(capsys, monkeypatch):
     search(steps=4)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(inversion, "WORTH_TELLING", 0.0)
+    monkeypatch.setattr(inversion, "MIN_ANNOUNCED_SECONDS", 0.0)
     search(Grey(()), steps=4, tries=2)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("generating 6 images in 8 steps should take ")

@@ -68,7 +68,7 @@ ROUNDING = relative(10 * 101 * 80, torch.float64)
 
 def ours(found, objects, copies=None, classes=CLASSES):
     ones = np.ones(len(objects), dtype=int)
-    return bootstrap_map.mean(
+    return bootstrap_map.mean_average_precision(
         bootstrap_map.match(found, objects, classes), ones if copies is None else copies
     )
 
@@ -249,7 +249,9 @@ def test_five_hundred_samples_are_quick(needs_data):
     matches = bootstrap_map.match(found, objects, 80)
     start = time.perf_counter()
     figures = [
-        bootstrap_map.mean(matches, np.bincount(np.arange(128) // (1 + i % 3), minlength=128))
+        bootstrap_map.mean_average_precision(
+            matches, np.bincount(np.arange(128) // (1 + i % 3), minlength=128)
+        )
         for i in range(500)
     ]
     assert time.perf_counter() - start < 10

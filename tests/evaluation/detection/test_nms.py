@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sq.evaluation.detection.nms import CANDIDATES, detect
+from sq.evaluation.detection.nms import MAX_CANDIDATES, detect
 
 
 def slow(boxes, scores, confidence, iou, limit):
@@ -92,11 +92,11 @@ def test_no_candidates(n):
 
 def test_the_best_candidates_are_the_ones_looked_at():
     # More boxes than are looked at, far apart; the best come last.
-    n = CANDIDATES + 50
+    n = MAX_CANDIDATES + 50
     left = 2.0 * torch.arange(n).view(-1, 1)
     boxes = torch.cat((left, left * 0, left + 1, left * 0 + 1), dim=1)
     found = detect(
         boxes, torch.linspace(0.1, 0.9, n).view(-1, 1), confidence=0.01, iou=0.6, limit=n
     )
-    assert len(found.boxes) == CANDIDATES
-    assert torch.equal(found.boxes, boxes.flip(0)[:CANDIDATES])
+    assert len(found.boxes) == MAX_CANDIDATES
+    assert torch.equal(found.boxes, boxes.flip(0)[:MAX_CANDIDATES])

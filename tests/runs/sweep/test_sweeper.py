@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+import processes
 import pytest
 from cli_helpers import (
     PATIENCE,
@@ -192,7 +193,7 @@ def test_point_that_is_not_a_number_is_named(tmp_path):
 def test_kill_in_the_middle_and_the_same_command_goes_on(tmp_path):
     words = "calibration.images=32,200,300"
     folder = tmp_path / "results" / "runs"
-    with subprocess.Popen(
+    with processes.Popen(
         command(tmp_path, words, sweep=True),
         cwd=tmp_path,
         env=environment(tmp_path),

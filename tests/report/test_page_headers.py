@@ -2,7 +2,7 @@ from report_pages import copied
 
 from sq.records import experiments
 from sq.report import __main__ as report
-from sq.report import experiment
+from sq.report import page
 
 HEADER = """# Question  Why
 #           not?
@@ -19,15 +19,15 @@ def test_headers_are_those_of_all_files_of_the_name(tmp_path):
     for stem, name in (("a_more", '"a"'), ("a", "a  # why"), ("b", "b"), ("aa", "aa")):
         (tmp_path / f"{stem}.yaml").write_text(HEADER.replace("name: {name}", f"name: {name}"))
     found = experiments.listed(tmp_path)
-    assert [own["file"] for own in experiment.headers("a", found)] == ["a.yaml", "a_more.yaml"]
-    assert experiment.headers("c", found) == []
-    (own,) = experiment.headers("b", found)
+    assert [own["file"] for own in page.headers("a", found)] == ["a.yaml", "a_more.yaml"]
+    assert page.headers("c", found) == []
+    (own,) = page.headers("b", found)
     told = {"question": "Why not?", "run": "python run.py -cn {name}", "cost": "2 runs"}
     assert own == {"file": "b.yaml", **told}, "what follows the header is no part of it"
 
 
 def test_committed_experiments_are_found():
-    found = experiment.headers("cifar10", experiments.listed())
+    found = page.headers("cifar10", experiments.listed())
     assert [own["file"] for own in found] == ["cifar10.yaml", "cifar10_activations.yaml"]
     assert all({"question", "run", "cost", "expect", "source"} <= set(own) for own in found)
 
@@ -46,7 +46,7 @@ def test_page_has_the_question_of_the_folder_that_was_asked_about(tmp_path):
         str(tmp_path / "asked"),
     ]
     assert report.main(words) == 0
-    page = (tmp_path / "results" / "quickstart" / "index.html").read_text()
-    assert "Why not?" in page
-    assert "quickstart_more.yaml" in page
-    assert experiment.headers("quickstart", experiments.listed())[0]["question"] not in page
+    text = (tmp_path / "results" / "quickstart" / "index.html").read_text()
+    assert "Why not?" in text
+    assert "quickstart_more.yaml" in text
+    assert page.headers("quickstart", experiments.listed())[0]["question"] not in text

@@ -7,7 +7,7 @@ from report_pages import RESULTS
 from test_table import record
 
 from sq.records import record as records
-from sq.report import figure, prices, style
+from sq.report import figure, sensitivities, style
 from sq.report.slim import Slim
 
 MSE, MINMAX = {"range": "mse", "steps": 8}, {"range": "minmax", "steps": 8}
@@ -20,14 +20,14 @@ def priced(cost, **more):
 def test_the_mean_is_over_distinct_statistics_and_bits_sort_as_numbers():
     one, two = record(), record(seed=1, statistics="s1")
     two["sensitivity"] = {"a": {"2": 0.4, "10": 0.3}, "b": {"2": 0.8, "10": 0.5}}
-    mean = prices.tables([one, record("gptq"), two])["digits_resnet"]
+    mean = sensitivities.tables([one, record("gptq"), two])["digits_resnet"]
     assert list(mean.columns) == ["2", "10"]
     assert mean.loc["a", "2"] == pytest.approx(0.3)
 
 
 def test_a_layer_that_some_runs_leave_out_has_the_mean_of_the_others():
     two = record(seed=1, statistics="s1") | {"sensitivity": {"b": {"2": 0.8, "10": 0.5}}}
-    mean = prices.tables([record(), two])["digits_resnet"]
+    mean = sensitivities.tables([record(), two])["digits_resnet"]
     assert list(mean["2"]) == pytest.approx([0.2, 0.6])
     assert list(mean.index) == ["a", "b"]
 
@@ -42,7 +42,7 @@ def test_each_grid_has_a_table_whichever_key_is_lowest(order, kept):
         priced(0.8, grid=MINMAX),
         priced(0.9, grid=MINMAX, quantizer="obq"),  # priced already
     ]
-    found = prices.tables([keep(one) for one in made[::order]])
+    found = sensitivities.tables([keep(one) for one in made[::order]])
     assert set(found) == {"digits_resnet range=mse", "digits_resnet range=minmax"}
     assert found["digits_resnet range=mse"].loc["a", "2"] == pytest.approx(0.2)
     assert found["digits_resnet range=minmax"].loc["a", "2"] == (0.8 if order == 1 else 0.9)
@@ -52,7 +52,9 @@ def test_ways_of_pricing_and_networks_of_one_choice_are_apart():
     ours, theirs = (
         {"_target_": f"sq.sensitivity.{name}.score"} for name in ("output_error", "hessian")
     )
-    assert set(prices.tables([priced(0.1, sensitivity=ours), priced(0.2, sensitivity=theirs)])) == {
+    assert set(
+        sensitivities.tables([priced(0.1, sensitivity=ours), priced(0.2, sensitivity=theirs)])
+    ) == {
         "digits_resnet sensitivity=output_error",
         "digits_resnet sensitivity=hessian",
     }
@@ -60,11 +62,11 @@ def test_ways_of_pricing_and_networks_of_one_choice_are_apart():
         priced(0.1, model={"name": name, "expected": {name: 1}}, statistics=name)
         for name in ("r18", "r34")
     ]
-    assert set(prices.tables(two)) == {"digits_resnet name=r18", "digits_resnet name=r34"}
+    assert set(sensitivities.tables(two)) == {"digits_resnet name=r18", "digits_resnet name=r34"}
     gates = [
         priced(0.1, model={"expected": {"top1": top1}}, statistics=str(top1)) for top1 in (1, 2)
     ]
-    assert set(prices.tables(gates)) == {"digits_resnet"}
+    assert set(sensitivities.tables(gates)) == {"digits_resnet"}
 
 
 def test_knobs_of_another_choice_do_not_tell_tables_apart():
@@ -73,7 +75,7 @@ def test_knobs_of_another_choice_do_not_tell_tables_apart():
         {"_target_": "sq.sensitivity.noise.score", "images": 16, "tolerance": own}
         for own in (0.1, 0.05)
     ]
-    found = prices.tables(
+    found = sensitivities.tables(
         [
             priced(cost, sensitivity=own)
             for cost, own in zip((0.1, 0.2, 0.3), (kl, *noise), strict=True)
@@ -87,7 +89,7 @@ def test_knobs_of_another_choice_do_not_tell_tables_apart():
 
 
 def test_names_with_a_point_keep_it_in_figures(tmp_path):
-    frame = prices.tables([priced(0.1)])["digits_resnet"]
+    frame = sensitivities.tables([priced(0.1)])["digits_resnet"]
     files = style.save(figure.heat(frame, "x"), tmp_path / "tolerance_0.1")
     assert [file.name for file in files] == ["tolerance_0.1.svg", "tolerance_0.1.pdf"]
 
@@ -102,7 +104,7 @@ def test_images_that_are_made_have_a_table_of_their_own_and_their_number_and_see
         )
         for cost, name in ((0.1, "subset"), (0.3, "subset"), (0.8, "generated"))
     ]
-    found = prices.tables(own)
+    found = sensitivities.tables(own)
     assert set(found) == {"digits_resnet calibration=subset", "digits_resnet calibration=generated"}
     assert found["digits_resnet calibration=subset"].loc["a", "2"] == pytest.approx(0.2)
 
@@ -112,7 +114,7 @@ def test_settled_ends_are_apart_and_prices_of_inputs_have_their_own_table():
         "sensitivity": {"a": {"8": 0.5}, "b": {"2": 0.1, "10": 0.05}}
     }
     free = priced(0.1, ends="all") | {"cost": {"inputs": {"a": {"4": 0.7}}}}
-    found = prices.tables([settled, free])
+    found = sensitivities.tables([settled, free])
     assert set(found) == {
         "digits_resnet ends=8bit",
         "digits_resnet ends=all",
@@ -125,7 +127,8 @@ def test_settled_ends_are_apart_and_prices_of_inputs_have_their_own_table():
 
 def test_names_make_file_names():
     assert (
-        prices.stem("resnet20 range=mse bits=[2, 3]") == "sensitivity_resnet20_range_mse_bits_2_3_"
+        sensitivities.stem("resnet20 range=mse bits=[2, 3]")
+        == "sensitivity_resnet20_range_mse_bits_2_3_"
     )
 
 
@@ -137,7 +140,7 @@ def test_committed_tables_of_grid_range_are_each_of_one_grid():
         name = f"{one['choices']['model']} symmetric={grid['symmetric']} range={grid['range']}"
         every.setdefault(name, {})[one["statistics"]] = next(iter(one["sensitivity"].values()))["2"]
     slim = Slim()
-    found = prices.tables([slim(one) for one in whole])
+    found = sensitivities.tables([slim(one) for one in whole])
     assert {name.removeprefix("resnet20 ") for name in found if name.startswith("resnet20 ")} == {
         "range=mse",
         "range=minmax",

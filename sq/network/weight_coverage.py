@@ -1,8 +1,8 @@
-"""Which of a network's weights are quantized, and of all others their share and why not.
+"""Which weights of a network are quantized; of the others, their share and the reason.
 
-Weights are the numbers in parameters and stored floating-point buffers of two or more axes; what is
-shared counts once. The reason is what the network does with a tensor, seen in one pass, not what
-its module is called.
+Weights are the elements of parameters and stored floating-point buffers with two or more axes; a
+shared tensor counts once. The reason is what the network does with a tensor in one pass, not the
+name of its module.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from sq.network import first_last
 from sq.network.products import CONVOLUTIONS, LINEAR, Calls, run, tensors
 from sq.types.problem import Layer, Model
 
-SHOWN = 3  # names for each reason, in one line
+SHOWN_NAMES = 3  # for each reason, in one line
 
+# Reasons. Records hold these texts.
 ADDED = "added, not multiplied"
 LOOKED_UP = "looked up, not multiplied"
 JOINED = "joined to the inputs, not multiplied"
@@ -31,9 +32,10 @@ TRANSPOSED = "transposed convolution, not supported yet"
 VOLUME = "3-D convolution, not supported yet"
 OUTSIDE = "multiplied outside of a layer"
 UNUSED = "not computed with in a pass (unused, or cached by the network)"
-KEPT = "first or last layer, kept by ends=keep"
+KEPT_BY_USER = "first or last layer, kept by ends=keep"
 
-# Reason by function. Of several uses, the one that stands first here is told.
+# The functions behind each reason, by name. Of several uses of a tensor, the first in this order is
+# reported.
 REASONS = {
     RECURRENT: (
         "lstm",
@@ -102,17 +104,19 @@ REASONS = {
         "addcmul",
         "addcmul_",
     ),
-    CONSTANT: ("input",),  # of a product, not its weight
+    CONSTANT: ("input",),  # our name for the input of a product, which is not its weight
 }
-# Functions that return the same numbers: what is done with their result is done with the tensor.
-SAME = {
+# Functions that return the same values in another layout or precision: uses of their result are
+# uses of the tensor.
+LAYOUT_FUNCTIONS = {
     "bfloat16", "broadcast_to", "clone", "contiguous", "detach", "expand", "expand_as",
     "flatten", "flip", "float", "half", "mT", "movedim", "permute", "repeat",
     "repeat_interleave", "reshape", "reshape_as", "roll", "squeeze", "swapaxes", "t",
     "tile", "to", "transpose", "type", "type_as", "unflatten", "unsqueeze", "view",
     "view_as",
 }  # fmt: skip
-SILENT = {
+# Functions that read attributes of a tensor, which is no use of its values.
+ATTRIBUTE_FUNCTIONS = {
     "__get__",
     "dim",
     "numel",
@@ -123,14 +127,12 @@ SILENT = {
     "data_ptr",
     "__len__",
 }
-
-
 PRODUCTS = {LINEAR, *CONVOLUTIONS}
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A tensor that is not quantized: how many weights it has, their share (0 to 1), and why."""
+    """A tensor that is not quantized: its number of weights, their share (0 to 1), and why."""
 
     name: str
     weights: int
@@ -140,13 +142,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many weights a network has, how many are quantized, and all that are not."""
+    """How many weights a network has, how many are quantized, and the tensors that are not."""
 
     weights: int
     quantized: int
     left_out: tuple[LeftOut, ...] = ()
-    rewritten: tuple[str, ...] = ()  # modules that were rewritten to be quantized: ``name (what)``
-    # modules of what is left out that could not be: ``name (reason)``
+    # Modules that were rewritten as plain layers: ``name (what)``.
+    rewritten: tuple[str, ...] = ()
+    # Modules with weights that are left out and that could not be rewritten: ``name (reason)``.
     refused: tuple[str, ...] = ()
 
     @property
@@ -157,84 +160,91 @@ class Coverage:
     def reasons(self) -> dict[str, float]:
         """Return the share of weights that is left out for each reason, the largest first."""
         shares: dict[str, float] = {}
-        for own in self.left_out:
-            shares[own.reason] = shares.get(own.reason, 0.0) + own.share
+        for tensor in self.left_out:
+            shares[tensor.reason] = shares.get(tensor.reason, 0.0) + tensor.share
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
     def sentence(self) -> str:
-        """Return in one line what is left out and why, "" if nothing is."""
+        """Return one line on what is left out and why, "" if nothing is."""
+        if not self.left_out:
+            return ""
         parts = []
         for reason, share in self.reasons().items():
-            names = [own.name for own in self.left_out if own.reason == reason]
+            names = [tensor.name for tensor in self.left_out if tensor.reason == reason]
             parts.append(f"{percent(share)} {reason} ({listed(names)})")
-        left = 1 - self.share
-        return (
-            f"{percent(left)} of the weights stay in full precision: {'; '.join(parts)}"
-            if parts
-            else ""
-        )
+        unquantized = percent(1 - self.share)
+        return f"{unquantized} of the weights stay in full precision: {'; '.join(parts)}"
 
     def record(self) -> dict[str, Any]:
         """Return plain data, for a record."""
-        lists = {
-            "left_out": [asdict(own) for own in self.left_out],
+        return {
+            "weights": self.weights,
+            "quantized": self.quantized,
+            "share": self.share,
+            "left_out": [asdict(tensor) for tensor in self.left_out],
             "rewritten": list(self.rewritten),
             "refused": list(self.refused),
         }
-        return {"weights": self.weights, "quantized": self.quantized, "share": self.share, **lists}
 
 
-def of_model(whole: Model, policy: str, x: Tensor) -> Coverage:
-    """Return what is quantized of a settled network; say what is rewritten and what is left out.
+def of_model(model: Model, policy: str, x: Tensor) -> Coverage:
+    """Return the coverage of a traced network, and report what is rewritten and left out.
 
     Parameters
     ----------
+    model : with all its layers
     policy : of the first and last layer, see `sq.network.first_last`
     x : as for `measure`
     """
-    layers = first_last.leave(whole, policy).layers
-    names = {layer.name for layer in layers}
-    kept = [layer for layer in whole.layers if layer.name not in names]
-    covered = measure(whole.net, layers, x, kept, whole.rewritten)
-    covered = replace(covered, refused=_to_blame(whole.refused, covered.left_out))
-    if whole.rewritten:
-        say(f"rewritten as plain layers: {listed(whole.rewritten)}")
-    if covered.refused:
-        say(f"not rewritten as plain layers: {listed(covered.refused)}")
-    if covered.left_out:
-        say(covered.sentence())
-    return covered
+    quantized = first_last.without_kept_layers(model, policy).layers
+    names = {layer.name for layer in quantized}
+    by_user = [layer for layer in model.layers if layer.name not in names]
+    coverage = measure(model.net, quantized, x, by_user, model.rewritten)
+    coverage = replace(coverage, refused=_refused_modules(model.refused, coverage.left_out))
+    if model.rewritten:
+        say(f"rewritten as plain layers: {listed(model.rewritten)}")
+    if coverage.refused:
+        say(f"not rewritten as plain layers: {listed(coverage.refused)}")
+    if coverage.left_out:
+        say(coverage.sentence())
+    return coverage
 
 
-def _to_blame(refused: Iterable[tuple[str, str]], left_out: Sequence[LeftOut]) -> tuple[str, ...]:
+def _refused_modules(
+    refused: Iterable[tuple[str, str]], left_out: Sequence[LeftOut]
+) -> tuple[str, ...]:
     """Return the modules that could not be rewritten and hold weights that are left out."""
     lines = []
     for name, reason in refused:
-        beginning = f"{name}." if name else ""
-        if any(own.name.startswith(beginning) for own in left_out):
+        prefix = f"{name}." if name else ""
+        if any(tensor.name.startswith(prefix) for tensor in left_out):
             lines.append(f"{name} ({reason})")
     return tuple(lines)
 
 
 def listed(names: Sequence[str]) -> str:
     """Return the first few of `names`, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
+    shown = ", ".join(names[:SHOWN_NAMES])
+    if len(names) > SHOWN_NAMES:
+        shown += f" and {len(names) - SHOWN_NAMES} more"
+    return shown
 
 
 def percent(share: float) -> str:
-    """Return a share in percent, with the digits that tell it from 0 and from 100."""
+    """Return a share in percent, rounded such that it is neither 0 nor 100 unless it is exactly."""
     if 0 < share < 1e-4:
         return "less than 0.01 %"
     text = f"{100 * share:.2f}"
-    return f"{'99.99' if text == '100.00' and share < 1 else text} %"
+    if text == "100.00" and share < 1:
+        text = "99.99"
+    return f"{text} %"
 
 
 def measure(
     net: nn.Module,
     quantized: Iterable[Layer],
     x: Tensor,
-    kept: Iterable[Layer] = (),
+    kept_by_user: Iterable[Layer] = (),
     rewritten: Iterable[str] = (),
 ) -> Coverage:
     """Return which weights of `net` are those of `quantized` layers, and why the others are not.
@@ -242,66 +252,78 @@ def measure(
     Parameters
     ----------
     net : in eval mode
-    x : one or a few images as the network takes them; they are passed through the network if a
-        weight is left out
-    kept : layers that stay in full precision because the user says so
+    x : one or a few images as the network takes them; run only if a weight is left out
+    kept_by_user : layers that stay in full precision because the user says so
     rewritten : for the result
     """
-    known = _matrices(net)
-    covered = {id(layer.module.weight) for layer in quantized}
-    wanted = {id(layer.module.weight) for layer in kept}
-    total = sum(tensor.numel() for _, tensor in known.values())
-    left = {key: own for key, own in known.items() if key not in covered}
-    uses = _uses(net, x, [tensor for _, tensor in left.values()]) if left else {}
-    found = []
-    for key, (name, tensor) in left.items():
-        reason = KEPT if key in wanted else _reason(uses[key])
-        found.append(LeftOut(name, tensor.numel(), tensor.numel() / total, reason))
-    found.sort(key=lambda own: -own.weights)
-    done = total - sum(own.weights for own in found)
-    return Coverage(total, done, tuple(found), tuple(rewritten))
+    matrices = _matrices(net)
+    quantized_ids = {id(layer.module.weight) for layer in quantized}
+    kept_ids = {id(layer.module.weight) for layer in kept_by_user}
+    total = sum(tensor.numel() for _, tensor in matrices.values())
+    remaining = {key: entry for key, entry in matrices.items() if key not in quantized_ids}
+    uses: dict[int, set[str]] = {}
+    if remaining:
+        uses = _uses(net, x, [tensor for _, tensor in remaining.values()])
+    left_out = []
+    for key, (name, tensor) in remaining.items():
+        reason = KEPT_BY_USER if key in kept_ids else _reason(uses[key])
+        left_out.append(LeftOut(name, tensor.numel(), tensor.numel() / total, reason))
+    left_out.sort(key=lambda tensor: -tensor.weights)
+    covered = total - sum(tensor.weights for tensor in left_out)
+    return Coverage(total, covered, tuple(left_out), tuple(rewritten))
 
 
 def _matrices(net: nn.Module) -> dict[int, tuple[str, Tensor]]:
     """Return name and tensor of each parameter and stored buffer of two or more axes, by id."""
-    known: dict[int, tuple[str, Tensor]] = {}
+    matrices: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.is_floating_point():
-            known.setdefault(id(tensor), (name, tensor))
+            matrices.setdefault(id(tensor), (name, tensor))
     for name, parameter in net.named_parameters():  # a module may leave some out of its state
         if parameter.ndim > 1:
-            known.setdefault(id(parameter), (name, parameter))
-    return known
+            matrices.setdefault(id(parameter), (name, parameter))
+    return matrices
 
 
-def _uses(net: nn.Module, x: Tensor, wanted: list[Tensor]) -> dict[int, set[str]]:
-    """Return the names of the functions that get each tensor, or a view of it, by id."""
-    uses: dict[int, set[str]] = {id(tensor): set() for tensor in wanted}
-    origin: dict[int, int] = {id(tensor): id(tensor) for tensor in wanted}
-    views: list[Tensor] = []  # kept, so that none takes the identity of another
+def _uses(net: nn.Module, x: Tensor, weights: list[Tensor]) -> dict[int, set[str]]:
+    """Return the names of the functions that take each tensor, or a view of it, by its id."""
+    uses: dict[int, set[str]] = {}
+    # Of each tensor and view, by id: the id of the tensor it comes from.
+    origin: dict[int, int] = {}
+    for tensor in weights:
+        uses[id(tensor)] = set()
+        origin[id(tensor)] = id(tensor)
+    views: list[Tensor] = []  # referenced here, so that no other tensor gets the same id
 
-    def see(
-        func: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], result: Any
+    def record(
+        func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> None:
         name = getattr(func, "__name__", "")
-        if name in SILENT and not isinstance(result, Tensor):
+        if name in ATTRIBUTE_FUNCTIONS and not isinstance(result, Tensor):
             return
-        sources = {origin[id(own)] for own in tensors([args, dict(named)]) if id(own) in origin}
+        is_view = isinstance(result, Tensor) and (
+            name in LAYOUT_FUNCTIONS or name in ATTRIBUTE_FUNCTIONS
+        )
+        operands = tensors([args, dict(kwargs)])
+        sources = {origin[id(operand)] for operand in operands if id(operand) in origin}
         for source in sources:
-            if isinstance(result, Tensor) and (name in SAME or name in SILENT):
+            if is_view:
                 origin[id(result)] = source
                 views.append(result)
-            elif func in PRODUCTS and source == origin.get(id(args[0] if args else named["input"])):
+            elif func in PRODUCTS and source == origin.get(
+                id(args[0] if args else kwargs["input"])
+            ):
                 uses[source].add("input")
             else:
                 uses[source].add(name)
 
-    with Calls(see):
+    with Calls(record):
         run(net, x)
     return uses
 
 
 def _reason(functions: set[str]) -> str:
+    """Return why a tensor with these uses is not quantized."""
     if not functions:
         return UNUSED
     for reason, names in REASONS.items():
