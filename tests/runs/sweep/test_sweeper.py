@@ -51,7 +51,7 @@ def test_one_failing_point_leaves_the_others_alone(one_failing):
         48: "done",
         100000: "failed",
     }
-    cause = "calibration.images=100000: the training split has 1 to 1201 images to draw"
+    cause = "calibration.images=100000: allowed are 1 to 1201, the size of the training split"
     failures = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     assert len(failures) == 1
     assert made[100000]["key"] in failures[0]
