@@ -138,7 +138,7 @@ def test_failing_run_among_others_and_several_runs_a_task(tmp_path):
     assert done.returncode == 1
     assert "1 task of SLURM job" in done.stderr
     assert "2 of 3 runs done, 1 failed" in done.stderr
-    cause = "calibration.images=100000: the training split has 1 to 1201 images to draw"
+    cause = "calibration.images=100000: allowed are 1 to 1201, the size of the training split"
     # when it ended, and in the summary
     assert sum(cause in line for line in done.stderr.splitlines()) == 2
 
