@@ -49,8 +49,8 @@ def draw(
     ------
     Cai et al. 2020, ZeroQ, arXiv 2001.00281, its distilled data. The paper matches each image; here
     a batch is matched, with distances in units of the running statistics
-    (`sq.network.batchnorm_statistics.distance`), so that its images can differ. In place of the paper's term
-    for the network's input, the initial images have suitable statistics.
+    (`sq.network.batchnorm_statistics.distance`), so that its images can differ. In place of the
+    paper's term for the network's input, the initial images have suitable statistics.
     """
     batchnorm_statistics.require(model.net, "calibration=bn_matched")
     unlabelled = torch.full((images,), -1)

@@ -64,8 +64,8 @@ def draw(
     confidence : target probability of the label of each image
     tv : weight of the total variation (mean |difference| of neighbours) of the network's inputs
     l2 : weight of their mean square
-    bn_weight : weight of `sq.network.batchnorm_statistics.distance`, for each image of a batch; above 0 the
-        network needs BatchNorm layers
+    bn_weight : weight of `sq.network.batchnorm_statistics.distance`, for each image of a batch;
+        above 0 the network needs BatchNorm layers
 
     Raises
     ------
