@@ -94,6 +94,7 @@ def quantize(
         with (
             plugins.allowing(plugins.named(overrides)),
             out_of_memory.explained(),
+            out_of_memory.remembering(),
             torch.inference_mode(False),
             torch.autocast(_device(images), enabled=False),
         ):

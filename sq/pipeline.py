@@ -57,7 +57,14 @@ def run(config: Config, device: torch.device) -> dict[str, Any]:
     ------
     SqError : what a user can fix, with the way out
     """
-    out_of_memory.halved.clear()
+    with out_of_memory.remembering() as halved:
+        record = _run(config, device)
+    record["halved"] = halved
+    return record
+
+
+def _run(config: Config, device: torch.device) -> dict[str, Any]:
+    """Return the record of a run, but for what ran out of memory."""
     missing = requirements.packages(config)
     if missing:
         raise SqError("; ".join(missing))
@@ -110,7 +117,6 @@ def run(config: Config, device: torch.device) -> dict[str, Any]:
     record["statistics_cached"] = solution.statistics_cached
     record["seconds"] = clock.seconds
     record["peak_bytes"] = clock.peak_bytes()
-    record["halved"] = dict(out_of_memory.halved)
     return record
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -24,9 +25,23 @@ MESSAGES = (
     "_ALLOC_FAILED",
 )
 
-# Of the run in this process: work that did not fit in memory, and the size at which it did. The
-# pipeline clears it, and copies it to the record.
-halved: dict[str, int] = {}
+# Sizes that fit in memory, by work that did not at first, of the run or call in progress. Threads of
+# `cpu_threads.each` have the context of their caller, and share them.
+_sizes_that_fit: ContextVar[dict[str, int] | None] = ContextVar("sizes_that_fit", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[dict[str, int]]:
+    """Remember reduced sizes while the context lasts; yield them, by the name of the work.
+
+    Where the same work is done again, it starts at the size that fitted last.
+    """
+    sizes: dict[str, int] = {}
+    token = _sizes_that_fit.set(sizes)
+    try:
+        yield sizes
+    finally:
+        _sizes_that_fit.reset(token)
 
 
 def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
@@ -34,7 +49,7 @@ def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
 
     Parameters
     ----------
-    what : the name of the work in `halved`; the same work starts at the size that fitted last
+    what : the name of the work, see `remembering`
     attempt : its result must not depend on `size` (beyond rounding), and a failed call must leave
     nothing behind
 
@@ -42,7 +57,10 @@ def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
     ------
     torch.OutOfMemoryError, RuntimeError, MemoryError : size 1 does not fit in memory either
     """
-    size = min(size, halved.get(what, size))
+    sizes = _sizes_that_fit.get()
+    if sizes is None:  # nobody asked to remember
+        sizes = {}
+    size = min(size, sizes.get(what, size))
     while True:
         try:
             return attempt(size)
@@ -51,7 +69,7 @@ def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
                 raise
         # Outside of the except block the error is gone, with the tensors that its traceback held.
         size //= 2
-        halved[what] = size
+        sizes[what] = size
         say(f"    out of memory: {what} goes on with {size} at a time")
         gc.collect()
         if torch.cuda.is_available():

@@ -13,10 +13,10 @@ from sq.runtime import out_of_memory
 
 
 @pytest.fixture(autouse=True)
-def _afresh():
-    out_of_memory.halved.clear()
-    yield
-    out_of_memory.halved.clear()
+def halved():
+    """Return the sizes that fitted, by work, as a record has them."""
+    with out_of_memory.remembering() as sizes:
+        yield sizes
 
 
 def cramped(most):
@@ -31,7 +31,7 @@ def cramped(most):
     return refuse
 
 
-def test_fitting_halves_until_it_fits_and_begins_there_the_next_time():
+def test_fitting_halves_until_it_fits_and_begins_there_the_next_time(halved):
     tried = []
 
     def attempt(size):
@@ -44,10 +44,10 @@ def test_fitting_halves_until_it_fits_and_begins_there_the_next_time():
     assert out_of_memory.fitting("work", attempt, 40) == 5
     assert out_of_memory.fitting("work", attempt, 3) == 3
     assert tried == [40, 20, 10, 5, 5, 3]
-    assert out_of_memory.halved == {"work": 5}
+    assert halved == {"work": 5}
 
 
-def test_what_does_not_fit_one_by_one_fails_and_other_errors_pass():
+def test_what_does_not_fit_one_by_one_fails_and_other_errors_pass(halved):
     def never(size):
         raise torch.OutOfMemoryError("no")
 
@@ -58,7 +58,7 @@ def test_what_does_not_fit_one_by_one_fails_and_other_errors_pass():
         out_of_memory.fitting("work", never, 4)
     with pytest.raises(RuntimeError, match="shapes differ"):
         out_of_memory.fitting("other", wrong, 4)
-    assert "other" not in out_of_memory.halved
+    assert "other" not in halved
 
 
 def test_real_errors_of_cpu_memory_are_known():
@@ -93,7 +93,7 @@ def test_libraries_that_take_memory_beside_pytorch(text, out):
     assert out_of_memory.is_out(RuntimeError(text)) is out
 
 
-def test_statistics_in_halves_are_those_of_the_whole(resnet, digits_train):
+def test_statistics_in_halves_are_those_of_the_whole(resnet, digits_train, halved):
     model, batch = resnet, digits_train
     whole = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     handle = model.net.register_forward_pre_hook(cramped(7))
@@ -101,7 +101,7 @@ def test_statistics_in_halves_are_those_of_the_whole(resnet, digits_train):
         parts = layer_statistics.collect(model, batch, batch_size=None, positions=1.0, seed=0)
     finally:
         handle.remove()
-    assert out_of_memory.halved["statistics"] <= 7
+    assert halved["statistics"] <= 7
     for name, own in whole.layers.items():
         rounding = 2 * of_gram(own.hessian, own.hessian, own.positions, torch.float32)
         rounding += (
@@ -113,7 +113,7 @@ def test_statistics_in_halves_are_those_of_the_whole(resnet, digits_train):
         assert parts.layers[name].positions == own.positions
 
 
-def test_a_run_in_halves_leaves_the_figures_of_a_whole_one(tmp_path, monkeypatch):
+def test_a_run_in_halves_leaves_the_figures_of_a_whole_one(tmp_path, monkeypatch, halved):
     words = ["quantizer=obq", "activation=mse", "activation.observe.images=32", "cache=null"]
     config, choices = compose(*settings(tmp_path), *words)
     whole = job.execute(Job([], config, choices), wait=True)
@@ -155,3 +155,16 @@ def test_a_run_that_cannot_fit_fails_with_advice(tmp_path):
         handle.remove()
     assert made["status"] == "failed"
     assert made["error"].startswith("out of memory (CUDA out of memory): lower batch_size=")
+
+
+def test_what_one_run_remembers_another_does_not():
+    def attempt(size):
+        if size > 2:
+            raise MemoryError
+        return size
+
+    with out_of_memory.remembering() as first:
+        assert out_of_memory.fitting("work", attempt, 8) == 2
+    with out_of_memory.remembering() as second:
+        assert second == {}
+    assert first == {"work": 2}

@@ -59,9 +59,7 @@ def test_it_stops_when_the_error_is_small_and_seeds_differ(tricky_problem):
 
 
 @pytest.mark.parametrize("kind", ["weights", "inputs"])
-def test_where_memory_does_not_suffice_fewer_images_go_together(tricky_problem, monkeypatch, kind):
-    monkeypatch.setattr(out_of_memory, "halved", {})
-
+def test_where_memory_does_not_suffice_fewer_images_go_together(tricky_problem, kind):
     def most(module, args):
         if len(args[0]) > 2:
             raise RuntimeError("can't allocate memory")
@@ -72,8 +70,9 @@ def test_where_memory_does_not_suffice_fewer_images_go_together(tricky_problem, 
         if kind == "inputs"
         else {"bits": [2, 3], "input_bits": []}
     )
-    cost = label_free.score(tricky_problem, draws=2, **KNOBS | widths)
+    with out_of_memory.remembering() as halved:
+        cost = label_free.score(tricky_problem, draws=2, **KNOBS | widths)
     hook.remove()
-    assert out_of_memory.halved == {"sensitivity": 2}
+    assert halved == {"sensitivity": 2}
     cost.check()
     assert all(row[2] > 0 for row in cost.weights.values())
