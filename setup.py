@@ -1,4 +1,4 @@
-"""What a wheel holds, beyond pyproject.toml: conf/ and experiments/ go into the package, as sq.conf and sq.experiments.
+"""Pack conf/ and experiments/ into the wheel, as sq.conf and sq.experiments.
 
 Both stand at the top of a checkout, where people read them; pyproject.toml can name such folders,
 or search for packages, but not both.

@@ -1,4 +1,4 @@
-"""Whether wheels hold what the checkout holds: wheel_files.py CHECKOUT WHEEL ...; exit 1 with the differences."""
+"""Compare wheels with the checkout: wheel_files.py CHECKOUT WHEEL ...; exit 1 if they differ."""
 
 import sys
 import zipfile

@@ -1,4 +1,4 @@
-"""Use of an installed wheel from Python: sq.quantize on a network of one's own, sq.load of a file that a run has left.
+"""Use an installed wheel from Python: sq.quantize on another network, sq.load of a run's file.
 
 wheel_use.py --where ENVIRONMENT: whether sq comes from that environment, and no editable
 installation is in the way.

@@ -1,7 +1,7 @@
 """Train digits_resnet and write its weights: ``python examples/train_digits.py``.
 
 SGD with a one-cycle schedule and small random shifts takes about a minute on 2 cores. Weights are
-stored in half precision, which keeps the file small; sq measures the network with the stored values.
+stored in half precision, which keeps the file small; sq measures the network with these values.
 """
 
 import argparse

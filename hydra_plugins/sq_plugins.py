@@ -1,4 +1,4 @@
-"""Where Hydra looks for plugins: the YAML files that packages from outside bring along are found beside sq's own."""
+"""Hydra plugin: YAML files of plugin packages are found beside those of sq."""
 
 from __future__ import annotations
 

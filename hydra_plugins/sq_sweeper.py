@@ -1,4 +1,4 @@
-"""Where Hydra looks for plugins: the sweeper of sq, whose work is done in sq/runs/sweep/sweeper.py."""
+"""Hydra plugin: the sweeper of sq, which calls sq/runs/sweep/sweeper.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 class Sweeper(BasicSweeper):
-    """Expands a sweep at once, runs what is not done, and sums up; see `sq.runs.sweep.sweeper.run`."""
+    """Expands a sweep, runs what is not done, and sums up; see `sq.runs.sweep.sweeper.run`."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep that `setup` was given; `arguments` are part of its config."""

@@ -36,7 +36,7 @@ def quantize(
     bits: float = 4,
     reparameterize: bool = True,
 ) -> nn.Module:
-    """Return a quantized copy of `net`, with `images` (N, C, H, W) to calibrate on; see `sq.api.quantize`."""
+    """Return a quantized copy of `net`, calibrated on `images` (N, C, H, W): `sq.api.quantize`."""
     from sq import api
     from sq.runtime import torch_setup
 

@@ -1,4 +1,4 @@
-"""One quantized network from Python, without a sweep: what a run does, but for loading and evaluating."""
+"""Quantize one network from Python: what a run does, without loading and evaluating."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _config(words: list[str]) -> dict[str, Any]:
 def _composed(
     words: tuple[str, ...], variables: tuple[tuple[str, str], ...]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the config and the choices that `words` lead to: composed once, as one call after another wants it."""
+    """Return the config and the choices that `words` lead to; cached, as calls often repeat."""
     with _own_hydra():
         composed = hydra.compose(
             "config", overrides=[*words, "cache=null"], return_hydra_config=True
@@ -176,7 +176,10 @@ def _composed(
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Give Hydra's global state to a call, and what was there back: the caller may be a Hydra application itself."""
+    """Use Hydra's global state for a call, and restore it.
+
+    The caller may be a Hydra application itself.
+    """
     state = GlobalHydra.get_state()
     GlobalHydra.instance().clear()
     try:
@@ -200,8 +203,8 @@ def _check_net(net: nn.Module, images: Tensor) -> None:
             raise
         if _runs(net, images[:1]):
             raise SqError(
-                f"{kind} takes gradients in its forward, and is run without: put that part of it into `with "
-                "torch.enable_grad():`"
+                f"{kind} takes gradients in its forward, and is run without: put that part of it "
+                "into `with torch.enable_grad():`"
             ) from error
         raise SqError(f"{kind} does not take these images ({one_line(error)[:160]})") from error
     if not isinstance(made, Tensor):
@@ -234,7 +237,8 @@ def _check(images: Tensor) -> None:
             else type(images).__name__
         )
         raise SqError(
-            f"calibration images: got {kind}; give a float32 tensor (images, channels, height, width)"
+            f"calibration images: got {kind}; "
+            "give a float32 tensor (images, channels, height, width)"
         )
     if not bool(torch.isfinite(images).all()):
         raise SqError(

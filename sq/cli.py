@@ -83,7 +83,10 @@ def _check_single_run(hydra_config: Any, name: str) -> None:
 
 @closed_pipe.quiet
 def main() -> None:
-    """Run the command line; exit 1 with one line if it fails, the traceback if HYDRA_FULL_ERROR=1."""
+    """Run the command line.
+
+    If it fails, print one line, or the traceback if HYDRA_FULL_ERROR=1, and exit with 1.
+    """
     # so that Hydra hands errors to us instead of printing them
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

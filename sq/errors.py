@@ -22,7 +22,10 @@ class SqError(ValueError):
 
 
 class ImageError(SqError):
-    """An image file that cannot be read, in words that follow its name; `dataset.skip_corrupt` leaves it out."""
+    """An image file that cannot be read; the message follows the file's name.
+
+    `dataset.skip_corrupt` leaves such files out.
+    """
 
 
 def one_line(error: BaseException) -> str:

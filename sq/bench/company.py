@@ -193,7 +193,7 @@ def serving(code: Path) -> Iterator[Ask]:
 
 
 def serve() -> int:
-    """Do the runs that standard input asks for; write their figures to standard output, a line each.
+    """Do the runs that standard input asks for; write the figures of each to standard output.
 
     Only what every version of sq has is used, so that one file measures several.
     """

@@ -113,7 +113,7 @@ class Loader(ConfigLoaderImpl):
         parsed: list[Override],
         run_mode: RunMode,
     ) -> DictConfig | None:
-        """Return the config that was composed to read the mode, if `overrides` lead to the same one.
+        """Return the config composed to read the mode, if `overrides` lead to the same one.
 
         Raises
         ------

@@ -25,8 +25,8 @@ MESSAGES = (
     "_ALLOC_FAILED",
 )
 
-# Sizes that fit in memory, by work that did not at first, of the run or call in progress. Threads of
-# `cpu_threads.each` have the context of their caller, and share them.
+# Of the run or call in progress: sizes that fit in memory, by work that did not at first. Threads
+# of `cpu_threads.each` have the context of their caller, and share them.
 _sizes_that_fit: ContextVar[dict[str, int] | None] = ContextVar("sizes_that_fit", default=None)
 
 

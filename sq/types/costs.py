@@ -1,4 +1,4 @@
-"""What a sensitivity metric tells an allocation, and what that answers: plain data and a few derived figures."""
+"""Plain data: what sensitivity metrics return, and what allocations take and return."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ class Cost:
     """
 
     weights: Rows
-    # of what layers are fed; {} where that is not priced
+    # of layer inputs; {} where the metric does not score them
     inputs: Rows = field(default_factory=dict)
     # "loss" in nats an image, "kl" in nats an image, "share" of a layer's output, ...
     unit: str = ""
     # standard errors of `weights`, where these are random estimates
     errors: Rows = field(default_factory=dict)
-    pairs: np.ndarray | None = None  # (n, n) symmetric, 0 within a layer; places as in `choices`
-    gram: np.ndarray | None = (
-        # (n, n): `pairs` with blocks within layers that leave no negative eigenvalue, if known
-        None
-    )
-    # what else the record should say of how it came about
+    # (n, n) symmetric, 0 within a layer; rows and columns as in `choices`
+    pairs: np.ndarray | None = None
+    # (n, n): `pairs` with blocks within layers that leave no negative eigenvalue, if known
+    gram: np.ndarray | None = None
+    # further entries of the record
     about: dict[str, Any] = field(default_factory=dict)
 
     def choices(self) -> list[tuple[str, int]]:
@@ -47,11 +46,13 @@ class Cost:
         return [(name, bits) for name, row in self.weights.items() for bits in row]
 
     def of(self, weights: Mapping[str, int], inputs: Mapping[str, int] | None = None) -> float:
-        """Return what the whole network costs with these bits by layer name; bits that have no price cost nothing."""
+        """Return the cost of the whole network with these bits, by layer name.
+
+        Bits without a score cost nothing.
+        """
         total = sum(self.weights.get(name, {}).get(bits, 0.0) for name, bits in weights.items())
-        total += sum(
-            self.inputs.get(name, {}).get(bits, 0.0) for name, bits in (inputs or {}).items()
-        )
+        for name, bits in (inputs or {}).items():
+            total += self.inputs.get(name, {}).get(bits, 0.0)
         if self.pairs is not None:
             chosen = np.array(
                 [weights.get(name) == bits for name, bits in self.choices()], dtype=float
@@ -64,31 +65,31 @@ class Cost:
         for what, name, bits, value in self._entries():
             if not math.isfinite(value):
                 raise SqError(
-                    f"the cost of {quantity(bits, 'bit')} in the {what} of layer {name} is {value}: no allocation can "
-                    "use it; choose another sensitivity, or more calibration images"
+                    f"the cost of {quantity(bits, 'bit')} in the {what} of layer {name} is "
+                    f"{value}: no allocation can use it; choose another sensitivity, or more "
+                    "calibration images"
                 )
         if self.pairs is not None and not np.isfinite(self.pairs).all():
             first, second = (self.choices()[k][0] for k in np.argwhere(~np.isfinite(self.pairs))[0])
             raise SqError(
-                f"what bits of layers {first} and {second} cost together is not a number: no allocation can use it; "
-                "choose another sensitivity, or more calibration images"
+                f"what bits of layers {first} and {second} cost together is not a number: no "
+                "allocation can use it; choose another sensitivity, or more calibration images"
             )
 
     def unruly(self) -> list[str]:
-        """Return a line for each cost that is negative, or higher than that of fewer bits: noise, or a layer apart."""
-        lines = [
-            f"{name}: {bits} bits of {what} cost {v:.3g}"
-            for what, name, bits, v in self._entries()
-            if v < 0
-        ]
+        """Return a line for each cost that is negative, or higher than that of fewer bits.
+
+        Both are noise, as a rule.
+        """
+        lines = []
+        for what, name, bits, value in self._entries():
+            if value < 0:
+                lines.append(f"{name}: {bits} bits of {what} cost {value:.3g}")
         for what, rows in (("weights", self.weights), ("inputs", self.inputs)):
             for name, row in rows.items():
-                widths = sorted(row)
-                lines += [
-                    f"{name}: {more} bits of {what} cost more than {fewer}"
-                    for fewer, more in itertools.pairwise(widths)
-                    if row[more] > row[fewer]
-                ]
+                for fewer, more in itertools.pairwise(sorted(row)):
+                    if row[more] > row[fewer]:
+                        lines.append(f"{name}: {more} bits of {what} cost more than {fewer}")
         return lines
 
     def _entries(self) -> Iterator[tuple[str, str, int, float]]:
@@ -102,7 +103,7 @@ class Budget:
     """What an allocation has to keep to, whatever its own bounds are."""
 
     bits: float  # as asked for: of every weight, or their mean
-    # layers whose weights' and inputs' bits are settled
+    # layers whose weights and inputs have fixed bits
     fixed: dict[str, int] = field(default_factory=dict)
     # bits of layers' inputs where the allocation leaves them
     inputs: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Grid: what every set of values that a weight or an input may take can tell and do.
+"""The interface of grids, the sets of values that a weight or an input may take.
 
 A grid's values are ``scale * unit``: a scale for each channel or tensor, and units in rising order,
 numbered by codes.
@@ -31,7 +31,7 @@ class Grid(Protocol):
         ...
 
     def on_numpy(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Return `nearest` as a function of one column (G, O) in NumPy, for a grid laid out (G, 1, O) on the CPU."""
+        """Return `nearest` for one column (G, O) in NumPy; the grid is (G, 1, O), on the CPU."""
         ...
 
     def encode(self, values: Tensor) -> Tensor:
@@ -51,13 +51,17 @@ class Grid(Protocol):
         ...
 
     def steps(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far below and above each code's value its neighbours are; infinity where there is none."""
+        """Return the distances of each code's value to the values below and above.
+
+        They are infinite where there is none.
+        """
         ...
 
     def gap(self, values: Tensor) -> Tensor:
-        """Return how far the two grid values around each of `values` are apart, the outermost two beyond the grid.
+        """Return the distance between the two grid values around each of `values`.
 
-        It broadcasts against `values`: one number a channel where all gaps are alike.
+        Beyond the grid, it is that of the outermost two. It broadcasts against `values`: one
+        number a channel where all gaps are alike.
         """
         ...
 
@@ -70,7 +74,10 @@ class Grid(Protocol):
         ...
 
     def refit(self, W: Tensor, H: Tensor, codes: Tensor) -> Grid:
-        """Return the grid of least loss tr((W - Q) H (W - Q)^T) for these codes, as far as it can be moved."""
+        """Return the grid of least loss tr((W - Q) H (W - Q)^T) for these codes.
+
+        It keeps what a grid of its kind cannot change.
+        """
         ...
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Grid:

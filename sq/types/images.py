@@ -1,4 +1,4 @@
-"""Images and what is known of them: where they are read from, and batches as a network takes them. Plain data."""
+"""Splits of images on disk or in memory, and batches as a network takes them. Plain data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Prepare = Callable[[Image.Image, bool], Tensor]
 
 def without(ids: Iterable[str], others: Iterable[str]) -> list[str]:
     """Return those of `ids`, in their order, that are not among `others`."""
-    known = set(others)
-    return [name for name in ids if name not in known]
+    excluded = set(others)
+    return [name for name in ids if name not in excluded]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, C, H, W) float32, as the network takes them, with labels (B,) or objects, and unique ids."""
+    """Images as the network takes them, (B, C, H, W) float32.
+
+    They have labels (B,) or objects, and unique ids.
+    """
 
     x: Tensor
     y: Tensor | list[Objects]  # a label of -1: there is none
@@ -59,8 +62,8 @@ class Batch:
 class Calibration(Batch):
     """The calibration images, and which inputs of a layer a solver's statistics are of.
 
-    `inputs` is "reference", what the full-precision network feeds the layer, or "quantized", what
-    it is fed once the layers before it are quantized.
+    `inputs` is "reference", a layer's inputs in the full-precision network, or "quantized", its
+    inputs once the layers before it are quantized.
     """
 
     inputs: str = "reference"
@@ -81,7 +84,9 @@ class Dataset:
 
     def read_by(self, workers: int | None) -> Dataset:
         """Return this dataset with `workers` processes reading what leaves that open."""
-        train, test = (
-            s if s.workers == 0 else replace(s, workers=workers) for s in (self.train, self.test)
-        )
+        train, test = self.train, self.test
+        if train.workers != 0:
+            train = replace(train, workers=workers)
+        if test.workers != 0:
+            test = replace(test, workers=workers)
         return replace(self, train=train, test=test)

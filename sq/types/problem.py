@@ -38,7 +38,7 @@ class Layer:
     inputs: int  # of one group, times kernel taps
     # output pixels of one image, all calls; 0 as long as the network has not been traced
     positions: int = 0
-    # the first layer that is fed the same tensor, itself if none before it is; "" until traced
+    # the first layer with the same input tensor, itself if none before it has it; "" until traced
     fed: str = ""
 
     @property
@@ -63,9 +63,8 @@ class Model:
     checkpoint: str  # sha256 of the weights file, in hex
     prepare: Prepare
     skipped: list[str] = field(default_factory=list)  # layers with weights that sq cannot quantize
-    expected: Mapping[str, Mapping[str, float] | None] = field(
-        default_factory=dict
-    )  # by image set; see `expected_accuracy`
+    # by image set; see `expected_accuracy`
+    expected: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)
     decode: Decode | None = None  # of a detector
     # names of the first and last layers; () takes the first and last that are called
     ends: tuple[str, ...] = ()
@@ -77,14 +76,13 @@ class Model:
     rewritten: tuple[str, ...] = ()
     # modules that could not be made plain layers, and why
     refused: tuple[tuple[str, str], ...] = ()
-    folded: tuple[
-        tuple[str, str], ...
-    ] = ()  # layer and BatchNorm that is in its weight now, see `sq.network.batchnorm_folding`
+    # layer and BatchNorm that is in its weight now, see `sq.network.batchnorm_folding`
+    folded: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What one pass over images leaves of a layer: H = 2 X X^T / N, (G, I, I) float64, and N, the columns of X."""
+    """Statistics of a layer's inputs X (G, I, N): H = 2 X X^T / N, (G, I, I) float64, and N."""
 
     hessian: Tensor
     positions: int
@@ -99,7 +97,7 @@ class Statistics:
 
     def digest(self) -> str:
         """Return a hash of every Hessian: equal digests mean two runs solved the same problem."""
-        return digest(s.hessian for s in self.layers.values())
+        return digest(layer.hessian for layer in self.layers.values())
 
 
 # fit(W, bits) -> Grid, or fit(W, bits, h) where the grid asks for h, see `weight_importance`
@@ -108,14 +106,19 @@ Fit = Callable[..., Grid]
 Solve = Callable[[Tensor, Tensor, Grid], "Tensor | tuple[Tensor, Grid]"]
 
 
-def solution(found: Tensor | tuple[Tensor, Grid], grid: Grid) -> tuple[Tensor, Grid]:
-    """Return the codes a solver `found` and their grid: `grid` unless it moved it."""
-    return (found, grid) if isinstance(found, Tensor) else found
+def solution(result: Tensor | tuple[Tensor, Grid], grid: Grid) -> tuple[Tensor, Grid]:
+    """Return the codes in the `result` of a solver, and their grid: `grid` unless it moved it."""
+    if isinstance(result, Tensor):
+        return result, grid
+    return result
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What solving a layer takes; one may define ``plan(layer, element_size, *, knobs) -> Plan`` beside its `solve`."""
+    """What solving a layer takes.
+
+    A solver may define ``plan(layer, element_size, *, knobs) -> Plan`` beside its `solve`.
+    """
 
     bytes: int  # at most at a time
     operations: int  # floating-point, in all
@@ -123,22 +126,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What layers are fed, and operands of additions, that a grid may be put on: at any bit-width, by name."""
+    """Inputs of layers, and operands of additions, that can have a grid of any bit-width."""
 
     # of each, unless an allocation decides; {} leaves all as is
     bits: dict[str, int] = field(default_factory=dict)
     fit: Callable[[str, int], Grid] | None = None  # fit(name, bits) -> Grid
 
     def grid(self, name: str, bits: int) -> Grid:
-        """Return the grid of `bits` for what goes by `name`."""
+        """Return the grid of `bits` for the input or operand `name`."""
         assert self.fit is not None
         return self.fit(name, bits)
 
     def grids(self, bits: Mapping[str, int] | None = None) -> dict[str, Grid]:
-        """Return the grid of each name, with `bits` in place of its own where that has it."""
-        return {
-            name: self.grid(name, width) for name, width in (self.bits | dict(bits or {})).items()
-        }
+        """Return the grid of each name; `bits` take the place of its default bits."""
+        widths = self.bits | dict(bits or {})
+        return {name: self.grid(name, width) for name, width in widths.items()}
 
 
 @dataclass(frozen=True)
@@ -152,20 +154,22 @@ class Problem:
     bits: dict[str, int] = field(default_factory=dict)  # by layer name; empty before the allocation
     # grids of layer inputs; none stay full precision
     activations: dict[str, Grid] = field(default_factory=dict)
-    # what `activations` are chosen from, for metrics that price them
+    # what `activations` are chosen from, for metrics that score them
     inputs: Inputs = field(default_factory=Inputs)
-    # bits of weights and inputs that are settled, by layer name
+    # bits of weights and inputs that are fixed, by layer name
     fixed: dict[str, int] = field(default_factory=dict)
     # h (G, O, I) of weights, if `fit` asks for it
     importance: dict[str, Tensor] = field(default_factory=dict)
     train: Images | None = None  # the training split, for what trains the network
-    # a folder for the state of what takes long, to be taken up where it was left
+    # a folder for checkpoints, from which long work is resumed
     scratch: str | None = None
-    scratch_gib: float = 1.0  # for all that is kept there
+    scratch_gib: float = 1.0  # its limit
 
     def grid(self, name: str, W: Tensor, bits: int) -> Grid:
-        """Return the grid of `bits` for the weight (G, O, I) of a layer, or for one in its place."""
-        return self.fit(W, bits, *([self.importance[name]] if name in self.importance else []))
+        """Return the grid of `bits` for the weight W (G, O, I) of the layer `name`."""
+        if name in self.importance:
+            return self.fit(W, bits, self.importance[name])
+        return self.fit(W, bits)
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,6 @@ def digest(tensors: Iterable[Tensor]) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
         data = tensor.detach().cpu().contiguous()
-        sha.update(
-            f"{data.dtype}{tuple(data.shape)}".encode()
-            + data.flatten().view(torch.uint8).numpy().tobytes()
-        )
+        content = data.flatten().view(torch.uint8).numpy().tobytes()
+        sha.update(f"{data.dtype}{tuple(data.shape)}".encode() + content)
     return sha.hexdigest()[:16]
