@@ -91,11 +91,18 @@ def _loader(images: Images, parts: list[list[int]], prepare: Prepare) -> Any:
     return DataLoader(
         _Parts(images, parts, prepare),
         batch_size=None,  # an item is a batch already, so that workers share whole batches
+        # Otherwise PyTorch makes tensors of the arrays, which workers send through /dev/shm:
+        # containers often have little of that.
+        collate_fn=_unchanged,
         num_workers=processes,
         multiprocessing_context="fork" if processes and can_fork else None,
         # Nothing is drawn, but without it the global generator would seed the workers.
         generator=torch.Generator(),
     )
+
+
+def _unchanged(result: _Result) -> _Result:
+    return result
 
 
 def _labels(images: Images, indices: list[int]) -> Tensor | list[Objects]:

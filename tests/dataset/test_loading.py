@@ -70,6 +70,13 @@ def test_objects_stay_with_their_images():
     assert batch.ids == ["d", "a", "c"]
 
 
+def test_images_of_workers_come_through_a_pipe_and_not_through_shared_memory():
+    """Containers often have little of that."""
+    (part,) = reading.batches(split(workers=2), [0, 1], prepare, 2, "x")
+    assert not part.x.is_shared()
+    part.x[0] = 0  # and can be changed
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_corrupt_images_are_named_and_counted_in_one_line(workers):
     bad = split(read=Levels(broken=(8, 1, 5, 2)), workers=workers)
