@@ -21,7 +21,7 @@ def load(file: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
     Parameters
     ----------
     plugins : packages whose code the file may name; without them, and without `SQ_PLUGINS`, none is
-    imported for it
+        imported for it
     """
     from sq.export import packed
 

@@ -75,17 +75,15 @@ def quantize(
     net : maps images to one tensor
     images : (N, C, H, W) float32, calibration images as `net` takes them; on the device of `net`
     overrides : further settings as on the command line, "activation=mse", "activation.bits=8",
-    "fold=true";
-        "plugins=[mynet]" allows them to name code in that package, for this call
+        "fold=true"; "plugins=[mynet]" allows them to name code in that package, for this call
     quantizer, bits : as on the command line
     reparameterize : fuse the branches of networks that offer it first, see
-    `sq.network.reparameterize`
+        `sq.network.reparameterize`
 
     Raises
     ------
     SqError : no images, or of a wrong kind; an unknown setting or choice; see the families; fusing
-    branches changes the
-        outputs
+        branches changes the outputs
     """
     words = [f"quantizer={quantizer}", f"bits={bits}", *overrides]
     try:

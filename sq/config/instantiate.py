@@ -27,13 +27,13 @@ def build(part: Mapping[str, Any], path: str) -> Callable[..., Any]:
     Parameters
     ----------
     part : `_target_`, a dotted name under `sq.` or in a plugin, and one value for each keyword-only
-    parameter of it
+        parameter of it
     path : of `part` in the config, for messages
 
     Raises
     ------
     SqError : the name may not be imported or does not exist; a knob is missing, unknown or of a
-    wrong type
+        wrong type
     """
     part = renamed_targets.current(part)
     _check(part, path)

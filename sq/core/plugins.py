@@ -181,7 +181,7 @@ def find(name: Any, setting: str) -> Any:
     ------
     NotAllowed : its package may not be imported
     SqError : nothing has that name, importing the module fails, or the module has itself imported
-    it from a package that is not allowed
+        it from a package that is not allowed
     """
     check(name, setting)
     module, _, attribute = name.rpartition(".")
@@ -212,7 +212,7 @@ def folders() -> list[Path]:
     Raises
     ------
     SqError : a file there has the name of one of sq's or of another package's: Hydra would ignore
-    one of the two
+        one of the two
     """
     config_folders: dict[str, Path] = {}
     for package in allowed():

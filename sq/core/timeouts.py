@@ -14,7 +14,7 @@ def within(action: Callable[[], None], seconds: float) -> None:
     Raises
     ------
     TimeoutError : it is still running `GRACE` seconds after its limit. It goes on in its thread,
-    which does not keep the process from ending
+        which does not keep the process from ending
     """
     errors: list[Exception] = []
 

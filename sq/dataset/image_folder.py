@@ -45,8 +45,7 @@ def load(
         numbers the folders of the training split by name
     size : number of images of the evaluation split; None takes any number
     resized : the evaluation images have the size that the centre crop is taken from, so they are
-    not
-        resized again
+        not resized again
     skip_corrupt : leave out images that cannot be read, instead of stopping
 
     Raises

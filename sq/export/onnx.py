@@ -44,8 +44,8 @@ def write(run: FinishedRun, *, least_bits: Literal[4, 8], unsigned: bool) -> dic
     Raises
     ------
     SqError : a package is missing; the format cannot hold something, which is named, with the
-    format
-        that can; the disk is full; the file computes something else: where that begins is named
+        format that can; the disk is full; the file computes something else: where that begins is
+        named
     """
     onnx_export.check_packages()
     model = _model(run, least_bits, unsigned)

@@ -35,8 +35,8 @@ def fit(
     h : (G, O, I), the cost of a squared error of each weight, if range="hmse"
     symmetric : codes around a zero point in the middle, so that zero is exact and needs no storage;
         otherwise the range is [min(W, 0), max(W, 0)] of the channel (affine)
-    range : "minmax" takes the full range of a channel; "mse" the smaller range of least error
-        sum |w - Q(w)|^norm, "hmse" that of least sum h (w - Q(w))^2
+    range : "minmax" takes the full range of a channel; "mse" the smaller range of least error sum
+        |w - Q(w)|^norm, "hmse" that of least sum h (w - Q(w))^2
     norm : exponent of the error of "mse"; 2.4 in the code of OBC and GPTQ
     steps : number of ranges tried, from `shrink` to 1 times the full one
     shrink : the smallest range tried, in (0, 1]

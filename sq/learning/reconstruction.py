@@ -87,8 +87,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
         until the end. Roundings without a rate are fixed
     optimizer : of the roundings; everything else uses Adam
     rates : of each kind of parameter; those of inputs and adapters fall to 0 as a cosine. Factors
-    of
-        scales stay above 0
+        of scales stay above 0
     weight : of the regulariser that makes roundings hard; only for soft roundings
     warm_up : share of the steps in which the regulariser's exponent stays at its first value
     early : the regulariser counts during the warm-up too (EPTQ); AdaRound and BRECQ leave it out
@@ -96,8 +95,7 @@ def learn(  # noqa: PLR0913 (all but two are knobs, each a line of YAML)
     keep, share : how much of layer inputs stays in full precision, see
         `sq.learning.schedules.full_precision_share`
     precision : of the student's passes, by autocast; losses, gradients of learned values and
-    targets
-        are float32
+        targets are float32
 
     Raises
     ------

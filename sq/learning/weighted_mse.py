@@ -33,9 +33,8 @@ def squares(y: Tensor, target: Tensor, weight: Tensor, channels: int) -> Tensor:
     Parameters
     ----------
     y, target : (B, C, ...) of convolutions, (B, ..., C) of linear layers. B may be a multiple of
-    the
-        number of images: the parts (windows, patches) of an image follow one another. Sums have the
-        precision of `target`
+        the number of images: the parts (windows, patches) of an image follow one another. Sums have
+        the precision of `target`
     weight : (images,), or of the shape of `y`
     channels : C; it makes no difference on which axis they are
     """

@@ -45,8 +45,8 @@ class Detected:
         -------
         drop : mAP of full precision less that of this network
         drop_low, drop_high : the 95 % interval of the drop, by the percentile bootstrap over
-            images. Both networks are measured on the same drawn images; draws are the same in
-            every run
+            images. Both networks are measured on the same drawn images; draws are the same in every
+            run
         logit_snr_db : 10 log10(||reference||^2 / ||reference - outputs||^2) over the raw outputs of
             the first 8 images; 300 for equal outputs, -300 where they are not finite
         boxes, boxes_full : boxes with a score above 0.25, mean over images, of this network and in

@@ -65,11 +65,9 @@ def quantize(  # noqa: PLR0913 (all but one are knobs, each a line of YAML)
     named : names of the blocks, instead of searching for them; None searches, and goes with layers
     loss : "mse"; or "fisher": squared errors weighted by the squared gradients of each image
     drop : share of the elements of a part's input that come from full precision, drawn again in
-    each
-        step
+        each step
     memory_gib : limit for the cached inputs and outputs of a part for all images; beyond it they
-    are
-        computed again in each step
+        are computed again in each step
     checkpoint_every : steps between two saved states, from which an interrupted run is resumed
     seed : of the order of images, of `drop`, and of `loss`
     learn, then : first and, if given, second stage of learning a part; see

@@ -81,8 +81,7 @@ def quantize(problem: Problem, *, solve: Solve, damp: float) -> QuantizedModel:
     Raises
     ------
     SqError : before any layer is solved: a Hessian or grid that no solver can use, a layer too
-    large
-        for the solver's memory, or `damp` out of range. Later: a Hessian that is not positive
+        large for the solver's memory, or `damp` out of range. Later: a Hessian that is not positive
         definite even with the largest damping
     """
     check_damp(damp)

@@ -56,7 +56,7 @@ def read(folder: Path = FOLDER) -> list[Experiment]:
     Raises
     ------
     SqError : there is none, one cannot be read, or two of different questions would share a folder
-    of records
+        of records
     """
     experiments = listed(folder)
     if not experiments:

@@ -59,7 +59,7 @@ def execute(one: Job, *, wait: bool) -> record.Record | None:
     Raises
     ------
     SqError : no run was possible: settings make no sense, a record is damaged, a folder cannot be
-    written
+        written
     """
     config, file = one.config, one.file
     check(config)

@@ -61,7 +61,7 @@ class Loader(ConfigLoaderImpl):
         Raises
         ------
         SqError : a choice is no name; Hydra would import or call foreign code, see
-        `sq.core.foreign_code`
+            `sq.core.foreign_code`
         HydraException, OmegaConfBaseException : an override that Hydra refuses
         """
         parsed = _parsed(overrides)

@@ -183,7 +183,7 @@ def each(
     Raises
     ------
     BaseException : of the first item, in the order of `items`, that raises one; all items before it
-    are computed
+        are computed
     """
     workers = min(allowed(), len(items))
     if workers <= 1:

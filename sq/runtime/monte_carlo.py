@@ -66,7 +66,7 @@ def average_each(
     Parameters
     ----------
     draw : ``draw(number, indices)`` returns draw `number` of the quantities at `indices`, those
-    that are not precise enough yet
+        that are not precise enough yet
     """
     estimates: list[list[float]] = [[] for _ in range(count)]
     indices = list(range(count))

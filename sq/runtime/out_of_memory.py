@@ -51,7 +51,7 @@ def fitting(what: str, attempt: Callable[[int], T], size: int) -> T:
     ----------
     what : the name of the work, see `remembering`
     attempt : its result must not depend on `size` (beyond rounding), and a failed call must leave
-    nothing behind
+        nothing behind
 
     Raises
     ------

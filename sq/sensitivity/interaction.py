@@ -52,12 +52,11 @@ def score(  # noqa: PLR0913 (knobs, each a line of YAML)
     images : the number of calibration images to use, from the first; all, if there are fewer
     variant : "pairs" is u_i . S u_i / 2 and, for each pair of layers, u_i . S u_j (`Cost.pairs`,
         weights only), with u the change of the logits when one layer is rounded and S the curvature
-        of KL divergence at `temperature`; it needs no labels.
-        "share" is |g_i . D_i + 1/2 D_i . (H D)_i|, by one Hessian-vector product for each width.
-        "gradient" is |g_i(w + D) . D_i|, by one gradient for each width, at the rounded network.
-        "both_ways" is the measured increase of the loss by layer i at that width, the mean of two:
-        with all other layers in full precision, and with all at the lowest width (or their fixed
-        one)
+        of KL divergence at `temperature`; it needs no labels. "share" is |g_i . D_i + 1/2 D_i . (H
+        D)_i|, by one Hessian-vector product for each width. "gradient" is |g_i(w + D) . D_i|, by
+        one gradient for each width, at the rounded network. "both_ways" is the measured increase of
+        the loss by layer i at that width, the mean of two: with all other layers in full precision,
+        and with all at the lowest width (or their fixed one)
     temperature : of "pairs": logits are divided by it. Above 1, images of which the network is sure
         count as well
     linear : keep the term g . D of "share". At a trained network g is small, and that of a few

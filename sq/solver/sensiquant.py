@@ -45,8 +45,8 @@ def solve(
         "grouped" clusters the columns' log sensitivity (1-D k-means) and keeps the natural order
         within a cluster
     direction : "descending" is the method; "ascending" serves to show that the order matters
-    score : of a weight. "saliency" (w - Q(w))^2 / [H^-1]_jj; "weight" w^2 / [H^-1]_jj;
-        "inverse" 1 / [H^-1]_jj; "activation" H_jj. "dynamic" requires "saliency"
+    score : of a weight. "saliency" (w - Q(w))^2 / [H^-1]_jj; "weight" w^2 / [H^-1]_jj; "inverse" 1
+        / [H^-1]_jj; "activation" H_jj. "dynamic" requires "saliency"
     aggregate : "sum" or "max" of a column's scores over rows
     rankings : how many times "dynamic" ranks a layer's columns, evenly spread; None ranks again
         after every column, which costs far more and gains little over a few (measured:

@@ -55,9 +55,9 @@ class Store:
     ----------
     folder : where entries are stored; None stores none
     limit_gib : for all entries together. The least recently used ones are removed first; an entry
-    that is larger is not stored
+        that is larger is not stored
     origin : the config that a network was loaded by. It holds what the weights do not show, such as
-    a setting of `forward`
+        a setting of `forward`
     """
 
     folder: str | None

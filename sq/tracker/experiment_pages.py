@@ -33,10 +33,10 @@ class Experiment:
     Parameters
     ----------
     records : by key, as reports read them (`sq.report.slim`); thousands of whole ones would take
-    gigabytes
+        gigabytes
     failures : by key, a line for each run that failed, is damaged or could not be repeated
     digests : by key, of the bytes of a record and of its failed repetition; records that were known
-    before have none
+        before have none
     damaged : by key, the fault of a file that is not a record
     """
 

@@ -196,9 +196,9 @@ def summarise(
     Parameters
     ----------
     records : of the sweep that ends, by file. The folder may hold more, of other sweeps and
-    launchers, which the page shows too
+        launchers, which the page shows too
     failures : by file, a line for each run of the sweep that has no good record or could not be
-    repeated
+        repeated
     config : of one of its runs
     """
     from sq.config.instantiate import build

@@ -46,8 +46,7 @@ class QuantizedNetwork:
     Raises
     ------
     SqError : `adaptive` is set but inputs are in full precision; a grid of inputs is not uniform,
-    or
-        belongs to an addition
+        or belongs to an addition
     """
 
     def __init__(self, problem: Problem, adaptive: Adaptive, seed: int):

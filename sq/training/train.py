@@ -78,8 +78,7 @@ def train(  # noqa: PLR0913 (all but three are knobs, each a line of YAML)
     move : pixels of the largest random shift, in each direction
     mirror : flip half of the images left to right
     distill : share of the loss that is the divergence from the logits in full precision; the rest
-    is
-        cross-entropy
+        is cross-entropy
     temperature : of both logits in that divergence
 
     Raises

@@ -39,9 +39,9 @@ class Job:
     Parameters
     ----------
     seen : the fingerprint of its record (`record.fingerprint`) when the sweep decided to run it;
-    None if nobody looked
+        None if nobody looked
     key : the hash of its config (`record.key`), which takes longer than most other work on a job:
-    computed unless it is given
+        computed unless it is given
     """
 
     overrides: list[str]
