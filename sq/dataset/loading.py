@@ -101,7 +101,7 @@ def _loader(images: Images, parts: list[list[int]], prepare: Prepare) -> Any:
     )
 
 
-def _unchanged(result: _Result) -> _Result:
+def _unchanged(result: Any) -> Any:
     return result
 
 

@@ -1,4 +1,8 @@
-"""The optimizers of one stage of reconstruction, and one step of them."""
+"""The loss and the optimizers of one stage of reconstruction, and one step of them.
+
+The loss is the reconstruction error of a part, see `sq.learning.reconstruction_loss`, and the
+rounding regulariser.
+"""
 
 from __future__ import annotations
 

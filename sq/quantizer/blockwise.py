@@ -19,11 +19,11 @@ from sq.config.constraints import Count, Portion, Positive, Whole
 from sq.errors import SqError
 from sq.learning.learning_run import LearningRun, Part
 from sq.learning.reconstruction import Learn
+from sq.learning.reconstruction_loss import squares
 from sq.learning.schedules import PrecisionMix
 from sq.learning.setup import begin, check_learnable, finish
 from sq.learning.student import Hold, Start
 from sq.learning.target_cache import TargetCache
-from sq.learning.weighted_mse import squares
 from sq.network import blocks, hooks
 from sq.network.blocks import ReconstructionUnit
 from sq.network.forward import forward

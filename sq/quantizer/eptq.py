@@ -22,10 +22,10 @@ from sq.errors import SqError
 from sq.hessian import label_free_scores
 from sq.learning.learning_run import Part
 from sq.learning.reconstruction import Learn
+from sq.learning.reconstruction_loss import squares
 from sq.learning.setup import begin, check_learnable, finish
 from sq.learning.student import Hold, Start, Student
 from sq.learning.target_cache import TargetCache
-from sq.learning.weighted_mse import squares
 from sq.network import geometry, hooks
 from sq.network.partial_forward import outputs_of
 from sq.runtime import batching

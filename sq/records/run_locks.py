@@ -30,7 +30,9 @@ from typing import Any
 from sq.core import files
 from sq.errors import SqError
 
-FOLDER = "claims"  # of lock files, beside the records
+# Lock files lie in this folder beside the records. The name is kept, since another launcher may run
+# an earlier version.
+LOCK_FOLDER = "claims"
 HEARTBEAT = 10.0  # seconds between two heartbeats of a holder
 LEASE = 90.0  # seconds without a heartbeat after which a holder on another machine counts as dead
 # a process of another user, of which the system shows only that it exists (hidepid)
@@ -89,7 +91,7 @@ def acquire(file: Path) -> RunLock | None:
     ------
     SqError : locks cannot be written there
     """
-    folder = file.parent / FOLDER
+    folder = file.parent / LOCK_FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
         latest = max(_generations(file), default=0)
@@ -137,7 +139,9 @@ def last_holder(file: Path) -> Holder | None:
 
 def locked_records(folder: Path) -> set[Path]:
     """Return the files of the records whose runs have a lock, of a live process or not."""
-    keys = {lock_file.name.partition(".")[0] for lock_file in (folder / FOLDER).glob("[!.]*.*")}
+    keys = {
+        lock_file.name.partition(".")[0] for lock_file in (folder / LOCK_FOLDER).glob("[!.]*.*")
+    }
     return {folder / f"{key}.json" for key in keys}
 
 
@@ -212,13 +216,13 @@ def _start_time(pid: int) -> str:
 
 
 def _lock_file(file: Path, generation: int) -> Path:
-    return file.parent / FOLDER / f"{file.stem}.{generation}"
+    return file.parent / LOCK_FOLDER / f"{file.stem}.{generation}"
 
 
 def _generations(file: Path) -> list[int]:
     """Return the generations of the lock files of a run, in any order."""
     generations = []
-    for lock_file in (file.parent / FOLDER).glob(f"{file.stem}.*"):
+    for lock_file in (file.parent / LOCK_FOLDER).glob(f"{file.stem}.*"):
         parts = lock_file.name.split(".")
         if len(parts) == 2 and parts[1].isdigit():
             generations.append(int(parts[1]))

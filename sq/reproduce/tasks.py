@@ -17,7 +17,7 @@ from sq.records.experiments import Experiment
 from sq.runs import status
 from sq.runs.sweep import plan
 from sq.runs.sweep.expand import Job
-from sq.runs.sweep.plan import Known
+from sq.runs.sweep.plan import ExistingRuns
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def survey(chosen: list[Experiment], results: Path, overrides: list[str]) -> lis
         folder = experiment.file.parent
         jobs[experiment] = status.jobs_of(experiment.stem, results, folder, overrides)
     # One estimate over all experiments: they have runs in common.
-    earlier = Known(list(itertools.chain.from_iterable(jobs.values())))
+    earlier = ExistingRuns(list(itertools.chain.from_iterable(jobs.values())))
     states = []
     for experiment in chosen:
         if experiment.is_bench:
@@ -83,7 +83,7 @@ def _sweep_command(experiment: Experiment, results: Path, overrides: list[str]) 
 
 
 def _sweep(
-    experiment: Experiment, jobs: list[Job], earlier: Known, command: list[str]
+    experiment: Experiment, jobs: list[Job], earlier: ExistingRuns, command: list[str]
 ) -> ExperimentState:
     """Return the state of an experiment from its jobs; `earlier` knows the records there are."""
     states = [earlier.state(job) for job in jobs]  # done, failed, new or damaged

@@ -118,7 +118,7 @@ def _wait_for_lock(file: Path) -> run_locks.RunLock:
         time.sleep(POLL)
 
 
-def bury(one: Job, cause: str, trace: str) -> bool:
+def record_death(one: Job, cause: str, trace: str) -> bool:
     """Write a failed record for job `one`, whose process died, unless there is a newer one.
 
     The failure goes to the run's log and to its tracker as well, where the run would seem to be
@@ -126,8 +126,8 @@ def bury(one: Job, cause: str, trace: str) -> bool:
 
     Returns
     -------
-    whether that is settled: not while a process holds the run, be it another launcher's or the one
-    that is dying
+    True once there is a record; False while a process still holds the run's lock, which may be the
+    dying one
 
     Raises
     ------

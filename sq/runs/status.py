@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sq status") 
     options = parser(prog).parse_args(arguments)
     try:
         jobs, parts = expected(options.name, options.results, options.experiments.absolute())
-        known = plan.Known(jobs)
-        runs = [_renamed(known.state(job)) for job in jobs]
+        existing = plan.ExistingRuns(jobs)
+        runs = [_renamed(existing.state(job)) for job in jobs]
     except NoExperiment as error:
         return _print_adhoc(options.results / options.name, error)
     except SqError as error:
@@ -68,13 +68,15 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sq status") 
     if listed:
         more = f"python -m sq.report {options.name} lists all that failed"
         out.print(plan.listing(listed, remaining, more))
-    say(f"{options.name}: {quantity(runs, 'run')} of {', '.join(parts)}: {_summary(runs, known)}")
+    say(
+        f"{options.name}: {quantity(runs, 'run')} of {', '.join(parts)}: {_summary(runs, existing)}"
+    )
     for line in record.beside({job.file for job in jobs}):
         say(line)
     return 1 if remaining else 0
 
 
-def _summary(runs: list[Run], known: plan.Known) -> str:
+def _summary(runs: list[Run], existing: plan.ExistingRuns) -> str:
     """Return how many runs have which state, and how long the rest should take."""
     count = Counter(run.state for run in runs)
     states = ("done", "running", "failed", "damaged", "missing")
@@ -83,7 +85,7 @@ def _summary(runs: list[Run], known: plan.Known) -> str:
     if repeats:
         summary += f", {repeats} of the done could not be repeated"
     remaining = [run.job for run in runs if run.state != "done"]
-    estimate = known.estimate(remaining)
+    estimate = existing.estimate(remaining)
     if remaining and estimate.unknown < len(remaining):
         summary += f"; the rest takes {estimate.words(len(remaining))}"
     return summary

@@ -68,7 +68,7 @@ def test_passes_of_less_precision_learn_with_losses_of_full():
         wanted = given.model.net(given.batch.x).detach()
 
         def error(index, generator, own=own, part=part, wanted=wanted):
-            from sq.learning.weighted_mse import squares
+            from sq.learning.reconstruction_loss import squares
 
             y = own.student.compute(own.student.net, own.student.problem.batch.x)
             loss = squares(y, wanted, torch.ones(len(wanted)), 3)

@@ -11,8 +11,8 @@ from torch import nn
 from sq.errors import SqError
 from sq.learning import reconstruction
 from sq.learning.learning_run import LearningRun, Part
+from sq.learning.reconstruction_loss import squares
 from sq.learning.student import Student
-from sq.learning.weighted_mse import squares
 from sq.storage.resume import Location, Resume
 
 

@@ -68,7 +68,7 @@ def repeated(tmp_path_factory):
 
 def test_all_count_it_as_done_and_say_that_it_could_not_be_repeated(repeated):
     folder, jobs = repeated
-    known = plan.Known(jobs)
+    known = plan.ExistingRuns(jobs)
     runs = [known.state(one) for one in jobs]
     assert [run.state for run in runs] == ["done", "done"]
     assert [bool(run.cause) for run in runs] == [True, False]

@@ -358,7 +358,7 @@ def test_run_whose_process_died_is_shown_as_failed_in_log_and_mirror(tmp_path):
     config, choices = compose(*settings(tmp_path), *words)
     file = record.path(config)
     with client(tmp_path):
-        assert job.bury(
+        assert job.record_death(
             Job([], config, choices, record.fingerprint(file)),
             "killed by signal 9",
             "the end of\nits log",
@@ -379,7 +379,7 @@ def test_tracker_that_breaks_does_not_cost_the_record_of_a_dead_process(tmp_path
     config, choices = compose(*settings(tmp_path))
     file = record.path(config)
     monkeypatch.setattr(none.Tracker, "close", broken)
-    assert job.bury(Job([], config, choices, record.fingerprint(file)), "killed", "")
+    assert job.record_death(Job([], config, choices, record.fingerprint(file)), "killed", "")
     assert record.read(file)["error"] == "killed"
     log = (tmp_path / "outputs" / "runs" / f"{file.stem}.log").read_text()
     assert "no page in the tracker: RuntimeError: too hot" in log

@@ -167,7 +167,7 @@ def _submit(parts: list[list[Job]], settings: Settings) -> list[Any]:
             tasks += executor.map_array(Task(), parts[first : first + max_array])
     except (submitit.core.utils.FailedJobError, subprocess.SubprocessError, OSError) as error:
         message = f"SLURM refused the jobs: {_reason(error)}; {_partitions()}"
-        raise SqError(message + _withdrawn(_arrays(tasks))) from error
+        raise SqError(message + _cancel_submitted(_arrays(tasks))) from error
     return tasks
 
 
@@ -203,7 +203,7 @@ def _arrays(tasks: Iterable[Any]) -> list[str]:
     return sorted({task.job_id.split("_")[0] for task in tasks}, key=int)
 
 
-def _withdrawn(arrays: list[str]) -> str:
+def _cancel_submitted(arrays: list[str]) -> str:
     """Cancel the job arrays of a sweep that was submitted in part; return a clause about that."""
     if not arrays:
         return ""

@@ -6,11 +6,11 @@ from sq.core.progress import out, say
 from sq.errors import SqError
 from sq.runs.sweep import plan, preflight
 from sq.runs.sweep.expand import Job
-from sq.runs.sweep.plan import Known, Run
+from sq.runs.sweep.plan import ExistingRuns, Run
 from sq.runs.sweep.preflight import Faults
 
 
-def look(jobs: list[Job], retry: str, *, here: bool) -> tuple[Known, list[Run], list[Run]]:
+def look(jobs: list[Job], retry: str, *, here: bool) -> tuple[ExistingRuns, list[Run], list[Run]]:
     """Return the existing records, the state of each job, and the jobs to run.
 
     Parameters
@@ -23,8 +23,8 @@ def look(jobs: list[Job], retry: str, *, here: bool) -> tuple[Known, list[Run], 
     SqError : settings make no sense, or this machine lacks something
     """
     _refuse(preflight.senseless(jobs), jobs, "make no sense")
-    known = Known(jobs)
-    runs = [known.state(job) for job in jobs]
+    existing = ExistingRuns(jobs)
+    runs = [existing.state(job) for job in jobs]
     todo = plan.chosen(runs, retry)
     jobs_to_run = [run.job for run in todo]
     _refuse(preflight.unfit(jobs_to_run), jobs, "make no sense")
@@ -33,13 +33,13 @@ def look(jobs: list[Job], retry: str, *, here: bool) -> tuple[Known, list[Run], 
         _refuse(lacking, jobs, "lack what they need")
     elif lacking:
         say(f"seen from here {preflight.describe(lacking, jobs, 'lack what they need')}")
-    return known, runs, todo
+    return existing, runs, todo
 
 
-def show(known: Known, runs: list[Run], todo: list[Run]) -> None:
+def show(existing: ExistingRuns, runs: list[Run], todo: list[Run]) -> None:
     """Print the state of `runs`, which are `todo`, and how long those should take."""
     out.print(plan.listing(runs, todo))
-    say(plan.forecast(runs, todo, known))
+    say(plan.forecast(runs, todo, existing))
 
 
 def _refuse(faults: Faults, jobs: list[Job], what: str) -> None:

@@ -30,7 +30,7 @@ class Run:
     cause: str = ""
 
 
-class Known:
+class ExistingRuns:
     """The state of all runs in the folders of `jobs`, from one pass over their records."""
 
     def __init__(self, jobs: list[Job]):
@@ -110,7 +110,7 @@ def chosen(runs: list[Run], retry: str) -> list[Run]:
     return [run for run in runs if run.state in states or run.job.config["rerun"]]
 
 
-def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
+def forecast(runs: list[Run], todo: list[Run], existing: ExistingRuns) -> str:
     """Return one line: the number of runs, their states, and how long `todo` should take."""
     count = Counter(run.state for run in runs)
     repeated = sum(run.state == "done" for run in todo)
@@ -124,7 +124,7 @@ def forecast(runs: list[Run], todo: list[Run], known: Known) -> str:
     line = ", ".join(parts)
     if not todo:
         return line
-    estimate = known.estimate([run.job for run in todo])
+    estimate = existing.estimate([run.job for run in todo])
     if estimate.unknown == len(todo):
         return f"{line}; no earlier record to estimate their time from"
     line += f", {estimate.words(len(todo))} by earlier records"
@@ -161,7 +161,7 @@ def single(job: Job) -> str:
         return ""
     if run_state.find(job.file).state == "done" and not job.config["rerun"]:
         return ""
-    estimate = Known([job]).estimate([job])
+    estimate = ExistingRuns([job]).estimate([job])
     return "" if estimate.unknown else f"{estimate.words(1)}, by earlier records"
 
 

@@ -30,7 +30,7 @@ from sq.tracker import upload
 
 # Hydra's own launcher, which runs jobs in this process, one by one
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-NO_RECORD = "left no record: never begun, killed or unable to write; run the same command again"
+NO_RECORD = "left no record: not started, killed, or could not write; run the same command again"
 
 
 def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
@@ -50,13 +50,13 @@ def run(loader: ConfigLoader, config: DictConfig, launcher: Launcher) -> None:
         launcher.check()
     jobs = _jobs(loader, config, settings)
     here = _is_basic(launcher) or (isinstance(launcher, Follower) and launcher.here)
-    known, runs, todo = dry_run.look(jobs, settings["retry"], here=here)
+    existing, runs, todo = dry_run.look(jobs, settings["retry"], here=here)
     if settings["dry_run"]:
-        dry_run.show(known, runs, todo)
+        dry_run.show(existing, runs, todo)
         return
     for folder in {run.job.file.parent for run in todo}:
         record.probe(folder)
-    say(plan.forecast(runs, todo, known))
+    say(plan.forecast(runs, todo, existing))
     if todo:
         _launch(todo, launcher, again=settings["retry"] == "all")
     summarise(jobs, [run.job for run in todo])
@@ -72,7 +72,7 @@ def _jobs(loader: ConfigLoader, config: DictConfig, settings: dict[str, Any]) ->
         raise SqError("the sweep expands to no run at all")
     jobs = plan.share(all_jobs, settings["shard"])
     if not jobs:
-        raise SqError(f"sweep.shard={settings['shard']} of {len(all_jobs)} runs holds none")
+        raise SqError(f"sweep.shard={settings['shard']} of {len(all_jobs)} runs is empty")
     return jobs
 
 
@@ -147,7 +147,7 @@ def _report(one: Job, label: str, end: Ended) -> bool:
         if end.cause and not end.begun and record.fingerprint(file) == one.seen:
             say(f"{label}: not done: {end.cause}")
             return True
-        if end.cause and end.begun and not job.bury(one, end.cause, end.trace):
+        if end.cause and end.begun and not job.record_death(one, end.cause, end.trace):
             return False
         latest = record.read(record.failed_rerun(file)) or record.read(file)
         result = latest or {"error": "left no record"}

@@ -48,7 +48,7 @@ def fake(folder, seed, status=None, **more):
 
 
 def stand(jobs):
-    known = plan.Known(jobs)
+    known = plan.ExistingRuns(jobs)
     return [known.state(one) for one in jobs]
 
 
@@ -75,14 +75,14 @@ def test_plans_keep_of_a_record_what_they_go_by_alone(tmp_path):
         fake(tmp_path, 0, "done", layers=[{"name": "a"}] * 9, config={"bits": 4}),
         fake(tmp_path, 1, "failed"),
     ]
-    kept = plan.Known(jobs).states.values()
+    kept = plan.ExistingRuns(jobs).states.values()
     assert {name for own in kept for name in own.record} == {"choices", "seconds"}
 
 
 def test_a_single_run_that_is_done_reads_its_own_record_alone(tmp_path, monkeypatch):
     done, new = fake(tmp_path, 0, "done"), fake(tmp_path, 1)
     assert plan.single(new) == "about 4 s, by earlier records"
-    monkeypatch.setattr(plan, "Known", lambda jobs: pytest.fail("read the whole folder"))
+    monkeypatch.setattr(plan, "ExistingRuns", lambda jobs: pytest.fail("read the whole folder"))
     assert plan.single(done) == ""
 
 
@@ -113,7 +113,7 @@ def test_shards_are_all_runs_once(of):
 
 def test_estimate_of_time_and_memory(tmp_path):
     jobs = [fake(tmp_path, 0, "done", peak_bytes={"process": 3 * 2**30}), fake(tmp_path, 1)]
-    known = plan.Known(jobs)
+    known = plan.ExistingRuns(jobs)
     guess = known.estimate(jobs[1:])
     assert (guess.seconds, guess.gib, guess.unknown) == (4.0, 3.0, 0)
     runs = [known.state(one) for one in jobs]
@@ -195,7 +195,7 @@ def test_dry_run_says_what_makes_no_sense(tmp_path):
             ["seed=range(5)", "sweep.max_runs=4"],
             "nothing was run: up to 5 runs, more than sweep.max_runs=4",
         ),
-        (["bits=3", "sweep.shard=2/2"], "sweep.shard=2/2 of 1 runs holds none"),
+        (["bits=3", "sweep.shard=2/2"], "sweep.shard=2/2 of 1 runs is empty"),
         (["bits=3", "sweep.shard=2of2"], "sweep.shard=2of2: k/n"),
         (["bits=3", "sweep.retry=sometimes"], "sweep.retry=sometimes: "),
     ],
@@ -367,18 +367,20 @@ def test_a_dead_process_is_recorded_unless_its_run_was_attempted_or_is_held(tmp_
     file = record.path(config)
     seen = record.fingerprint(file)
     held = run_locks.acquire(file)
-    assert not job.bury(Job([], config, choices, seen), "killed", "its log"), "a process holds it"
+    assert not job.record_death(Job([], config, choices, seen), "killed", "its log"), (
+        "a process holds it"
+    )
     assert record.read(file) is None
     held.release()
-    assert job.bury(Job([], config, choices, seen), "killed", "its log")
+    assert job.record_death(Job([], config, choices, seen), "killed", "its log")
     made = record.read(file)
     assert (made["status"], made["error"], made["traceback"]) == ("failed", "killed", "its log")
-    assert job.bury(Job([], config, choices, seen), "killed again", ""), (
+    assert job.record_death(Job([], config, choices, seen), "killed again", ""), (
         "settled: there is a record since"
     )
     assert record.read(file) == made
     record.write(file, {"record": record.VERSION, "status": "done"})
-    assert job.bury(
+    assert job.record_death(
         Job([], config, choices, record.fingerprint(file)), "repeating it was killed", ""
     )
     assert record.read(file)["status"] == "done", "figures are spared"

@@ -24,7 +24,7 @@ from cli_helpers import (
 from sq.records import record
 from sq.runs.sweep import plan, sweeper
 from sq.runs.sweep.expand import Job
-from sq.runs.sweep.plan import Known
+from sq.runs.sweep.plan import ExistingRuns
 
 POINTS = "calibration.images=32,100000,48"
 
@@ -234,7 +234,7 @@ def fake_job(folder, seed, seconds=None, error=None):
 
 
 def forecast(jobs, retry="failed"):
-    known = Known(jobs)
+    known = ExistingRuns(jobs)
     runs = [known.state(job) for job in jobs]
     return plan.forecast(runs, plan.chosen(runs, retry), known)
 

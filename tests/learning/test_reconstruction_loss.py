@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sq.learning.weighted_mse import squares
+from sq.learning.reconstruction_loss import squares
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5, 5), (3, 4, 7)])
