@@ -18,7 +18,7 @@ BYTE_ORDER_MARKS = (
 def mistaken_content(path: Path) -> str | None:
     """Return a clause that says what the file is if it is a well-known mistake, else None.
 
-    ExistingRuns mistakes are folders, broken links, empty files, files of zeros, Git LFS pointers and
+    Known mistakes are folders, broken links, empty files, files of zeros, Git LFS pointers and
     HTML pages.
     """
     if path.is_dir():
