@@ -165,16 +165,17 @@ def _costs_and_uses(
     costs: list[float] = []
     uses: dict[str, list[int]] = {"bits": [], "input_bits": [], "bytes": [], "bops": []}
     for tied_layers, option in choices:
-        option_cost: float = 0
+        layer_costs: list[float] = []
         totals = dict.fromkeys(uses, 0)
         for layer in tied_layers:
             input_bits = inputs_of(layer, option, cost, budget)
-            option_cost += cost_of(layer, option, cost, budget)
+            layer_costs.append(cost_of(layer, option, cost, budget))
             totals["bits"] += layer.weights * option.weights
             totals["input_bits"] += input_bits
             totals["bytes"] += size(layer, option.weights)
             totals["bops"] += bops(layer, option.weights, input_bits)
-        costs.append(option_cost)
+        # Python's `sum` compensates from 3.12 on, which adding in a loop would not.
+        costs.append(sum(layer_costs))
         for name, total in totals.items():
             uses[name].append(total)
     return np.array(costs).astype(float), {name: np.array(total) for name, total in uses.items()}

@@ -204,9 +204,9 @@ class StageOptimizer:
         """
         roundings = [self.run.student.roundings[name] for name in self.part.layers]
         count = sum(rounding.alpha.numel() for rounding in roundings)
-        hardness = 0.0
-        for rounding in roundings:
-            hardness += float((2 * soft(rounding.alpha.detach()) - 1).abs().sum())
+        hardness = sum(
+            float((2 * soft(rounding.alpha.detach()) - 1).abs().sum()) for rounding in roundings
+        )
         return {
             "step": step,
             **terms,

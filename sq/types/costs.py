@@ -50,9 +50,10 @@ class Cost:
 
         Bits without a score cost nothing.
         """
-        total = sum(self.weights.get(name, {}).get(bits, 0.0) for name, bits in weights.items())
-        for name, bits in (inputs or {}).items():
-            total += self.inputs.get(name, {}).get(bits, 0.0)
+        weights_cost = sum(self.weights.get(name, {}).get(b, 0.0) for name, b in weights.items())
+        widths = (inputs or {}).items()
+        # Added up first: records hold this sum to the last bit.
+        total = weights_cost + sum(self.inputs.get(name, {}).get(b, 0.0) for name, b in widths)
         if self.pairs is not None:
             chosen = np.array(
                 [weights.get(name) == bits for name, bits in self.choices()], dtype=float
