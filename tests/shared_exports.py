@@ -11,15 +11,21 @@ from sq.export import onnx_export
 
 EXPORTER = onnx_export.exported
 EXPORTS: dict[Any, Any] = {}
+PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def exported(net: nn.Module, x: Tensor) -> Any:
-    """Return what `onnx_export.exported` returns, of networks whose `repr` tells all of their structure."""
+    """Return what `onnx_export.exported` returns.
+
+    Networks are of one structure if their modules are of the same classes, with the same plain
+    attributes, and their tensors of the same shapes.
+    """
     state = net.state_dict()
     structure = (
         repr(net),
         tuple(x.shape),
         tuple((name, tuple(value.shape)) for name, value in state.items()),
+        tuple((name, type(module), _attributes(module)) for name, module in net.named_modules()),
     )
     if structure not in EXPORTS:
         EXPORTS[structure] = EXPORTER(net, x)
@@ -30,3 +36,9 @@ def exported(net: nn.Module, x: Tensor) -> Any:
                 state[tensor.name].contiguous().numpy()
             ).raw_data
     return model
+
+
+def _attributes(module: nn.Module) -> str:
+    """Return the plain attributes of a module; those of PyTorch's own are in its `repr`."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, PLAIN)}
+    return repr(sorted(plain.items()))

@@ -52,16 +52,11 @@ MIN_SPEEDUP, MAX_CPU_RATIO, MAX_PHASE_RATIO = 12.0, 1.5, 4.0
 def main(arguments: list[str] | None = None) -> int:
     """Measure and write; return 0 if all bounds hold, else 1."""
     parser = argparse.ArgumentParser(prog="python -m sq.bench.company", description=__doc__)
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="of every run, alone and beside loops (default: 3)"
-    )
-    parser.add_argument(
-        "--before", type=Path, help="another checkout of sq, run in turns with this one"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=Path("results/company"), help="where files go"
-    )
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--repeats", type=int, default=3, help="of every run, alone and beside loops (default: 3)")
+    add("--before", type=Path, help="another checkout of sq, run in turns with this one")
+    add("--results", type=Path, default=Path("results/company"), help="where files go")
+    add("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
         return serve()
@@ -295,8 +290,7 @@ def report(record: dict[str, Any]) -> tuple[str, bool]:
         "# Times beside other work",
         "",
         f"Embedded network, 3 bits, {provenance['processor']}, {provenance['threads']} threads, "
-        f"medians of {record['repeats']}. "
-        f"Load before a run: {_range(runs, ALONE)} alone, "
+        f"medians of {record['repeats']}. Load before a run: {_range(runs, ALONE)} alone, "
         f"{_range(runs, BUSY)} beside one loop a core.",
         "Solve: summed over layers; phase: layers side by side, grids included; "
         "x: as a multiple of the same alone.",
@@ -349,13 +343,9 @@ def _bounds(runs: list[Run], median: _Medians) -> dict[str, bool]:
         f"beside loops sensiquant takes 1/{MIN_SPEEDUP:g} of obq's CPU seconds or less: "
         f"1/{speedup:.1f}"
     )
-    cpu_text = (
-        f"CPU seconds beside loops are {MAX_CPU_RATIO:g} times those alone or less: {cpu_ratio:.2f}"
-    )
-    phase_text = (
-        f"seconds of the phase beside loops are {MAX_PHASE_RATIO:g} times those alone or less: "
-        f"{phase_ratio:.2f}"
-    )
+    beside = "beside loops are {:g} times those alone or less: {:.2f}"
+    cpu_text = f"CPU seconds {beside}".format(MAX_CPU_RATIO, cpu_ratio)
+    phase_text = f"seconds of the phase {beside}".format(MAX_PHASE_RATIO, phase_ratio)
     codes_text = "codes are the same in all runs, whatever the threads and the load"
     return {
         speedup_text: speedup >= MIN_SPEEDUP,

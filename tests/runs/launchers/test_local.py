@@ -212,7 +212,7 @@ def test_last_words_are_those_of_the_process_that_died(tmp_path):
     assert cause.startswith("its process was killed by signal 9 (SIGKILL)")
     assert said == "", "it may die before it opens its log"
     log.write_text("of the one before\nof this one\n")
-    worker.before = len("of the one before\n")
+    worker.log_start = len("of the one before\n")
     assert local._death(worker)[1] == "of this one\n"
 
 
