@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,28 +28,20 @@ def correlation(
     if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
         return {}
     draws = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
+    counts = np.zeros((RESAMPLES, len(x)))  # how often a resample has each pair
+    np.add.at(counts, (np.arange(RESAMPLES)[:, None], draws), 1)
     result: dict[str, float] = {}
-    for name, statistic in (("spearman", spearman), ("kendall", kendall)):
-        low, high = _interval(statistic, x, y, draws)
+    for name, statistic, of_resamples in (
+        ("spearman", spearman, spearman_of_resamples),
+        ("kendall", kendall, kendall_of_resamples),
+    ):
         result[name] = statistic(x, y)
-        result[f"{name}_low"] = low
-        result[f"{name}_high"] = high
+        # A resample with a constant list gives NaN, and is left out.
+        percentiles = [50 - LEVEL / 2, 50 + LEVEL / 2]
+        low, high = np.nanpercentile(of_resamples(x, y, counts), percentiles)
+        result[f"{name}_low"] = float(low)
+        result[f"{name}_high"] = float(high)
     return result
-
-
-def _interval(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    x: np.ndarray,
-    y: np.ndarray,
-    draws: np.ndarray,
-) -> tuple[float, float]:
-    """Return the percentile interval of `statistic` over resamples of the pairs.
-
-    A resample with a constant list gives NaN, and is left out.
-    """
-    values = np.array([statistic(x[draw], y[draw]) for draw in draws])
-    low, high = np.nanpercentile(values, [50 - LEVEL / 2, 50 + LEVEL / 2])
-    return float(low), float(high)
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -72,3 +64,40 @@ def kendall(x: np.ndarray, y: np.ndarray) -> float:
 def _normalized_product(a: np.ndarray, b: np.ndarray) -> float:
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 0 else float("nan")
+
+
+def spearman_of_resamples(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return `spearman` of each resample, (R,).
+
+    Parameters
+    ----------
+    x, y : (n,) each
+    counts : (R, n), how often each resample has each pair. All sums are of multiples of 1/4, which
+        float64 holds exactly, so results are those of `spearman` to the bit
+    """
+    a, b = _centred_ranks(x, counts), _centred_ranks(y, counts)  # (R, n)
+    return _normalized((counts * a * b).sum(1), (counts * a * a).sum(1), (counts * b * b).sum(1))
+
+
+def _centred_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the rank of each value among those of each resample, less the mean rank, (R, n)."""
+    below = (values[:, None] < values[None, :]).astype(float)  # [j, i]: value j is below value i
+    equal = (values[:, None] == values[None, :]).astype(float)
+    ranks = counts @ below + (counts @ equal + 1) / 2
+    return np.asarray(ranks - (len(values) + 1) / 2)
+
+
+def kendall_of_resamples(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return `kendall` of each resample, (R,); parameters as in `spearman_of_resamples`."""
+    a = np.sign(x[:, None] - x[None, :])  # (n, n), over all ordered pairs
+    b = np.sign(y[:, None] - y[None, :])
+
+    def total(signs: np.ndarray) -> np.ndarray:
+        return np.asarray(((counts @ signs) * counts).sum(1) / 2)
+
+    return _normalized(total(a * b), total(a * a), total(b * b))
+
+
+def _normalized(product: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    scale = np.sqrt(first * second)
+    return np.divide(product, scale, out=np.full_like(product, np.nan), where=scale > 0)

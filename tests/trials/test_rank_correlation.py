@@ -52,3 +52,19 @@ def test_equal_seeds_give_equal_intervals(lists):
 
 def test_a_constant_has_no_order():
     assert rank_correlation.correlation([1, 1, 1], [1, 2, 3], seed=0) == {}
+
+
+@pytest.mark.parametrize("values", [3, 7, 1000])  # few values: many ties
+def test_resamples_at_once_are_resamples_one_by_one(values):
+    random = np.random.default_rng(values)
+    x, y = random.integers(values, size=(2, 17)).astype(float)
+    draws = random.integers(17, size=(200, 17))
+    draws[0] = 5  # constant
+    counts = np.array([np.bincount(draw, minlength=17) for draw in draws], dtype=float)
+    for one, many in (
+        (rank_correlation.spearman, rank_correlation.spearman_of_resamples),
+        (rank_correlation.kendall, rank_correlation.kendall_of_resamples),
+    ):
+        wanted = np.array([one(x[draw], y[draw]) for draw in draws])
+        assert np.array_equal(many(x, y, counts), wanted, equal_nan=True)
+        assert np.isnan(wanted[0])
