@@ -27,6 +27,11 @@ torch.set_num_threads(int(os.environ.get("SQ_TEST_THREADS", "1")))
 gc.set_threshold(50_000, 20, 100)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the tests that wait for a cluster; at the end, the other processes would be idle."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
 def pytest_collection_finish():
     """Let the garbage collector pass over what modules hold to the end."""
     gc.collect()
