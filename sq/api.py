@@ -23,13 +23,9 @@ from sq.config.schema import FAMILIES, problems
 from sq.core import plugins
 from sq.errors import SqError, one_line
 from sq.network import (
-    batchnorm_folding,
     checks,
     copies,
     geometry,
-    plain_layers,
-    tracing,
-    weight_coverage,
 )
 from sq.network.forward import forward
 from sq.network.reparameterize import apply as fused
@@ -121,22 +117,14 @@ def _quantize(net: nn.Module, images: Tensor, words: list[str], reparameterize: 
     model = Model(
         copied, found, tuple(images.shape[1:]), "", lambda image, resized: images[0], skipped
     )
-    model = plain_layers.rewrite_model(model, images)
-    if config["fold"]:
-        batchnorm_folding.fold(model.net, images[:1], images)
-    whole = tracing.trace(model, images)
-    covered = weight_coverage.of_model(whole, config["ends"], images[:1])
     count = len(images)
     batch = Calibration(images, torch.full((count,), -1), [str(i) for i in range(count)])
+    prepared = pipeline.prepare_network(config, model, batch, Store(None, 0.0), None)
     with torch_setup.exactly(), cpu_threads.phases():
-        given = pipeline.QuantizationInput(whole, batch, Store(None, 0.0), None)
-        cpu_threads.set_for(
-            cpu_threads.work(whole, batching.images_per_pass(model.input, config["batch_size"]))
-        )
-        quantized = pipeline.quantize(
-            config, part, given, Clock(images.device)
-        ).quantized.net.eval()
-    quantized.sq_coverage = covered  # type: ignore[assignment]
+        pipeline.set_threads(config, prepared.model)
+        solution = pipeline.quantize(config, part, prepared.input, Clock(images.device))
+    quantized = solution.quantized.net.eval()
+    quantized.sq_coverage = prepared.coverage  # type: ignore[assignment]
     return quantized
 
 

@@ -74,7 +74,7 @@ def _run(config: Config, device: torch.device) -> dict[str, Any]:
         model, dataset = _load(config, parts, device)
     with clock.phase("calibrate"):
         prepared = _prepare(config, parts, model, dataset, device)
-    _set_threads(config, prepared.model)
+    set_threads(config, prepared.model)
     with clock.phase("full_precision"):
         baseline = _measure_full_precision(config, parts, prepared, dataset, device)
     solution = quantize(config, parts, prepared.input, clock)
@@ -180,12 +180,19 @@ def _load(config: Config, parts: Parts, device: torch.device) -> tuple[Model, Da
 def _prepare(
     config: Config, parts: Parts, model: Model, dataset: Dataset, device: torch.device
 ) -> Prepared:
-    """Draw the calibration images, and rewrite, fold and trace the network with them."""
+    """Draw the calibration images, and prepare the network with them."""
     store = Store(config["cache"], config["cache_gib"], config["model"])
     batch = parts["calibration"](model, dataset, store)
     check_disjoint(batch.ids, dataset.test.ids)
     check_images(model, batch, "calibration")
     batch = replace(batch, x=batching.to_device(batch.x, device))
+    return prepare_network(config, model, batch, store, dataset.train)
+
+
+def prepare_network(
+    config: Config, model: Model, batch: Calibration, store: Store, train: Images | None
+) -> Prepared:
+    """Rewrite, fold and trace the network with its calibration images, and report its coverage."""
     model = plain_layers.rewrite_model(model, batch.x)
     folded = None
     if config["fold"]:
@@ -193,10 +200,10 @@ def _prepare(
     model = replace(model, folded=folded.pairs if folded else ())
     traced = tracing.trace(model, batch.x)
     covered = weight_coverage.of_model(traced, config["ends"], batch.x[:1])
-    return Prepared(QuantizationInput(traced, batch, store, dataset.train), model, folded, covered)
+    return Prepared(QuantizationInput(traced, batch, store, train), model, folded, covered)
 
 
-def _set_threads(config: Config, model: Model) -> None:
+def set_threads(config: Config, model: Model) -> None:
     """Use as many threads as a pass of the network gains by."""
     images = batching.images_per_pass(model.input, config["batch_size"])
     cpu_threads.set_for(cpu_threads.work(model, images))
